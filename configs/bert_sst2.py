@@ -1,0 +1,106 @@
+"""BERT for sentence sentiment (SST-2, Socher et al. 2013): fine-tuned, from scratch, or on a corpus made here.
+
+    python -m research.train --config=configs/bert_sst2.py            # base where it can be had, else embedded
+    python -m research.train --config=configs/bert_sst2.py:embedded
+    python -m research.train --config=configs/bert_sst2.py:scratch
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import defaults
+
+PRESETS = ("embedded", "scratch", "base", "large")
+FULL = "base"
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Presets: `embedded`, `scratch`, `base`, `large`."""
+    config = defaults()
+    config.preset = preset or FULL
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_fraction = 0.1
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.eps = 1e-6
+    config.optimizer.clip_norm = 1.0
+    {"embedded": _embedded, "scratch": _scratch, "base": _base, "large": _large}[config.preset](config)
+    return config
+
+
+def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int, max_positions: int) -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "bert",
+            "num_classes": 2,
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "mlp_size": 4 * hidden_size,
+            "max_positions": max_positions,
+            "type_vocab_size": 2,
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+            "layer_norm_eps": 1e-12,
+        }
+    )
+
+
+def _text(vocab_size: int, max_length: int, pad_to: tuple[int, ...]) -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "wordpiece",
+            "inputs": ("sentence",),
+            "label": "label",
+            "vocab_size": vocab_size,
+            "lowercase": True,
+            "max_length": max_length,
+            "pad_to": pad_to,
+        }
+    )
+
+
+def _embedded(config: ConfigDict) -> None:
+    """A two-layer encoder on the generated corpus; neither network nor downloads."""
+    config.model = _model(128, 2, 4, vocab_size=2000, max_positions=64)
+    config.data.name = "sentiment"
+    config.data.transform = _text(2000, 40, (40,))
+    config.optimizer.learning_rate = 1e-3
+    config.train.epochs = 4
+    config.train.batch_size = 64
+    config.eval.every_steps = 250
+    config.checkpoint.every_steps = 250
+
+
+def _scratch(config: ConfigDict) -> None:
+    """A small encoder from random weights on the real SST-2."""
+    config.model = _model(128, 2, 2, vocab_size=8000, max_positions=128)
+    config.data.name = "glue/sst2"
+    config.data.transform = _text(8000, 64, (16, 32, 48, 64))
+    config.optimizer.learning_rate = 5e-4
+    config.train.epochs = 4
+    config.train.batch_size = 64
+    config.eval.every_steps = 500
+    config.checkpoint.every_steps = 500
+
+
+def _base(config: ConfigDict) -> None:
+    """Devlin et al. 2018, appendix A.3: 3 epochs, batch 32, learning rate 2e-5."""
+    config.model = _model(768, 12, 12, vocab_size=30_522, max_positions=512)
+    config.data.name = "glue/sst2"
+    config.data.transform = _text(30_522, 128, (32, 64, 128))
+    config.init_from = "google-bert/bert-base-uncased"
+    config.needs_accelerator = True
+    config.dtype = "bfloat16"
+    config.optimizer.learning_rate = 2e-5
+    config.train.epochs = 3
+    config.train.batch_size = 32
+    config.eval.every_steps = 500
+    config.checkpoint.every_steps = 500
+
+
+def _large(config: ConfigDict) -> None:
+    """As `base`, with the 24-layer encoder."""
+    _base(config)
+    config.model = _model(1024, 24, 16, vocab_size=30_522, max_positions=512)
+    config.init_from = "google-bert/bert-large-uncased"

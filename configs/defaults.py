@@ -1,0 +1,72 @@
+"""Every key that all experiments share, with its default. The experiments change what they need."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def defaults() -> ConfigDict:
+    """The sections `model`, `task` and `data` are each experiment's own."""
+    return ConfigDict(
+        {
+            "preset": "embedded",
+            "seed": 0,
+            # Compute type: float32 or bfloat16. Parameters and optimizer state are always float32.
+            "dtype": "float32",
+            # Pretrained weights to start from: a hub id or a folder. None starts from random weights.
+            "init_from": placeholder(str),
+            # Whether the full size takes an accelerator to end in reasonable time; only the choice of preset reads it.
+            "needs_accelerator": False,
+            "model": {},
+            "task": {},
+            "data": {
+                # A name in research/data/load.py's SOURCES, or else a TFDS dataset's, such as "glue/sst2".
+                "name": "",
+                # Where TFDS data lies; None: TFDS_DATA_DIR or ~/tensorflow_datasets.
+                "data_dir": placeholder(str),
+            },
+            "optimizer": {
+                "name": "adamw",  # adamw, lamb, sgd
+                "learning_rate": 1e-3,  # the peak
+                "schedule": "constant",  # after the warm-up: constant, linear, cosine
+                "warmup_fraction": 0.0,  # of all steps
+                "end_fraction": 0.0,  # of the peak, at the last step of linear and cosine
+                "b1": 0.9,  # adamw, lamb
+                "b2": 0.999,
+                "eps": 1e-8,
+                "momentum": 0.9,  # sgd
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "decay_exclude": "bias|norm",  # a regex; parameters whose path it finds are not decayed
+                "clip_norm": placeholder(float),  # largest global gradient norm
+            },
+            "train": {
+                # One of the two. Giving one on the command line takes the other's place.
+                "epochs": placeholder(float),
+                "steps": placeholder(int),
+                "batch_size": 32,  # examples an update, all devices together
+                "accumulate": 1,  # parts that a batch goes through the model in
+                "max_minutes": placeholder(float),  # stop this invocation after so long; the same command goes on
+                "log_every": 20,  # steps
+            },
+            "eval": {
+                "splits": ("validation",),
+                "batch_size": 256,  # examples
+                "every_steps": 0,  # 0: only at the end
+                # The metric, on the first of the splits, that ranks checkpoints and ends training early.
+                "metric": "accuracy",
+                "mode": "max",  # max, min
+                "patience": 0,  # evaluations without improvement before training stops; 0: never
+                "min_delta": 0.0,  # what counts as an improvement
+            },
+            "checkpoint": {
+                "every_steps": 0,  # 0: only at the end, and at each best evaluation
+            },
+            "mesh": {
+                "data": -1,  # devices that split the batch; -1: all that the other two leave
+                "fsdp": 1,
+                "tensor": 1,
+                # Ordered (regex of a parameter's path, (axis per dimension, …)); what none finds is on every device.
+                "rules": (),
+            },
+        }
+    )

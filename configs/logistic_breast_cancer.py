@@ -1,0 +1,30 @@
+"""Logistic regression on breast_cancer (569 tumours, 30 features), L2-regularised.
+
+    python -m research.train --config=configs/logistic_breast_cancer.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import defaults
+
+PRESETS = ("embedded",)
+FULL = "embedded"
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Preset: `embedded`."""
+    config = defaults()
+    config.preset = preset or FULL
+    config.model = ConfigDict({"name": "logistic", "num_classes": 2})
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.data.name = "breast_cancer"
+    config.data.transform = ConfigDict({"name": "standardize", "inputs": ("features",), "label": "label"})
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.weight_decay = 2e-3
+    config.train.steps = 600
+    config.train.batch_size = 398  # all training examples
+    config.eval.splits = ("validation", "test")
+    config.eval.every_steps = 100
+    return config

@@ -1,0 +1,32 @@
+"""Multinomial logistic regression on digits (1,797 images of 8×8).
+
+    python -m research.train --config=configs/logistic_digits.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import defaults
+
+PRESETS = ("embedded",)
+FULL = "embedded"
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Preset: `embedded`."""
+    config = defaults()
+    config.preset = preset or FULL
+    config.model = ConfigDict({"name": "logistic", "num_classes": 10})
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.data.name = "digits"
+    config.data.transform = ConfigDict(
+        {"name": "image", "inputs": ("features",), "label": "label", "mean": 4.9, "std": 6.0, "flatten": True}
+    )
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.schedule = "cosine"
+    config.optimizer.weight_decay = 0.1
+    config.train.epochs = 40
+    config.train.batch_size = 64
+    config.eval.splits = ("validation", "test")
+    config.eval.every_steps = 100
+    return config

@@ -1,0 +1,43 @@
+"""A small ResNet (three stages of two basic blocks) on digits (1,797 images of 8×8).
+
+    python -m research.train --config=configs/resnet_digits.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import defaults
+
+PRESETS = ("embedded",)
+FULL = "embedded"
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Preset: `embedded`."""
+    config = defaults()
+    config.preset = preset or FULL
+    config.model = ConfigDict(
+        {
+            "name": "resnet",
+            "num_classes": 10,
+            "block": "basic",
+            "stage_sizes": (2, 2, 2),
+            "width": 24,
+            "stem": "small",
+        }
+    )
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.data.name = "digits"
+    config.data.transform = ConfigDict(
+        {"name": "image", "inputs": ("features",), "label": "label", "mean": 4.9, "std": 6.0, "flatten": False}
+    )
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_fraction = 0.1
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.train.epochs = 20
+    config.train.batch_size = 64
+    config.eval.splits = ("validation", "test")
+    config.eval.every_steps = 100
+    return config

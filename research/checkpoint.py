@@ -1,0 +1,114 @@
+"""Checkpoints: the one place that touches Orbax.
+
+A run keeps its last state and its best one by the config's metric. Saving is asynchronous: the arrays are copied, then
+written while training goes on; a checkpoint that was cut off while being written is never seen by `restore`.
+"""
+
+import dataclasses
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from research.errors import UserError
+from research.state import TrainState
+
+# What it prints at level INFO and the advice it warns of are for its own developers.
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is. With the state it is all that a run needs to go on.
+
+    step: updates done; position: examples consumed; history: (step, ranking metric) of every evaluation so far.
+    """
+
+    step: int = 0
+    position: int = 0
+    history: tuple[tuple[int, float], ...] = ()
+
+    def after(self, examples: int, most: int | None) -> "Progress":
+        """After one more step on `examples`, `most` in the whole run."""
+        position = self.position + examples
+        return dataclasses.replace(
+            self, step=self.step + 1, position=position if most is None else min(position, most)
+        )
+
+    def evaluated(self, value: float) -> "Progress":
+        """With the value of an evaluation at this step; one that is there already stays."""
+        if self.step in dict(self.history):
+            return self
+        return dataclasses.replace(self, history=(*self.history, (self.step, value)))
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Use as a context manager: leaving it waits for the last write."""
+
+    def __init__(self, folder: Path, *, metric: str, mode: str):
+        """`metric` names the validation metric that ranks checkpoints, `mode` is "max" or "min"."""
+        policies = ocp.training.preservation_policies
+        self._metric = metric
+        self._sign = {"max": 1.0, "min": -1.0}[mode]
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(1),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: self._sign * metrics[metric],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of which there is a complete checkpoint, ascending."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best metric; None where none was saved with one."""
+        ranked = [c for c in self._checkpointer.checkpoints if c.metrics]
+        return max(ranked, key=lambda c: self._sign * c.metrics[self._metric]).step if ranked else None
+
+    def save(self, state: TrainState, progress: Progress, value: float | None) -> None:
+        """Starts saving. `value`: the ranking metric, if this state was just evaluated."""
+        if progress.step in self.steps:
+            return
+        self._checkpointer.save_async(
+            progress.step,
+            state,
+            force=True,
+            metrics=None if value is None else {self._metric: value},
+            custom_metadata={"position": progress.position, "history": [list(pair) for pair in progress.history]},
+        )
+
+    def restore(self, abstract_state: Any, step: int) -> tuple[TrainState, Progress]:
+        """What was saved at `step`, placed as `abstract_state`'s shardings say.
+
+        Raises UserError if it does not fit `abstract_state` or is damaged.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                state = jax.block_until_ready(self._checkpointer.load(step, abstract_state))
+                metadata = self._checkpointer.metadata(step).custom_metadata
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}") from error
+        history = tuple((int(at), float(value)) for at, value in metadata["history"])
+        return state, Progress(step=step, position=int(metadata["position"]), history=history)

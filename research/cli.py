@@ -1,0 +1,54 @@
+"""What the command-line shells share: common flags, errors, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from research.build import nearest
+from research.errors import UserError
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+
+
+def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several processes (one per host; on Cloud TPU --distributed alone suffices)")
+    group.add_argument("--distributed", action="store_true", help="join the other processes of a cluster JAX knows")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address, where JAX does not know it")
+    group.add_argument("--processes", type=int, help="how many there are")
+    group.add_argument("--process_id", type=int, help="which one this is, from 0")
+
+
+def start_distributed(arguments: argparse.Namespace) -> None:
+    """Joins the other processes, if asked to. Must come before JAX looks for devices."""
+    if not (arguments.distributed or arguments.coordinator):
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"can't join the other processes: {str(error).splitlines()[0]}") from error
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, flags: list[str]) -> None:
+    """Raises UserError for the first of `flags`, naming the nearest flag there is."""
+    if flags:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"unknown flag {flags[0]!r}; {nearest(flags[0].split('=')[0], known)}")
+
+
+def run(main: Callable[[], int]) -> None:
+    """Runs a shell and exits: 0, 2 with one line for what the user can mend, or with a stack trace for a bug."""
+    # What native libraries log at start-up is not for users; a setting of their own stays.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    try:
+        sys.exit(main())
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

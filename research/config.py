@@ -1,0 +1,112 @@
+"""Config files: load one, choose its preset, apply overrides. For the command-line shells and for notebooks alike."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from research.build import nearest
+from research.data import load as data
+from research.errors import UserError
+from research.rundir import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A resolved config; `name` is its file's. `note` says why `embedded` stands in for the full size, if it does."""
+
+    config: ConfigDict
+    name: str
+    note: str | None
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Loads "path/to/file.py:preset", or ":auto" or no preset for the full size where it can be had, else `embedded`.
+
+    Args:
+      overrides: "train.steps=10" or "--config.train.steps=10", applied in order.
+
+    Raises:
+      UserError: the file, the preset, an overridden key or its value is not good.
+    """
+    path, _, preset = spec.partition(":")
+    module = _import(Path(path))
+    note = None
+    if preset in ("", "auto"):
+        preset, note = _choose(path, module)
+    elif preset not in module.PRESETS:
+        raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
+    config = module.get_config(preset)
+    _override(config, list(overrides))
+    return Experiment(config, Path(path).stem, note)
+
+
+def unavailable(config: ConfigDict) -> list[str]:
+    """What the config needs and can't be had here: pretrained weights, the dataset. Empty if nothing is missing."""
+    reasons = []
+    if config.init_from:
+        reasons.append(f"pretrained weights ({config.init_from}) can't be loaded yet")
+    reason = data.missing(config.data)
+    return [*reasons, reason] if reason else reasons
+
+
+def _choose(path: str, module: ModuleType) -> tuple[str, str | None]:
+    """The full-size preset, or `embedded` and a line that says why."""
+    if module.FULL == "embedded":
+        return module.FULL, None
+    full = module.get_config(module.FULL)
+    reasons = unavailable(full)
+    if full.needs_accelerator and jax.default_backend() == "cpu":
+        reasons.insert(0, "no accelerator (JAX sees only the CPU)")
+    if not reasons:
+        return module.FULL, None
+    return "embedded", (
+        f"preset {module.FULL} can't be had here: {'; '.join(reasons)}. Running preset embedded instead; "
+        f"the full job: python -m research.train --config={path}:{module.FULL}"
+    )
+
+
+def _import(path: Path) -> ModuleType:
+    if not path.is_file():
+        near = nearest(path.name, [file.name for file in path.parent.glob("*.py") if file.stem != "__init__"])
+        raise UserError(f"config file {path} does not exist; {near}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"config file {path} can't be read: {type(error).__name__}: {error}") from error
+    missing = [name for name in ("get_config", "PRESETS", "FULL") if not hasattr(module, name)]
+    if missing:
+        raise UserError(f"config file {path} lacks {', '.join(missing)}")
+    return module
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Applies "key=value" strings in place."""
+    arguments, keys = [""], set()
+    known = flatten(config.to_dict())
+    for override in overrides:
+        key, equals, value = override.removeprefix("--").removeprefix("config.").partition("=")
+        if not equals:
+            raise UserError(f"override {override!r} has no value; write --config.{key}=VALUE")
+        if key not in known:
+            raise UserError(f"config key {key!r} is unknown; {nearest(key, known)}")
+        arguments.append(f"--config.{key}={value}")
+        keys.add(key)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    try:
+        values(arguments)
+    except (flags.Error, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"override not understood: {str(error).splitlines()[0]}") from error
+    for given, other in (("train.steps", "epochs"), ("train.epochs", "steps")):
+        if given in keys and f"train.{other}" not in keys:
+            config.train[other] = None

@@ -1,0 +1,58 @@
+"""Feature vectors and images -> float32 arrays."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from research.data.checks import check_finite
+from research.data.examples import ArrayExamples, Columns, Examples
+from research.data.fitted import fitted_text
+from research.data.text import as_labels, column
+
+
+def standardize(
+    splits: dict[str, Columns], assets: Path | None, *, inputs: tuple[str, ...], label: str
+) -> dict[str, Examples]:
+    """Column `inputs` [N, D] with mean 0 and standard deviation 1 over `train`; constant columns become 0."""
+    (name,) = inputs
+
+    def fit() -> str:
+        values = np.asarray(column(splits["train"], name, "train"), np.float64)
+        check_finite(f"{name} of split 'train'", values)
+        return json.dumps({"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()})
+
+    learnt = json.loads(fitted_text(assets, "standardize.json", fit))
+    mean, std = np.asarray(learnt["mean"]), np.asarray(learnt["std"])
+    scale = np.where(std > 0, 1 / np.where(std > 0, std, 1), 0)
+
+    def encode(split: str) -> ArrayExamples:
+        values = np.asarray(column(splits[split], name, split), np.float64)
+        check_finite(f"{name} of split {split!r}", values)
+        features = ((values - mean[None, :]) * scale[None, :]).astype(np.float32)
+        return ArrayExamples({"features": features, "labels": as_labels(column(splits[split], label, split))})
+
+    return {split: encode(split) for split in splits}
+
+
+def image(
+    splits: dict[str, Columns],
+    assets: Path | None,
+    *,
+    inputs: tuple[str, ...],
+    label: str,
+    mean: float,
+    std: float,
+    flatten: bool,
+) -> dict[str, Examples]:
+    """Column `inputs` [N, H, W, C] as (value − mean) / std; `flatten` makes it `features` [N, H·W·C]."""
+    (name,) = inputs
+
+    def encode(split: str) -> ArrayExamples:
+        images = (np.asarray(column(splits[split], name, split), np.float32) - mean) / std
+        labels = as_labels(column(splits[split], label, split))
+        if flatten:
+            return ArrayExamples({"features": images.reshape(len(images), -1), "labels": labels})
+        return ArrayExamples({"images": images, "labels": labels})
+
+    return {split: encode(split) for split in splits}

@@ -1,0 +1,49 @@
+"""The real datasets that come with scikit-learn: no network, no download."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from research.data.examples import Columns
+
+
+def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[str, Columns]:
+    """Splits 70/15/15 into train, validation and test; the split never changes (random state 0)."""
+    import sklearn.datasets
+    from sklearn.model_selection import train_test_split
+
+    features, labels = getattr(sklearn.datasets, loader)(return_X_y=True)
+    train, rest = train_test_split(
+        np.arange(len(labels)), train_size=0.7, random_state=0, stratify=labels if stratify else None
+    )
+    validation, test = train_test_split(
+        rest, train_size=0.5, random_state=0, stratify=labels[rest] if stratify else None
+    )
+    features = features.reshape(-1, *shape) if shape else features
+    return {
+        name: {"features": features[indices], "label": labels[indices]}
+        for name, indices in {"train": train, "validation": validation, "test": test}.items()
+    }
+
+
+def diabetes() -> dict[str, Columns]:
+    """442 patients, 10 features -> a measure of disease progression (25 to 346)."""
+    return _load("load_diabetes", stratify=False)
+
+
+def breast_cancer() -> dict[str, Columns]:
+    """569 tumours, 30 features -> malignant (0) or benign (1)."""
+    return _load("load_breast_cancer", stratify=True)
+
+
+def digits() -> dict[str, Columns]:
+    """1,797 handwritten digits as 8×8×1 images with values 0 to 16 -> the digit."""
+    return _load("load_digits", stratify=True, shape=(8, 8, 1))
+
+
+BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {
+    "breast_cancer": breast_cancer,
+    "diabetes": diabetes,
+    "digits": digits,
+}

@@ -1,0 +1,48 @@
+"""Checks that examples fit the model, before anything is compiled. Each raises UserError in one line."""
+
+import numpy as np
+
+from research.data.examples import ArrayExamples, BagExamples, Examples, TextExamples
+from research.errors import UserError
+
+
+def check_labels(split: str, labels: np.ndarray, num_classes: int | None, *, training: bool) -> None:
+    """Class labels lie in [0, num_classes); −1, a hidden label, only where nothing is trained on. None: regression."""
+    if num_classes is None:
+        check_finite(f"label of split {split!r}", labels)
+        return
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"split {split!r} has labels of type {labels.dtype}; a classifier needs integers")
+    wrong = np.flatnonzero((labels >= num_classes) | (labels < (0 if training else -1)))
+    if len(wrong):
+        raise UserError(
+            f"label {labels[wrong[0]]} of example {wrong[0]} of split {split!r} is out of range: "
+            f"model.num_classes is {num_classes}"
+            + (" and a hidden label (-1) can't be trained on" if labels[wrong[0]] == -1 else "")
+        )
+
+
+def check_inputs(split: str, examples: Examples, *, vocab_size: int | None, num_features: int | None) -> None:
+    """Token and feature ids lie below the model's `vocab_size` or `num_features`; features are finite."""
+    if isinstance(examples, TextExamples):
+        _check_ids(split, "token", examples.tokens.values, "model.vocab_size", vocab_size)
+    elif isinstance(examples, BagExamples):
+        _check_ids(split, "feature", examples.ids.values, "model.num_features", num_features)
+    elif isinstance(examples, ArrayExamples):
+        for name, column in examples.columns.items():
+            if np.issubdtype(column.dtype, np.floating):
+                check_finite(f"{name} of split {split!r}", column)
+
+
+def _check_ids(split: str, what: str, ids: np.ndarray, key: str, limit: int | None) -> None:
+    largest, smallest = int(ids.max(initial=0)), int(ids.min(initial=0))
+    if limit is not None and (largest >= limit or smallest < 0):
+        wrong = largest if largest >= limit else smallest
+        raise UserError(f"{what} id {wrong} in split {split!r} is out of range: {key} is {limit}")
+
+
+def check_finite(what: str, values: np.ndarray) -> None:
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        where = ", ".join(map(str, wrong[0]))
+        raise UserError(f"{what} holds {values[tuple(wrong[0])]} at [{where}]; every value must be finite")

@@ -1,0 +1,83 @@
+"""The config's `data` section -> examples: a source gives columns, a transform makes examples of them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.build import build, nearest
+from research.data import tfds_source
+from research.data.arrays import image, standardize
+from research.data.bag import bag_of_words
+from research.data.bundled import BUNDLED
+from research.data.examples import Columns, Examples
+from research.data.sentiment import sentiment
+from research.data.text import wordpiece
+from research.errors import UserError
+
+# Sources by name, each with what summary.json calls its kind. Any other name is a TFDS dataset's.
+SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
+    "sentiment": ("embedded", sentiment),
+    **{name: ("sklearn", function) for name, function in BUNDLED.items()},
+}
+
+TRANSFORMS: dict[str, Callable[..., dict[str, Examples]]] = {
+    "bag_of_words": bag_of_words,
+    "image": image,
+    "standardize": standardize,
+    "wordpiece": wordpiece,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Splits ready for batching; `source` is "tfds", "sklearn" or "embedded"; `fingerprint` hashes the raw columns."""
+
+    splits: dict[str, Examples]
+    name: str
+    source: str
+    fingerprint: str
+
+    def split(self, name: str) -> Examples:
+        """A split by name; raises UserError naming those there are, or if it is empty."""
+        if name not in self.splits:
+            raise UserError(f"dataset {self.name} has no split {name!r}; {nearest(name, self.splits)}")
+        if not len(self.splits[name]):
+            raise UserError(f"split {name!r} of dataset {self.name} is empty")
+        return self.splits[name]
+
+
+def missing(section: Mapping[str, Any]) -> str | None:
+    """Why the dataset of a `data` section can't be had here, or None if it can."""
+    return None if section["name"] in SOURCES else tfds_source.missing(section["name"], section["data_dir"])
+
+
+def load(section: Mapping[str, Any], assets: Path | None = None) -> Dataset:
+    """Loads and transforms the dataset. What the transform learns from `train` is kept in and read from `assets`.
+
+    Raises UserError if the dataset can't be had or does not fit the transform.
+    """
+    name = section["name"]
+    if name in SOURCES:
+        source, function = SOURCES[name]
+        columns = function()
+    else:
+        source, columns = "tfds", tfds_source.load(name, section["data_dir"])
+    if "train" not in columns:
+        raise UserError(f"dataset {name} has no split 'train'; it has {', '.join(columns)}")
+    splits = build(TRANSFORMS, section["transform"], "data.transform", splits=columns, assets=assets)
+    return Dataset(splits=splits, name=name, source=source, fingerprint=_fingerprint(columns))
+
+
+def _fingerprint(columns: Mapping[str, Columns]) -> str:
+    digest = hashlib.sha256()
+    for split in sorted(columns):
+        for name in sorted(columns[split]):
+            values = columns[split][name]
+            digest.update(f"{split}/{name}/{len(values)}\n".encode())
+            for value in values:
+                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode() + b"\0")
+    return digest.hexdigest()[:16]

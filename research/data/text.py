@@ -1,0 +1,96 @@
+"""Text -> WordPiece tokens, with a vocabulary trained on the training split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from research.data.examples import Columns, Examples, Ragged, TextExamples
+from research.data.fitted import fitted_text
+from research.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def as_text(value: str | bytes) -> str:
+    """Bytes as UTF-8; what is not UTF-8 becomes U+FFFD."""
+    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+
+
+def column(columns: Columns, name: str, split: str) -> Any:
+    """A column by name; raises UserError naming those there are."""
+    if name not in columns:
+        raise UserError(f"split {split!r} has no column {name!r}; it has {', '.join(columns)}")
+    return columns[name]
+
+
+def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
+    """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def wordpiece(
+    splits: dict[str, Columns],
+    assets: Path | None,
+    *,
+    inputs: tuple[str, ...],
+    label: str,
+    vocab_size: int,
+    lowercase: bool,
+    max_length: int,
+    pad_to: tuple[int, ...],
+) -> dict[str, Examples]:
+    """Tokenizes every split.
+
+    Args:
+      inputs: one text column, or two for sentence pairs.
+      vocab_size: of the vocabulary trained on `train`.
+      max_length: tokens of an example at the most, [CLS] and [SEP] included; the longest part is cut first.
+      pad_to: the row lengths a batch may have; max_length must be among them or below their largest.
+    """
+    if max_length > max(pad_to):
+        raise UserError(f"data.transform.max_length is {max_length}, longer than any of pad_to={pad_to}")
+
+    def texts(split: str) -> list[list[str]]:
+        return [list(map(as_text, column(splits[split], name, split))) for name in inputs]
+
+    def fit() -> str:
+        lines = [line for part in texts("train") for line in part]
+        return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
+
+    tokenizer = tokenizers.Tokenizer.from_str(fitted_text(assets, "tokenizer.json", fit))
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+
+    def encode(split: str) -> TextExamples:
+        parts = texts(split)
+        encodings = tokenizer.encode_batch_fast(parts[0] if len(parts) == 1 else list(zip(*parts, strict=True)))
+        return TextExamples(
+            tokens=Ragged.of([encoding.ids for encoding in encodings], np.int32),
+            type_ids=Ragged.of([encoding.type_ids for encoding in encodings], np.int32),
+            labels=as_labels(column(splits[split], label, split)),
+            pad_to=tuple(pad_to),
+        )
+
+    return {split: encode(split) for split in splits}
+
+
+def as_labels(values: Any) -> np.ndarray:
+    """Integers as int32, everything else as float32."""
+    array = np.asarray(values)
+    return array.astype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)

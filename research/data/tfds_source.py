@@ -1,0 +1,86 @@
+"""TensorFlow Datasets without TensorFlow: prepared array_record data, or the official download where it can be had."""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from research.data.examples import Columns
+from research.errors import UserError
+
+# tensorflow-datasets registers a builder when its module is imported; `tfds.builder` finds these by name only after.
+_MODULES = {"glue": "tensorflow_datasets.text.glue"}
+
+_PROBE_SECONDS = 4.0
+
+
+def default_data_dir() -> Path:
+    """Where TFDS looks when nothing is said."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepared(name: str, data_dir: str | None) -> bool:
+    """Whether some version of the dataset lies prepared in `data_dir`. Only looks at file names."""
+    folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    return any(folder.joinpath(name).glob("*.*.*/dataset_info.json"))
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    family = name.split("/")[0]
+    if family in _MODULES:
+        importlib.import_module(_MODULES[family])
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        return None
+
+
+def missing(name: str, data_dir: str | None) -> str | None:
+    """Why the dataset can't be had, in a few words; None if it is prepared or can be downloaded."""
+    if prepared(name, data_dir):
+        return None
+    where = f"the dataset {name} is not prepared in {data_dir or default_data_dir()}"
+    builder = _builder(name, data_dir)
+    if builder is None:
+        return f"{where} and TFDS has no builder of that name to download it with"
+    hosts = _unreachable_hosts(builder)
+    return f"{where} and can't be downloaded: {', '.join(hosts)} can't be reached" if hosts else None
+
+
+def _unreachable_hosts(builder: Any) -> list[str]:
+    """The hosts of the official download if none of them answers. TFDS itself would retry for minutes."""
+    import requests
+
+    hosts = sorted({"/".join(url.split("/")[:3]) for url in builder.url_infos if url.startswith("http")})
+    for host in hosts:
+        try:
+            requests.head(host, timeout=_PROBE_SECONDS)
+        except requests.RequestException:
+            continue
+        return []
+    return hosts
+
+
+def load(name: str, data_dir: str | None) -> dict[str, Columns]:
+    """All splits as columns, downloading and preparing the dataset first where that must and can be done.
+
+    Raises UserError if it can't be had or read.
+    """
+    reason = missing(name, data_dir)
+    if reason:
+        raise UserError(f"{reason}; prepare it there, or name its folder with --config.data.data_dir=FOLDER")
+    builder = _builder(name, data_dir)
+    try:
+        if not prepared(name, data_dir):
+            builder.download_and_prepare(file_format="array_record")
+        columns = {}
+        for split in builder.info.splits:
+            source = builder.as_data_source(split=split)
+            records = source.__getitems__(list(range(len(source)))) if len(source) else []
+            columns[split] = {key: [record[key] for record in records] for key in builder.info.features}
+        return columns
+    except Exception as error:  # TFDS raises whatever its readers and its downloads raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"the dataset {name} in {data_dir or default_data_dir()} can't be read: {reason}") from error

@@ -1,0 +1,8 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: the thing, its value, the limit and the way out.
+
+    The command-line shells print it without a stack trace and exit with code 2.
+    """

@@ -1,0 +1,50 @@
+"""Evaluate a run from the command line: a run directory and a split -> metrics and predictions."""
+
+import argparse
+import json
+
+from research import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m research.evaluate",
+        description="Evaluate a checkpoint of a run: prints the metrics as JSON and writes predictions/SPLIT.jsonl "
+        "(SPLIT-best.jsonl for the best checkpoint).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, help="the run directory")
+    parser.add_argument("--split", default="validation", help="any split of the dataset (default: validation)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    cli.add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+
+    from ml_collections import FrozenConfigDict
+
+    from research.checkpoint import Checkpoints
+    from research.errors import UserError
+    from research.evaluation import evaluate
+    from research.experiment import prepare
+    from research.rundir import RunDir
+
+    run = RunDir.open(arguments.workdir, writer=True)
+    config = FrozenConfigDict(run.config())
+    experiment = prepare(config, run.assets)
+    with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
+        step = checkpoints.best_step if arguments.checkpoint == "best" else max(checkpoints.steps, default=None)
+        if step is None:
+            raise UserError(f"{run.path} has no {arguments.checkpoint} checkpoint yet")
+        state, _ = checkpoints.restore(experiment.state, step)
+    metrics, records = evaluate(experiment, state, arguments.split, predictions=True)
+    name = arguments.split if arguments.checkpoint == "last" else f"{arguments.split}-best"
+    path = run.write_predictions(name, records)
+    print(json.dumps({"step": step, "split": arguments.split, "metrics": metrics, "predictions": str(path)}))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,48 @@
+"""Evaluation of one split: every example exactly once, whatever the batch size and the number of devices."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from research import metrics, sharding
+from research.data import pipeline
+from research.experiment import Experiment
+from research.state import TrainState
+
+
+def evaluate(
+    experiment: Experiment, state: TrainState, split: str, *, predictions: bool = False
+) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+    """The metrics of a split, and with `predictions` a record per example in the dataset's order.
+
+    A metric is None where the split's labels are hidden.
+    """
+    examples = experiment.dataset.split(split)
+    batches = pipeline.evaluation_batches(
+        examples, batch_size=experiment.config.eval.batch_size, rows=experiment.rows
+    )
+    totals: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+
+    def collect(indices: np.ndarray, label_axes: int, outputs: Any) -> None:
+        scores, columns = jax.device_get(outputs)
+        # float64 sums on the host: the order and number of batches leaves no trace.
+        scores = jax.tree.map(np.float64, scores)
+        totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
+        if predictions:
+            columns = {name: np.reshape(x, (-1, *x.shape[label_axes:])) for name, x in columns.items()}
+            for row in np.flatnonzero(indices >= 0):
+                index = int(indices[row])
+                record = {name: column[row].tolist() for name, column in columns.items()}
+                records.append({"index": index, "label": examples.labels[index].item(), **record})
+
+    waiting: tuple[Any, ...] | None = None
+    for indices, batch in batches:
+        outputs = experiment.eval_step(state, sharding.put_batch(batch, experiment.mesh))
+        if waiting:  # the device works on this batch while the last one's results are taken in
+            collect(*waiting)
+        waiting = (indices, batch["labels"].ndim, outputs)
+    if waiting:
+        collect(*waiting)
+    return metrics.compute(totals[0]), records

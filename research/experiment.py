@@ -1,0 +1,163 @@
+"""From a config to the things a run is made of: data, model, task, optimizer, mesh, and the two compiled steps."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from research import optim, sharding, step
+from research.build import build
+from research.data import load as data
+from research.data import pipeline
+from research.data.checks import check_inputs, check_labels
+from research.errors import UserError
+from research.models import MODELS
+from research.state import TrainState, init_state
+from research.tasks import TASKS, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything but the state. `state` is abstract: shapes, types and shardings."""
+
+    config: Any
+    dataset: data.Dataset
+    module: nn.Module
+    task: Task
+    tx: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    total_steps: int
+    total_examples: int | None  # where the run is given in epochs
+    mesh: jax.sharding.Mesh
+    rows: pipeline.Rows
+    state: TrainState
+    init: Callable[[], TrainState]
+    train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
+    eval_step: Any  # jitted (state, batch) -> (scores, predictions)
+
+
+def prepare(config: Any, assets: Path | None = None) -> Experiment:
+    """Builds and checks everything a config names; compiles nothing. Raises UserError for what does not fit.
+
+    `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
+    """
+    _check_keys(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(config.dtype)
+    if dtype is None:
+        raise UserError(f"dtype is {config.dtype!r}; known: float32, bfloat16")
+    module = build(MODELS, config.model, "model", dtype=dtype)
+    task = build(TASKS, config.task, "task")
+
+    dataset = data.load(config.data, assets)
+    _check_data(config, dataset)
+    total_steps, total_examples = _length(config.train, len(dataset.split("train")))
+    tx, learning_rate = build(
+        {config.optimizer.name: functools.partial(optim.optimizer, config.optimizer.name)},
+        config.optimizer,
+        "optimizer",
+        total_steps=total_steps,
+    )
+
+    rows = pipeline.Rows(
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        multiple=sharding.batch_parts(mesh) * config.train.accumulate,
+    )
+    # Only shapes matter here: one row a device is enough to see every parameter's.
+    shapes = pipeline.make_batch(dataset.split("train"), np.zeros(sharding.batch_parts(mesh), np.int64))
+    abstract_batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+
+    def init() -> TrainState:
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch)
+        return init_state(module, tx, batch, config.seed)
+
+    abstract = jax.eval_shape(init)
+    shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
+    batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        module=module,
+        task=task,
+        tx=tx,
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        total_examples=total_examples,
+        mesh=mesh,
+        rows=rows,
+        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(
+            functools.partial(
+                step.train_step,
+                module=module,
+                task=task,
+                tx=tx,
+                seed=config.seed,
+                accumulate=config.train.accumulate,
+            ),
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            functools.partial(step.eval_step, module=module, task=task),
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=replicated,
+        ),
+    )
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    for key, value in (
+        ("train.batch_size", config["train"]["batch_size"]),
+        ("train.accumulate", config["train"]["accumulate"]),
+        ("train.log_every", config["train"]["log_every"]),
+        ("eval.batch_size", config["eval"]["batch_size"]),
+    ):
+        if value < 1:
+            raise UserError(f"{key} is {value}; it must be at least 1")
+    if config["eval"]["mode"] not in ("max", "min"):
+        raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
+    if not config["eval"]["splits"]:
+        raise UserError("eval.splits is empty; name at least one split")
+    if config["init_from"]:
+        raise UserError(
+            f"init_from={config['init_from']!r}: pretrained weights can't be loaded yet; train from random weights "
+            "(for SST-2: --config=configs/bert_sst2.py:scratch, or :embedded, which needs no data)"
+        )
+
+
+def _check_data(config: Any, dataset: data.Dataset) -> None:
+    for split in {"train", *config.eval.splits}:
+        examples = dataset.split(split)
+        check_labels(split, examples.labels, config.model.get("num_classes"), training=split == "train")
+        check_inputs(
+            split,
+            examples,
+            vocab_size=config.model.get("vocab_size"),
+            num_features=config.model.get("num_features"),
+        )
+
+
+def _length(train: Any, size: int) -> tuple[int, int | None]:
+    """(steps, examples if given in epochs)."""
+    if (train.steps is None) == (train.epochs is None):
+        raise UserError(f"train.steps is {train.steps} and train.epochs is {train.epochs}; give one of the two")
+    if train.steps is not None:
+        steps, examples = train.steps, None
+    else:
+        examples = round(train.epochs * size)
+        steps = math.ceil(examples / train.batch_size)
+    if steps < 1:
+        raise UserError(f"train.steps={train.steps}, train.epochs={train.epochs} make no step; give more")
+    return steps, examples

@@ -1,0 +1,218 @@
+"""The story of a run, top to bottom. Nothing here asks which model it is running."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import FrozenConfigDict
+
+from research.checkpoint import Checkpoints, Progress
+from research.data import pipeline
+from research.errors import UserError
+from research.evaluation import evaluate
+from research.experiment import Experiment, prepare
+from research.reporting import Reporter, plot_training_curve
+from research.rundir import RunDir
+from research.sharding import put_batch
+from research.state import TrainState, param_count
+from research.summary import summarize
+from research.throughput import Compiled, Throughput
+
+# Reasons a run may end before its last step. After the first it is over; after the others the same command goes on.
+STALLED = "eval.metric stopped improving"
+OUT_OF_TIME = "train.max_minutes is over"
+ASKED = "asked to stop"
+
+
+def train_and_evaluate(
+    config: Any,
+    workdir: str | Path,
+    *,
+    note: str | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Trains, evaluates and writes the run directory; goes on where the run in `workdir` left off, if there is one.
+
+    Args:
+      note: one line for summary.json: why a preset stands in for another.
+      should_stop: asked after every step; once it says so, the run saves its state and ends as "preempted".
+      show: whether to print and to draw a progress bar.
+
+    Returns:
+      What it wrote to summary.json.
+
+    Raises:
+      UserError: the config, the data or the workdir is not good. A workdir that is refused is not touched.
+    """
+    config = FrozenConfigDict(config)
+    run = RunDir(workdir, writer=jax.process_index() == 0)
+    run.start(config.to_dict())
+    summary = run.summary() or {}
+    if summary.get("status") == "completed" or summary.get("reason") == STALLED:
+        if show:
+            print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
+        return summary
+    try:
+        experiment = prepare(config, run.assets)
+        with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
+            state, progress = restore_or_init(experiment, checkpoints)
+            run.forget_metrics_after(progress.step)
+            reporter = Reporter(run, progress.step, experiment.total_steps, experiment.learning_rate, show=show)
+            with reporter:
+                reporter.say(_describe(experiment, state, run, progress))
+                summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        run.write_summary({**summary, "status": "failed", "reason": reason, "preset": config.preset})
+        raise
+    summary |= {"preset_note": note}
+    run.write_summary(summary)
+    plot_training_curve(run, config.eval.metric)
+    return summary
+
+
+def restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+    """The last checkpoint, or the state before the first step."""
+    if checkpoints.steps:
+        return checkpoints.restore(experiment.state, checkpoints.steps[-1])
+    return experiment.init(), Progress()
+
+
+def _train(
+    experiment: Experiment,
+    state: TrainState,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    run: RunDir,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """From `progress` to the end of the run -> its summary."""
+    config, total_steps = experiment.config, experiment.total_steps
+    batches = pipeline.training_batches(
+        experiment.dataset.split("train"),
+        batch_size=config.train.batch_size,
+        start_step=progress.step,
+        steps=total_steps,
+        total_examples=experiment.total_examples,
+        seed=config.seed,
+        rows=experiment.rows,
+    )
+    train_step = Compiled(experiment.train_step)
+    throughput = Throughput(train_step)
+    deadline = time.monotonic() + 60 * (config.train.max_minutes or float("inf"))
+    main_split = config.eval.splits[0]
+    results: dict[str, Any] = {}
+    reason = STALLED if stalled(progress.history, config.eval) else None
+
+    while progress.step < total_steps and not reason:
+        with throughput.waiting():
+            batch = next(batches)
+        state, scores = train_step(state, put_batch(batch, experiment.mesh))
+        throughput.count(batch, jax.process_count())
+        progress = progress.after(config.train.batch_size, experiment.total_examples)
+        step, value = progress.step, None
+        reporter.step(scores)
+        if step % config.train.log_every == 0:
+            reporter.log(step)
+            if _any_process(should_stop()):
+                reason = ASKED
+            elif _any_process(time.monotonic() > deadline):
+                reason = OUT_OF_TIME
+        if step == total_steps:
+            break  # the evaluation and the checkpoint of the end follow below
+
+        with throughput.aside():
+            if _due(step, config.eval.every_steps):
+                reporter.flush(step)
+                results[main_split], _ = evaluate(experiment, state, main_split)
+                reporter.evaluation(step, main_split, results[main_split])
+                value = _ranking(results[main_split], config.eval.metric)
+                progress = progress.evaluated(value)
+                reason = STALLED if stalled(progress.history, config.eval) else reason
+            if value is not None or _due(step, config.checkpoint.every_steps) or reason:
+                reporter.flush(step)  # a loss that is not finite ends the run before it is saved
+                checkpoints.save(state, progress, value)
+
+    reporter.flush(progress.step)
+    speed = throughput.report()
+    if reason != ASKED:
+        for split in config.eval.splits:
+            results[split], records = evaluate(experiment, state, split, predictions=True)
+            run.write_predictions(split, records)
+            if not (split == main_split and progress.step in dict(progress.history)):
+                reporter.evaluation(progress.step, split, results[split])
+    if not reason:
+        value = _ranking(results[main_split], config.eval.metric)
+        progress = progress.evaluated(value)
+        checkpoints.save(state, progress, value)
+    summary = summarize(
+        experiment,
+        state,
+        status={None: "completed", ASKED: "preempted"}.get(reason, "stopped_early"),
+        reason=reason,
+        progress=progress,
+        metrics=results,
+        throughput=speed,
+    )
+    reporter.say(_conclude(summary, run))
+    return summary
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether any process says so: all must leave the loop at the same step."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(flag).any())
+
+
+def _ranking(metrics: dict[str, float | None], name: str) -> float:
+    """The metric that ranks evaluations. Raises UserError if there is none of that name, or no value."""
+    if metrics.get(name) is None:
+        known = ", ".join(key for key, value in metrics.items() if value is not None)
+        raise UserError(f"eval.metric is {name!r}, which the first of eval.splits has no value for; it has: {known}")
+    return float(metrics[name])  # type: ignore[arg-type]
+
+
+def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:
+    """Whether the last `patience` evaluations brought no improvement of `min_delta` over the best before them."""
+    if section.patience <= 0:
+        return False
+    sign = 1 if section.mode == "max" else -1
+    best, since = -float("inf"), 0
+    for _, value in history:
+        if sign * value > best + section.min_delta:
+            best, since = sign * value, 0
+        else:
+            since += 1
+    return since >= section.patience
+
+
+def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
+    devices = jax.devices()
+    config = experiment.config
+    start = f"going on after step {progress.step}" if progress.step else f"{experiment.total_steps} steps"
+    return (
+        f"{config.model.name} ({param_count(state.params):,} parameters, {config.dtype}) on {experiment.dataset.name} "
+        f"({len(experiment.dataset.split('train')):,} training examples), preset {config.preset}, "
+        f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}, {start} -> {run.path}"
+    )
+
+
+def _conclude(summary: dict[str, Any], run: RunDir) -> str:
+    lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
+    for split, values in summary["metrics"].items():
+        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}")
+    if summary["status"] == "completed" or summary["reason"] == STALLED:
+        lines.append(f"  curve: {run.plots / 'training_curve.png'}")
+        lines.append(f"  again: python -m research.evaluate --workdir={run.path} --split={next(iter(summary['metrics']))}")
+    else:
+        lines.append("  the same command with this --workdir goes on from here")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""A Transformer encoder as in Vaswani et al. 2017, with the post-layer normalization of BERT (Devlin et al. 2018).
+
+Shapes: B rows, L tokens a row, D hidden size, H heads, K = D / H, M size of the feed-forward layer.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+DType = Any
+
+# BERT draws all weights from a normal distribution cut off at two standard deviations.
+truncated_normal = nn.initializers.truncated_normal(stddev=0.02)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention within segments (section 3.2.2)."""
+
+    num_heads: int
+    attention_dropout: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
+        """x: [B, L, D]; segments: int [B, L] -> [B, L, D]. A token sees the tokens of its own segment, only them."""
+        hidden_size = x.shape[-1]
+        heads = (self.num_heads, hidden_size // self.num_heads)
+
+        def project(name: str) -> jax.Array:
+            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=truncated_normal, name=name)(x)
+
+        query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
+        logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(heads[1]).astype(self.dtype)
+        visible = segments[:, None, :, None] == segments[:, None, None, :]
+        # Softmax in float32: bfloat16 has too few digits for its sums.
+        logits = jnp.where(visible, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+        probabilities = nn.softmax(logits, axis=-1).astype(self.dtype)
+        probabilities = nn.Dropout(self.attention_dropout)(probabilities, deterministic=not train)
+        mixed = jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
+        return nn.DenseGeneral(
+            hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="output"
+        )(mixed)
+
+
+class EncoderLayer(nn.Module):
+    """Attention and a feed-forward layer, each followed by dropout, the residual sum and LayerNorm."""
+
+    num_heads: int
+    mlp_size: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
+        """x: [B, L, D]; segments: int [B, L] -> [B, L, D]."""
+
+        def residual_norm(x: jax.Array, y: jax.Array, name: str) -> jax.Array:
+            y = nn.Dropout(self.dropout)(y, deterministic=not train)
+            return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)(x + y)
+
+        y = SelfAttention(self.num_heads, self.attention_dropout, self.dtype, name="attention")(
+            x, segments, train=train
+        )
+        x = residual_norm(x, y, "attention_norm")
+        y = nn.Dense(self.mlp_size, dtype=self.dtype, kernel_init=truncated_normal, name="mlp_in")(x)
+        y = nn.gelu(y, approximate=False)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=truncated_normal, name="mlp_out")(y)
+        return residual_norm(x, y, "mlp_norm")
+
+
+class Encoder(nn.Module):
+    """Token, position and type embeddings, then `num_layers` encoder layers."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_size: int
+    max_positions: int
+    type_vocab_size: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
+        """Reads tokens, positions, type_ids and segments, each int [B, L] -> hidden states [B, L, D]."""
+
+        def embed(size: int, ids: jax.Array, name: str) -> jax.Array:
+            return nn.Embed(size, self.hidden_size, dtype=self.dtype, embedding_init=truncated_normal, name=name)(ids)
+
+        x = embed(self.vocab_size, batch["tokens"], "token_embedding")
+        x = x + embed(self.max_positions, batch["positions"], "position_embedding")
+        x = x + embed(self.type_vocab_size, batch["type_ids"], "type_embedding")
+        x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        for i in range(self.num_layers):
+            x = EncoderLayer(
+                num_heads=self.num_heads,
+                mlp_size=self.mlp_size,
+                dropout=self.dropout,
+                attention_dropout=self.attention_dropout,
+                layer_norm_eps=self.layer_norm_eps,
+                dtype=self.dtype,
+                name=f"layer_{i}",
+            )(x, batch["segments"], train=train)
+        return x

@@ -1,0 +1,122 @@
+"""What a person sees of a run: progress bar, metric lines, TensorBoard, the training curve."""
+
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from research import metrics
+from research.errors import UserError
+from research.rundir import RunDir
+
+
+class Reporter:
+    """Writes a run's metrics wherever they go. Use as a context manager."""
+
+    def __init__(self, run: RunDir, start: int, total: int, learning_rate: Any, *, show: bool):
+        from tensorboardX import SummaryWriter
+
+        self._run = run
+        self._learning_rate = learning_rate
+        self._pending: list[tuple[int, list[Any], float]] = []
+        self._steps: list[Any] = []
+        self._latest: dict[str, str] = {}
+        self._show = show and run.writer
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=start) if run.writer else None
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            disable=not self._show,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=0.2 if sys.stderr.isatty() else 20.0,  # a log file wants few lines
+        )
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+        if self._board:
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """One line, above the bar."""
+        if self._show:
+            tqdm.write(text, file=sys.stdout)
+
+    def step(self, scores: Any) -> None:
+        """Takes a step's scores, still on the device."""
+        self._steps.append(scores)
+        self._bar.update()
+
+    def log(self, step: int) -> None:
+        """Closes an interval of steps, and writes the one before: its scores are there by now, so nothing waits."""
+        if self._steps:
+            self._pending.append((step, self._steps, time.time()))
+            self._steps = []
+        while len(self._pending) > 1:
+            self._write(*self._pending.pop(0))
+
+    def flush(self, step: int) -> None:
+        """Writes everything up to `step`, waiting for the device."""
+        self.log(step)
+        while self._pending:
+            self._write(*self._pending.pop(0))
+
+    def _write(self, step: int, scores: list[Any], at: float) -> None:
+        fetched = jax.device_get(scores)
+        total = fetched[0]
+        for more in fetched[1:]:
+            total = metrics.add(total, more)
+        values = metrics.compute(total)
+        loss = values["loss"]
+        if loss is None or not math.isfinite(loss):
+            raise UserError(
+                f"the training loss is {loss} between steps {step - len(scores)} and {step}: training diverged; lower "
+                f"optimizer.learning_rate (here {float(self._learning_rate(step - 1)):.3g}) or set optimizer.clip_norm. "
+                "Checkpoints saved before stay as they are"
+            )
+        self._line(step, "train", {**values, "learning_rate": float(self._learning_rate(step - 1))})
+        self._latest["loss"] = f"{loss:.4f}"
+        self._bar.set_postfix(self._latest, refresh=False)
+
+    def evaluation(self, step: int, split: str, values: dict[str, float | None]) -> None:
+        """Writes an evaluation's metrics."""
+        self._line(step, split, values)
+        for name in ("accuracy", "r2"):
+            if values.get(name) is not None:
+                self._latest[f"{split} {name}"] = f"{values[name]:.4f}"
+        self._bar.set_postfix(self._latest, refresh=False)
+
+    def _line(self, step: int, split: str, values: dict[str, float | None]) -> None:
+        self._run.append_metrics({"step": step, "split": split, **values})
+        if self._board:
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+
+
+def plot_training_curve(run: RunDir, metric: str) -> None:
+    """plots/training_curve.png: loss, and `metric` where it is another, over the steps, a line per split."""
+    if not run.writer:
+        return
+    from matplotlib.figure import Figure
+
+    names = ["loss"] if metric == "loss" else ["loss", metric]
+    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
+    lines = run.metrics()
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for split in dict.fromkeys(line["split"] for line in lines):
+            points = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
+            if points:
+                marker = "" if split == "train" else "o"
+                axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
+        axis.set(xlabel="step", ylabel=name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(run.plots / "training_curve.png", dpi=120)

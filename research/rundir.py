@@ -1,0 +1,148 @@
+"""The run directory: the one place that knows its files."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from research.errors import UserError
+
+# Keys that may differ when a run is taken up again: none of them changes what is computed from which examples.
+FREE_KEYS = ("train.log_every", "train.max_minutes", "data.data_dir", "mesh.")
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON gives it back (tuples become lists, keys strings)."""
+    return json.loads(json.dumps(value))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class RunDir:
+    """Paths and files of one run. Only the process with `writer` True writes."""
+
+    def __init__(self, path: str | Path, *, writer: bool = True):
+        self.path = Path(path).absolute()
+        self.writer = writer
+        self.checkpoints = self.path / "checkpoints"
+        self.assets = self.path / "assets"
+        self.tensorboard = self.path / "tensorboard"
+        self.plots = self.path / "plots"
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._summary = self.path / "summary.json"
+
+    @classmethod
+    def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
+        """An existing run. Raises UserError if `path` is none."""
+        run = cls(path, writer=writer)
+        if not run._config.is_file():
+            raise UserError(f"{run.path} is not a run directory: it has no config.json")
+        return run
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Makes the directory, or takes up the run it holds.
+
+        Raises UserError, with nothing changed, if it can't be written, holds another config's run, or other files.
+        """
+        if self._config.is_file():
+            self._check_same(config)
+        elif self.path.is_dir() and any(self.path.iterdir()) and self.writer:
+            raise UserError(f"workdir {self.path} is not empty and not a run directory; choose another --workdir")
+        if not self.writer:
+            return
+        try:
+            for folder in (self.path, self.assets, self.plots):
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"workdir {self.path} can't be written ({error.strerror}); choose another") from error
+        if not self._config.is_file():
+            self._write(self._config, jsonable(config))
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        old, new = flatten(self.config()), flatten(jsonable(config))
+        differing = [
+            f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+        ]
+        if differing:
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise UserError(
+                f"workdir {self.path} holds another config's run: {'; '.join(differing[:3])}{more}; "
+                "nothing was changed, choose another --workdir"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config. Raises UserError if it can't be read."""
+        return self._read(self._config)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The last summary, if the run ever ended."""
+        return self._read(self._summary) if self._summary.is_file() else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        if self.writer:
+            self._write(self._summary, summary)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        if self.writer:
+            with self._metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
+        """The metric lines (of `split`), in order. A last line cut off by a crash is passed over."""
+        if not self._metrics.is_file():
+            return []
+        lines = []
+        for text in self._metrics.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if split in (None, line["split"]):
+                lines.append(line)
+        return lines
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops the lines past the restored `step`: the run is about to write them again."""
+        if self.writer and self._metrics.is_file():
+            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+            self._replace(self._metrics, "".join(kept))
+
+    def write_predictions(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """One JSON object a line, to predictions/<name>.jsonl."""
+        path = self.path / "predictions" / f"{name}.jsonl"
+        if self.writer:
+            path.parent.mkdir(exist_ok=True)
+            self._replace(path, "".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({error})") from error
+
+    def _write(self, path: Path, value: Any) -> None:
+        self._replace(path, json.dumps(value, indent=2) + "\n")
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        """Writes the file whole or not at all."""
+        part = path.with_name(path.name + ".part")
+        part.write_text(text)
+        os.replace(part, path)

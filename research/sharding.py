@@ -1,0 +1,90 @@
+"""Where arrays live: a device mesh, and ordered (regex, axes) rules that place every leaf of the train state.
+
+The batch is split over the axes `data` and `fsdp`; parameters and optimizer state are copied to every device unless a
+rule says otherwise. The optimizer's moments follow the rules of their parameters, whose paths end theirs.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from research.errors import UserError
+from research.state import path_name
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# A rule: a regular expression for a leaf's path, and one entry per dimension: a mesh axis' name, several, or None.
+Rule = tuple[str, Sequence[Any]]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the three axes over all `devices` (default: all there are); `data` −1 takes what the others leave.
+
+    Raises UserError if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data == -1:
+        data = max(1, len(devices) // (fsdp * tensor))
+    if data * fsdp * tensor != len(devices):
+        raise UserError(
+            f"mesh.data={data} × mesh.fsdp={fsdp} × mesh.tensor={tensor} is {data * fsdp * tensor}, but there are "
+            f"{len(devices)} devices; set mesh.data=-1 to use what is left"
+        )
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the batch axis is split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the leading axis over the devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf: that of the first rule whose regex finds the leaf's path, else replicated.
+
+    Raises UserError where a rule has more entries than the leaf has dimensions, names an unknown axis, or does not
+    divide the leaf's shape. A rule shorter than the leaf leaves the last dimensions whole.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, _checked_spec(name, leaf.shape, tuple(axes), mesh))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, abstract_state)
+
+
+def _checked_spec(name: str, shape: tuple[int, ...], axes: tuple[Any, ...], mesh: Mesh) -> PartitionSpec:
+    if len(axes) > len(shape):
+        raise UserError(f"mesh.rules gives {len(axes)} axes {axes} to {name}, which has shape {shape}")
+    for size, entry in zip(shape, axes, strict=False):
+        parts = 1
+        for axis in (entry,) if isinstance(entry, str) else entry or ():
+            if axis not in mesh.shape:
+                raise UserError(f"mesh.rules names the axis {axis!r} for {name}; known: {', '.join(mesh.shape)}")
+            parts *= mesh.shape[axis]
+        if size % parts:
+            raise UserError(f"mesh.rules splits a dimension of {size} of {name} into {parts} parts; it must divide")
+    return PartitionSpec(*axes)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

@@ -1,0 +1,52 @@
+"""The train state: four parts, arrays only. What they mean is known by the model and the optimizer, not by the state."""
+
+import hashlib
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 scalar, updates done so far; params: the float32 parameters;
+    model_state: other collections (batch statistics), possibly empty; opt_state: the optimizer's."""
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+def init_state(module: nn.Module, tx: optax.GradientTransformation, batch: Any, seed: int) -> TrainState:
+    """The state before the first step. `batch` gives shapes only; the values do not matter."""
+    variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, model_state=variables, opt_state=tx.init(params)
+    )
+
+
+def path_name(path: Any) -> str:
+    """A leaf's path as `a/b/c`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def param_count(params: Any) -> int:
+    """The number of scalars in `params`."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def params_sha256(params: Any) -> str:
+    """A hash of all parameters (path names in order, dtype, shape, bytes): equal for equal runs."""
+    digest = hashlib.sha256()
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for name in sorted(leaves):
+        array = np.asarray(jax.device_get(leaves[name]))
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""One step of training and of evaluation: pure functions of arrays, the same for every model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from research import metrics
+from research.state import TrainState
+from research.tasks import Batch, Task
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    module: nn.Module,
+    task: Task,
+    tx: optax.GradientTransformation,
+    seed: int,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer update on the mean loss of the examples in `batch`.
+
+    With `accumulate` = k the batch's rows go through the model in k parts, whose summed gradients are divided by the
+    examples' total weight once: the same update as k = 1 up to rounding (dropout masks and batch statistics apart).
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_sum(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, model_state = module.apply(
+            {"params": params, **model_state},
+            batch,
+            train=True,
+            rngs={"dropout": rng},
+            mutable=list(model_state),
+        )
+        scores = task.scores(outputs, batch)
+        return scores["loss"].total, (scores, dict(model_state))
+
+    gradient = jax.grad(loss_sum, has_aux=True)
+
+    if accumulate == 1:
+        grads, (scores, model_state) = gradient(state.params, state.model_state, batch, rng)
+    else:
+        # Part i takes rows i, i+k, …: each device keeps its own rows, nothing travels.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        rngs = jax.random.split(rng, accumulate)
+
+        def body(carry: Any, part: Any) -> tuple[Any, Any]:
+            grads, model_state = carry
+            more, (scores, model_state) = gradient(state.params, model_state, *part)
+            return (metrics.add(grads, more), model_state), scores
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (grads, model_state), scores = jax.lax.scan(body, (zeros, state.model_state), (parts, rngs))
+        scores = jax.tree.map(lambda x: jnp.sum(x, axis=0), scores)
+
+    grads = jax.tree.map(lambda g: g / scores["loss"].weight, grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    scores = {**scores, "grad_norm": metrics.Mean(optax.global_norm(grads), jnp.ones(()))}
+    return (
+        TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+        ),
+        scores,
+    )
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, module: nn.Module, task: Task
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """The scores of one batch and its per-example predictions."""
+    outputs = module.apply({"params": state.params, **state.model_state}, batch, train=False)
+    return task.scores(outputs, batch), task.predictions(outputs, batch)

@@ -1,0 +1,69 @@
+"""summary.json: what a run came to, and on what."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import optax
+
+from research.checkpoint import Progress
+from research.experiment import Experiment
+from research.state import TrainState, param_count, params_sha256
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the code's commit."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that holds this package, with "-dirty" if files differ from it; None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def summarize(
+    experiment: Experiment,
+    state: TrainState,
+    *,
+    status: str,
+    reason: str | None,
+    progress: Progress,
+    metrics: dict[str, Any],
+    throughput: dict[str, Any],
+) -> dict[str, Any]:
+    """The summary of a run that ended with `state`."""
+    config, dataset = experiment.config, experiment.dataset
+    choose = {"max": max, "min": min}[config.eval.mode]
+    best = choose(progress.history, key=lambda pair: pair[1], default=None)
+    return {
+        "status": status,
+        "reason": reason,
+        "step": progress.step,
+        "examples_seen": progress.position,
+        "preset": config.preset,
+        "metrics": metrics,
+        "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
+        "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
+        "throughput": throughput,
+        "param_count": param_count(state.params),
+        "params_sha256": params_sha256(state.params),
+        "seed": config.seed,
+        "environment": environment(),
+    }

@@ -1,0 +1,97 @@
+"""How fast a run is and where its time goes."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+# Dense bfloat16 matmul peaks, FLOP/s a chip, as their makers publish them, by the start of JAX's device_kind.
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+class Compiled:
+    """A jitted function that is compiled once for each shape of its arguments, with the time that took."""
+
+    def __init__(self, function: Any):
+        self._function = function
+        self._compiled: dict[Any, Any] = {}
+        self.seconds = 0.0
+        self.flops = 0.0  # of the last call, per device, as XLA counts them
+
+    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
+        key = tuple((name, array.shape) for name, array in sorted(batch.items()))
+        if key not in self._compiled:
+            start = time.perf_counter()
+            compiled = self._function.lower(state, batch).compile()
+            self.seconds += time.perf_counter() - start
+            cost = compiled.cost_analysis() or {}
+            self._compiled[key] = compiled, float(cost.get("flops", 0.0))
+        compiled, flops = self._compiled[key]
+        self.flops = flops
+        return compiled(state, batch)
+
+
+class Throughput:
+    """Counts training steps and their time; what happens inside `aside` does not count."""
+
+    def __init__(self, step: Compiled):
+        self._step = step
+        self._start = time.perf_counter()
+        self._aside = 0.0
+        self._waited = 0.0
+        self._steps = 0
+        self._examples = 0.0
+        self._tokens = 0.0
+        self._flops = 0.0
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Evaluation, saving: time that is not training's."""
+        start, compiled = time.perf_counter(), self._step.seconds
+        yield
+        self._aside += time.perf_counter() - start - (self._step.seconds - compiled)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Waiting for data: training's time, but wasted."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def count(self, batch: dict[str, np.ndarray], processes: int) -> None:
+        """One step done on this process's rows of a batch."""
+        self._steps += 1
+        self._examples += float(batch["weight"].sum()) * processes
+        self._flops += self._step.flops
+        if "segments" in batch:
+            self._tokens += int(np.count_nonzero(batch["segments"])) * processes
+
+    def report(self) -> dict[str, float | None]:
+        """The figures of summary.json's `throughput`; null where there is nothing to count or the peak is unknown."""
+        seconds = time.perf_counter() - self._start - self._aside - self._step.seconds
+        if not self._steps or seconds <= 0:
+            return dict.fromkeys(
+                ("examples_per_second", "tokens_per_second", "step_time_ms", "data_wait_fraction", "mfu")
+            ) | {"compile_seconds": self._step.seconds}
+        kind = jax.devices()[0].device_kind
+        peak = next((flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)), None)
+        return {
+            "examples_per_second": self._examples / seconds,
+            "tokens_per_second": self._tokens / seconds if self._tokens else None,
+            "step_time_ms": 1e3 * seconds / self._steps,
+            "data_wait_fraction": self._waited / seconds,
+            "compile_seconds": self._step.seconds,
+            "mfu": self._flops / seconds / peak if peak else None,
+        }

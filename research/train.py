@@ -1,0 +1,60 @@
+"""Train from the command line. Everything of substance is in `research/loop.py`."""
+
+import argparse
+import datetime
+import signal
+import sys
+from pathlib import Path
+
+from research import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m research.train",
+        description="Train a config and evaluate it. The same command with the same --workdir goes on where it ended.",
+        epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")
+    parser.add_argument("--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME)")
+    cli.add_common_flags(parser)
+    cli.add_distributed_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, overrides = parser().parse_known_args(argv)
+    cli.refuse_unknown(parser(), [flag for flag in overrides if not flag.startswith("--config.")])
+    cli.start_distributed(arguments)
+
+    # Only now: importing JAX and the data libraries takes a second, which --help should not.
+    from research.config import load
+    from research.loop import train_and_evaluate
+
+    experiment = load(arguments.config, overrides)
+    if experiment.note:
+        print(experiment.note, flush=True)
+    stop = _stop_on_signals()
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
+    summary = train_and_evaluate(experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop))
+    return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
+
+
+def _stop_on_signals() -> list[int]:
+    """The first SIGINT or SIGTERM is noted in the list that is returned; a second one ends the program at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print(f"\n{signal.Signals(number).name}: saving, then stopping (once more: stop at once)", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return received
+
+
+if __name__ == "__main__":
+    cli.run(main)
