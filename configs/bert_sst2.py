@@ -1,8 +1,8 @@
 """BERT for sentence sentiment (SST-2, Socher et al. 2013): fine-tuned, from scratch, or on a corpus made here.
 
-    python -m research.train --config=configs/bert_sst2.py            # base where it can be had, else embedded
-    python -m research.train --config=configs/bert_sst2.py:embedded
-    python -m research.train --config=configs/bert_sst2.py:scratch
+python -m research.train --config=configs/bert_sst2.py            # base where it can be had, else embedded
+python -m research.train --config=configs/bert_sst2.py:embedded
+python -m research.train --config=configs/bert_sst2.py:scratch
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,9 @@ def get_config(preset: str = "") -> ConfigDict:
     return config
 
 
-def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int, max_positions: int) -> ConfigDict:
+def _model(
+    hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int, max_positions: int
+) -> ConfigDict:
     return ConfigDict(
         {
             "name": "bert",
@@ -42,6 +44,7 @@ def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int
             "dropout": 0.1,
             "attention_dropout": 0.1,
             "layer_norm_eps": 1e-12,
+            "initializer_range": 0.02,
         }
     )
 
@@ -61,15 +64,15 @@ def _text(vocab_size: int, max_length: int, pad_to: tuple[int, ...]) -> ConfigDi
 
 
 def _embedded(config: ConfigDict) -> None:
-    """A two-layer encoder on the generated corpus; neither network nor downloads."""
-    config.model = _model(128, 2, 4, vocab_size=2000, max_positions=64)
+    """A three-layer encoder on the generated corpus; neither network nor downloads."""
+    config.model = _model(64, 3, 4, vocab_size=2000, max_positions=32)
     config.data.name = "sentiment"
-    config.data.transform = _text(2000, 40, (40,))
+    config.data.transform = _text(2000, 32, (32,))
     config.optimizer.learning_rate = 1e-3
-    config.train.epochs = 4
+    config.train.epochs = 3
     config.train.batch_size = 64
-    config.eval.every_steps = 250
-    config.checkpoint.every_steps = 250
+    config.eval.every_steps = 500
+    config.checkpoint.every_steps = 500
 
 
 def _scratch(config: ConfigDict) -> None:

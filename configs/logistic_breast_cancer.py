@@ -1,6 +1,6 @@
 """Logistic regression on breast_cancer (569 tumours, 30 features), L2-regularised.
 
-    python -m research.train --config=configs/logistic_breast_cancer.py
+python -m research.train --config=configs/logistic_breast_cancer.py
 """
 
 from ml_collections import ConfigDict

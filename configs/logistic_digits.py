@@ -1,6 +1,6 @@
 """Multinomial logistic regression on digits (1,797 images of 8×8).
 
-    python -m research.train --config=configs/logistic_digits.py
+python -m research.train --config=configs/logistic_digits.py
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """Logistic regression on a bag of words and word pairs (tf-idf): what sentiment is worth without word order.
 
-    python -m research.train --config=configs/logistic_sst2.py            # SST-2 where it can be had, else embedded
-    python -m research.train --config=configs/logistic_sst2.py:embedded   # the generated corpus, on which it must fail
-    python -m research.train --config=configs/logistic_sst2.py:sst2
+python -m research.train --config=configs/logistic_sst2.py            # SST-2 where it can be had, else embedded
+python -m research.train --config=configs/logistic_sst2.py:embedded   # the generated corpus, on which it must fail
+python -m research.train --config=configs/logistic_sst2.py:sst2
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A small ResNet (three stages of two basic blocks) on digits (1,797 images of 8×8).
 
-    python -m research.train --config=configs/resnet_digits.py
+python -m research.train --config=configs/resnet_digits.py
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,14 @@ def get_config(preset: str = "") -> ConfigDict:
     config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
     config.data.name = "digits"
     config.data.transform = ConfigDict(
-        {"name": "image", "inputs": ("features",), "label": "label", "mean": 4.9, "std": 6.0, "flatten": False}
+        {
+            "name": "image",
+            "inputs": ("features",),
+            "label": "label",
+            "mean": 4.9,
+            "std": 6.0,
+            "flatten": False,
+        }
     )
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1

@@ -94,7 +94,10 @@ class Checkpoints:
             state,
             force=True,
             metrics=None if value is None else {self._metric: value},
-            custom_metadata={"position": progress.position, "history": [list(pair) for pair in progress.history]},
+            custom_metadata={
+                "position": progress.position,
+                "history": [list(pair) for pair in progress.history],
+            },
         )
 
     def restore(self, abstract_state: Any, step: int) -> tuple[TrainState, Progress]:
@@ -109,6 +112,8 @@ class Checkpoints:
                 metadata = self._checkpointer.metadata(step).custom_metadata
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}") from error
+            raise UserError(
+                f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}"
+            ) from error
         history = tuple((int(at), float(value)) for at, value in metadata["history"])
         return state, Progress(step=step, position=int(metadata["position"]), history=history)

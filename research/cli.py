@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from research.build import nearest
 from research.errors import UserError
+from research.platform import keep_freed_memory
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +15,15 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("several processes (one per host; on Cloud TPU --distributed alone suffices)")
-    group.add_argument("--distributed", action="store_true", help="join the other processes of a cluster JAX knows")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address, where JAX does not know it")
+    group = parser.add_argument_group(
+        "several processes (one per host; on Cloud TPU --distributed alone suffices)"
+    )
+    group.add_argument(
+        "--distributed", action="store_true", help="join the other processes of a cluster JAX knows"
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="process 0's address, where JAX does not know it"
+    )
     group.add_argument("--processes", type=int, help="how many there are")
     group.add_argument("--process_id", type=int, help="which one this is, from 0")
 
@@ -45,6 +52,7 @@ def run(main: Callable[[], int]) -> None:
     # What native libraries log at start-up is not for users; a setting of their own stays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    keep_freed_memory()
     try:
         sys.exit(main())
     except UserError as error:

@@ -102,7 +102,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
         arguments.append(f"--config.{key}={value}")
         keys.add(key)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
     except (flags.Error, ValueError, TypeError, AttributeError) as error:

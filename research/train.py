@@ -16,7 +16,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded"
+    )
     parser.add_argument("--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME)")
     cli.add_common_flags(parser)
     cli.add_distributed_flags(parser)
@@ -38,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     stop = _stop_on_signals()
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
-    summary = train_and_evaluate(experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop))
+    summary = train_and_evaluate(
+        experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop)
+    )
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
 
 
@@ -49,7 +53,10 @@ def _stop_on_signals() -> list[int]:
     def note(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        print(f"\n{signal.Signals(number).name}: saving, then stopping (once more: stop at once)", file=sys.stderr)
+        print(
+            f"\n{signal.Signals(number).name}: saving, then stopping (once more: stop at once)",
+            file=sys.stderr,
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

@@ -33,7 +33,11 @@ def bag_of_words(
     def vectorizer(**options: object) -> TfidfVectorizer:
         # Words of one letter count too: "a" and "i" are words, and so is the "t" of "don't".
         return TfidfVectorizer(
-            sublinear_tf=True, ngram_range=tuple(ngrams), token_pattern=r"(?u)\b\w+\b", dtype=np.float32, **options
+            sublinear_tf=True,
+            ngram_range=tuple(ngrams),
+            token_pattern=r"(?u)\b\w+\b",
+            dtype=np.float32,
+            **options,
         )
 
     def texts(split: str) -> list[str]:

@@ -61,7 +61,14 @@ class Rows:
 
 
 def training_batches(
-    examples: Examples, *, batch_size: int, start_step: int, steps: int, total_examples: int | None, seed: int, rows: Rows
+    examples: Examples,
+    *,
+    batch_size: int,
+    start_step: int,
+    steps: int,
+    total_examples: int | None,
+    seed: int,
+    rows: Rows,
 ) -> Iterator[Batch]:
     """The batches of the steps [start_step, steps), made ahead by a thread, in order.
 
@@ -81,7 +88,9 @@ def training_batches(
     return iter(grain.MapDataset.range(start_step, steps).map(at).to_iter_dataset(options))
 
 
-def evaluation_batches(examples: Examples, *, batch_size: int, rows: Rows) -> Iterator[tuple[np.ndarray, Batch]]:
+def evaluation_batches(
+    examples: Examples, *, batch_size: int, rows: Rows
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every example once, in order -> (the global batch's indices, −1 for padding; this process's rows of it)."""
     size = len(padded(np.arange(batch_size), rows.multiple))
     for start in range(0, len(examples), size):

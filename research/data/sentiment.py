@@ -15,12 +15,20 @@ from collections.abc import Callable
 from research.data import sentiment_words as words
 from research.data.examples import Columns
 
-TRAIN_SIZE = 24_000
+TRAIN_SIZE = 60_000
 VALIDATION_SIZE = 2_000
 SEED = 20_18
 
+# Longer sentences are thrown away: short rows are what makes training quick.
+MAX_WORDS = 26
+
 # The part of the two-part sentences whose parts disagree; where they agree, counting words would do.
-DISAGREEMENT = 0.8
+DISAGREEMENT = 0.65
+import os
+
+WEIGHTS = eval(os.environ.get("W", "[5,5,4,6]"))
+DISAGREEMENT = float(os.environ.get("D", "0.65"))
+PLAIN = ("is", "feels", "found", "verb", "turns", "name")
 
 
 @dataclasses.dataclass
@@ -37,9 +45,9 @@ class Writer:
 
     def thing(self) -> str:
         name = self.random.choice(words.ASPECTS)
-        if self.random.random() < 0.15:
+        if self.random.random() < 0.1:
             return f"{self.random.choice(words.NAMES)} 's {name}"
-        if self.random.random() < 0.15:
+        if self.random.random() < 0.1:
             return f"the {self.random.choice(words.WORKS)} 's {name}"
         return f"the {name}"
 
@@ -47,9 +55,9 @@ class Writer:
         return f"{self.random.choice(['the', 'this'])} {self.random.choice(words.WORKS)}"
 
     def phrase(self, polarity: int) -> str:
-        """An adjective with, half of the time, an intensifier."""
+        """An adjective with, two times in five, an intensifier."""
         adjective = self.adjective(polarity)
-        return f"{self.random.choice(words.STRONG)} {adjective}" if self.random.random() < 0.5 else adjective
+        return f"{self.random.choice(words.STRONG)} {adjective}" if self.random.random() < 0.4 else adjective
 
     def noun(self, polarity: int) -> str:
         """A thing described by an adjective: "the dull script"."""
@@ -59,14 +67,16 @@ class Writer:
 # Clauses: given the outcome p, text whose meaning has polarity p.
 Clause = Callable[[Writer, int], str]
 
-CLAUSES: dict[str, Clause] = {
-    # The adjective's own polarity.
+PLAIN: dict[str, Clause] = {
     "is": lambda w, p: f"{w.thing()} is {w.phrase(p)}",
     "feels": lambda w, p: f"{w.thing()} feels {w.phrase(p)} {w.random.choice(words.NEUTRAL_ADVERBS)}",
     "found": lambda w, p: f"i found {w.thing()} {w.phrase(p)}",
     "verb": lambda w, p: f"{w.thing()} {w.verb(p)}",
     "turns": lambda w, p: f"{w.thing()} turns out to be {w.phrase(p)}",
     "name": lambda w, p: f"{w.random.choice(words.NAMES)} keeps {w.thing()} {w.phrase(p)}",
+}
+CLAUSES: dict[str, Clause] = {
+    **PLAIN,
     # Negated, near and far.
     "is not": lambda w, p: f"{w.thing()} is not {w.phrase(-p)}",
     "never": lambda w, p: f"{w.thing()} is never {w.phrase(-p)}",
@@ -95,13 +105,12 @@ JOINS: dict[str, tuple[str, str]] = {
     "never mind": ("left", "{left} , never mind that {right}"),
     "even if": ("left", "{left} , even if {right}"),
     "postponed although": ("left", "{left} , although {right}"),
-    "matters more": ("left", "that {left} matters more than that {right}"),
-    "matters less": ("right", "that {left} matters less than that {right}"),
+    "outweighs": ("left", "that {left} counts for more than that {right}"),
 }
 
 # Whole sentences around two phrases: outcome p, the other side q.
 PAIRS: dict[str, Callable[[Writer, int, int], str]] = {
-    "outweighs": lambda w, p, q: f"{w.noun(p)} outweighs {w.noun(q)}",
+    "phrase outweighs": lambda w, p, q: f"{w.noun(p)} outweighs {w.noun(q)}",
     "outweighed": lambda w, p, q: f"{w.noun(q)} is outweighed by {w.noun(p)}",
     "makes up": lambda w, p, q: f"{w.noun(p)} more than makes up for {w.noun(q)}",
     "cannot make up": lambda w, p, q: f"{w.noun(q)} cannot make up for {w.noun(p)}",
@@ -118,6 +127,10 @@ PAIRS: dict[str, Callable[[Writer, int, int], str]] = {
         f"and {w.random.choice(words.WEAK)} {w.adjective(q)}"
     ),
 }
+
+# How often each kind of sentence is written: (frame, plain clause), (frame, other clause), (frame, pair), (join, …).
+# The plain ones are how the words' own polarity is learnt.
+WEIGHTS = {"plain": 7, "negated": 4, "pair": 4, "join": 7}
 
 # What may stand around a sentence without changing it.
 FRAMES: dict[str, Callable[[Writer, str], str]] = {
@@ -140,6 +153,14 @@ def templates() -> list[Template]:
     )
 
 
+def kind_of(template: Template) -> str:
+    if len(template) == 3:
+        return "join"
+    if template[1] in PAIRS:
+        return "pair"
+    return "plain" if template[1] in PLAIN else "negated"
+
+
 def held_out(template: Template) -> bool:
     """Whether only validation uses the template: one in five, spread evenly over every part."""
     position = {name: i for table in (FRAMES, CLAUSES, PAIRS, JOINS) for i, name in enumerate(table)}
@@ -153,7 +174,10 @@ def write(template: Template, polarity: int, writer: Writer) -> str:
         join, left, right = template
         prevails, text = JOINS[join]
         outcomes = (polarity, other) if prevails == "left" else (other, polarity)
-        return text.format(left=CLAUSES[left](writer, outcomes[0]), right=CLAUSES[right](writer, outcomes[1])) + " ."
+        return (
+            text.format(left=CLAUSES[left](writer, outcomes[0]), right=CLAUSES[right](writer, outcomes[1]))
+            + " ."
+        )
     frame, core = template
     inner = CLAUSES[core](writer, polarity) if core in CLAUSES else PAIRS[core](writer, polarity, other)
     return FRAMES[frame](writer, inner)
@@ -163,24 +187,25 @@ def generate(size: int, *, validation: bool, seed: int) -> Columns:
     """`size` sentences with labels 0 (blame) and 1 (praise) -> columns `sentence`, `label`, `template`."""
     rng = random.Random(f"{seed} {validation}")
     writer = Writer(rng)
-    kinds: dict[str, list[Template]] = {"clause": [], "pair": [], "join": []}
+    kinds: dict[str, list[Template]] = {kind: [] for kind in WEIGHTS}
     for template in templates():
         if held_out(template) == validation:
-            kind = "join" if len(template) == 3 else "clause" if template[1] in CLAUSES else "pair"
-            kinds[kind].append(template)
+            kinds[kind_of(template)].append(template)
     sentences, labels, names = [], [], []
-    for _ in range(size):
-        (kind,) = rng.choices(["clause", "pair", "join"], weights=[3, 2, 5])
+    while len(sentences) < size:
+        (kind,) = rng.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
         template = rng.choice(kinds[kind])
         label = rng.randrange(2)
-        sentences.append(write(template, 2 * label - 1, writer))
-        labels.append(label)
-        names.append(" | ".join(template))
+        sentence = write(template, 2 * label - 1, writer)
+        if len(sentence.split()) <= MAX_WORDS:
+            sentences.append(sentence)
+            labels.append(label)
+            names.append(" | ".join(template))
     return {"sentence": sentences, "label": labels, "template": names}
 
 
 def sentiment() -> dict[str, Columns]:
-    """The corpus: 24,000 training and 2,000 validation sentences, always the same."""
+    """The corpus: 60,000 training and 2,000 validation sentences, always the same."""
     return {
         "train": generate(TRAIN_SIZE, validation=False, seed=SEED),
         "validation": generate(VALIDATION_SIZE, validation=True, seed=SEED),

@@ -13,6 +13,11 @@ refined refreshing resonant restrained rewarding rich riveting rousing satisfyin
 shrewd sincere sleek smart soulful sparkling spirited splendid stirring striking stunning stylish sublime subtle
 superb supple tender terrific thoughtful thrilling timeless touching uplifting vibrant vivid warm winning wise
 witty wonderful zestful
+affectionate alluring ambitious apt assertive atmospheric authentic bewitched blissful bountiful candid celebratory charismatic
+classy courageous crafty dashing delectable dignified discerning enlightening evocative expressive fiery flawless fruitful genial gleeful glorious gratifying harmonious heartfelt heroic humane hypnotic iconic illuminating
+infectious intrepid judicious lavish lucid marvelous mirthful nourishing observant opulent passionate plausible polite punchy
+quirky resourceful robust savvy scintillating spellbinding sturdy suave sunny transcendent truthful unforgettable valiant
+velvety virtuosic whimsical wholesome
 """.split()
 
 NEGATIVE = """
@@ -20,7 +25,7 @@ abrasive aimless amateurish annoying arid artless awful awkward baffling bland b
 bungled careless charmless cheap chaotic clumsy cluttered coarse cold confused contrived corny crass creaky crude
 cumbersome cynical dated deadening derivative dire disappointing disjointed dismal dreadful dreary drab dull
 embarrassing empty erratic excruciating exhausting fake feeble flabby flat flawed flimsy forced forgettable frantic
-fumbling garish generic glib graceless grating hackneyed half-baked heavy hollow humorless idle inane incoherent inept
+fumbling garish generic glib graceless grating hackneyed halting heavy hollow humorless idle inane incoherent inept
 inert insipid irritating jarring joyless juvenile lame lazy leaden lifeless limp listless loud lumbering lurid
 maudlin meandering mechanical mediocre messy mindless miserable monotonous muddled mundane murky narrow needless numbing
 obvious overblown overlong pale patchy pedestrian petty plodding pointless pompous ponderous predictable pretentious
@@ -28,6 +33,11 @@ preposterous ragged rambling repetitive repulsive ridiculous rote rushed sappy s
 shrill silly simplistic sloppy slow sluggish smug soggy sour soulless stale sterile stiff stilted strained stupid
 superficial tacky tame tasteless tedious thin tired tiresome toothless trite turgid ugly unconvincing uneven
 uninspired vapid vulgar wasted weak wearying wooden wretched
+abysmal anemic apathetic askew atrocious banal barren belabored bungling callous cartoonish cloying congested
+crabby creepy curdled deficient deflated desperate drowsy dusty erroneous faceless farcical faulty fatuous feckless flaccid frigid
+frustrating gaudy ghastly gimmicky gloomy grotesque gruesome haphazard hokey horrid hysterical illogical impersonal inadequate
+incompetent indifferent inferior insufferable jumbled lackluster laughable lethargic loathsome malformed manipulative
+meager misguided moronic nauseating numb obnoxious oppressive painful pathetic phony prosaic puerile
 """.split()
 
 POSITIVE_VERBS = """
@@ -50,6 +60,12 @@ memoir message metaphor mood montage mystery narration narrative opening pacing 
 portrait premise prologue production prose protagonist pursuit rhythm romance satire scenery score screenplay script
 sequel setting sidekick sketch slapstick song soundtrack spectacle staging story structure style subplot subtext
 suspense tempo texture theme thriller tone tragedy twist villain visual voiceover western wordplay
+accent accompaniment action antagonist archery ballad ballet blocking caricature character cliffhanger coda color commentary
+confession courtroom crescendo dance daydream detective disguise dream duel elegy exposition fight flashback focus gag glamour
+harmony heist interlude intrigue joke journey kinship landscape laughter lesson lyric manner masquerade melody memory monologue
+motif movement mythology nightmare nostalgia orchestra overture pathos picnic prank psychology punchline quest rapport
+rehearsal reunion reveal riddle ritual rivalry scene shading silence soliloquy sorrow stunt symbol symmetry
+temperament tension theatre transition trap treatment vision waltz wedding wit
 """.split()
 
 WORKS = """
@@ -63,6 +79,14 @@ devereux donovan ellison esposito fairfax ferrante fontaine gallagher garrick ha
 holloway ivanov jansen kessler kowalski lambert langley larsson lindqvist mallory marchetti marlow merrick montague
 novak okafor oyelaran pemberton petrov quimby ramsey redmond rosetti sandoval sinclair sorensen sterling takeda
 thackeray tremblay ueda valdez vance villanueva wakefield whitlock winslow yamada zielinski
+adeyemi agarwal akhtar albright amador andersen antonov ashworth atkinson aubert avila bakker balogun banerjee barnaby bauer becker
+bennett bergman bertrand bianchi blackwood boateng bowman bradford brennan briggs byrne cardoso carlisle castillo chandra chevalier
+clarke coleman costa cunningham dasgupta davenport delgado desai dimitrov doyle dubois duarte eriksen estrada fairbanks
+farouk feldman fletcher fournier fraser fujita garnett gibson goldberg greenwood gupta haddad hamilton hargrove hashimoto
+henriksen hidalgo hughes ibarra inoue iyer jacobsen kapoor keller khoury kimura kovacs laurent lindgren lombardi macleod
+mahmoud marchand martinez matsuda mbeki mendes mishra moreau murakami nakamura navarro ngata nielsen obrien okonkwo
+olsson ortega paquette park patel pereira phelan quinlan rahman reinhardt ricci rousseau saito salazar schneider
+sharma silva singh stanton suzuki svensson tanaka vasquez vogel wallace weaver winters yilmaz zhang
 """.split()
 
 STRONG = """

@@ -83,4 +83,6 @@ def load(name: str, data_dir: str | None) -> dict[str, Columns]:
         return columns
     except Exception as error:  # TFDS raises whatever its readers and its downloads raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the dataset {name} in {data_dir or default_data_dir()} can't be read: {reason}") from error
+        raise UserError(
+            f"the dataset {name} in {data_dir or default_data_dir()} can't be read: {reason}"
+        ) from error

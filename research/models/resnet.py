@@ -102,6 +102,8 @@ class ResNet(nn.Module):
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = BLOCKS[self.block](self.width * 2**i, stride, conv, norm, name=f"stage_{i}_block_{j}")(x, real)
+                x = BLOCKS[self.block](self.width * 2**i, stride, conv, norm, name=f"stage_{i}_block_{j}")(
+                    x, real
+                )
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)

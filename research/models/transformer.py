@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 DType = Any
-
-# BERT draws all weights from a normal distribution cut off at two standard deviations.
-truncated_normal = nn.initializers.truncated_normal(stddev=0.02)
+Initializer = Any
 
 
 class SelfAttention(nn.Module):
@@ -20,6 +18,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     attention_dropout: float
+    kernel_init: Initializer
     dtype: DType
 
     @nn.compact
@@ -29,7 +28,7 @@ class SelfAttention(nn.Module):
         heads = (self.num_heads, hidden_size // self.num_heads)
 
         def project(name: str) -> jax.Array:
-            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=truncated_normal, name=name)(x)
+            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
 
         query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
         logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(heads[1]).astype(self.dtype)
@@ -40,7 +39,7 @@ class SelfAttention(nn.Module):
         probabilities = nn.Dropout(self.attention_dropout)(probabilities, deterministic=not train)
         mixed = jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
         return nn.DenseGeneral(
-            hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="output"
+            hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="output"
         )(mixed)
 
 
@@ -52,6 +51,7 @@ class EncoderLayer(nn.Module):
     dropout: float
     attention_dropout: float
     layer_norm_eps: float
+    kernel_init: Initializer
     dtype: DType
 
     @nn.compact
@@ -62,13 +62,13 @@ class EncoderLayer(nn.Module):
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
             return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)(x + y)
 
-        y = SelfAttention(self.num_heads, self.attention_dropout, self.dtype, name="attention")(
-            x, segments, train=train
-        )
+        y = SelfAttention(
+            self.num_heads, self.attention_dropout, self.kernel_init, self.dtype, name="attention"
+        )(x, segments, train=train)
         x = residual_norm(x, y, "attention_norm")
-        y = nn.Dense(self.mlp_size, dtype=self.dtype, kernel_init=truncated_normal, name="mlp_in")(x)
+        y = nn.Dense(self.mlp_size, dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_in")(x)
         y = nn.gelu(y, approximate=False)
-        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=truncated_normal, name="mlp_out")(y)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_out")(y)
         return residual_norm(x, y, "mlp_norm")
 
 
@@ -85,6 +85,7 @@ class Encoder(nn.Module):
     dropout: float
     attention_dropout: float
     layer_norm_eps: float
+    kernel_init: Initializer
     dtype: DType
 
     @nn.compact
@@ -92,7 +93,9 @@ class Encoder(nn.Module):
         """Reads tokens, positions, type_ids and segments, each int [B, L] -> hidden states [B, L, D]."""
 
         def embed(size: int, ids: jax.Array, name: str) -> jax.Array:
-            return nn.Embed(size, self.hidden_size, dtype=self.dtype, embedding_init=truncated_normal, name=name)(ids)
+            return nn.Embed(
+                size, self.hidden_size, dtype=self.dtype, embedding_init=self.kernel_init, name=name
+            )(ids)
 
         x = embed(self.vocab_size, batch["tokens"], "token_embedding")
         x = x + embed(self.max_positions, batch["positions"], "position_embedding")
@@ -106,6 +109,7 @@ class Encoder(nn.Module):
                 dropout=self.dropout,
                 attention_dropout=self.attention_dropout,
                 layer_norm_eps=self.layer_norm_eps,
+                kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=f"layer_{i}",
             )(x, batch["segments"], train=train)

@@ -1,0 +1,44 @@
+import pytest
+
+from research.build import build, lookup, nearest
+from research.errors import UserError
+
+
+def _make(size, *, scale=1.0, split=None):
+    return (size, scale, split)
+
+
+TABLE = {"make": _make}
+
+
+def test_a_section_is_the_call():
+    assert build(TABLE, {"name": "make", "size": 3, "scale": 2.0}, "thing", split="train") == (
+        3,
+        2.0,
+        "train",
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "mkae", "size": 1}, r"thing.name 'mkae' is unknown; did you mean 'make'\?"),
+        (
+            {"name": "make", "size": 1, "scael": 2},
+            r"thing.scael is not a key of 'make'; did you mean 'scale'\?",
+        ),
+        ({"name": "make"}, "thing.size is missing"),
+        (
+            {"name": "make", "size": 1, "split": "x"},
+            "thing.split is not a key",
+        ),  # what the code gives, no config may
+    ],
+)
+def test_a_section_that_does_not_fit_is_one_line(section, message):
+    with pytest.raises(UserError, match=message):
+        build(TABLE, section, "thing", split="train")
+
+
+def test_with_nothing_near_all_are_named():
+    assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    assert lookup({"a": 1}, "a", "letter") == 1

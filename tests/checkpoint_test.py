@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.checkpoint import Checkpoints, Progress
+from research.errors import UserError
+from research.sharding import make_mesh, state_shardings
+from research.state import TrainState
+
+
+def _state(value):
+    return TrainState(
+        step=jnp.int32(value),
+        params={"w": jnp.full((8, 4), float(value))},
+        model_state={},
+        opt_state=(jnp.full(3, float(value)),),
+    )
+
+
+def _open(folder):
+    return Checkpoints(folder, metric="accuracy", mode="max")
+
+
+ABSTRACT = jax.eval_shape(lambda: _state(0))
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    progress = Progress(step=3, position=96, history=((2, 0.5), (3, 0.75)))
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(_state(3), progress, 0.75)
+    with _open(tmp_path) as checkpoints:
+        state, restored = checkpoints.restore(ABSTRACT, 3)
+    assert restored == progress
+    jax.tree.map(np.testing.assert_array_equal, state, _state(3))
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    with _open(tmp_path) as checkpoints:
+        for step, value in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)]:
+            checkpoints.save(_state(step), Progress(step=step), value)
+    with _open(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 5]
+        assert checkpoints.best_step == 2
+
+
+def test_the_best_may_be_the_smallest(tmp_path):
+    with Checkpoints(tmp_path, metric="loss", mode="min") as checkpoints:
+        for step, value in [(1, 0.5), (2, 0.1), (3, 0.2)]:
+            checkpoints.save(_state(step), Progress(step=step), value)
+    with Checkpoints(tmp_path, metric="loss", mode="min") as checkpoints:
+        assert checkpoints.best_step == 2
+
+
+def test_saving_does_not_see_later_steps(tmp_path):
+    """The state's buffers are given up to the next step while the write may still be under way."""
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    with _open(tmp_path) as checkpoints:
+        state = _state(1)
+        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (1000, *x.shape)).copy(), state)
+        checkpoints.save(state, Progress(step=1), None)
+        for _ in range(10):
+            state = step(state)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    with _open(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore(abstract, 1)
+    assert {float(np.unique(leaf)) for leaf in jax.tree.leaves(restored)} == {1.0}
+
+
+def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(_state(1), Progress(step=1), None)
+    shardings = state_shardings(ABSTRACT, [("params/w", ("fsdp",))], make_mesh(data=2, fsdp=4))
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), ABSTRACT, shardings
+    )
+    with _open(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(abstract, 1)
+    assert state.params["w"].addressable_shards[0].data.shape == (2, 4)
+    np.testing.assert_array_equal(state.params["w"], 1.0)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(_state(1), Progress(step=1), None)
+    other = jax.eval_shape(lambda: _state(0).replace(params={"other": jnp.zeros(3)}))
+    with _open(tmp_path) as checkpoints, pytest.raises(UserError, match="can't be restored"):
+        checkpoints.restore(other, 1)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(_state(1), Progress(step=1), None)
+    for path in (tmp_path / "1").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:5])
+    with _open(tmp_path) as checkpoints, pytest.raises(UserError, match="can't be restored"):
+        checkpoints.restore(ABSTRACT, 1)

@@ -1,0 +1,132 @@
+"""The command lines, as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def _python(*arguments, **options):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=environment, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "flag"), [("research.train", "--config"), ("research.evaluate", "--split")]
+)
+def test_help(module, flag):
+    start = time.monotonic()
+    result = _python("-m", module, "--help")
+    assert result.returncode == 0
+    assert flag in result.stdout
+    assert time.monotonic() - start < 5
+
+
+def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
+    train = ("-m", "research.train", "--config=configs/linear_diabetes.py", f"--workdir={tmp_path}/run")
+    result = _python(*train)
+    assert result.returncode == 0, result.stderr
+    assert "completed at step 600" in result.stdout
+    assert "100%" in result.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    for split in ("validation", "test"):
+        result = _python("-m", "research.evaluate", f"--workdir={tmp_path}/run", f"--split={split}")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["metrics"] == summary["metrics"][split]
+    result = _python("-m", "research.evaluate", f"--workdir={tmp_path}/run", "--checkpoint=best")
+    assert json.loads(result.stdout)["step"] == summary["best"]["step"]
+    assert "is completed since step 600" in _python(*train).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["research.train", "--config=configs/linear_diabetes.py", "--config.seeed=1"],
+            "did you mean 'seed'?",
+        ),
+        (
+            ["research.train", "--config=configs/linear_diabetes.py", "--worcdir=x"],
+            "did you mean '--workdir'?",
+        ),
+        (
+            ["research.train", "--config=configs/linear_diabetes.py", "--workdir=README.md"],
+            "can't be written",
+        ),
+        (["research.train", "--config=configs/bert_sst2.py:base", "--workdir=WORK"], "can't be loaded yet"),
+        (
+            [
+                "research.train",
+                "--config=configs/bert_sst2.py:scratch",
+                "--config.data.data_dir=WORK",
+                "--workdir=WORK/r",
+            ],
+            "is not prepared in",
+        ),
+        (["research.evaluate", "--workdir=tests"], "is not a run directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    start = time.monotonic()
+    result = _python("-m", *[argument.replace("WORK", str(tmp_path)) for argument in arguments])
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert time.monotonic() - start < 15
+
+
+def test_debug_shows_the_stack_trace(tmp_path):
+    result = _python("-m", "research.evaluate", f"--workdir={tmp_path}", "--debug")
+    assert "Traceback" in result.stderr
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "research.train",
+        "--config=configs/logistic_digits.py",
+        f"--workdir={tmp_path}/run",
+        "--config.train.steps=40000",
+        "--config.train.log_every=10",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        metrics = tmp_path / "run/metrics.jsonl"
+        for _ in range(600):
+            if metrics.is_file() and metrics.stat().st_size:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "the same command with this --workdir goes on from here" in out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "preempted"
+    again = _python(*command[1:], "--config.train.max_minutes=0.0001")
+    assert f"going on after step {summary['step']}" in again.stdout, again.stderr
+
+
+def test_importing_has_no_side_effects():
+    """A notebook may import everything: no flags are parsed, no device is touched, nothing is printed."""
+    code = (
+        "import sys; sys.argv = ['notebook', '--unknown']\n"
+        "import pkgutil, importlib, research, configs\n"
+        "for package in (research, configs):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "import jax; assert not jax._src.xla_bridge.backends_are_initialized()\n"
+        "assert 'tensorflow_datasets' not in sys.modules and 'sklearn' not in sys.modules\n"
+    )
+    result = _python("-c", code)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,81 @@
+import pytest
+
+from research.config import load
+from research.data import load as data
+from research.errors import UserError
+
+DIABETES = "configs/linear_diabetes.py"
+
+
+def test_overrides_are_applied_with_their_types():
+    config = load(
+        DIABETES, ["--config.train.steps=7", "optimizer.learning_rate=1", "eval.splits=test,train"]
+    ).config
+    assert config.train.steps == 7
+    assert config.optimizer.learning_rate == 1.0
+    assert config.eval.splits == ("test", "train")
+
+
+@pytest.mark.parametrize("config", ["configs/logistic_digits.py", DIABETES])
+def test_steps_and_epochs_take_each_others_place(config):
+    assert load(config, ["train.steps=5"]).config.train.epochs is None
+    assert load(config, ["train.epochs=2"]).config.train.steps is None
+    assert load(config, ["train.epochs=2"]).config.train.epochs == 2.0
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "message"),
+    [
+        (
+            DIABETES,
+            ["--config.train.stepz=7"],
+            r"config key 'train.stepz' is unknown; did you mean 'train.steps'\?",
+        ),
+        (DIABETES, ["--config.train.steps"], "has no value"),
+        (DIABETES, ["--config.train.steps=many"], "override not understood: .*many"),
+        (DIABETES, ["--config.train=3"], "config key 'train' is unknown"),
+        (DIABETES + ":embeded", [], r"has no preset 'embeded'; did you mean 'embedded'\?"),
+        ("configs/linear_diabets.py", [], r"does not exist; did you mean 'linear_diabetes.py'\?"),
+        ("research/errors.py", [], "lacks get_config, PRESETS, FULL"),
+    ],
+)
+def test_what_is_wrong_is_one_line(spec, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load(spec, overrides)
+
+
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(:")
+    with pytest.raises(UserError, match=r"broken.py can't be read: SyntaxError"):
+        load(str(tmp_path / "broken.py"))
+
+
+class TestAuto:
+    """No preset: full size where it can be had, else embedded, with the reason."""
+
+    def test_the_full_size_where_it_can_be_had(self, monkeypatch):
+        monkeypatch.setattr(data, "missing", lambda section: None)
+        experiment = load("configs/logistic_sst2.py")
+        assert (experiment.config.preset, experiment.note) == ("sst2", None)
+
+    @pytest.mark.parametrize("preset", ["", ":auto"])
+    def test_embedded_where_data_is_missing(self, monkeypatch, preset):
+        monkeypatch.setattr(data, "missing", lambda section: "no data")
+        experiment = load("configs/logistic_sst2.py" + preset)
+        assert experiment.config.preset == "embedded"
+        assert "preset sst2 can't be had here: no data. Running preset embedded" in experiment.note
+        assert "--config=configs/logistic_sst2.py:sst2" in experiment.note
+
+    def test_embedded_where_there_is_no_accelerator(self, monkeypatch):
+        monkeypatch.setattr(data, "missing", lambda section: None)
+        experiment = load("configs/bert_sst2.py")
+        assert experiment.config.preset == "embedded"
+        assert "no accelerator" in experiment.note
+
+    def test_a_named_preset_is_never_replaced(self, monkeypatch):
+        monkeypatch.setattr(data, "missing", lambda section: "no data")
+        assert load("configs/logistic_sst2.py:sst2").config.preset == "sst2"
+
+    def test_overrides_reach_the_preset_that_was_chosen(self, monkeypatch):
+        monkeypatch.setattr(data, "missing", lambda section: "no data")
+        assert load("configs/bert_sst2.py", ["train.batch_size=8"]).config.train.batch_size == 8

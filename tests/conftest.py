@@ -1,0 +1,33 @@
+"""Strict settings for every test: eight CPU devices, no implicit rank promotion, no network."""
+
+import os
+import socket
+
+os.environ.pop("JAX_PLATFORMS", None)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A connection to anything but this machine fails at once."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"tests have no network, but connect to {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

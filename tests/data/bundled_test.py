@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from research.data.bundled import BUNDLED
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_splits_are_the_whole_dataset_once(name):
+    splits = BUNDLED[name]()
+    features, labels = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    together = np.concatenate(
+        [split["features"].reshape(len(split["features"]), -1) for split in splits.values()]
+    )
+    assert together.shape == features.shape
+    np.testing.assert_array_equal(np.sort(together.sum(axis=1)), np.sort(features.sum(axis=1)))
+    shares = [len(split["label"]) / len(labels) for split in splits.values()]
+    np.testing.assert_allclose(shares, [0.7, 0.15, 0.15], atol=0.01)
+
+
+def test_the_splits_never_change():
+    again = [BUNDLED["digits"]()["validation"]["label"] for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+
+
+def test_classes_are_spread_evenly():
+    for split in BUNDLED["digits"]().values():
+        assert np.bincount(split["label"]).min() >= 0.09 * len(split["label"])

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from research.data.checks import check_inputs, check_labels
+from research.data.examples import ArrayExamples, BagExamples, Ragged, TextExamples
+from research.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("labels", "training", "message"),
+    [
+        ([0, 1, 2], True, "label 2 of example 2 of split 's' is out of range: model.num_classes is 2"),
+        ([0, -1], True, "a hidden label"),
+        ([0, -2], False, "label -2 of example 1"),
+        ([0.0, 1.0], True, "a classifier needs integers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(labels, training, message):
+    with pytest.raises(UserError, match=message):
+        check_labels("s", np.array(labels), 2, training=training)
+
+
+def test_hidden_labels_may_be_evaluated():
+    check_labels("test", np.array([-1, -1]), 2, training=False)
+
+
+def test_a_regression_label_must_be_finite():
+    with pytest.raises(UserError, match=r"label of split 's' holds nan at \[1\]"):
+        check_labels("s", np.array([0.0, np.nan]), None, training=True)
+
+
+IDS = Ragged.of([[1, 2], [9]], np.int32)
+LABELS = np.zeros(2, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (
+            TextExamples(IDS, IDS, LABELS, (4,)),
+            "token id 9 in split 's' is out of range: model.vocab_size is 9",
+        ),
+        (
+            BagExamples(IDS, IDS, LABELS, (4,)),
+            "feature id 9 in split 's' is out of range: model.num_features is 5",
+        ),
+        (
+            ArrayExamples({"features": np.array([[0.0], [np.inf]]), "labels": LABELS}),
+            r"holds inf at \[1, 0\]",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(examples, message):
+    with pytest.raises(UserError, match=message):
+        check_inputs("s", examples, vocab_size=9, num_features=5)
+
+
+def test_inputs_that_fit_pass():
+    check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,)), vocab_size=10, num_features=None)

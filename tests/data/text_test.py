@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import tokenizers
+
+from research.data.text import SPECIAL_TOKENS, as_text, train_wordpiece, wordpiece
+from research.errors import UserError
+
+TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
+OPTIONS = {
+    "inputs": ("sentence",),
+    "label": "label",
+    "vocab_size": 60,
+    "lowercase": True,
+    "max_length": 8,
+    "pad_to": (8,),
+}
+
+
+def _splits(**columns):
+    return {"train": {"sentence": TEXTS, "label": [0, 1, 1, 0], **columns}}
+
+
+def test_the_vocabulary_is_always_the_same():
+    texts = [f"word{i % 50} and w{i % 7}rd number {i}" for i in range(500)]
+    first, second = (train_wordpiece(texts, vocab_size=200, lowercase=True).to_str() for _ in range(2))
+    assert first == second
+
+
+def test_special_tokens_come_first():
+    tokenizer = train_wordpiece(TEXTS, vocab_size=60, lowercase=True)
+    assert [tokenizer.id_to_token(i) for i in range(5)] == list(SPECIAL_TOKENS)
+    assert tokenizer.encode("the plot").tokens == ["[CLS]", "the", "plot", "[SEP]"]
+
+
+def test_texts_become_tokens_and_back(tmp_path):
+    examples = wordpiece(_splits(), tmp_path, **OPTIONS)["train"]
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    batch = examples.batch(np.array([1, 3]))
+    assert [tokenizer.decode(row.tolist()) for row in batch["tokens"]] == [TEXTS[1], TEXTS[3]]
+    assert batch["labels"].tolist() == [[1], [0]]
+
+
+def test_the_kept_tokenizer_is_used_again(tmp_path):
+    wordpiece(_splits(), tmp_path, **OPTIONS)
+    kept = (tmp_path / "tokenizer.json").read_text()
+    wordpiece({"train": {"sentence": ["quite other words"], "label": [0]}}, tmp_path, **OPTIONS)
+    assert (tmp_path / "tokenizer.json").read_text() == kept
+
+
+def test_pairs_have_type_ids_and_lose_their_longest_part_first():
+    splits = {"train": {"a": ["dull dull dull dull dull dull"], "b": ["superb"], "label": [0]}}
+    examples = wordpiece(splits, None, **{**OPTIONS, "inputs": ("a", "b")})["train"]
+    batch = examples.batch(np.array([0]))
+    assert batch["type_ids"].tolist() == [[0, 0, 0, 0, 0, 0, 1, 1]]  # [CLS] dull ×4 [SEP] superb [SEP]
+    assert (batch["segments"] == 1).all()
+
+
+def test_bytes_that_are_not_utf8_become_replacement_characters():
+    assert as_text(b"caf\xe9") == "caf\ufffd"
+    assert as_text("café".encode()) == "café"
+
+
+def test_an_unknown_column_names_those_there_are():
+    with pytest.raises(UserError, match="has no column 'sentence'; it has text, label"):
+        wordpiece({"train": {"text": TEXTS, "label": [0] * 4}}, None, **OPTIONS)
+
+
+def test_max_length_must_fit_a_row():
+    with pytest.raises(UserError, match="max_length is 9"):
+        wordpiece(_splits(), None, **{**OPTIONS, "max_length": 9})

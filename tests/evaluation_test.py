@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from research.evaluation import evaluate
+from research.experiment import prepare
+from tests import tiny
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet, tiny.logistic])
+def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
+    tiny.few_sentences(monkeypatch)
+    results = []
+    for batch_size in (7, 64, 1000):
+        config = make()
+        config.eval.batch_size = batch_size
+        experiment = prepare(config)
+        results.append(evaluate(experiment, experiment.init(), "validation", predictions=True))
+    (metrics, records), *others = results
+    labels = experiment.dataset.split("validation").labels
+    assert [record["index"] for record in records] == list(range(len(labels)))
+    assert [record["label"] for record in records] == labels.tolist()
+    predictions = [record["prediction"] for record in records]
+    assert metrics["accuracy"] == pytest.approx(
+        sklearn.metrics.accuracy_score(labels, predictions), abs=1e-12
+    )
+    for other_metrics, other_records in others:
+        assert other_metrics["accuracy"] == metrics["accuracy"]
+        # float32 logits differ by rounding from shape to shape, about 1e-7 relative.
+        assert other_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+        np.testing.assert_allclose(
+            [record["scores"] for record in other_records],
+            [record["scores"] for record in records],
+            atol=1e-6,
+        )
+
+
+def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
+    experiment = prepare(tiny.logistic())
+    experiment.dataset.split("test").labels[:] = -1
+    metrics, records = evaluate(experiment, experiment.init(), "test", predictions=True)
+    assert metrics == {"accuracy": None, "loss": None}
+    assert len(records) == len(experiment.dataset.split("test"))

@@ -1,0 +1,107 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
+SHELLS = {"research.train", "research.evaluate"}
+
+
+def _imports(path):
+    """Every module that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module(path):
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def _own(path):
+    return {name for name in _imports(path) if name in MODULES and name != _module(path)}
+
+
+def _third_party(path):
+    return {name.split(".")[0] for name in _imports(path)}
+
+
+def test_models_know_jax_and_flax_only():
+    for name, path in MODULES.items():
+        if name.startswith("research.models"):
+            assert all(own.startswith("research.models") for own in _own(path)), name
+            assert _third_party(path) <= {"jax", "flax", "research", "typing", "collections", "functools"}, (
+                name
+            )
+
+
+def test_data_does_not_know_jax():
+    for name, path in MODULES.items():
+        if name.startswith("research.data"):
+            assert not _third_party(path) & {"jax", "flax", "optax"}, name
+            assert _own(path) <= {m for m in MODULES if m.startswith("research.data")} | {
+                "research.errors",
+                "research.build",
+            }, name
+
+
+def test_configs_know_ml_collections_only():
+    for name, path in MODULES.items():
+        if name.startswith("configs"):
+            assert _third_party(path) <= {"ml_collections", "configs"}, name
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("research.step", {"research.state", "research.tasks", "research.metrics", "research"}),
+        ("research.tasks", {"research.metrics", "research"}),
+        ("research.metrics", set()),
+        ("research.state", set()),
+    ],
+)
+def test_the_core_stays_small(module, allowed):
+    assert _own(MODULES[module]) <= allowed
+
+
+def test_nobody_imports_the_shells_or_flags():
+    for name, path in MODULES.items():
+        assert not _own(path) & SHELLS, name
+        if name not in SHELLS | {"research.cli"}:
+            assert "argparse" not in _third_party(path), name
+
+
+def test_only_checkpoint_touches_orbax_and_only_tfds_source_tfds():
+    for name, path in MODULES.items():
+        assert "orbax" not in _third_party(path) or name == "research.checkpoint"
+        assert "tensorflow_datasets" not in _third_party(path) or name == "research.data.tfds_source"
+
+
+def test_heavy_frameworks_are_never_needed():
+    for name, path in MODULES.items():
+        assert not _third_party(path) & {"torch", "transformers", "tensorflow"}, name
+
+
+def test_there_are_no_circles():
+    done, under_way = set(), []
+
+    def visit(name):
+        assert name not in under_way, " -> ".join([*under_way, name])
+        if name not in done:
+            under_way.append(name)
+            for other in sorted(_own(MODULES[name]) - {"research"}):
+                visit(other)
+            under_way.pop()
+            done.add(name)
+
+    for name in MODULES:
+        visit(name)

@@ -1,0 +1,254 @@
+"""Whole runs, small: what a run leaves behind, how it goes on, how it ends."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import linear_diabetes
+from research.config import load
+from research.data import load as data
+from research.errors import UserError
+from research.experiment import prepare
+from research.loop import stalled, train_and_evaluate
+from research.rundir import RunDir
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    tiny.few_sentences(monkeypatch)
+
+
+def _run(config, workdir, **options):
+    return train_and_evaluate(config, workdir, show=False, **options)
+
+
+def _stop_after(steps, config):
+    """A `should_stop` that says so at `steps`; it is asked every `log_every` steps."""
+    asked = iter(range(config.train.log_every, 10**6, config.train.log_every))
+    return lambda: next(asked) >= steps
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    summary = _run(tiny.bert(steps=10), tmp_path / "run", note="why")
+    run = RunDir.open(tmp_path / "run")
+    assert run.summary() == summary
+    assert summary["status"] == "completed"
+    assert summary["step"] == 10
+    assert summary["examples_seen"] == 160
+    assert summary["preset_note"] == "why"
+    assert summary["data"]["source"] == "embedded"
+    assert len(summary["params_sha256"]) == 64
+    assert summary["throughput"]["tokens_per_second"] > summary["throughput"]["examples_per_second"] > 0
+    assert 0 <= summary["throughput"]["data_wait_fraction"] <= 1
+    assert summary["throughput"]["mfu"] is None  # nobody publishes this machine's peak
+    assert [(line["step"], line["split"]) for line in run.metrics()] == [
+        (5, "train"),
+        (5, "validation"),
+        (10, "train"),
+        (10, "validation"),
+    ]
+    assert summary["metrics"]["validation"] == {
+        key: value for key, value in run.metrics("validation")[-1].items() if key not in ("step", "split")
+    }
+    records = [
+        json.loads(line) for line in (run.path / "predictions/validation.jsonl").read_text().splitlines()
+    ]
+    assert (
+        np.mean([r["label"] == r["prediction"] for r in records])
+        == summary["metrics"]["validation"]["accuracy"]
+    )
+    assert set(records[0]) == {"index", "label", "prediction", "scores"}
+    assert (run.plots / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert any(path.name.startswith("events.out.tfevents") for path in run.tensorboard.iterdir())
+    assert (run.assets / "tokenizer.json").is_file()
+    assert {path.name for path in run.checkpoints.iterdir()} <= {"5", "10"}
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
+    """With dropout, batch statistics, momentum, an epoch's end and evaluations on both sides of the interruption."""
+    whole = _run(make(steps=20), tmp_path / "whole")
+    config = make(steps=20)
+    half = _run(config, tmp_path / "half", should_stop=_stop_after(10, config))
+    assert (half["status"], half["step"]) == ("preempted", 10)
+    rest = _run(config, tmp_path / "half")
+    assert rest["status"] == "completed"
+    assert rest["params_sha256"] == whole["params_sha256"]
+    assert rest["params_sha256"] != half["params_sha256"]
+    for split in ("train", "validation"):
+        assert RunDir(tmp_path / "half").metrics(split) == RunDir(tmp_path / "whole").metrics(split)
+    assert rest["best"] == whole["best"]
+
+
+def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path):
+    whole = _run(tiny.logistic(steps=30), tmp_path / "whole")
+    config = tiny.logistic(steps=30)
+    config.checkpoint.every_steps = 10
+    calls = iter(range(100))
+
+    def crash():
+        if next(calls) == 4:  # after step 25, five steps past the last checkpoint
+            raise RuntimeError("power cut")
+        return False
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        _run(config, tmp_path / "cut", should_stop=crash)
+    assert RunDir(tmp_path / "cut").summary()["status"] == "failed"
+    rest = _run(config, tmp_path / "cut")
+    assert rest["params_sha256"] == whole["params_sha256"]
+    steps = [line["step"] for line in RunDir(tmp_path / "cut").metrics("train")]
+    assert steps == [5, 10, 15, 20, 25, 30]  # none twice
+
+
+def test_a_completed_run_is_left_as_it_is(tmp_path):
+    summary = _run(tiny.logistic(), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert _run(tiny.logistic(), tmp_path) == summary
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_seed_decides(tmp_path):
+    hashes = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        config = tiny.resnet(steps=3)
+        config.seed = seed
+        hashes.append(_run(config, tmp_path / name)["params_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_epochs_see_every_example_exactly_that_often(tmp_path):
+    config = tiny.bert(epochs=2.0, steps=None, batch_size=32)
+    summary = _run(config, tmp_path)
+    assert (summary["step"], summary["examples_seen"]) == (13, 400)  # 12 full batches and one of 16
+
+
+def test_time_that_is_over_ends_the_run_and_the_same_command_goes_on(tmp_path):
+    config = tiny.logistic(steps=20, max_minutes=1e-9)
+    first = _run(config, tmp_path)
+    assert (first["status"], first["step"]) == ("stopped_early", 5)
+    assert first["metrics"]["validation"]["accuracy"] is not None
+    config.train.max_minutes = 10.0
+    assert _run(config, tmp_path)["step"] == 20
+    assert (
+        _run(tiny.logistic(steps=20), tmp_path / "whole")["params_sha256"]
+        == RunDir(tmp_path).summary()["params_sha256"]
+    )
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_early_stopping_by_any_metric(metric, tmp_path):
+    config = tiny.logistic(steps=100)
+    config.optimizer.learning_rate = 0.0  # nothing ever improves
+    config.eval.update(every_steps=5, metric=metric, mode="min" if metric == "loss" else "max", patience=2)
+    summary = _run(config, tmp_path)
+    assert (summary["status"], summary["step"]) == ("stopped_early", 15)
+    assert summary["best"]["step"] == 5
+    assert _run(config, tmp_path) == summary  # it is over: the same command does not go on
+
+
+def test_stalled_counts_from_the_best():
+    class Section:
+        patience, mode, min_delta = 2, "max", 0.1
+
+    history = [(1, 0.5), (2, 0.55), (3, 0.7), (4, 0.75), (5, 0.79)]
+    assert [stalled(tuple(history[:n]), Section) for n in range(6)] == [
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    Section.patience = 0
+    assert not stalled(tuple(history), Section)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+    config = load("configs/linear_diabetes.py").config
+    config.optimizer.learning_rate = 1e6
+    config.checkpoint.every_steps = 100
+    with pytest.raises(UserError, match=r"training diverged; lower optimizer.learning_rate \(here 1e\+06\)"):
+        _run(config, tmp_path)
+    assert RunDir(tmp_path).summary()["status"] == "failed"
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"steps": 5, "epochs": 1.0}}, "give one of the two"),
+        ({"train": {"batch_size": 0}}, "train.batch_size is 0; it must be at least 1"),
+        ({"train": {"steps": 0}}, "make no step"),
+        ({"eval": {"metric": "f1"}}, "eval.metric is 'f1'.*it has: accuracy, loss"),
+        ({"eval": {"mode": "best"}}, "eval.mode is 'best'"),
+        ({"eval": {"splits": ("validaton",)}}, "did you mean 'validation'"),
+        ({"model": {"num_classes": 9}}, "label 9 of example .* model.num_classes is 9"),
+        (
+            {"model": {"nam_classes": 9}},
+            "model.nam_classes is not a key of 'logistic'; did you mean 'num_classes'",
+        ),
+        ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
+        ({"init_from": "some/model"}, "pretrained weights can't be loaded yet"),
+        ({"mesh": {"data": 3}}, "there are 8 devices"),
+    ],
+)
+def test_bad_configs_are_one_line(change, message, tmp_path):
+    config = tiny.logistic(steps=5)
+    for key, value in change.items():
+        if isinstance(value, dict):
+            config[key].update(value)
+        else:
+            config[key] = value
+    with pytest.raises(UserError, match=message) as caught:
+        _run(config, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_one_line(bad, tmp_path, monkeypatch):
+    columns = data.SOURCES["diabetes"][1]()
+    columns["train"]["features"][3, 4] = bad
+    monkeypatch.setitem(data.SOURCES, "diabetes", ("sklearn", lambda: columns))
+    with pytest.raises(UserError, match=rf"features of split 'train' holds {bad} at \[3, 4\]"):
+        _run(linear_diabetes.get_config(), tmp_path)
+
+
+def test_a_token_the_model_has_no_embedding_for_is_one_line(tmp_path):
+    config = tiny.bert()
+    config.model.vocab_size = 500
+    with pytest.raises(
+        UserError, match=r"token id \d+ in split '\w+' is out of range: model.vocab_size is 500"
+    ):
+        _run(config, tmp_path)
+
+
+def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
+    plain = tiny.bert(steps=5)
+    sharded = tiny.bert(steps=5)
+    sharded.mesh.update(fsdp=4, rules=(("layer_.*kernel", ("fsdp",)),))
+    losses = [
+        _run(config, tmp_path / name)["metrics"]["validation"]["loss"]
+        for name, config in (("plain", plain), ("sharded", sharded))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    experiment = prepare(sharded)
+    kernel = experiment.init().params["encoder"]["layer_0"]["mlp_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (4, 32)
+
+
+def test_linear_diabetes_is_the_closed_form(tmp_path):
+    from research.checkpoint import Checkpoints
+
+    config = linear_diabetes.get_config()
+    _run(config, tmp_path)
+    experiment = prepare(config)
+    with Checkpoints(tmp_path / "checkpoints", metric="loss", mode="min") as checkpoints:
+        state, _ = checkpoints.restore(experiment.state, checkpoints.steps[-1])
+    train = experiment.dataset.split("train").columns
+    design = np.column_stack([train["features"], np.ones(len(train["labels"]))]).astype(np.float64)
+    solution, *_ = np.linalg.lstsq(design, train["labels"].astype(np.float64), rcond=None)
+    linear = state.params["linear"]
+    found = np.concatenate([np.ravel(linear["kernel"]), np.ravel(linear["bias"])])
+    np.testing.assert_allclose(found, solution, rtol=1e-4)

@@ -1,0 +1,46 @@
+"""The notebooks run from top to bottom, and are kept without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
+
+
+def _execute(name):
+    notebook = nbformat.read(Path("notebooks") / name, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": "notebooks"}}).execute()
+    return "".join(
+        output.get("text", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if cell.outputs
+    )
+
+
+def test_they_were_found():
+    assert len(NOTEBOOKS) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_are_stripped(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+def test_linear_regression():
+    assert "closed form:" in _execute("01_linear_regression.ipynb")
+
+
+def test_bert_quickly(monkeypatch):
+    """Every cell works; whether it learns is the next test's."""
+    monkeypatch.setenv("NOTEBOOK_STEPS", "40")
+    assert "sentences are right" in _execute("02_bert_sst2.ipynb")
+
+
+@pytest.mark.slow
+def test_bert_as_it_stands():
+    assert "completed at step" in _execute("02_bert_sst2.ipynb")

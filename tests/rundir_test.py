@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from research.errors import UserError
+from research.rundir import RunDir, flatten
+
+CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
+
+
+def test_a_run_is_taken_up_again_by_the_same_config(tmp_path):
+    RunDir(tmp_path / "run").start(CONFIG)
+    RunDir(tmp_path / "run").start(
+        {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}}
+    )  # changes no result
+    assert RunDir.open(tmp_path / "run").config()["train"]["sizes"] == [1, 2]
+
+
+def test_another_configs_run_is_refused_untouched(tmp_path):
+    RunDir(tmp_path).start(CONFIG)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"train.lr is 0.1 there and 0.2 here"):
+        RunDir(tmp_path).start({**CONFIG, "train": {**CONFIG["train"], "lr": 0.2}})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and not a run directory"):
+        RunDir(tmp_path).start(CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        RunDir(tmp_path / "file" / "run").start(CONFIG)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no config.json"):
+        RunDir.open(tmp_path)
+
+
+def test_metrics_past_the_restored_step_are_forgotten(tmp_path):
+    run = RunDir(tmp_path)
+    run.start(CONFIG)
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "split": "train"})
+    run.append_metrics({"step": 2, "split": "validation"})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "spl')  # cut off by a crash
+    run.forget_metrics_after(2)
+    assert [(line["step"], line["split"]) for line in run.metrics()] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "validation"),
+    ]
+    assert [line["step"] for line in run.metrics("validation")] == [2]
+
+
+def test_a_process_that_is_no_writer_writes_nothing(tmp_path):
+    run = RunDir(tmp_path / "run", writer=False)
+    run.start(CONFIG)
+    run.append_metrics({"step": 1, "split": "train"})
+    run.write_summary({"status": "completed"})
+    run.write_predictions("validation", [{"index": 0}])
+    assert not (tmp_path / "run").exists()
+
+
+def test_predictions_are_one_record_a_line(tmp_path):
+    run = RunDir(tmp_path)
+    run.start(CONFIG)
+    path = run.write_predictions("test", [{"index": 0}, {"index": 1}])
+    assert path.relative_to(run.path).as_posix() == "predictions/test.jsonl"
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {"d": (2,)}}, "e": 3}) == {"a.b": 1, "a.c.d": (2,), "e": 3}

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from research.errors import UserError
+from research.sharding import batch_parts, batch_sharding, make_mesh, put_batch, state_shardings
+
+
+def test_the_data_axis_takes_what_the_others_leave():
+    assert dict(make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert batch_parts(make_mesh(fsdp=2)) == 8
+    assert batch_parts(make_mesh(tensor=2)) == 4
+
+
+def test_sizes_that_do_not_fit_the_devices_are_refused():
+    with pytest.raises(UserError, match="there are 8 devices"):
+        make_mesh(data=3)
+
+
+STATE = {
+    "params": {
+        "kernel": jax.ShapeDtypeStruct((8, 6), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((6,), jnp.float32),
+    }
+}
+
+
+def test_the_first_matching_rule_wins_and_the_rest_is_replicated():
+    rules = [("params/kernel", ("fsdp",)), ("kernel", (None, "fsdp"))]
+    placed = state_shardings(STATE, rules, make_mesh(fsdp=2))
+    assert placed["params"]["kernel"].spec == PartitionSpec("fsdp")
+    assert placed["params"]["bias"].spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (("bias", ("fsdp", "tensor")), "2 axes"),
+        (("bias", ("fspd",)), "the axis 'fspd'"),
+        (("bias", (("data", "fsdp"),)), "6 of params/bias into 8 parts"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(rule, message):
+    with pytest.raises(UserError, match=message):
+        state_shardings(STATE, [rule], make_mesh(fsdp=2))
+
+
+def test_a_batch_is_split_over_the_devices(rng):
+    mesh = make_mesh()
+    array = rng.standard_normal((16, 3))
+    placed = put_batch({"x": array}, mesh)["x"]
+    assert placed.sharding == batch_sharding(mesh)
+    assert [shard.data.shape for shard in placed.addressable_shards] == [(2, 3)] * 8

@@ -1,0 +1,137 @@
+"""The train step: padding has no effect, accumulation and the number of devices do not change the update."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import sharding
+from research.experiment import prepare
+from research.step import train_step
+from tests import tiny
+
+
+@pytest.fixture
+def few(monkeypatch):
+    tiny.few_sentences(monkeypatch)
+
+
+def _step(experiment, **changes):
+    options = {
+        "module": experiment.module,
+        "task": experiment.task,
+        "tx": experiment.tx,
+        "seed": 0,
+        **changes,
+    }
+    return jax.jit(lambda state, batch: train_step(state, batch, **options))
+
+
+def _difference(a, b):
+    """The largest difference of two trees' leaves, relative to the largest entry of each leaf."""
+    return max(
+        float(jnp.max(jnp.abs(x - y)) / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet, tiny.logistic])
+def test_padding_rows_change_nothing(few, make):
+    """Not the loss, not the gradient (so not the update), not the batch statistics."""
+    config = make(batch_size=16)
+    if "dropout" in config.model:
+        config.model.update(dropout=0.0, attention_dropout=0.0)  # masks depend on the shape
+    experiment = prepare(config)
+    state = experiment.init()
+    (batch,) = tiny.batches(experiment, 1)
+    junk = {name: np.concatenate([array, array[:8]]) for name, array in batch.items()}
+    junk["weight"][16:] = 0.0
+    after, scores = _step(experiment)(state, batch)
+    padded, padded_scores = _step(experiment)(state, junk)
+    assert float(padded_scores["loss"].weight) == 16
+    np.testing.assert_allclose(padded_scores["loss"].total, scores["loss"].total, rtol=1e-6)
+    # AdamW's first update divides by the gradient's size, which magnifies rounding where it is near zero: so SGD's.
+    assert _difference(after.model_state, padded.model_state) < 1e-5 if after.model_state else True
+    np.testing.assert_allclose(padded_scores["grad_norm"].total, scores["grad_norm"].total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_is_the_same_update(few, accumulate):
+    config = tiny.logistic(batch_size=16)
+    config.optimizer.name = "sgd"
+    experiment = prepare(config)
+    state = experiment.init()
+    (batch,) = tiny.batches(experiment, 1)
+    batch["weight"][3] = 0.0  # parts of unequal weight
+    whole, scores = _step(experiment)(state, batch)
+    parts, part_scores = _step(experiment, accumulate=accumulate)(state, batch)
+    assert _difference(whole.params, parts.params) < 1e-5
+    np.testing.assert_allclose(part_scores["loss"].total, scores["loss"].total, rtol=1e-6)
+
+
+def test_the_gradient_is_the_losss(few):
+    """Against central finite differences of the mean loss, in float64-summed float32: error about 1e-3."""
+    config = tiny.logistic(batch_size=32)
+    config.optimizer.update(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    experiment = prepare(config)
+    state = experiment.init()
+    (batch,) = tiny.batches(experiment, 1)
+    batch["weight"][:5] = 0.0
+    after, _ = _step(experiment)(state, batch)
+    gradient = state.params["linear"]["kernel"] - after.params["linear"]["kernel"]
+
+    def loss(kernel):
+        params = {"linear": {**state.params["linear"], "kernel": kernel}}
+        return experiment.task.scores(experiment.module.apply({"params": params}, batch, train=False), batch)[
+            "loss"
+        ].compute()
+
+    direction = jax.random.normal(jax.random.key(1), gradient.shape)
+    kernel, h = state.params["linear"]["kernel"], 1e-2
+    slope = (loss(kernel + h * direction) - loss(kernel - h * direction)) / (2 * h)
+    assert float(jnp.sum(gradient * direction)) == pytest.approx(slope, rel=2e-3)
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
+def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
+    """Dropout and batch statistics included, over 20 steps."""
+    losses = {}
+    for count in (1, 8):
+        devices = jax.devices()[:count]
+        monkeypatch.setattr(
+            "research.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d)
+        )
+        experiment = prepare(make(steps=20))
+        state, losses[count] = experiment.init(), []
+        for batch in tiny.batches(experiment, 20):
+            state, scores = experiment.train_step(state, sharding.put_batch(batch, experiment.mesh))
+            losses[count].append(float(scores["loss"].total))
+    np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
+
+
+make_mesh = sharding.make_mesh
+
+
+def test_dropout_differs_from_step_to_step_and_repeats_from_the_same_step(few):
+    experiment = prepare(tiny.bert())
+    step = _step(experiment)
+    state = experiment.init()
+    (batch,) = tiny.batches(experiment, 1)
+    _, first = step(state, batch)
+    _, again = step(state, batch)
+    _, other = step(dataclasses.replace(state, step=state.step + 1), batch)
+    assert float(first["loss"].total) == float(again["loss"].total)
+    assert float(first["loss"].total) != float(other["loss"].total)
+
+
+def test_bfloat16_compute_keeps_float32_parameters(few):
+    config = tiny.bert()
+    config.dtype = "bfloat16"
+    experiment = prepare(config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(experiment.state.params)} == {jnp.dtype("float32")}
+    (batch,) = tiny.batches(experiment, 1)
+    _, scores = experiment.train_step(experiment.init(), sharding.put_batch(batch, experiment.mesh))
+    # The loss of a fresh two-class classifier; bfloat16 keeps about three digits.
+    assert float(scores["loss"].compute()) == pytest.approx(np.log(2), abs=0.05)

@@ -1,0 +1,64 @@
+"""Small configs that the tests share: the real ones, shrunk until they compile in seconds."""
+
+import numpy as np
+
+from configs import bert_sst2, logistic_digits, resnet_digits
+from research.data import pipeline, sentiment
+
+
+def bert(**train):
+    """The embedded BERT with dropout, tiny."""
+    config = bert_sst2.get_config("embedded")
+    config.model.update(
+        hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1
+    )
+    config.eval.every_steps = 5
+    return _train(config, **{"steps": 10, "batch_size": 16, **train})
+
+
+def resnet(**train):
+    """The ResNet on digits, with its batch statistics, tiny."""
+    config = resnet_digits.get_config("embedded")
+    config.model.update(stage_sizes=(1, 1), width=4)
+    return _train(config, **{"steps": 10, "batch_size": 16, **train})
+
+
+def logistic(**train):
+    """Logistic regression on digits: compiles at once."""
+    return _train(logistic_digits.get_config("embedded"), **{"steps": 10, "batch_size": 16, **train})
+
+
+def _train(config, **train):
+    config.train.epochs = None
+    config.train.log_every = 5
+    for key, value in train.items():
+        config.train[key] = value
+    return config
+
+
+def few_sentences(monkeypatch, train=200, validation=50):
+    """Makes the generated corpus small."""
+    monkeypatch.setattr(sentiment, "TRAIN_SIZE", train)
+    monkeypatch.setattr(sentiment, "VALIDATION_SIZE", validation)
+
+
+def batches(experiment, steps, start=0):
+    """The first training batches of an experiment, on the host."""
+    config = experiment.config
+    return list(
+        pipeline.training_batches(
+            experiment.dataset.split("train"),
+            batch_size=config.train.batch_size,
+            start_step=start,
+            steps=steps,
+            total_examples=experiment.total_examples,
+            seed=config.seed,
+            rows=experiment.rows,
+        )
+    )
+
+
+def assert_trees_equal(a, b):
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, a, b)
