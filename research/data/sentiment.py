@@ -26,7 +26,7 @@ MAX_WORDS = 26
 DISAGREEMENT = 0.65
 import os
 
-WEIGHTS = eval(os.environ.get("W", "[5,5,4,6]"))
+WEIGHTS = {"plain": 10, "negated": 4, "pair": 4, "plain join": 4, "join": 6}
 DISAGREEMENT = float(os.environ.get("D", "0.65"))
 PLAIN = ("is", "feels", "found", "verb", "turns", "name")
 
@@ -128,9 +128,9 @@ PAIRS: dict[str, Callable[[Writer, int, int], str]] = {
     ),
 }
 
-# How often each kind of sentence is written: (frame, plain clause), (frame, other clause), (frame, pair), (join, …).
-# The plain ones are how the words' own polarity is learnt.
-WEIGHTS = {"plain": 7, "negated": 4, "pair": 4, "join": 7}
+# How often each kind of sentence is written. From the plain ones (no negation) the words' own polarity is learnt, and
+# what a connective does.
+WEIGHTS = {"plain": 10, "negated": 4, "pair": 4, "plain join": 4, "join": 6}
 
 # What may stand around a sentence without changing it.
 FRAMES: dict[str, Callable[[Writer, str], str]] = {
@@ -154,8 +154,9 @@ def templates() -> list[Template]:
 
 
 def kind_of(template: Template) -> str:
+    """Which of WEIGHTS' kinds a template is of."""
     if len(template) == 3:
-        return "join"
+        return "plain join" if template[1] in PLAIN and template[2] in PLAIN else "join"
     if template[1] in PAIRS:
         return "pair"
     return "plain" if template[1] in PLAIN else "negated"
