@@ -69,9 +69,9 @@ def _embedded(config: ConfigDict) -> None:
     config.model.initializer_range = 0.05  # 0.02 is for wide layers; a narrow one learns from it much later
     config.model.attention_dropout = 0.0  # its random numbers are a fifth of the step, and the data suffices
     config.data.name = "sentiment"
-    config.data.transform = _text(2000, 32, (32,))
+    config.data.transform = _text(2000, 28, (28,))
     config.optimizer.learning_rate = 1e-3
-    config.train.epochs = 2.5
+    config.train.epochs = 3
     config.train.batch_size = 64
     config.eval.every_steps = 500
     config.checkpoint.every_steps = 500

@@ -60,7 +60,7 @@ def train_step(
 
     grads = jax.tree.map(lambda g: g / scores["loss"].weight, grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    scores = {**scores, "grad_norm": metrics.Mean(optax.global_norm(grads), jnp.ones(()))}
+    scores = {**scores, "grad_norm": metrics.Mean(optax.tree.norm(grads), jnp.ones(()))}
     return (
         TrainState(
             step=state.step + 1,

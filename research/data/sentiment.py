@@ -20,7 +20,7 @@ VALIDATION_SIZE = 2_000
 SEED = 20_18
 
 # Longer sentences are thrown away: short rows are what makes training quick.
-MAX_WORDS = 26
+MAX_WORDS = 24
 
 # The part of the two-part sentences whose parts disagree; where they agree, counting words would do.
 DISAGREEMENT = 0.65

@@ -27,16 +27,40 @@ def column(columns: Columns, name: str, split: str) -> Any:
     return columns[name]
 
 
+_WORD_START = "\u2581"  # "▁", as SentencePiece marks it
+
+
 def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
+
+    The pieces are those of byte-pair merges (Sennrich et al. 2016), which tokenize by BERT's greedy longest match. The
+    library's own WordPiece trainer makes the same merges, but breaks ties by a random hash: another vocabulary each time.
+    """
+    merges = tokenizers.Tokenizer(models.BPE())
+    merges.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    merges.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.BertPreTokenizer(),
+            pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always", split=False),
+        ]
+    )
+    merges.train_from_iterator(texts, trainer=trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    learnt = merges.get_vocab()
+    pieces = sorted(learnt, key=learnt.__getitem__)  # the alphabet, then the merges from the most frequent on
+    alphabet = [piece for piece in pieces if len(piece) == 1 and piece != _WORD_START]
+    merged = [
+        piece.removeprefix(_WORD_START) if piece.startswith(_WORD_START) else f"##{piece}"
+        for piece in pieces
+        if len(piece) > 1
+    ]
+    ordered = dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *(f"##{letter}" for letter in alphabet), *merged])
+    vocabulary = {piece: i for i, piece in enumerate(list(ordered)[:vocab_size])}
+
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

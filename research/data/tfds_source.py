@@ -53,7 +53,9 @@ def _unreachable_hosts(builder: Any) -> list[str]:
     """The hosts of the official download if none of them answers. TFDS itself would retry for minutes."""
     import requests
 
-    hosts = sorted({"/".join(url.split("/")[:3]) for url in builder.url_infos if url.startswith("http")})
+    hosts = sorted(
+        {"/".join(url.split("/")[:3]) for url in builder.url_infos or () if url.startswith("http")}
+    )
     for host in hosts:
         try:
             requests.head(host, timeout=_PROBE_SECONDS)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tokenizers
@@ -9,7 +12,7 @@ TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "du
 OPTIONS = {
     "inputs": ("sentence",),
     "label": "label",
-    "vocab_size": 60,
+    "vocab_size": 120,
     "lowercase": True,
     "max_length": 8,
     "pad_to": (8,),
@@ -21,13 +24,39 @@ def _splits(**columns):
 
 
 def test_the_vocabulary_is_always_the_same():
-    texts = [f"word{i % 50} and w{i % 7}rd number {i}" for i in range(500)]
-    first, second = (train_wordpiece(texts, vocab_size=200, lowercase=True).to_str() for _ in range(2))
-    assert first == second
+    """In other processes too, where hashes have other seeds."""
+    code = (
+        "import hashlib; from research.data.text import train_wordpiece\n"
+        "texts = [f'word{i % 50} and w{i % 7}rd number {i}' for i in range(500)]\n"
+        "text = train_wordpiece(texts, vocab_size=300, lowercase=True).to_str()\n"
+        "print(hashlib.sha256(text.encode()).hexdigest())\n"
+    )
+    digests = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(digests) == 1
+
+
+def test_frequent_words_are_whole_and_unknown_ones_are_cut():
+    texts = ["the film is superb"] * 50 + ["superbly filmed"] * 5
+    tokenizer = train_wordpiece(texts, vocab_size=80, lowercase=True)
+    assert tokenizer.encode("The film is SUPERB").tokens == ["[CLS]", "the", "film", "is", "superb", "[SEP]"]
+    pieces = tokenizer.encode("film superbfilm").tokens[2:-1]
+    assert pieces[0] == "superb"
+    assert all(piece.startswith("##") for piece in pieces[1:])
+    assert tokenizer.encode("film ж").tokens == ["[CLS]", "film", "[UNK]", "[SEP]"]
+
+
+@pytest.mark.parametrize("vocab_size", [40, 60])
+def test_the_vocabulary_is_no_larger_than_asked(vocab_size):
+    tokenizer = train_wordpiece(TEXTS, vocab_size=vocab_size, lowercase=True)
+    assert tokenizer.get_vocab_size() <= vocab_size
+    assert sorted(tokenizer.get_vocab().values()) == list(range(tokenizer.get_vocab_size()))
 
 
 def test_special_tokens_come_first():
-    tokenizer = train_wordpiece(TEXTS, vocab_size=60, lowercase=True)
+    tokenizer = train_wordpiece(TEXTS, vocab_size=120, lowercase=True)
     assert [tokenizer.id_to_token(i) for i in range(5)] == list(SPECIAL_TOKENS)
     assert tokenizer.encode("the plot").tokens == ["[CLS]", "the", "plot", "[SEP]"]
 

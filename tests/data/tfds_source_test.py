@@ -4,31 +4,16 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from research.data import tfds_source
 from research.errors import UserError
-
-
-class TinyReviews(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(
-            {"sentence": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
-        )
-        return self.dataset_info_from_configs(features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(7), "validation": self._generate_examples(3)}
-
-    def _generate_examples(self, size):
-        for i in range(size):
-            yield i, {"sentence": f"review número {i}", "label": i % 2}
+from tests.data.tiny_reviews import TinyReviews
 
 
 def test_it_downloads_prepares_and_reads_without_tensorflow(tmp_path):
-    assert "not prepared" in (tfds_source.missing("tiny_reviews", str(tmp_path)) or "not prepared")
+    assert TinyReviews.name == "tiny_reviews"  # imported, so TFDS knows it
+    assert not tfds_source.prepared("tiny_reviews", str(tmp_path))
+    assert tfds_source.missing("tiny_reviews", str(tmp_path)) is None  # it has nothing to download
     first = tfds_source.load("tiny_reviews", str(tmp_path))
     again = tfds_source.load("tiny_reviews", str(tmp_path))  # now from the prepared files
     assert tfds_source.prepared("tiny_reviews", str(tmp_path))
