@@ -27,9 +27,7 @@ def get_config(preset: str = "") -> ConfigDict:
     return config
 
 
-def _model(
-    hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int, max_positions: int
-) -> ConfigDict:
+def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int, max_positions: int) -> ConfigDict:
     return ConfigDict(
         {
             "name": "bert",

@@ -45,9 +45,7 @@ def defaults() -> ConfigDict:
                 "steps": placeholder(int),
                 "batch_size": 32,  # examples an update, all devices together
                 "accumulate": 1,  # parts that a batch goes through the model in
-                "max_minutes": placeholder(
-                    float
-                ),  # stop this invocation after so long; the same command goes on
+                "max_minutes": placeholder(float),  # stop this invocation after so long; the same command goes on
                 "log_every": 20,  # steps
             },
             "eval": {

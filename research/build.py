@@ -22,9 +22,7 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-def build(
-    table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], what: str, **extra: Any
-) -> Any:
+def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], what: str, **extra: Any) -> Any:
     """Calls `table[section["name"]]` with the section's other keys and `extra`.
 
     Raises UserError for an unknown name or key (naming the nearest known one), and for a missing key.
@@ -40,9 +38,7 @@ def build(
     }
     for key in arguments:
         if key not in parameters or key in extra:
-            raise UserError(
-                f"{what}.{key} is not a key of {name!r}; {nearest(key, set(parameters) - set(extra))}"
-            )
+            raise UserError(f"{what}.{key} is not a key of {name!r}; {nearest(key, set(parameters) - set(extra))}")
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in arguments and key not in extra:
             raise UserError(f"{what}.{key} is missing; {name!r} needs it")

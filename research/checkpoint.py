@@ -34,9 +34,7 @@ class Progress:
     def after(self, examples: int, most: int | None) -> "Progress":
         """After one more step on `examples`, `most` in the whole run."""
         position = self.position + examples
-        return dataclasses.replace(
-            self, step=self.step + 1, position=position if most is None else min(position, most)
-        )
+        return dataclasses.replace(self, step=self.step + 1, position=position if most is None else min(position, most))
 
     def evaluated(self, value: float) -> "Progress":
         """With the value of an evaluation at this step; one that is there already stays."""
@@ -112,8 +110,6 @@ class Checkpoints:
                 metadata = self._checkpointer.metadata(step).custom_metadata
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}"
-            ) from error
+            raise UserError(f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}") from error
         history = tuple((int(at), float(value)) for at, value in metadata["history"])
         return state, Progress(step=step, position=int(metadata["position"]), history=history)

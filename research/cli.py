@@ -15,15 +15,9 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "several processes (one per host; on Cloud TPU --distributed alone suffices)"
-    )
-    group.add_argument(
-        "--distributed", action="store_true", help="join the other processes of a cluster JAX knows"
-    )
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="process 0's address, where JAX does not know it"
-    )
+    group = parser.add_argument_group("several processes (one per host; on Cloud TPU --distributed alone suffices)")
+    group.add_argument("--distributed", action="store_true", help="join the other processes of a cluster JAX knows")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address, where JAX does not know it")
     group.add_argument("--processes", type=int, help="how many there are")
     group.add_argument("--process_id", type=int, help="which one this is, from 0")
 

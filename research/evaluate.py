@@ -14,12 +14,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="the run directory")
-    parser.add_argument(
-        "--split", default="validation", help="any split of the dataset (default: validation)"
-    )
-    parser.add_argument(
-        "--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)"
-    )
+    parser.add_argument("--split", default="validation", help="any split of the dataset (default: validation)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
     cli.add_common_flags(parser)
     return parser
 
@@ -39,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     config = FrozenConfigDict(run.config())
     experiment = prepare(config, run.assets)
     with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
-        step = (
-            checkpoints.best_step if arguments.checkpoint == "best" else max(checkpoints.steps, default=None)
-        )
+        step = checkpoints.best_step if arguments.checkpoint == "best" else max(checkpoints.steps, default=None)
         if step is None:
             raise UserError(f"{run.path} has no {arguments.checkpoint} checkpoint yet")
         state, _ = checkpoints.restore(experiment.state, step)

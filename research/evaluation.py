@@ -19,9 +19,7 @@ def evaluate(
     A metric is None where the split's labels are hidden.
     """
     examples = experiment.dataset.split(split)
-    batches = pipeline.evaluation_batches(
-        examples, batch_size=experiment.config.eval.batch_size, rows=experiment.rows
-    )
+    batches = pipeline.evaluation_batches(examples, batch_size=experiment.config.eval.batch_size, rows=experiment.rows)
     totals: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
 

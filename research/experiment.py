@@ -94,9 +94,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         total_examples=total_examples,
         mesh=mesh,
         rows=rows,
-        state=jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-        ),
+        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
         init=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(
             functools.partial(
@@ -154,9 +152,7 @@ def _check_data(config: Any, dataset: data.Dataset) -> None:
 def _length(train: Any, size: int) -> tuple[int, int | None]:
     """(steps, examples if given in epochs)."""
     if (train.steps is None) == (train.epochs is None):
-        raise UserError(
-            f"train.steps is {train.steps} and train.epochs is {train.epochs}; give one of the two"
-        )
+        raise UserError(f"train.steps is {train.steps} and train.epochs is {train.epochs}; give one of the two")
     if train.steps is not None:
         steps, examples = train.steps, None
     else:

@@ -54,18 +54,14 @@ def train_and_evaluate(
     summary = run.summary() or {}
     if summary.get("status") == "completed" or summary.get("reason") == STALLED:
         if show:
-            print(
-                f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew"
-            )
+            print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
         return summary
     try:
         experiment = prepare(config, run.assets)
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints)
             run.forget_metrics_after(progress.step)
-            reporter = Reporter(
-                run, progress.step, experiment.total_steps, experiment.learning_rate, show=show
-            )
+            reporter = Reporter(run, progress.step, experiment.total_steps, experiment.learning_rate, show=show)
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
                 summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)
@@ -180,9 +176,7 @@ def _ranking(metrics: dict[str, float | None], name: str) -> float:
     """The metric that ranks evaluations. Raises UserError if there is none of that name, or no value."""
     if metrics.get(name) is None:
         known = ", ".join(key for key, value in metrics.items() if value is not None)
-        raise UserError(
-            f"eval.metric is {name!r}, which the first of eval.splits has no value for; it has: {known}"
-        )
+        raise UserError(f"eval.metric is {name!r}, which the first of eval.splits has no value for; it has: {known}")
     return float(metrics[name])  # type: ignore[arg-type]
 
 
@@ -212,10 +206,7 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
 
 
 def _conclude(summary: dict[str, Any], run: RunDir) -> str:
-    lines = [
-        f"{summary['status']} at step {summary['step']}"
-        + (f": {summary['reason']}" if summary["reason"] else "")
-    ]
+    lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
     for split, values in summary["metrics"].items():
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}")

@@ -40,14 +40,10 @@ class RSquared:
     label: Any  # Σ w (y − c)
     label_squared: Any  # Σ w (y − c)²
     error_squared: Any  # Σ w (y − ŷ)²
-    shift: float = dataclasses.field(
-        default=0.0, metadata={"static": True}
-    )  # c: near the labels' mean, for accuracy
+    shift: float = dataclasses.field(default=0.0, metadata={"static": True})  # c: near the labels' mean, for accuracy
 
     @classmethod
-    def of(
-        cls, predictions: jax.Array, labels: jax.Array, weight: jax.Array, shift: float = 0.0
-    ) -> "RSquared":
+    def of(cls, predictions: jax.Array, labels: jax.Array, weight: jax.Array, shift: float = 0.0) -> "RSquared":
         """From predictions, labels and weights of one shape."""
         centred = labels - shift
         return cls(

@@ -113,9 +113,7 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split in dict.fromkeys(line["split"] for line in lines):
             points = [
-                (line["step"], line[name])
-                for line in lines
-                if line["split"] == split and line.get(name) is not None
+                (line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None
             ]
             if points:
                 marker = "" if split == "train" else "o"

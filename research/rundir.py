@@ -59,9 +59,7 @@ class RunDir:
         if self._config.is_file():
             self._check_same(config)
         elif self.path.is_dir() and any(self.path.iterdir()) and self.writer:
-            raise UserError(
-                f"workdir {self.path} is not empty and not a run directory; choose another --workdir"
-            )
+            raise UserError(f"workdir {self.path} is not empty and not a run directory; choose another --workdir")
         if not self.writer:
             return
         try:
@@ -70,9 +68,7 @@ class RunDir:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise UserError(
-                f"workdir {self.path} can't be written ({error.strerror}); choose another"
-            ) from error
+            raise UserError(f"workdir {self.path} can't be written ({error.strerror}); choose another") from error
         if not self._config.is_file():
             self._write(self._config, jsonable(config))
 

@@ -22,9 +22,7 @@ BATCH_AXES = ("data", "fsdp")
 Rule = tuple[str, Sequence[Any]]
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the three axes over all `devices` (default: all there are); `data` −1 takes what the others leave.
 
     Raises UserError if the sizes do not multiply to the number of devices.
@@ -79,14 +77,10 @@ def _checked_spec(name: str, shape: tuple[int, ...], axes: tuple[Any, ...], mesh
         parts = 1
         for axis in (entry,) if isinstance(entry, str) else entry or ():
             if axis not in mesh.shape:
-                raise UserError(
-                    f"mesh.rules names the axis {axis!r} for {name}; known: {', '.join(mesh.shape)}"
-                )
+                raise UserError(f"mesh.rules names the axis {axis!r} for {name}; known: {', '.join(mesh.shape)}")
             parts *= mesh.shape[axis]
         if size % parts:
-            raise UserError(
-                f"mesh.rules splits a dimension of {size} of {name} into {parts} parts; it must divide"
-            )
+            raise UserError(f"mesh.rules splits a dimension of {size} of {name} into {parts} parts; it must divide")
     return PartitionSpec(*axes)
 
 

@@ -26,9 +26,7 @@ def init_state(module: nn.Module, tx: optax.GradientTransformation, batch: Any, 
     """The state before the first step. `batch` gives shapes only; the values do not matter."""
     variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
     params = variables.pop("params")
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, model_state=variables, opt_state=tx.init(params)
-    )
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=variables, opt_state=tx.init(params))
 
 
 def path_name(path: Any) -> str:

@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     stop = _stop_on_signals()
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
-    summary = train_and_evaluate(
-        experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop)
-    )
+    summary = train_and_evaluate(experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop))
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
 
 

@@ -72,9 +72,7 @@ def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
     with _open(tmp_path) as checkpoints:
         checkpoints.save(_state(1), Progress(step=1), None)
     shardings = state_shardings(ABSTRACT, [("params/w", ("fsdp",))], make_mesh(data=2, fsdp=4))
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), ABSTRACT, shardings
-    )
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), ABSTRACT, shardings)
     with _open(tmp_path) as checkpoints:
         state, _ = checkpoints.restore(abstract, 1)
     assert state.params["w"].addressable_shards[0].data.shape == (2, 4)

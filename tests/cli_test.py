@@ -17,9 +17,7 @@ def _python(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize(
-    ("module", "flag"), [("research.train", "--config"), ("research.evaluate", "--split")]
-)
+@pytest.mark.parametrize(("module", "flag"), [("research.train", "--config"), ("research.evaluate", "--split")])
 def test_help(module, flag):
     start = time.monotonic()
     result = _python("-m", module, "--help")

@@ -8,9 +8,7 @@ DIABETES = "configs/linear_diabetes.py"
 
 
 def test_overrides_are_applied_with_their_types():
-    config = load(
-        DIABETES, ["--config.train.steps=7", "optimizer.learning_rate=1", "eval.splits=test,train"]
-    ).config
+    config = load(DIABETES, ["--config.train.steps=7", "optimizer.learning_rate=1", "eval.splits=test,train"]).config
     assert config.train.steps == 7
     assert config.optimizer.learning_rate == 1.0
     assert config.eval.splits == ("test", "train")

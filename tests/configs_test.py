@@ -18,9 +18,7 @@ from research.rundir import flatten
 from research.tasks import TASKS
 from tests import tiny
 
-FILES = sorted(
-    path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults")
-)
+FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
 PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
 SENTENCES = {"sentence": [b"a superb film", b"a dull film", b"not bad"], "label": [1, 0, 1]}
 
@@ -32,9 +30,7 @@ def test_they_were_found():
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
-    monkeypatch.setattr(
-        tfds_source, "load", lambda name, data_dir: {s: SENTENCES for s in ("train", "validation")}
-    )
+    monkeypatch.setattr(tfds_source, "load", lambda name, data_dir: dict.fromkeys(("train", "validation"), SENTENCES))
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset
     config.init_from = None
@@ -71,13 +67,9 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
     assert "embedded" in module.PRESETS
     assert module.FULL in module.PRESETS
     own = {
-        key
-        for key in flatten(module.get_config("embedded").to_dict())
-        if not key.startswith(("model", "task", "data"))
+        key for key in flatten(module.get_config("embedded").to_dict()) if not key.startswith(("model", "task", "data"))
     }
-    assert own == {
-        key for key in flatten(defaults().to_dict()) if not key.startswith(("model", "task", "data"))
-    }
+    assert own == {key for key in flatten(defaults().to_dict()) if not key.startswith(("model", "task", "data"))}
     assert module.get_config("embedded").data.name in data.SOURCES
 
 

@@ -21,9 +21,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
     assert [record["index"] for record in records] == list(range(len(labels)))
     assert [record["label"] for record in records] == labels.tolist()
     predictions = [record["prediction"] for record in records]
-    assert metrics["accuracy"] == pytest.approx(
-        sklearn.metrics.accuracy_score(labels, predictions), abs=1e-12
-    )
+    assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=1e-12)
     for other_metrics, other_records in others:
         assert other_metrics["accuracy"] == metrics["accuracy"]
         # float32 logits differ by rounding from shape to shape, about 1e-7 relative.

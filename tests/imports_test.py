@@ -39,9 +39,7 @@ def test_models_know_jax_and_flax_only():
     for name, path in MODULES.items():
         if name.startswith("research.models"):
             assert all(own.startswith("research.models") for own in _own(path)), name
-            assert _third_party(path) <= {"jax", "flax", "research", "typing", "collections", "functools"}, (
-                name
-            )
+            assert _third_party(path) <= {"jax", "flax", "research", "typing", "collections", "functools"}, name
 
 
 def test_data_does_not_know_jax():

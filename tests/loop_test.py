@@ -52,13 +52,8 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert summary["metrics"]["validation"] == {
         key: value for key, value in run.metrics("validation")[-1].items() if key not in ("step", "split")
     }
-    records = [
-        json.loads(line) for line in (run.path / "predictions/validation.jsonl").read_text().splitlines()
-    ]
-    assert (
-        np.mean([r["label"] == r["prediction"] for r in records])
-        == summary["metrics"]["validation"]["accuracy"]
-    )
+    records = [json.loads(line) for line in (run.path / "predictions/validation.jsonl").read_text().splitlines()]
+    assert np.mean([r["label"] == r["prediction"] for r in records]) == summary["metrics"]["validation"]["accuracy"]
     assert set(records[0]) == {"index", "label", "prediction", "scores"}
     assert (run.plots / "training_curve.png").read_bytes().startswith(b"\x89PNG")
     assert any(path.name.startswith("events.out.tfevents") for path in run.tensorboard.iterdir())
@@ -112,7 +107,7 @@ def test_a_completed_run_is_left_as_it_is(tmp_path):
 def test_the_seed_decides(tmp_path):
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        config = tiny.resnet(steps=3)
+        config = tiny.logistic(steps=3)
         config.seed = seed
         hashes.append(_run(config, tmp_path / name)["params_sha256"])
     assert hashes[0] == hashes[1] != hashes[2]
@@ -218,9 +213,7 @@ def test_features_that_are_not_finite_are_one_line(bad, tmp_path, monkeypatch):
 def test_a_token_the_model_has_no_embedding_for_is_one_line(tmp_path):
     config = tiny.bert()
     config.model.vocab_size = 500
-    with pytest.raises(
-        UserError, match=r"token id \d+ in split '\w+' is out of range: model.vocab_size is 500"
-    ):
+    with pytest.raises(UserError, match=r"token id \d+ in split '\w+' is out of range: model.vocab_size is 500"):
         _run(config, tmp_path)
 
 

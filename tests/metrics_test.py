@@ -8,18 +8,14 @@ from hypothesis import strategies as st
 from research import metrics
 from research.metrics import Mean, RSquared
 
-ROWS = st.lists(
-    st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40
-)
+ROWS = st.lists(st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40)
 
 
 @settings(max_examples=50, deadline=None)
 @given(rows=ROWS, cut=st.integers(0, 40))
 def test_mean_does_not_depend_on_the_cut_into_batches(rows, cut):
     values, weight = (np.array(column, np.float32) for column in zip(*rows, strict=True))
-    parts = [
-        Mean.of(jnp.asarray(values[s]), jnp.asarray(weight[s])) for s in (slice(0, cut), slice(cut, None))
-    ]
+    parts = [Mean.of(jnp.asarray(values[s]), jnp.asarray(weight[s])) for s in (slice(0, cut), slice(cut, None))]
     mean = metrics.add(*parts).compute()
     if weight.sum() == 0:
         assert mean is None

@@ -13,10 +13,7 @@ def _execute(name):
     notebook = nbformat.read(Path("notebooks") / name, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": "notebooks"}}).execute()
     return "".join(
-        output.get("text", "")
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if cell.outputs
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if cell.outputs
     )
 
 

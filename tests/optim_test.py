@@ -69,9 +69,7 @@ def test_sgd_is_heavy_ball_momentum():
 
 def test_clipping_scales_the_whole_gradient():
     tx, _ = _build(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=1.0)
-    after = _steps(
-        tx, {"a": jnp.zeros(()), "b": jnp.zeros(())}, {"a": jnp.array(3.0), "b": jnp.array(4.0)}, 1
-    )
+    after = _steps(tx, {"a": jnp.zeros(()), "b": jnp.zeros(())}, {"a": jnp.array(3.0), "b": jnp.array(4.0)}, 1)
     assert (float(after["a"]), float(after["b"])) == (pytest.approx(-0.6), pytest.approx(-0.8))
 
 
@@ -84,17 +82,13 @@ def test_clipping_scales_the_whole_gradient():
     ],
 )
 def test_schedules(name, expected):
-    rate = learning_rate_schedule(
-        name, learning_rate=1.0, warmup_fraction=1 / 3, end_fraction=0.0, total_steps=6
-    )
+    rate = learning_rate_schedule(name, learning_rate=1.0, warmup_fraction=1 / 3, end_fraction=0.0, total_steps=6)
     np.testing.assert_allclose([float(rate(step)) for step in range(6)], expected, atol=1e-6)
 
 
 def test_end_fraction_is_where_decay_ends():
     for name in ("linear", "cosine"):
-        rate = learning_rate_schedule(
-            name, learning_rate=2.0, warmup_fraction=0.0, end_fraction=0.1, total_steps=7
-        )
+        rate = learning_rate_schedule(name, learning_rate=2.0, warmup_fraction=0.0, end_fraction=0.1, total_steps=7)
         assert float(rate(7)) == pytest.approx(0.2)
 
 

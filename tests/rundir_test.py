@@ -10,9 +10,7 @@ CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
 
 def test_a_run_is_taken_up_again_by_the_same_config(tmp_path):
     RunDir(tmp_path / "run").start(CONFIG)
-    RunDir(tmp_path / "run").start(
-        {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}}
-    )  # changes no result
+    RunDir(tmp_path / "run").start({**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # changes no result
     assert RunDir.open(tmp_path / "run").config()["train"]["sizes"] == [1, 2]
 
 

@@ -9,9 +9,7 @@ from research.data import pipeline, sentiment
 def bert(**train):
     """The embedded BERT with dropout, tiny."""
     config = bert_sst2.get_config("embedded")
-    config.model.update(
-        hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1
-    )
+    config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1)
     config.eval.every_steps = 5
     return _train(config, **{"steps": 10, "batch_size": 16, **train})
 

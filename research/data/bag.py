@@ -1,5 +1,6 @@
 """Text -> a bag of word n-grams with tf-idf weights, sparse."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def bag_of_words(
 def _rows(matrix: object) -> list[tuple[np.ndarray, np.ndarray]]:
     """A CSR matrix's rows as (ids, values)."""
     indptr, indices, data = matrix.indptr, matrix.indices, matrix.data  # type: ignore[attr-defined]
-    return [(indices[a:b], data[a:b]) for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
+    return [(indices[a:b], data[a:b]) for a, b in itertools.pairwise(indptr)]
 
 
 def _heaviest(ids: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

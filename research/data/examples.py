@@ -13,7 +13,8 @@ Columns = Mapping[str, Any]
 class Examples(Protocol):
     """One split, ready to be cut into batches."""
 
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -33,7 +34,7 @@ class ArrayExamples:
     columns: dict[str, np.ndarray]
 
     @property
-    def labels(self) -> np.ndarray:  # type: ignore[override]
+    def labels(self) -> np.ndarray:
         return self.columns["labels"]
 
     def __len__(self) -> int:

@@ -79,7 +79,5 @@ def _fingerprint(columns: Mapping[str, Columns]) -> str:
             values = columns[split][name]
             digest.update(f"{split}/{name}/{len(values)}\n".encode())
             for value in values:
-                digest.update(
-                    value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode() + b"\0"
-                )
+                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode() + b"\0")
     return digest.hexdigest()[:16]

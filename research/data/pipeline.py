@@ -72,8 +72,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of the steps [start_step, steps), made ahead by a thread, in order.
 
-    Each has `batch_size` examples and the padding rows that `rows.multiple` asks for. Positions from `total_examples` on
-    are padding: the last step of a run that is given in epochs may have fewer examples.
+    Each has `batch_size` examples and the padding rows that `rows.multiple` asks for. Positions from `total_examples`
+    on are padding: the last step of a run that is given in epochs may have fewer examples.
     """
 
     def at(step: int) -> Batch:
@@ -88,9 +88,7 @@ def training_batches(
     return iter(grain.MapDataset.range(start_step, steps).map(at).to_iter_dataset(options))
 
 
-def evaluation_batches(
-    examples: Examples, *, batch_size: int, rows: Rows
-) -> Iterator[tuple[np.ndarray, Batch]]:
+def evaluation_batches(examples: Examples, *, batch_size: int, rows: Rows) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every example once, in order -> (the global batch's indices, −1 for padding; this process's rows of it)."""
     size = len(padded(np.arange(batch_size), rows.multiple))
     for start in range(0, len(examples), size):

@@ -17,18 +17,13 @@ from research.data.examples import Columns
 
 TRAIN_SIZE = 60_000
 VALIDATION_SIZE = 2_000
-SEED = 20_18
+SEED = 2018
 
 # Longer sentences are thrown away: short rows are what makes training quick.
 MAX_WORDS = 24
 
-# The part of the two-part sentences whose parts disagree; where they agree, counting words would do.
+# How often the parts of a two-part sentence disagree. Where they agree, counting words would do.
 DISAGREEMENT = 0.65
-import os
-
-WEIGHTS = {"plain": 10, "negated": 4, "pair": 4, "plain join": 4, "join": 6}
-DISAGREEMENT = float(os.environ.get("D", "0.65"))
-PLAIN = ("is", "feels", "found", "verb", "turns", "name")
 
 
 @dataclasses.dataclass
@@ -175,10 +170,7 @@ def write(template: Template, polarity: int, writer: Writer) -> str:
         join, left, right = template
         prevails, text = JOINS[join]
         outcomes = (polarity, other) if prevails == "left" else (other, polarity)
-        return (
-            text.format(left=CLAUSES[left](writer, outcomes[0]), right=CLAUSES[right](writer, outcomes[1]))
-            + " ."
-        )
+        return text.format(left=CLAUSES[left](writer, outcomes[0]), right=CLAUSES[right](writer, outcomes[1])) + " ."
     frame, core = template
     inner = CLAUSES[core](writer, polarity) if core in CLAUSES else PAIRS[core](writer, polarity, other)
     return FRAMES[frame](writer, inner)
@@ -192,7 +184,9 @@ def generate(size: int, *, validation: bool, seed: int) -> Columns:
     for template in templates():
         if held_out(template) == validation:
             kinds[kind_of(template)].append(template)
-    sentences, labels, names = [], [], []
+    sentences: list[str] = []
+    labels: list[int] = []
+    names: list[str] = []
     while len(sentences) < size:
         (kind,) = rng.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
         template = rng.choice(kinds[kind])

@@ -103,9 +103,7 @@ def wordpiece(
 
     def encode(split: str) -> TextExamples:
         parts = texts(split)
-        encodings = tokenizer.encode_batch_fast(
-            parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
-        )
+        encodings = tokenizer.encode_batch_fast(parts[0] if len(parts) == 1 else list(zip(*parts, strict=True)))
         return TextExamples(
             tokens=Ragged.of([encoding.ids for encoding in encodings], np.int32),
             type_ids=Ragged.of([encoding.type_ids for encoding in encodings], np.int32),

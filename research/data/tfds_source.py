@@ -53,9 +53,7 @@ def _unreachable_hosts(builder: Any) -> list[str]:
     """The hosts of the official download if none of them answers. TFDS itself would retry for minutes."""
     import requests
 
-    hosts = sorted(
-        {"/".join(url.split("/")[:3]) for url in builder.url_infos or () if url.startswith("http")}
-    )
+    hosts = sorted({"/".join(url.split("/")[:3]) for url in builder.url_infos or () if url.startswith("http")})
     for host in hosts:
         try:
             requests.head(host, timeout=_PROBE_SECONDS)
@@ -77,7 +75,7 @@ def load(name: str, data_dir: str | None) -> dict[str, Columns]:
     try:
         if not prepared(name, data_dir):
             builder.download_and_prepare(file_format="array_record")
-        columns = {}
+        columns: dict[str, Columns] = {}
         for split in builder.info.splits:
             source = builder.as_data_source(split=split)
             records = source.__getitems__(list(range(len(source)))) if len(source) else []
@@ -85,6 +83,4 @@ def load(name: str, data_dir: str | None) -> dict[str, Columns]:
         return columns
     except Exception as error:  # TFDS raises whatever its readers and its downloads raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"the dataset {name} in {data_dir or default_data_dir()} can't be read: {reason}"
-        ) from error
+        raise UserError(f"the dataset {name} in {data_dir or default_data_dir()} can't be read: {reason}") from error

@@ -58,6 +58,4 @@ class BertClassifier(nn.Module):
         first = jnp.take_along_axis(hidden, batch["starts"][:, :, None], axis=1)  # [B, E, D]
         dense = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=kernel_init, name="pooler")
         pooled = nn.Dropout(self.dropout)(nn.tanh(dense(first)), deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel_init, name="classifier")(
-            pooled
-        )
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel_init, name="classifier")(pooled)

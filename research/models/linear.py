@@ -29,9 +29,7 @@ class LogisticRegression(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads features, float [B, D] -> logits [B, num_classes]."""
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros, name="linear")(
-            batch["features"]
-        )
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros, name="linear")(batch["features"])
 
 
 class SparseLogisticRegression(nn.Module):

@@ -53,9 +53,7 @@ class BottleneckBlock(nn.Module):
 BLOCKS: dict[str, type[nn.Module]] = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 
-def _shortcut(
-    block: BasicBlock | BottleneckBlock, x: jax.Array, real: jax.Array, shape: tuple[int, ...]
-) -> jax.Array:
+def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, real: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The input itself, or projected where the block changes its shape (option B of section 3.3)."""
     if x.shape == shape:
         return x
@@ -87,9 +85,7 @@ class ResNet(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads images, float [B, H, W, C], and weight [B] -> logits [B, num_classes]."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
-        norm = partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype
-        )
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         real = jnp.reshape(batch["weight"] > 0, (-1, 1, 1, 1))
         x = batch["images"].astype(self.dtype)
         if self.stem == "imagenet":
@@ -102,8 +98,6 @@ class ResNet(nn.Module):
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = BLOCKS[self.block](self.width * 2**i, stride, conv, norm, name=f"stage_{i}_block_{j}")(
-                    x, real
-                )
+                x = BLOCKS[self.block](self.width * 2**i, stride, conv, norm, name=f"stage_{i}_block_{j}")(x, real)
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)

@@ -62,9 +62,9 @@ class EncoderLayer(nn.Module):
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
             return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)(x + y)
 
-        y = SelfAttention(
-            self.num_heads, self.attention_dropout, self.kernel_init, self.dtype, name="attention"
-        )(x, segments, train=train)
+        y = SelfAttention(self.num_heads, self.attention_dropout, self.kernel_init, self.dtype, name="attention")(
+            x, segments, train=train
+        )
         x = residual_norm(x, y, "attention_norm")
         y = nn.Dense(self.mlp_size, dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_in")(x)
         y = nn.gelu(y, approximate=False)
@@ -93,9 +93,7 @@ class Encoder(nn.Module):
         """Reads tokens, positions, type_ids and segments, each int [B, L] -> hidden states [B, L, D]."""
 
         def embed(size: int, ids: jax.Array, name: str) -> jax.Array:
-            return nn.Embed(
-                size, self.hidden_size, dtype=self.dtype, embedding_init=self.kernel_init, name=name
-            )(ids)
+            return nn.Embed(size, self.hidden_size, dtype=self.dtype, embedding_init=self.kernel_init, name=name)(ids)
 
         x = embed(self.vocab_size, batch["tokens"], "token_embedding")
         x = x + embed(self.max_positions, batch["positions"], "position_embedding")

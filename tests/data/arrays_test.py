@@ -18,12 +18,8 @@ def test_standardize_is_scikit_learns_fitted_on_train(rng, tmp_path):
     examples = standardize(splits, tmp_path, inputs=("x",), label="y")
     scaler = StandardScaler().fit(splits["train"]["x"])
     for name, split in splits.items():
-        np.testing.assert_allclose(
-            examples[name].columns["features"], scaler.transform(split["x"]), atol=1e-6
-        )
-    again = standardize(
-        {"train": splits["test"]}, tmp_path, inputs=("x",), label="y"
-    )  # the kept mean, not a new one
+        np.testing.assert_allclose(examples[name].columns["features"], scaler.transform(split["x"]), atol=1e-6)
+    again = standardize({"train": splits["test"]}, tmp_path, inputs=("x",), label="y")  # the kept mean, not a new one
     np.testing.assert_array_equal(again["train"].columns["features"], examples["test"].columns["features"])
 
 
@@ -43,11 +39,7 @@ def test_values_that_are_not_finite_are_named(rng, bad, split):
 
 def test_images_are_scaled_and_flattened(rng):
     splits = {"train": {"x": rng.integers(0, 17, (5, 8, 8, 1)), "y": [0, 1, 2, 3, 4]}}
-    whole = image(splits, None, inputs=("x",), label="y", mean=4.0, std=2.0, flatten=False)["train"].columns[
-        "images"
-    ]
+    whole = image(splits, None, inputs=("x",), label="y", mean=4.0, std=2.0, flatten=False)["train"].columns["images"]
     np.testing.assert_allclose(whole, (splits["train"]["x"] - 4.0) / 2.0)
-    flat = image(splits, None, inputs=("x",), label="y", mean=4.0, std=2.0, flatten=True)["train"].columns[
-        "features"
-    ]
+    flat = image(splits, None, inputs=("x",), label="y", mean=4.0, std=2.0, flatten=True)["train"].columns["features"]
     np.testing.assert_array_equal(flat, whole.reshape(5, 64))

@@ -9,9 +9,7 @@ from research.data.bundled import BUNDLED
 def test_the_splits_are_the_whole_dataset_once(name):
     splits = BUNDLED[name]()
     features, labels = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    together = np.concatenate(
-        [split["features"].reshape(len(split["features"]), -1) for split in splits.values()]
-    )
+    together = np.concatenate([split["features"].reshape(len(split["features"]), -1) for split in splits.values()])
     assert together.shape == features.shape
     np.testing.assert_array_equal(np.sort(together.sum(axis=1)), np.sort(features.sum(axis=1)))
     shares = [len(split["label"]) / len(labels) for split in splits.values()]

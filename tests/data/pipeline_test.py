@@ -108,10 +108,7 @@ def test_the_processes_rows_make_up_the_batch(processes):
     text = TextExamples(tokens, tokens, np.arange(40, dtype=np.int32), pad_to=(4, 9))
     indices = np.arange(16)
     whole = make_batch(text, indices)
-    parts = [
-        make_batch(text, indices, Rows(process=i, processes=processes).of(len(indices)))
-        for i in range(processes)
-    ]
+    parts = [make_batch(text, indices, Rows(process=i, processes=processes).of(len(indices))) for i in range(processes)]
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 

@@ -21,9 +21,7 @@ def test_validation_templates_are_never_trained_on():
 
 
 def test_training_sees_every_part_of_the_held_out_templates():
-    parts = {
-        part for template in sentiment.templates() if not sentiment.held_out(template) for part in template
-    }
+    parts = {part for template in sentiment.templates() if not sentiment.held_out(template) for part in template}
     held = {part for template in sentiment.templates() if sentiment.held_out(template) for part in template}
     assert held <= parts
     share = np.mean([sentiment.held_out(template) for template in sentiment.templates()])

@@ -38,7 +38,9 @@ def _batch(rng, lengths, width=12):
 
 @pytest.fixture
 def params(rng):
-    variables = MODULE.init(jax.random.key(0), _batch(rng, [3]), train=False)["params"]
+    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), _batch(rng, [3]), train=False)[
+        "params"
+    ]
     # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
@@ -98,9 +100,7 @@ def test_padding_and_its_contents_change_nothing(rng, params):
 def test_examples_in_one_row_do_not_see_each_other(rng, params):
     """The design's packed row: the same logits as alone, and no gradient from one example to another."""
     alone = _batch(rng, [5, 4, 3])
-    tokens, types = (
-        np.concatenate([alone[n][i, :k] for i, k in enumerate((5, 4, 3))]) for n in ("tokens", "type_ids")
-    )
+    tokens, types = (np.concatenate([alone[n][i, :k] for i, k in enumerate((5, 4, 3))]) for n in ("tokens", "type_ids"))
     packed = {
         "tokens": jnp.asarray(tokens)[None],
         "type_ids": jnp.asarray(types)[None],
@@ -123,9 +123,7 @@ def test_dropout_is_on_in_training_only(rng, params):
 
     assert not np.array_equal(train(0), train(1))
     np.testing.assert_array_equal(train(0), train(0))
-    np.testing.assert_array_equal(
-        _apply(params, batch), _apply(params, batch, rngs={"dropout": jax.random.key(1)})
-    )
+    np.testing.assert_array_equal(_apply(params, batch), _apply(params, batch, rngs={"dropout": jax.random.key(1)}))
 
 
 def test_bfloat16_is_near_float32(rng, params):

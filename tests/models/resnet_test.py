@@ -77,9 +77,7 @@ def test_a_block_starts_as_its_shortcut(rng, block):
     for stage_sizes in ((1,), (3,)):
         module = _model(block=block, stage_sizes=stage_sizes, width=4, stem="small")
         variables = module.init(jax.random.key(0), batch, train=False)
-        variables["params"]["classifier"]["kernel"] = jnp.ones_like(
-            variables["params"]["classifier"]["kernel"]
-        )
+        variables["params"]["classifier"]["kernel"] = jnp.ones_like(variables["params"]["classifier"]["kernel"])
         outputs.append(module.apply(variables, batch, train=False))
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
 
