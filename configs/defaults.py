@@ -59,7 +59,7 @@ def defaults() -> ConfigDict:
                 "min_delta": 0.0,  # what counts as an improvement
             },
             "checkpoint": {
-                "every_steps": 0,  # 0: only at the end, and at each best evaluation
+                "every_steps": 0,  # beside those of each evaluation and of the end; 0: no others
             },
             "mesh": {
                 "data": -1,  # devices that split the batch; -1: all that the other two leave

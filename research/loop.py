@@ -39,7 +39,8 @@ def train_and_evaluate(
 
     Args:
       note: one line for summary.json: why a preset stands in for another.
-      should_stop: asked after every step; once it says so, the run saves its state and ends as "preempted".
+      should_stop: asked after every step (with several processes, every `train.log_every`); once it says so, the run
+        saves its state and ends as "preempted".
       show: whether to print and to draw a progress bar.
 
     Returns:
@@ -117,14 +118,15 @@ def _train(
         progress = progress.after(config.train.batch_size, experiment.total_examples)
         step, value = progress.step, None
         reporter.step(scores)
-        if step % config.train.log_every == 0:
+        if step == total_steps:
+            break  # the evaluation and the checkpoint of the end follow below
+        if _due(step, config.train.log_every):
             reporter.log(step)
+        if jax.process_count() == 1 or _due(step, config.train.log_every):  # asking the other processes takes time
             if _any_process(should_stop()):
                 reason = ASKED
             elif _any_process(time.monotonic() > deadline):
                 reason = OUT_OF_TIME
-        if step == total_steps:
-            break  # the evaluation and the checkpoint of the end follow below
 
         with throughput.aside():
             if _due(step, config.eval.every_steps):

@@ -32,6 +32,7 @@ class Reporter:
             unit="step",
             disable=not self._show,
             dynamic_ncols=True,
+            delay=0.5,
             file=sys.stderr,
             mininterval=0.2 if sys.stderr.isatty() else 20.0,  # a log file wants few lines
         )
@@ -74,24 +75,27 @@ class Reporter:
         for more in fetched[1:]:
             total = metrics.add(total, more)
         values = metrics.compute(total)
-        loss = values["loss"]
-        if loss is None or not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} between steps {step - len(scores)} and {step}: training diverged; lower "
-                f"optimizer.learning_rate (here {float(self._learning_rate(step - 1)):.3g}) or set optimizer.clip_norm. "
-                "Checkpoints saved before stay as they are"
-            )
+        self._check_finite(values, f"the training loss between steps {step - len(scores)} and {step}", step)
         self._line(step, "train", {**values, "learning_rate": float(self._learning_rate(step - 1))})
-        self._latest["loss"] = f"{loss:.4f}"
+        self._latest["loss"] = f"{values['loss']:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
     def evaluation(self, step: int, split: str, values: dict[str, float | None]) -> None:
         """Writes an evaluation's metrics."""
+        self._check_finite(values, f"the loss on {split} at step {step}", step)
         self._line(step, split, values)
         for name in ("accuracy", "r2"):
             if values.get(name) is not None:
                 self._latest[f"{split} {name}"] = f"{values[name]:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
+
+    def _check_finite(self, values: dict[str, float | None], what: str, step: int) -> None:
+        loss = values["loss"]
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"{what} is {loss}: training diverged; lower optimizer.learning_rate (here "
+                f"{float(self._learning_rate(step - 1)):.3g}) or set optimizer.clip_norm. Checkpoints stay as they are"
+            )
 
     def _line(self, step: int, split: str, values: dict[str, float | None]) -> None:
         self._run.append_metrics({"step": step, "split": split, **values})

@@ -1,4 +1,4 @@
-"""The train state: four parts, arrays only. What they mean is known by the model and the optimizer, not by the state."""
+"""The train state: four parts, arrays only. What they mean only the model and the optimizer know."""
 
 import hashlib
 from typing import Any

@@ -24,9 +24,9 @@ def _run(config, workdir, **options):
     return train_and_evaluate(config, workdir, show=False, **options)
 
 
-def _stop_after(steps, config):
-    """A `should_stop` that says so at `steps`; it is asked every `log_every` steps."""
-    asked = iter(range(config.train.log_every, 10**6, config.train.log_every))
+def _stop_after(steps):
+    """A `should_stop` that says so at `steps`."""
+    asked = iter(range(1, 10**6))
     return lambda: next(asked) >= steps
 
 
@@ -66,7 +66,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     """With dropout, batch statistics, momentum, an epoch's end and evaluations on both sides of the interruption."""
     whole = _run(make(steps=20), tmp_path / "whole")
     config = make(steps=20)
-    half = _run(config, tmp_path / "half", should_stop=_stop_after(10, config))
+    half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
     assert (half["status"], half["step"]) == ("preempted", 10)
     rest = _run(config, tmp_path / "half")
     assert rest["status"] == "completed"
@@ -84,7 +84,7 @@ def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path
     calls = iter(range(100))
 
     def crash():
-        if next(calls) == 4:  # after step 25, five steps past the last checkpoint
+        if next(calls) == 24:  # after step 25, five steps past the last checkpoint
             raise RuntimeError("power cut")
         return False
 
@@ -102,6 +102,10 @@ def test_a_completed_run_is_left_as_it_is(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert _run(tiny.logistic(), tmp_path) == summary
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_stop_asked_for_at_the_last_step_changes_nothing(tmp_path):
+    assert _run(tiny.logistic(steps=3), tmp_path, should_stop=_stop_after(3))["status"] == "completed"
 
 
 def test_the_seed_decides(tmp_path):
@@ -122,7 +126,7 @@ def test_epochs_see_every_example_exactly_that_often(tmp_path):
 def test_time_that_is_over_ends_the_run_and_the_same_command_goes_on(tmp_path):
     config = tiny.logistic(steps=20, max_minutes=1e-9)
     first = _run(config, tmp_path)
-    assert (first["status"], first["step"]) == ("stopped_early", 5)
+    assert (first["status"], first["step"]) == ("stopped_early", 1)
     assert first["metrics"]["validation"]["accuracy"] is not None
     config.train.max_minutes = 10.0
     assert _run(config, tmp_path)["step"] == 20

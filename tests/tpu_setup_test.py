@@ -40,7 +40,8 @@ def test_the_device_check_and_the_run_are_well_formed(tmp_path):
     """What bash and Python make of the quoted commands, with a stand-in for gcloud that runs them here."""
     fake = tmp_path / "gcloud"
     fake.write_text(
-        '#!/bin/bash\nfor a in "$@"; do case $a in --command=*) echo "${a#--command=}" | bash -n || exit 1;; esac; done\n'
+        "#!/bin/bash\n"
+        'for a in "$@"; do case $a in --command=*) echo "${a#--command=}" | bash -n || exit 1;; esac; done\n'
     )
     fake.chmod(0o755)
     result = subprocess.run(

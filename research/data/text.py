@@ -33,8 +33,8 @@ _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
     """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
 
-    The pieces are those of byte-pair merges (Sennrich et al. 2016), which tokenize by BERT's greedy longest match. The
-    library's own WordPiece trainer makes the same merges, but breaks ties by a random hash: another vocabulary each time.
+    The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
+    library's own WordPiece trainer merges likewise, but breaks ties by a random hash: another vocabulary each time.
     """
     merges = tokenizers.Tokenizer(models.BPE())
     merges.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
