@@ -68,8 +68,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     )
 
     rows = pipeline.Rows(
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        of=functools.partial(sharding.process_rows, mesh),
         multiple=sharding.batch_parts(mesh) * config.train.accumulate,
     )
     # Only shapes matter here: one row a device is enough to see every parameter's.
@@ -80,7 +79,10 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch)
         return init_state(module, tx, batch, config.seed)
 
-    abstract = jax.eval_shape(init)
+    try:
+        abstract = jax.eval_shape(init)
+    except ValueError as error:  # a model that its sizes don't allow says so in its first line
+        raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return Experiment(
@@ -145,6 +147,7 @@ def _check_data(config: Any, dataset: data.Dataset) -> None:
             split,
             examples,
             vocab_size=config.model.get("vocab_size"),
+            max_positions=config.model.get("max_positions"),
             num_features=config.model.get("num_features"),
         )
 

@@ -84,7 +84,25 @@ def _checked_spec(name: str, shape: tuple[int, ...], axes: tuple[Any, ...], mesh
     return PartitionSpec(*axes)
 
 
+def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:
+    """The rows of a global batch that lie on this process's devices, ascending, in whatever order the mesh has them."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_rows,)).values()
+    return np.unique(np.concatenate([np.arange(batch_rows)[index] for index in slices]))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    sharding, parts = batch_sharding(mesh), batch_parts(mesh)
+    own_parts = len(process_rows(mesh, parts))  # with one row a part, rows are parts
+    batch_rows = len(next(iter(batch.values()))) * parts // own_parts
+    rows = process_rows(mesh, batch_rows)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def local(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_rows)
+            first = int(np.searchsorted(rows, start))
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_rows, *array.shape[1:]), sharding, local)
+
+    return {name: put(array) for name, array in batch.items()}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,3 +129,31 @@ def test_importing_has_no_side_effects():
     )
     result = _python("-c", code)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Two processes with two devices each, against one process with four: the same metrics, predictions in order."""
+    overrides = ["--config.train.steps=20", "--config.eval.batch_size=100"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def start(name, devices, *flags):
+        command = [sys.executable, "-m", "research.train", "--config=configs/resnet_digits.py", *overrides, *flags]
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+        return subprocess.Popen([*command, f"--workdir={tmp_path}/{name}"], env=environment)
+
+    alone = start("alone", 4)
+    assert alone.wait(timeout=200) == 0
+    pair = [start("pair", 2, f"--coordinator={address}", "--processes=2", f"--process_id={i}") for i in range(2)]
+    assert [process.wait(timeout=200) for process in pair] == [0, 0]
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "pair")]
+    assert summaries[1]["environment"]["processes"] == 2
+    for split, metrics in summaries[0]["metrics"].items():
+        assert summaries[1]["metrics"][split] == pytest.approx(metrics, rel=1e-4)
+    records = [
+        [json.loads(line) for line in (tmp_path / name / "predictions/test.jsonl").open()] for name in ("alone", "pair")
+    ]
+    assert [[r["index"], r["label"]] for r in records[0]] == [[r["index"], r["label"]] for r in records[1]]
+    assert summaries[0]["examples_seen"] == summaries[1]["examples_seen"] == 20 * 64

@@ -205,6 +205,21 @@ def test_bad_configs_are_one_line(change, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (tiny.bert, {"num_heads": 3}, "model.num_heads=3 does not divide model.hidden_size=16"),
+        (tiny.resnet, {"block": "basik"}, "model.block is 'basik'; known: basic, bottleneck"),
+        (tiny.resnet, {"stem": "large"}, "model.stem is 'large'; known: imagenet, small"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_line(make, change, message, tmp_path):
+    config = make()
+    config.model.update(change)
+    with pytest.raises(UserError, match=message):
+        _run(config, tmp_path)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_features_that_are_not_finite_are_one_line(bad, tmp_path, monkeypatch):
     columns = data.SOURCES["diabetes"][1]()

@@ -1,10 +1,11 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from research.errors import UserError
-from research.sharding import batch_parts, batch_sharding, make_mesh, put_batch, state_shardings
+from research.sharding import batch_parts, batch_sharding, make_mesh, process_rows, put_batch, state_shardings
 
 
 def test_the_data_axis_takes_what_the_others_leave():
@@ -52,3 +53,12 @@ def test_a_batch_is_split_over_the_devices(rng):
     placed = put_batch({"x": array}, mesh)["x"]
     assert placed.sharding == batch_sharding(mesh)
     assert [shard.data.shape for shard in placed.addressable_shards] == [(2, 3)] * 8
+
+
+def test_rows_land_where_they_belong_on_a_mesh_in_any_order(rng):
+    """A mesh may order its devices as the hardware likes: row i of the global array is still row i."""
+    array = rng.standard_normal((16, 3))
+    for devices in (jax.devices(), jax.devices()[::-1], jax.devices()[::2] + jax.devices()[1::2]):
+        mesh = make_mesh(fsdp=2, tensor=2, devices=devices)
+        np.testing.assert_array_equal(process_rows(mesh, 16), np.arange(16))
+        np.testing.assert_array_equal(put_batch({"x": array}, mesh)["x"], array)

@@ -22,9 +22,17 @@ def check_labels(split: str, labels: np.ndarray, num_classes: int | None, *, tra
         )
 
 
-def check_inputs(split: str, examples: Examples, *, vocab_size: int | None, num_features: int | None) -> None:
-    """Token and feature ids lie below the model's `vocab_size` or `num_features`; features are finite."""
+def check_inputs(
+    split: str, examples: Examples, *, vocab_size: int | None, max_positions: int | None, num_features: int | None
+) -> None:
+    """Tokens, positions and feature ids lie below the model's limits; features are finite."""
     if isinstance(examples, TextExamples):
+        longest = int(examples.tokens.lengths.max(initial=0))
+        if max_positions is not None and longest > max_positions:
+            raise UserError(
+                f"split {split!r} has an example of {longest} tokens: model.max_positions is {max_positions}; raise it "
+                "or lower data.transform.max_length"
+            )
         _check_ids(split, "token", examples.tokens.values, "model.vocab_size", vocab_size)
     elif isinstance(examples, BagExamples):
         _check_ids(split, "feature", examples.ids.values, "model.num_features", num_features)

@@ -18,7 +18,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         """The batch of the examples `indices` [B]; of it only `rows`.
 
         The shapes beyond the leading axis may depend on all of `indices`, so that every process gives its rows the
@@ -40,7 +40,7 @@ class ArrayExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         return {name: column[indices[rows]] for name, column in self.columns.items()}
 
 
@@ -94,7 +94,7 @@ class TextExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         length = padded_length(self.tokens.lengths[indices], self.pad_to)
         indices = indices[rows]
         tokens, real = self.tokens.padded(indices, length)
@@ -121,7 +121,7 @@ class BagExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         length = padded_length(self.ids.lengths[indices], self.pad_to)
         indices = indices[rows]
         return {

@@ -6,7 +6,7 @@ end of an epoch, so none is dropped. Position p is example p mod N of epoch p //
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -38,7 +38,7 @@ def padded(indices: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(indices, (0, -len(indices) % multiple), constant_values=-1)
 
 
-def make_batch(examples: Examples, indices: np.ndarray, rows: slice = slice(None)) -> Batch:
+def make_batch(examples: Examples, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Batch:
     """`rows` of the batch of `indices` [B], with `weight`: 1 for an example, 0 where the index is −1."""
     batch = examples.batch(np.maximum(indices, 0), rows)
     labels = batch["labels"]
@@ -49,15 +49,10 @@ def make_batch(examples: Examples, indices: np.ndarray, rows: slice = slice(None
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Which rows of a global batch this process makes, and of what the number of rows must be a multiple."""
+    """Which rows of a global batch this process makes (a function of their number), and of what that is a multiple."""
 
-    process: int = 0
-    processes: int = 1
+    of: Callable[[int], np.ndarray] = np.arange
     multiple: int = 1
-
-    def of(self, batch_rows: int) -> slice:
-        share = batch_rows // self.processes
-        return slice(self.process * share, (self.process + 1) * share)
 
 
 def training_batches(

@@ -84,6 +84,10 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads images, float [B, H, W, C], and weight [B] -> logits [B, num_classes]."""
+        if self.block not in BLOCKS:
+            raise ValueError(f"model.block is {self.block!r}; known: {', '.join(BLOCKS)}")
+        if self.stem not in ("imagenet", "small"):
+            raise ValueError(f"model.stem is {self.stem!r}; known: imagenet, small")
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         real = jnp.reshape(batch["weight"] > 0, (-1, 1, 1, 1))

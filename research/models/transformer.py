@@ -25,6 +25,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
         """x: [B, L, D]; segments: int [B, L] -> [B, L, D]. A token sees the tokens of its own segment, only them."""
         hidden_size = x.shape[-1]
+        if hidden_size % self.num_heads:
+            raise ValueError(f"model.num_heads={self.num_heads} does not divide model.hidden_size={hidden_size}")
         heads = (self.num_heads, hidden_size // self.num_heads)
 
         def project(name: str) -> jax.Array:

@@ -52,8 +52,13 @@ LABELS = np.zeros(2, np.int32)
 )
 def test_inputs_that_do_not_fit_are_named(examples, message):
     with pytest.raises(UserError, match=message):
-        check_inputs("s", examples, vocab_size=9, num_features=5)
+        check_inputs("s", examples, vocab_size=9, max_positions=8, num_features=5)
 
 
 def test_inputs_that_fit_pass():
-    check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,)), vocab_size=10, num_features=None)
+    check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,)), vocab_size=10, max_positions=2, num_features=None)
+
+
+def test_an_example_longer_than_the_model_has_positions_is_named():
+    with pytest.raises(UserError, match=r"an example of 2 tokens: model.max_positions is 1"):
+        check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,)), vocab_size=10, max_positions=1, num_features=None)
