@@ -46,8 +46,11 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run directory. Use as a context manager: leaving it waits for the last write."""
 
-    def __init__(self, folder: Path, *, metric: str, mode: str):
-        """`metric` names the validation metric that ranks checkpoints, `mode` is "max" or "min"."""
+    def __init__(self, folder: Path, *, metric: str, mode: str, writable: bool = True):
+        """`metric` names the validation metric that ranks checkpoints, `mode` is "max" or "min".
+
+        With `writable` what an earlier crash left half written is removed; so only one process tree may have it.
+        """
         policies = ocp.training.preservation_policies
         self._metric = metric
         self._sign = {"max": 1.0, "min": -1.0}[mode]
@@ -63,7 +66,7 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writable,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -79,9 +82,9 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best metric; None where none was saved with one."""
+        """The step with the best metric, the last of equals; None where none was saved with one."""
         ranked = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return max(ranked, key=lambda c: self._sign * c.metrics[self._metric]).step if ranked else None
+        return max(ranked, key=lambda c: (self._sign * c.metrics[self._metric], c.step)).step if ranked else None
 
     def save(self, state: TrainState, progress: Progress, value: float | None) -> None:
         """Starts saving. `value`: the ranking metric, if this state was just evaluated."""

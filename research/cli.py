@@ -25,7 +25,11 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
 def start_distributed(arguments: argparse.Namespace) -> None:
     """Joins the other processes, if asked to. Must come before JAX looks for devices."""
     if not (arguments.distributed or arguments.coordinator):
+        if arguments.processes is not None or arguments.process_id is not None:
+            raise UserError("--processes and --process_id need --coordinator=HOST:PORT, the address of process 0")
         return
+    if not arguments.workdir:
+        raise UserError("several processes need --workdir, the same for all, on a disk they share")
     import jax
 
     try:

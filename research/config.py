@@ -99,7 +99,16 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
             raise UserError(f"override {override!r} has no value; write --config.{key}=VALUE")
         if key not in known:
             raise UserError(f"config key {key!r} is unknown; {nearest(key, known)}")
-        if isinstance(known[key], tuple) and all(isinstance(item, str) for item in known[key]) and value[:1] != "(":
+        if key == "preset":
+            raise UserError(f"preset is chosen with the file: --config=FILE:{value}")
+        if value == "None" and known[key] is None:
+            continue  # it is not set; to unset a key that is, give the one that takes its place
+        if (
+            isinstance(known[key], tuple)
+            and known[key]
+            and all(isinstance(item, str) for item in known[key])
+            and value[:1] != "("
+        ):
             value = repr(tuple(value.split(",")))  # "validation,test", without a shell's quotes around quotes
         arguments.append(f"--config.{key}={value}")
         keys.add(key)

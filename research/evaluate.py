@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
 
+    import jax
     from ml_collections import FrozenConfigDict
 
     from research.checkpoint import Checkpoints
@@ -32,9 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     from research.rundir import RunDir
 
     run = RunDir.open(arguments.workdir, writer=True)
-    config = FrozenConfigDict(run.config())
+    saved = run.config()
+    mesh = saved["mesh"]
+    if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
+        mesh |= {"fsdp": 1, "tensor": 1}
+    config = FrozenConfigDict({**saved, "mesh": {**mesh, "data": -1}})
     experiment = prepare(config, run.assets)
-    with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
+    with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode, writable=False) as checkpoints:
         step = checkpoints.best_step if arguments.checkpoint == "best" else max(checkpoints.steps, default=None)
         if step is None:
             raise UserError(f"{run.path} has no {arguments.checkpoint} checkpoint yet")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import optax
 from flax import linen as nn
 
 from research import optim, sharding, step
-from research.build import build
+from research.build import build, lookup
 from research.data import load as data
 from research.data import pipeline
 from research.data.checks import check_inputs, check_labels
 from research.errors import UserError
 from research.models import MODELS
+from research.rundir import flatten
 from research.state import TrainState, init_state
 from research.tasks import TASKS, Task
 
@@ -81,8 +82,15 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     try:
         abstract = jax.eval_shape(init)
-    except ValueError as error:  # a model that its sizes don't allow says so in its first line
+    except KeyError as error:
+        raise UserError(
+            f"model {config.model.name!r} needs {error}, but data.transform {config.data.transform.name!r} makes "
+            f"{', '.join(abstract_batch)}"
+        ) from error
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
+    scores, _ = jax.eval_shape(functools.partial(step.eval_step, module=module, task=task), abstract, abstract_batch)
+    lookup(scores, config.eval.metric, "eval.metric")
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return Experiment(
@@ -119,15 +127,41 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     )
 
 
-def _check_keys(config: Mapping[str, Any]) -> None:
-    for key, value in (
-        ("train.batch_size", config["train"]["batch_size"]),
-        ("train.accumulate", config["train"]["accumulate"]),
-        ("train.log_every", config["train"]["log_every"]),
-        ("eval.batch_size", config["eval"]["batch_size"]),
-    ):
-        if value < 1:
-            raise UserError(f"{key} is {value}; it must be at least 1")
+# What a value must lie between, ends included.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "train.batch_size": (1, math.inf),
+    "train.accumulate": (1, math.inf),
+    "train.log_every": (1, math.inf),
+    "train.epochs": (0, 1e9),
+    "train.max_minutes": (0, math.inf),
+    "eval.batch_size": (1, math.inf),
+    "eval.every_steps": (0, math.inf),
+    "eval.patience": (0, math.inf),
+    "checkpoint.every_steps": (0, math.inf),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.warmup_fraction": (0, 1),
+    "optimizer.weight_decay": (0, math.inf),
+    "mesh.fsdp": (1, math.inf),
+    "mesh.tensor": (1, math.inf),
+    "model.dropout": (0, 1),
+    "model.attention_dropout": (0, 1),
+    "model.hidden_size": (1, math.inf),
+    "model.num_layers": (1, math.inf),
+    "model.num_heads": (1, math.inf),
+    "model.width": (1, math.inf),
+    "task.label_smoothing": (0, 1),
+}
+
+
+def _check_keys(config: Any) -> None:
+    flat = flatten(config.to_dict())
+    for key, (low, high) in _LIMITS.items():
+        value = flat.get(key)
+        if value is not None and not low <= value <= high:
+            raise UserError(
+                f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
+            )
     if config["eval"]["mode"] not in ("max", "min"):
         raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
     if not config["eval"]["splits"]:
@@ -140,15 +174,23 @@ def _check_keys(config: Mapping[str, Any]) -> None:
 
 
 def _check_data(config: Any, dataset: data.Dataset) -> None:
-    for split in {"train", *config.eval.splits}:
-        examples = dataset.split(split)
-        check_labels(split, examples.labels, config.model.get("num_classes"), training=split == "train")
-        check_inputs(
-            split,
-            examples,
-            vocab_size=config.model.get("vocab_size"),
-            max_positions=config.model.get("max_positions"),
-            num_features=config.model.get("num_features"),
+    for split in dataset.splits:
+        if len(dataset.splits[split]):
+            examples = dataset.splits[split]
+            check_labels(split, examples.labels, config.model.get("num_classes"), training=split == "train")
+            check_inputs(
+                split,
+                examples,
+                vocab_size=config.model.get("vocab_size"),
+                max_positions=config.model.get("max_positions"),
+                num_features=config.model.get("num_features"),
+            )
+    for split in config.eval.splits:
+        dataset.split(split)
+    main = dataset.split(config.eval.splits[0])
+    if "num_classes" in config.model and (main.labels < 0).all():
+        raise UserError(
+            f"the labels of split {config.eval.splits[0]!r} are hidden; name another one first in eval.splits"
         )
 
 

@@ -53,11 +53,11 @@ def train_and_evaluate(
     run = RunDir(workdir, writer=jax.process_index() == 0)
     run.start(config.to_dict())
     summary = run.summary() or {}
-    if summary.get("status") == "completed" or summary.get("reason") == STALLED:
-        if show:
-            print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
-        return summary
     try:
+        if summary.get("status") == "completed" or summary.get("reason") == STALLED:
+            if show:
+                print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
+            return summary
         experiment = prepare(config, run.assets)
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints)
@@ -66,14 +66,16 @@ def train_and_evaluate(
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
                 summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)
+        summary["preset_note"] = note
+        run.write_summary(summary)
+        plot_training_curve(run, config.eval.metric)
+        return summary
     except Exception as error:
         reason = str(error) or type(error).__name__
         run.write_summary({**summary, "status": "failed", "reason": reason, "preset": config.preset})
         raise
-    summary |= {"preset_note": note}
-    run.write_summary(summary)
-    plot_training_curve(run, config.eval.metric)
-    return summary
+    finally:
+        run.close()
 
 
 def restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
@@ -128,30 +130,31 @@ def _train(
             elif _any_process(time.monotonic() > deadline):
                 reason = OUT_OF_TIME
 
+        evaluating = _due(step, config.eval.every_steps)
+        if not (evaluating or _due(step, config.checkpoint.every_steps) or reason):
+            continue
+        reporter.flush(step)  # waits for the device; a loss that is not finite ends the run before it is saved
         with throughput.aside():
-            if _due(step, config.eval.every_steps):
-                reporter.flush(step)
+            if evaluating:
                 results[main_split], _ = evaluate(experiment, state, main_split)
                 reporter.evaluation(step, main_split, results[main_split])
                 value = _ranking(results[main_split], config.eval.metric)
                 progress = progress.evaluated(value)
                 reason = STALLED if stalled(progress.history, config.eval) else reason
-            if value is not None or _due(step, config.checkpoint.every_steps) or reason:
-                reporter.flush(step)  # a loss that is not finite ends the run before it is saved
-                checkpoints.save(state, progress, value)
+            checkpoints.save(state, progress, value)
 
     reporter.flush(progress.step)
     speed = throughput.report()
     if reason != ASKED:
         for split in config.eval.splits:
             results[split], records = evaluate(experiment, state, split, predictions=True)
-            run.write_predictions(split, records)
             if not (split == main_split and progress.step in dict(progress.history)):
                 reporter.evaluation(progress.step, split, results[split])
-    if not reason:
-        value = _ranking(results[main_split], config.eval.metric)
-        progress = progress.evaluated(value)
-        checkpoints.save(state, progress, value)
+            if split == main_split and not reason:
+                value = _ranking(results[main_split], config.eval.metric)
+                progress = progress.evaluated(value)
+                checkpoints.save(state, progress, value)
+            run.write_predictions(split, records)
     summary = summarize(
         experiment,
         state,
@@ -175,11 +178,13 @@ def _any_process(flag: bool) -> bool:
 
 
 def _ranking(metrics: dict[str, float | None], name: str) -> float:
-    """The metric that ranks evaluations. Raises UserError if there is none of that name, or no value."""
-    if metrics.get(name) is None:
-        known = ", ".join(key for key, value in metrics.items() if value is not None)
-        raise UserError(f"eval.metric is {name!r}, which the first of eval.splits has no value for; it has: {known}")
-    return float(metrics[name])  # type: ignore[arg-type]
+    """The metric that ranks evaluations. Raises UserError if it has no value there."""
+    value = metrics[name]
+    if value is None:
+        raise UserError(
+            f"eval.metric {name!r} has no value on the first of eval.splits; choose another metric or split"
+        )
+    return value
 
 
 def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:

@@ -82,7 +82,7 @@ def optimizer(
     """
     parts = lookup(OPTIMIZERS, name, "optimizer.name")
     if clip_norm is not None and clip_norm <= 0:
-        raise UserError(f"optimizer.clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
+        raise UserError(f"optimizer.clip_norm is {clip_norm}; it must be above 0")
     learning_rates = learning_rate_schedule(
         schedule,
         learning_rate=learning_rate,
@@ -90,6 +90,10 @@ def optimizer(
         end_fraction=end_fraction,
         total_steps=total_steps,
     )
+    try:
+        re.compile(decay_exclude)
+    except re.error as error:
+        raise UserError(f"optimizer.decay_exclude={decay_exclude!r} is no regular expression: {error}") from error
     decay = optax.identity()
     if weight_decay:
         decay = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_exclude))

@@ -1,5 +1,6 @@
 """The run directory: the one place that knows its files."""
 
+import fcntl
 import json
 import os
 import tempfile
@@ -39,6 +40,7 @@ class RunDir:
         self.assets = self.path / "assets"
         self.tensorboard = self.path / "tensorboard"
         self.plots = self.path / "plots"
+        self._lock: int | None = None
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
         self._summary = self.path / "summary.json"
@@ -57,7 +59,9 @@ class RunDir:
         Raises UserError, with nothing changed, if it can't be written, holds another config's run, or other files.
         """
         if self._config.is_file():
-            self._check_same(config)
+            # A config that was refused before its first step holds nothing: another may take its place.
+            if self.checkpoints.is_dir() or self._metrics.is_file():
+                self._check_same(config)
         elif self.path.is_dir() and any(self.path.iterdir()) and self.writer:
             raise UserError(f"workdir {self.path} is not empty and not a run directory; choose another --workdir")
         if not self.writer:
@@ -69,8 +73,26 @@ class RunDir:
                 pass
         except OSError as error:
             raise UserError(f"workdir {self.path} can't be written ({error.strerror}); choose another") from error
-        if not self._config.is_file():
+        self._lock_or_refuse()
+        if not (self.checkpoints.is_dir() or self._metrics.is_file()):
+            for path in self.assets.iterdir():
+                path.unlink()
             self._write(self._config, jsonable(config))
+
+    def _lock_or_refuse(self) -> None:
+        """Two trainings in one directory would overwrite each other. The lock ends with the process, or `close`."""
+        self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise UserError(f"workdir {self.path} is in use by another training; wait, or choose another") from error
+
+    def close(self) -> None:
+        """Gives the directory free for another training."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         old, new = flatten(self.config()), flatten(jsonable(config))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 
 @flax.struct.dataclass
@@ -40,11 +41,17 @@ def param_count(params: Any) -> int:
 
 
 def params_sha256(params: Any) -> str:
-    """A hash of all parameters (path names in order, dtype, shape, bytes): equal for equal runs."""
+    """A hash of all parameters (path names in order, dtype, shape, bytes): equal for equal runs.
+
+    Every process must call it: parameters that are split over processes are brought together.
+    """
     digest = hashlib.sha256()
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for name in sorted(leaves):
-        array = np.asarray(jax.device_get(leaves[name]))
+        leaf = leaves[name]
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(jax.device_get(leaf))
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

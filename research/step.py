@@ -50,9 +50,13 @@ def train_step(
         rngs = jax.random.split(rng, accumulate)
 
         def body(carry: Any, part: Any) -> tuple[Any, Any]:
-            grads, model_state = carry
-            more, (scores, model_state) = gradient(state.params, model_state, *part)
-            return (metrics.add(grads, more), model_state), scores
+            more, (scores, model_state) = gradient(state.params, carry[1], *part)
+            # A part of padding only has no batch statistics: it leaves everything as it was.
+            real = scores["loss"].weight > 0
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(real, new, old), (metrics.add(carry[0], more), model_state), carry
+            )
+            return kept, scores
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (grads, model_state), scores = jax.lax.scan(body, (zeros, state.model_state), (parts, rngs))

@@ -59,8 +59,8 @@ def summarize(
 ) -> dict[str, Any]:
     """The summary of a run that ended with `state`."""
     config, dataset = experiment.config, experiment.dataset
-    choose = {"max": max, "min": min}[config.eval.mode]
-    best = choose(progress.history, key=lambda pair: pair[1], default=None)
+    sign = {"max": 1, "min": -1}[config.eval.mode]
+    best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
     return {
         "status": status,
         "reason": reason,

@@ -68,6 +68,16 @@ def test_saving_does_not_see_later_steps(tmp_path):
         np.testing.assert_array_equal(leaf, 1.0)
 
 
+def test_evaluating_a_live_run_leaves_the_checkpoint_being_written_alone(tmp_path):
+    state = _state(1).replace(params={"w": jnp.zeros(10_000_000)})  # takes a while to write
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(state, Progress(step=1), None)
+        with Checkpoints(tmp_path, metric="accuracy", mode="max", writable=False):
+            pass
+    with _open(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+
+
 def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
     with _open(tmp_path) as checkpoints:
         checkpoints.save(_state(1), Progress(step=1), None)

@@ -68,6 +68,12 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
             ],
             "is not prepared in",
         ),
+        (["research.train", "--config=configs/linear_diabetes.py", "--process_id=1"], "need --coordinator"),
+        (["research.train", "--config=configs/linear_diabetes.py", "--distributed"], "need --workdir"),
+        (
+            ["research.train", "--config=configs/linear_diabetes.py", "--config.preset=x"],
+            "preset is chosen with the file",
+        ),
         (["research.evaluate", "--workdir=tests"], "is not a run directory"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import linear_diabetes
+from research.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
 from research.errors import UserError
@@ -58,7 +59,8 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert (run.plots / "training_curve.png").read_bytes().startswith(b"\x89PNG")
     assert any(path.name.startswith("events.out.tfevents") for path in run.tensorboard.iterdir())
     assert (run.assets / "tokenizer.json").is_file()
-    assert {path.name for path in run.checkpoints.iterdir()} <= {"5", "10"}
+    kept = {int(path.name) for path in run.checkpoints.iterdir()}
+    assert kept == {10, summary["best"]["step"]}
 
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
@@ -106,6 +108,33 @@ def test_a_completed_run_is_left_as_it_is(tmp_path):
 
 def test_a_stop_asked_for_at_the_last_step_changes_nothing(tmp_path):
     assert _run(tiny.logistic(steps=3), tmp_path, should_stop=_stop_after(3))["status"] == "completed"
+
+
+def test_equal_evaluations_have_one_best_and_it_is_kept(tmp_path):
+    config = tiny.logistic(steps=20)
+    config.optimizer.learning_rate = 0.0
+    config.eval.every_steps = 5
+    summary = _run(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", metric="accuracy", mode="max", writable=False) as checkpoints:
+        assert summary["best"]["step"] == checkpoints.best_step == 20
+
+
+def test_a_refused_config_does_not_lock_its_workdir(tmp_path):
+    config = tiny.logistic()
+    config.model.num_classes = 9
+    with pytest.raises(UserError):
+        _run(config, tmp_path)
+    assert _run(tiny.logistic(), tmp_path)["status"] == "completed"
+
+
+def test_data_that_changed_is_not_trained_on(tmp_path, monkeypatch):
+    config = tiny.logistic()
+    _run(config, tmp_path, should_stop=_stop_after(5))
+    columns = data.SOURCES["digits"][1]()
+    columns["train"]["label"][0] = 3
+    monkeypatch.setitem(data.SOURCES, "digits", ("sklearn", lambda: columns))
+    with pytest.raises(UserError, match="dataset digits has changed since the run began"):
+        _run(config, tmp_path)
 
 
 def test_the_seed_decides(tmp_path):
@@ -180,7 +209,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         ({"train": {"steps": 5, "epochs": 1.0}}, "give one of the two"),
         ({"train": {"batch_size": 0}}, "train.batch_size is 0; it must be at least 1"),
         ({"train": {"steps": 0}}, "make no step"),
-        ({"eval": {"metric": "f1"}}, "eval.metric is 'f1'.*it has: accuracy, loss"),
+        ({"eval": {"metric": "f1"}}, r"eval.metric 'f1' is unknown; known: accuracy, loss"),
         ({"eval": {"mode": "best"}}, "eval.mode is 'best'"),
         ({"eval": {"splits": ("validaton",)}}, "did you mean 'validation'"),
         ({"model": {"num_classes": 9}}, "label 9 of example .* model.num_classes is 9"),
@@ -188,6 +217,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
             {"model": {"nam_classes": 9}},
             "model.nam_classes is not a key of 'logistic'; did you mean 'num_classes'",
         ),
+        ({"seed": -1}, "seed is -1; it must be 0 to 4294967295"),
+        ({"optimizer": {"decay_exclude": "("}}, "is no regular expression"),
+        ({"optimizer": {"warmup_fraction": 1.5}}, "warmup_fraction is 1.5; it must be 0 to 1"),
+        ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan"),
+        ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0; it must be at least 1"),
+        ({"data": {"transform": {"inputs": ()}}}, "data.transform 'image' does not fit dataset digits"),
+        ({"data": {"transform": {"flatten": False}}}, "model 'logistic' needs 'features', but .* makes images, labels"),
         ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
         ({"init_from": "some/model"}, "pretrained weights can't be loaded yet"),
         ({"mesh": {"data": 3}}, "there are 8 devices"),
@@ -195,11 +231,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
 )
 def test_bad_configs_are_one_line(change, message, tmp_path):
     config = tiny.logistic(steps=5)
-    for key, value in change.items():
-        if isinstance(value, dict):
-            config[key].update(value)
-        else:
-            config[key] = value
+    config.update(change)
     with pytest.raises(UserError, match=message) as caught:
         _run(config, tmp_path)
     assert "\n" not in str(caught.value)
@@ -251,8 +283,6 @@ def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
 
 
 def test_linear_diabetes_is_the_closed_form(tmp_path):
-    from research.checkpoint import Checkpoints
-
     config = linear_diabetes.get_config()
     _run(config, tmp_path)
     experiment = prepare(config)

@@ -5,21 +5,57 @@ import pytest
 from research.errors import UserError
 from research.rundir import RunDir, flatten
 
+
+def _start(path, config):
+    """As a training does: starts, and gives the directory free at its end."""
+    run = RunDir(path)
+    try:
+        run.start(config)
+    finally:
+        run.close()
+    return run
+
+
+def _trained(path):
+    """A run that has made a step."""
+    _start(path, CONFIG).append_metrics({"step": 1, "split": "train"})
+
+
 CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
 
 
 def test_a_run_is_taken_up_again_by_the_same_config(tmp_path):
-    RunDir(tmp_path / "run").start(CONFIG)
-    RunDir(tmp_path / "run").start({**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # changes no result
-    assert RunDir.open(tmp_path / "run").config()["train"]["sizes"] == [1, 2]
+    _trained(tmp_path / "run")
+    _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # changes no result
+    assert RunDir.open(tmp_path / "run").config()["train"] == {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
+
+
+OTHER = {**CONFIG, "train": {**CONFIG["train"], "lr": 0.2}}
 
 
 def test_another_configs_run_is_refused_untouched(tmp_path):
-    RunDir(tmp_path).start(CONFIG)
+    _trained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"train.lr is 0.1 there and 0.2 here"):
-        RunDir(tmp_path).start({**CONFIG, "train": {**CONFIG["train"], "lr": 0.2}})
+        _start(tmp_path, OTHER)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_never_began_makes_way(tmp_path):
+    """A config that was refused can be corrected in the same workdir."""
+    (_start(tmp_path, CONFIG).assets / "tokenizer.json").write_text("of the refused config")
+    _start(tmp_path, OTHER)
+    assert RunDir.open(tmp_path).config()["train"]["lr"] == 0.2
+    assert not list((tmp_path / "assets").iterdir())
+
+
+def test_two_trainings_cannot_share_a_directory(tmp_path):
+    first = RunDir(tmp_path)
+    first.start(CONFIG)
+    with pytest.raises(UserError, match="in use by another training"):
+        RunDir(tmp_path).start(CONFIG)
+    first.close()
+    _start(tmp_path, CONFIG)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -41,8 +77,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_metrics_past_the_restored_step_are_forgotten(tmp_path):
-    run = RunDir(tmp_path)
-    run.start(CONFIG)
+    run = _start(tmp_path, CONFIG)
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "split": "train"})
     run.append_metrics({"step": 2, "split": "validation"})
@@ -67,8 +102,7 @@ def test_a_process_that_is_no_writer_writes_nothing(tmp_path):
 
 
 def test_predictions_are_one_record_a_line(tmp_path):
-    run = RunDir(tmp_path)
-    run.start(CONFIG)
+    run = _start(tmp_path, CONFIG)
     path = run.write_predictions("test", [{"index": 0}, {"index": 1}])
     assert path.relative_to(run.path).as_posix() == "predictions/test.jsonl"
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1]

@@ -24,7 +24,8 @@ def standardize(
 
     learnt = json.loads(fitted_text(assets, "standardize.json", fit))
     mean, std = np.asarray(learnt["mean"]), np.asarray(learnt["std"])
-    scale = np.where(std > 0, 1 / np.where(std > 0, std, 1), 0)
+    varies = std > 1e-12 * np.abs(mean)  # equal values have a standard deviation of a few rounding errors
+    scale = np.where(varies, 1 / np.where(varies, std, 1), 0)
 
     def encode(split: str) -> ArrayExamples:
         values = np.asarray(column(splits[split], name, split), np.float64)

@@ -1,5 +1,6 @@
 """What a transform learnt from the training split is kept in the run directory, and read back from there."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def fitted_text(assets: Path | None, name: str, fit: Callable[[], str]) -> str:
         return path.read_text()
     text = fit()
     if path:
-        part = path.with_name(name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{name}.{os.getpid()}.part")  # every process of a run writes the same text
         part.write_text(text)
         part.replace(path)
     return text

@@ -14,6 +14,7 @@ from research.data.arrays import image, standardize
 from research.data.bag import bag_of_words
 from research.data.bundled import BUNDLED
 from research.data.examples import Columns, Examples
+from research.data.fitted import fitted_text
 from research.data.sentiment import sentiment
 from research.data.text import wordpiece
 from research.errors import UserError
@@ -68,8 +69,22 @@ def load(section: Mapping[str, Any], assets: Path | None = None) -> Dataset:
         source, columns = "tfds", tfds_source.load(name, section["data_dir"])
     if "train" not in columns:
         raise UserError(f"dataset {name} has no split 'train'; it has {', '.join(columns)}")
-    splits = build(TRANSFORMS, section["transform"], "data.transform", splits=columns, assets=assets)
-    return Dataset(splits=splits, name=name, source=source, fingerprint=_fingerprint(columns))
+    fingerprint = _fingerprint(columns)
+    before = fitted_text(assets, "data_fingerprint.txt", lambda: fingerprint)
+    if before != fingerprint:
+        raise UserError(
+            f"dataset {name} has changed since the run began: its fingerprint was {before}, now {fingerprint}"
+        )
+    try:
+        splits = build(TRANSFORMS, section["transform"], "data.transform", splits=columns, assets=assets)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"data.transform {section['transform']['name']!r} does not fit dataset {name}, or has a bad value: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
+    return Dataset(splits=splits, name=name, source=source, fingerprint=fingerprint)
 
 
 def _fingerprint(columns: Mapping[str, Columns]) -> str:

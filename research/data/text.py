@@ -88,8 +88,11 @@ def wordpiece(
       max_length: tokens of an example at the most, [CLS] and [SEP] included; the longest part is cut first.
       pad_to: the row lengths a batch may have; max_length must be among them or below their largest.
     """
-    if max_length > max(pad_to):
-        raise UserError(f"data.transform.max_length is {max_length}, longer than any of pad_to={pad_to}")
+    if not 2 + len(inputs) <= max_length <= max(pad_to):
+        raise UserError(
+            f"data.transform.max_length is {max_length}; it must be at least {2 + len(inputs)} and at most the largest "
+            f"of pad_to={tuple(pad_to)}"
+        )
 
     def texts(split: str) -> list[list[str]]:
         return [list(map(as_text, column(splits[split], name, split))) for name in inputs]

@@ -35,6 +35,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
         return None
+    except (ValueError, AssertionError, ImportError) as error:
+        raise UserError(f"dataset name {name!r} is not good: {str(error).strip().splitlines()[0]}") from error
 
 
 def missing(name: str, data_dir: str | None) -> str | None:
