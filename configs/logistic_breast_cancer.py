@@ -1,6 +1,9 @@
 """Logistic regression on breast_cancer (569 tumours, 30 features), L2-regularised.
 
 python -m research.train --config=configs/logistic_breast_cancer.py
+
+Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0: 7 s; test accuracy 0.9737, validation 0.9561 (114 examples
+each, so one error is 0.9 points; scikit-learn's LogisticRegression(C=0.3) has 0.9825 and 0.9561 on the same split).
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +27,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 2e-3
     config.train.steps = 600
-    config.train.batch_size = 398  # all training examples
+    config.train.batch_size = 341  # all training examples
     config.eval.splits = ("validation", "test")
     config.eval.every_steps = 100
     return config

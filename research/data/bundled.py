@@ -9,13 +9,13 @@ from research.data.examples import Columns
 
 
 def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[str, Columns]:
-    """Splits 70/15/15 into train, validation and test; the split never changes (random state 0)."""
+    """Splits 60/20/20 into train, validation and test; the split never changes (random state 0)."""
     import sklearn.datasets
     from sklearn.model_selection import train_test_split
 
     features, labels = getattr(sklearn.datasets, loader)(return_X_y=True)
     train, rest = train_test_split(
-        np.arange(len(labels)), train_size=0.7, random_state=0, stratify=labels if stratify else None
+        np.arange(len(labels)), train_size=0.6, random_state=0, stratify=labels if stratify else None
     )
     validation, test = train_test_split(
         rest, train_size=0.5, random_state=0, stratify=labels[rest] if stratify else None
