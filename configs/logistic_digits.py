@@ -2,7 +2,8 @@
 
 python -m research.train --config=configs/logistic_digits.py
 
-Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0: 8 s; test accuracy 0.9639, validation 0.9694.
+Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
+8 s; test accuracy 0.9639, validation 0.9694.
 """
 
 from ml_collections import ConfigDict
