@@ -105,7 +105,7 @@ def _train(
         seed=config.seed,
         rows=experiment.rows,
     )
-    train_step = Compiled(experiment.train_step)
+    train_step = Compiled(experiment.train_step, repeats=config.train.accumulate)
     throughput = Throughput(train_step)
     deadline = time.monotonic() + 60 * (config.train.max_minutes or float("inf"))
     main_split = config.eval.splits[0]

@@ -22,10 +22,14 @@ PEAK_FLOPS = {
 
 
 class Compiled:
-    """A jitted function that is compiled once for each shape of its arguments, with the time that took."""
+    """A jitted function that is compiled once for each shape of its arguments, with the time that took.
 
-    def __init__(self, function: Any):
+    `repeats`: how often its inner loop runs, of which XLA counts the operations once.
+    """
+
+    def __init__(self, function: Any, repeats: int = 1):
         self._function = function
+        self._repeats = repeats
         self._compiled: dict[Any, Any] = {}
         self.seconds = 0.0
         self.flops = 0.0  # of the last call, per device, as XLA counts them
@@ -37,7 +41,7 @@ class Compiled:
             compiled = self._function.lower(state, batch).compile()
             self.seconds += time.perf_counter() - start
             cost = compiled.cost_analysis() or {}
-            self._compiled[key] = compiled, float(cost.get("flops", 0.0))
+            self._compiled[key] = compiled, self._repeats * float(cost.get("flops", 0.0))
         compiled, flops = self._compiled[key]
         self.flops = flops
         return compiled(state, batch)
