@@ -82,11 +82,11 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
 def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path):
     whole = _run(tiny.logistic(steps=30), tmp_path / "whole")
     config = tiny.logistic(steps=30)
-    config.checkpoint.every_steps = 10
+    config.checkpoint.every_steps = 15
     calls = iter(range(100))
 
     def crash():
-        if next(calls) == 24:  # after step 25, five steps past the last checkpoint
+        if next(calls) == 28:  # after step 29: the line of step 20 is written, the checkpoint is of step 15
             raise RuntimeError("power cut")
         return False
 
