@@ -11,6 +11,8 @@ from research.errors import UserError
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown `word`: the nearest known one, or all of them."""
     known = sorted(known)
+    if not known:
+        return "there are none here"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 

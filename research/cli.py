@@ -38,11 +38,28 @@ def start_distributed(arguments: argparse.Namespace) -> None:
         raise UserError(f"can't join the other processes: {str(error).splitlines()[0]}") from error
 
 
-def refuse_unknown(parser: argparse.ArgumentParser, flags: list[str]) -> None:
-    """Raises UserError for the first of `flags`, naming the nearest flag there is."""
-    if flags:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"unknown flag {flags[0]!r}; {nearest(flags[0].split('=')[0], known)}")
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str] | None, *, required: tuple[str, ...], passed_on: str | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and those that begin with `passed_on` as they were given.
+
+    Raises UserError for an unknown flag, naming the nearest there is, and for a missing one of `required`.
+    """
+    arguments, others = parser.parse_known_args(argv)
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for other in others:
+        if passed_on and other.startswith(passed_on) and "=" in other:
+            continue
+        if passed_on and other.startswith(passed_on):
+            raise UserError(f"{other} has no value; write {other}=VALUE, with an equals sign")
+        name = other.split("=")[0]
+        if passed_on and "." in name:
+            raise UserError(f"unknown flag {name!r}; config keys are written {passed_on}{name.lstrip('-')}=VALUE")
+        raise UserError(f"unknown flag {name!r}; {nearest(name, known)}")
+    for name in required:
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing; see --help")
+    return arguments, others
 
 
 def run(main: Callable[[], int]) -> None:

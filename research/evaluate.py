@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
         "(SPLIT-best.jsonl for the best checkpoint).",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", required=True, help="the run directory")
+    parser.add_argument("--workdir", help="the run directory (needed)")
     parser.add_argument("--split", default="validation", help="any split of the dataset (default: validation)")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
     cli.add_common_flags(parser)
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
     import jax
     from ml_collections import FrozenConfigDict

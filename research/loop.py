@@ -145,6 +145,8 @@ def _train(
 
     reporter.flush(progress.step)
     speed = throughput.report()
+    if reason == ASKED and progress.step not in dict(progress.history):
+        results = {}  # those of an earlier step
     if reason != ASKED:
         for split in config.eval.splits:
             results[split], records = evaluate(experiment, state, split, predictions=True)

@@ -94,7 +94,8 @@ class Reporter:
         if loss is not None and not math.isfinite(loss):
             raise UserError(
                 f"{what} is {loss}: training diverged; lower optimizer.learning_rate (here "
-                f"{float(self._learning_rate(step - 1)):.3g}) or set optimizer.clip_norm. Checkpoints stay as they are"
+                f"{float(self._learning_rate(step - 1)):.3g}) or set "
+                "optimizer.clip_norm, with another --workdir: this one keeps what it saved"
             )
 
     def _line(self, step: int, split: str, values: dict[str, float | None]) -> None:

@@ -16,9 +16,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded"
-    )
+    parser.add_argument("--config", metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")
     parser.add_argument("--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME)")
     cli.add_common_flags(parser)
     cli.add_distributed_flags(parser)
@@ -26,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, overrides = parser().parse_known_args(argv)
-    cli.refuse_unknown(parser(), [flag for flag in overrides if not flag.startswith("--config.")])
+    stop = _stop_on_signals()
+    arguments, overrides = cli.parse(parser(), argv, required=("config",), passed_on="--config.")
     cli.start_distributed(arguments)
 
     # Only now: importing JAX and the data libraries takes a second, which --help should not.
@@ -37,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     experiment = load(arguments.config, overrides)
     if experiment.note:
         print(experiment.note, flush=True)
-    stop = _stop_on_signals()
+    if stop:
+        return 128 + stop[0]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
     summary = train_and_evaluate(experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop))

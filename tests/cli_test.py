@@ -74,6 +74,11 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
             ["research.train", "--config=configs/linear_diabetes.py", "--config.preset=x"],
             "preset is chosen with the file",
         ),
+        (["research.train", "--confg=configs/linear_diabetes.py"], "did you mean '--config'?"),
+        (["research.train", "--workdir=x"], "--config is missing"),
+        (["research.train", "--config=x.py", "--optimizer.name=sgd"], "written --config.optimizer.name=VALUE"),
+        (["research.train", "--config=x.py", "--config.seed", "3"], "--config.seed has no value"),
+        (["research.evaluate", "--splt=test", "--workdir=x"], "did you mean '--split'?"),
         (["research.evaluate", "--workdir=tests"], "is not a run directory"),
     ],
 )
