@@ -89,7 +89,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         ) from error
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
-    scores, _ = jax.eval_shape(functools.partial(step.eval_step, module=module, task=task), abstract, abstract_batch)
+    eval_step = functools.partial(step.eval_step, module=module, task=task)
+    scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
     lookup(scores, config.eval.metric, "eval.metric")
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -119,11 +120,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
             out_shardings=(shardings, replicated),
             donate_argnums=0,
         ),
-        eval_step=jax.jit(
-            functools.partial(step.eval_step, module=module, task=task),
-            in_shardings=(shardings, batch_sharding),
-            out_shardings=replicated,
-        ),
+        eval_step=jax.jit(eval_step, in_shardings=(shardings, batch_sharding), out_shardings=replicated),
     )
 
 
