@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.models.layers import Dense, Dropout
 from research.models.transformer import Encoder
 
 
@@ -56,6 +57,6 @@ class BertClassifier(nn.Module):
             name="encoder",
         )(batch, train=train)
         first = jnp.take_along_axis(hidden, batch["starts"][:, :, None], axis=1)  # [B, E, D]
-        dense = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=kernel_init, name="pooler")
-        pooled = nn.Dropout(self.dropout)(nn.tanh(dense(first)), deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel_init, name="classifier")(pooled)
+        dense = Dense(self.hidden_size, dtype=self.dtype, kernel_init=kernel_init, name="pooler")
+        pooled = Dropout(self.dropout)(nn.tanh(dense(first)), train=train)
+        return Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel_init, name="classifier")(pooled)

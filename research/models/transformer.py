@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.models.layers import Dense, Dropout, gelu
+
 DType = Any
 Initializer = Any
 
@@ -30,7 +32,8 @@ class SelfAttention(nn.Module):
         heads = (self.num_heads, hidden_size // self.num_heads)
 
         def project(name: str) -> jax.Array:
-            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
+            y = Dense(hidden_size, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
+            return y.reshape(*x.shape[:2], *heads)
 
         query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
         logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(heads[1]).astype(self.dtype)
@@ -38,11 +41,9 @@ class SelfAttention(nn.Module):
         # Softmax in float32: bfloat16 has too few digits for its sums.
         logits = jnp.where(visible, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
         probabilities = nn.softmax(logits, axis=-1).astype(self.dtype)
-        probabilities = nn.Dropout(self.attention_dropout)(probabilities, deterministic=not train)
+        probabilities = Dropout(self.attention_dropout)(probabilities, train=train)
         mixed = jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
-        return nn.DenseGeneral(
-            hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="output"
-        )(mixed)
+        return Dense(hidden_size, dtype=self.dtype, kernel_init=self.kernel_init, name="output")(mixed.reshape(x.shape))
 
 
 class EncoderLayer(nn.Module):
@@ -61,16 +62,16 @@ class EncoderLayer(nn.Module):
         """x: [B, L, D]; segments: int [B, L] -> [B, L, D]."""
 
         def residual_norm(x: jax.Array, y: jax.Array, name: str) -> jax.Array:
-            y = nn.Dropout(self.dropout)(y, deterministic=not train)
+            y = Dropout(self.dropout)(y, train=train)
             return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)(x + y)
 
         y = SelfAttention(self.num_heads, self.attention_dropout, self.kernel_init, self.dtype, name="attention")(
             x, segments, train=train
         )
         x = residual_norm(x, y, "attention_norm")
-        y = nn.Dense(self.mlp_size, dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_in")(x)
-        y = nn.gelu(y, approximate=False)
-        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_out")(y)
+        y = Dense(self.mlp_size, dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_in")(x)
+        y = gelu(y)
+        y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_out")(y)
         return residual_norm(x, y, "mlp_norm")
 
 
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
         x = x + embed(self.max_positions, batch["positions"], "position_embedding")
         x = x + embed(self.type_vocab_size, batch["type_ids"], "type_embedding")
         x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Dropout(self.dropout)(x, train=train)
         for i in range(self.num_layers):
             x = EncoderLayer(
                 num_heads=self.num_heads,

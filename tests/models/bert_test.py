@@ -67,10 +67,12 @@ def _reference(params, tokens, type_ids):
         layer = encoder[f"layer_{i}"]
         a = layer["attention"]
         y = 0
+        width = SIZES["hidden_size"] // SIZES["num_heads"]
         for h in range(SIZES["num_heads"]):
-            q, k, v = (x @ a[n]["kernel"][:, h] + a[n]["bias"][h] for n in ("query", "key", "value"))
+            mine = slice(h * width, (h + 1) * width)
+            q, k, v = (x @ a[n]["kernel"][:, mine] + a[n]["bias"][mine] for n in ("query", "key", "value"))
             weights = np.exp(q @ k.T / np.sqrt(q.shape[1]))
-            y = y + weights / weights.sum(axis=1, keepdims=True) @ v @ a["output"]["kernel"][h]
+            y = y + weights / weights.sum(axis=1, keepdims=True) @ v @ a["output"]["kernel"][mine]
         x = norm(x + y + a["output"]["bias"], layer["attention_norm"])
         y = x @ layer["mlp_in"]["kernel"] + layer["mlp_in"]["bias"]
         y = y * 0.5 * (1 + erf(y / np.sqrt(2)))

@@ -13,7 +13,7 @@ from research.optim import optimizer
 pytestmark = pytest.mark.parity
 
 
-def _params(torch_model, heads):
+def _params(torch_model):
     """A transformers BertForSequenceClassification's weights as this project's parameters."""
     weights = {name: tensor.detach().numpy() for name, tensor in torch_model.state_dict().items()}
 
@@ -29,17 +29,11 @@ def _params(torch_model, heads):
     def layer(i):
         p = f"bert.encoder.layer.{i}"
 
-        def head(name):
-            d = dense(f"{p}.attention.self.{name}")
-            return {
-                "kernel": d["kernel"].reshape(-1, heads, d["kernel"].shape[1] // heads),
-                "bias": d["bias"].reshape(heads, -1),
-            }
-
-        out = dense(f"{p}.attention.output.dense")
-        out["kernel"] = out["kernel"].reshape(heads, -1, out["kernel"].shape[1])
         return {
-            "attention": {**{n: head(n) for n in ("query", "key", "value")}, "output": out},
+            "attention": {
+                **{name: dense(f"{p}.attention.self.{name}") for name in ("query", "key", "value")},
+                "output": dense(f"{p}.attention.output.dense"),
+            },
             "attention_norm": norm(f"{p}.attention.output.LayerNorm"),
             "mlp_in": dense(f"{p}.intermediate.dense"),
             "mlp_out": dense(f"{p}.output.dense"),
@@ -85,7 +79,7 @@ def test_logits_and_gradients(seed):
         num_classes=3, vocab_size=60, max_positions=16, type_vocab_size=2, dropout=0.0, attention_dropout=0.0,
         layer_norm_eps=config.layer_norm_eps, initializer_range=0.3, **sizes,
     )  # fmt: skip
-    params = jax.tree.map(jnp.asarray, _params(theirs, heads))
+    params = jax.tree.map(jnp.asarray, _params(theirs))
 
     lengths = rng.integers(1, 17, 5)
     real = np.arange(16)[None, :] < lengths[:, None]
@@ -115,7 +109,7 @@ def test_logits_and_gradients(seed):
     np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-5)
     for parameter in theirs.parameters():
         parameter.data = parameter.grad
-    expected = _params(theirs, heads)
+    expected = _params(theirs)
     for path, ours_leaf in jax.tree_util.tree_leaves_with_path(grads):
         theirs_leaf = expected
         for key in path:
