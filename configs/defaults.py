@@ -23,6 +23,7 @@ def defaults() -> ConfigDict:
                 "name": "",
                 # Where TFDS data lies; None: TFDS_DATA_DIR or ~/tensorflow_datasets.
                 "data_dir": placeholder(str),
+                "workers": 0,  # processes that make batches; 0: a thread of the training process does
             },
             "optimizer": {
                 "name": "adamw",  # adamw, lamb, sgd
@@ -43,14 +44,20 @@ def defaults() -> ConfigDict:
                 # One of the two. Giving one on the command line takes the other's place.
                 "epochs": placeholder(float),
                 "steps": placeholder(int),
-                "batch_size": 32,  # examples an update, all devices together
+                # One of the two, for all devices together: examples an update, or rows an update, into each of which
+                # as many texts are packed as fit (data.transform.row_length). The other becomes None likewise.
+                "batch_size": placeholder(int),
+                "batch_rows": placeholder(int),
                 "accumulate": 1,  # parts that a batch goes through the model in
                 "max_minutes": placeholder(float),  # stop this invocation after so long; the same command goes on
                 "log_every": 20,  # steps
+                # The run fails if it waits for data longer than this fraction of its time; None: it does not.
+                "max_data_wait_fraction": placeholder(float),
             },
             "eval": {
                 "splits": ("validation",),
                 "batch_size": 256,  # examples
+                "batch_rows": 32,  # instead, where train.batch_rows packs texts into rows
                 "every_steps": 0,  # 0: only at the end
                 # The metric, on the first of the splits, that ranks checkpoints and ends training early.
                 "metric": "accuracy",

@@ -24,16 +24,17 @@ logging.getLogger("absl").setLevel(logging.WARNING)
 class Progress:
     """How far a run is. With the state it is all that a run needs to go on.
 
-    step: updates done; position: examples consumed; history: (step, ranking metric) of every evaluation so far.
+    step: updates done; position: rows of the training stream consumed; history: (step, ranking metric) of every
+    evaluation so far.
     """
 
     step: int = 0
     position: int = 0
     history: tuple[tuple[int, float], ...] = ()
 
-    def after(self, examples: int, most: int | None) -> "Progress":
-        """After one more step on `examples`, `most` in the whole run."""
-        position = self.position + examples
+    def after(self, rows: int, most: int | None) -> "Progress":
+        """After one more step on `rows`, `most` in the whole run."""
+        position = self.position + rows
         return dataclasses.replace(self, step=self.step + 1, position=position if most is None else min(position, most))
 
     def evaluated(self, value: float) -> "Progress":

@@ -118,6 +118,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
         values(arguments)
     except (flags.Error, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"override not understood: {str(error).splitlines()[0]}") from error
-    for given, other in (("train.steps", "epochs"), ("train.epochs", "steps")):
-        if given in keys and f"train.{other}" not in keys:
-            config.train[other] = None
+    for pair in (("steps", "epochs"), ("batch_size", "batch_rows")):
+        for given, other in (pair, pair[::-1]):
+            if f"train.{given}" in keys and f"train.{other}" not in keys:
+                config.train[other] = None

@@ -18,29 +18,30 @@ def evaluate(
 
     A metric is None where the split's labels are hidden.
     """
-    examples = experiment.dataset.split(split)
-    batches = pipeline.evaluation_batches(examples, batch_size=experiment.config.eval.batch_size, rows=experiment.rows)
+    stream, section = experiment.streams(split), experiment.config.eval
+    batch_rows = section.batch_rows if experiment.packed else section.batch_size
+    batches = pipeline.evaluation_batches(stream, batch_rows=batch_rows, rows=experiment.rows)
     totals: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
 
-    def collect(indices: np.ndarray, label_axes: int, outputs: Any) -> None:
+    def collect(members: np.ndarray, label_axes: int, outputs: Any) -> None:
         scores, columns = jax.device_get(outputs)
         # float64 sums on the host: the order and number of batches leaves no trace.
         scores = jax.tree.map(np.float64, scores)
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
         if predictions:
             columns = {name: np.reshape(x, (-1, *x.shape[label_axes:])) for name, x in columns.items()}
-            for row in np.flatnonzero(indices >= 0):
-                index = int(indices[row])
-                record = {name: column[row].tolist() for name, column in columns.items()}
-                records.append({"index": index, "label": examples.labels[index].item(), **record})
+            for place, index in enumerate(members.ravel().tolist()):
+                if index >= 0:
+                    record = {name: column[place].tolist() for name, column in columns.items()}
+                    records.append({"index": index, "label": stream.examples.labels[index].item(), **record})
 
     waiting: tuple[Any, ...] | None = None
-    for indices, batch in batches:
+    for members, batch in batches:
         outputs = experiment.eval_step(state, sharding.put_batch(batch, experiment.mesh))
         if waiting:  # the device works on this batch while the last one's results are taken in
             collect(*waiting)
-        waiting = (indices, batch["labels"].ndim, outputs)
+        waiting = (members, batch["labels"].ndim, outputs)
     if waiting:
         collect(*waiting)
-    return metrics.compute(totals[0]), records
+    return metrics.compute(totals[0]), sorted(records, key=lambda record: record["index"])

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
@@ -31,18 +30,34 @@ class Experiment:
 
     config: Any
     dataset: data.Dataset
+    streams: Callable[[str], pipeline.Stream]  # a split's name -> its rows, with several texts in each if `packed`
+    packed: bool
     module: nn.Module
     task: Task
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
+    batch_rows: int  # of one step: its examples, or its rows of packed texts
     total_steps: int
-    total_examples: int | None  # where the run is given in epochs
+    total_rows: int | None  # where the run is given in epochs
     mesh: jax.sharding.Mesh
     rows: pipeline.Rows
     state: TrainState
     init: Callable[[], TrainState]
     train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
     eval_step: Any  # jitted (state, batch) -> (scores, predictions)
+
+    def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
+        """This process's rows of the batches from `start_step` to the end of the run."""
+        return pipeline.training_batches(
+            self.streams("train"),
+            batch_rows=self.batch_rows,
+            start_step=start_step,
+            steps=self.total_steps,
+            total_rows=self.total_rows,
+            seed=self.config.seed,
+            rows=self.rows,
+            workers=self.config.data.workers,
+        )
 
 
 def prepare(config: Any, assets: Path | None = None) -> Experiment:
@@ -60,7 +75,11 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     dataset = data.load(config.data, assets)
     _check_data(config, dataset)
-    total_steps, total_examples = _length(config.train, len(dataset.split("train")))
+    packed = config.train.batch_rows is not None
+    arrange = pipeline.Stream.packed if packed else pipeline.Stream.unpacked
+    streams = functools.cache(lambda split: arrange(dataset.split(split)))
+    stream = streams("train")
+    batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
     tx, learning_rate = build(
         {config.optimizer.name: functools.partial(optim.optimizer, config.optimizer.name)},
         config.optimizer,
@@ -73,7 +92,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         multiple=sharding.batch_parts(mesh) * config.train.accumulate,
     )
     # Only shapes matter here: one row a device is enough to see every parameter's.
-    shapes = pipeline.make_batch(dataset.split("train"), np.zeros(sharding.batch_parts(mesh), np.int64))
+    parts = sharding.batch_parts(mesh)
+    shapes = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
     abstract_batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
 
     def init() -> TrainState:
@@ -97,12 +117,15 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     return Experiment(
         config=config,
         dataset=dataset,
+        streams=streams,
+        packed=packed,
         module=module,
         task=task,
         tx=tx,
         learning_rate=learning_rate,
+        batch_rows=batch_rows,
         total_steps=total_steps,
-        total_examples=total_examples,
+        total_rows=total_rows,
         mesh=mesh,
         rows=rows,
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
@@ -128,11 +151,15 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "train.batch_size": (1, math.inf),
+    "train.batch_rows": (1, math.inf),
     "train.accumulate": (1, math.inf),
     "train.log_every": (1, math.inf),
     "train.epochs": (0, 1e9),
     "train.max_minutes": (0, math.inf),
+    "train.max_data_wait_fraction": (0, 1),
+    "data.workers": (0, 1024),
     "eval.batch_size": (1, math.inf),
+    "eval.batch_rows": (1, math.inf),
     "eval.every_steps": (0, math.inf),
     "eval.patience": (0, math.inf),
     "checkpoint.every_steps": (0, math.inf),
@@ -191,15 +218,17 @@ def _check_data(config: Any, dataset: data.Dataset) -> None:
         )
 
 
-def _length(train: Any, size: int) -> tuple[int, int | None]:
-    """(steps, examples if given in epochs)."""
-    if (train.steps is None) == (train.epochs is None):
-        raise UserError(f"train.steps is {train.steps} and train.epochs is {train.epochs}; give one of the two")
+def _length(train: Any, rows: int) -> tuple[int, int, int | None]:
+    """(rows a step, steps, rows in all if given in epochs), where an epoch has `rows` rows."""
+    for one, other in (("epochs", "steps"), ("batch_size", "batch_rows")):
+        if (train[one] is None) == (train[other] is None):
+            raise UserError(f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of the two")
+    batch_rows = train.batch_size if train.batch_rows is None else train.batch_rows
     if train.steps is not None:
-        steps, examples = train.steps, None
+        steps, total = train.steps, None
     else:
-        examples = round(train.epochs * size)
-        steps = math.ceil(examples / train.batch_size)
+        total = round(train.epochs * rows)
+        steps = math.ceil(total / batch_rows)
     if steps < 1:
         raise UserError(f"train.steps={train.steps}, train.epochs={train.epochs} make no step; give more")
-    return steps, examples
+    return batch_rows, steps, total

@@ -10,13 +10,12 @@ from jax.experimental import multihost_utils
 from ml_collections import FrozenConfigDict
 
 from research.checkpoint import Checkpoints, Progress
-from research.data import pipeline
 from research.errors import UserError
 from research.evaluation import evaluate
 from research.experiment import Experiment, prepare
 from research.reporting import Reporter, plot_training_curve
 from research.rundir import RunDir
-from research.sharding import put_batch
+from research.sharding import placed_ahead
 from research.state import TrainState, param_count
 from research.summary import summarize
 from research.throughput import Compiled, Throughput
@@ -96,15 +95,7 @@ def _train(
 ) -> dict[str, Any]:
     """From `progress` to the end of the run -> its summary."""
     config, total_steps = experiment.config, experiment.total_steps
-    batches = pipeline.training_batches(
-        experiment.dataset.split("train"),
-        batch_size=config.train.batch_size,
-        start_step=progress.step,
-        steps=total_steps,
-        total_examples=experiment.total_examples,
-        seed=config.seed,
-        rows=experiment.rows,
-    )
+    batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh)
     train_step = Compiled(experiment.train_step, repeats=config.train.accumulate)
     throughput = Throughput(train_step)
     deadline = time.monotonic() + 60 * (config.train.max_minutes or float("inf"))
@@ -114,16 +105,18 @@ def _train(
 
     while progress.step < total_steps and not reason:
         with throughput.waiting():
-            batch = next(batches)
-        state, scores = train_step(state, put_batch(batch, experiment.mesh))
+            batch, on_devices = next(batches)
+        state, scores = train_step(state, on_devices)
         throughput.count(batch, jax.process_count())
-        progress = progress.after(config.train.batch_size, experiment.total_examples)
+        progress = progress.after(experiment.batch_rows, experiment.total_rows)
         step, value = progress.step, None
         reporter.step(scores)
         if step == total_steps:
             break  # the evaluation and the checkpoint of the end follow below
         if _due(step, config.train.log_every):
             reporter.log(step)
+            if throughput.seconds > 10:
+                _check_data_wait(throughput, config)
         if jax.process_count() == 1 or _due(step, config.train.log_every):  # asking the other processes takes time
             if _any_process(should_stop()):
                 reason = ASKED
@@ -145,6 +138,7 @@ def _train(
 
     reporter.flush(progress.step)
     speed = throughput.report()
+    _check_data_wait(throughput, config)
     if reason == ASKED and progress.step not in dict(progress.history):
         results = {}  # those of an earlier step
     if reason != ASKED:
@@ -177,6 +171,16 @@ def _due(step: int, every: int) -> bool:
 def _any_process(flag: bool) -> bool:
     """Whether any process says so: all must leave the loop at the same step."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(flag).any())
+
+
+def _check_data_wait(throughput: Throughput, config: Any) -> None:
+    """Raises UserError where the run waits for data longer than the config allows."""
+    limit = config.train.max_data_wait_fraction
+    if limit is not None and throughput.data_wait_fraction > limit:
+        raise UserError(
+            f"{throughput.data_wait_fraction:.3f} of the time went into waiting for data; "
+            f"train.max_data_wait_fraction is {limit}: raise data.workers (here {config.data.workers}) or the limit"
+        )
 
 
 def _ranking(metrics: dict[str, float | None], name: str) -> float:

@@ -5,7 +5,7 @@ rule says otherwise. The optimizer's moments follow the rules of their parameter
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,6 +88,20 @@ def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:
     """The rows of a global batch that lie on this process's devices, ascending, in whatever order the mesh has them."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_rows,)).values()
     return np.unique(np.concatenate([np.arange(batch_rows)[index] for index in slices]))
+
+
+def placed_ahead(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+    """Each batch, and its copy on the devices; the next one's is under way by then."""
+    ready = None
+    for batch in batches:
+        placed = batch, put_batch(batch, mesh)
+        if ready:
+            yield ready
+        ready = placed
+    if ready:
+        yield ready
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -65,7 +65,7 @@ def summarize(
         "status": status,
         "reason": reason,
         "step": progress.step,
-        "examples_seen": progress.position,
+        "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
         "preset": config.preset,
         "metrics": metrics,
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},

@@ -58,6 +58,7 @@ class Throughput:
         self._steps = 0
         self._examples = 0.0
         self._tokens = 0.0
+        self._places = 0.0
         self._flops = 0.0
 
     @contextlib.contextmanager
@@ -81,21 +82,40 @@ class Throughput:
         self._flops += self._step.flops
         if "segments" in batch:
             self._tokens += int(np.count_nonzero(batch["segments"])) * processes
+            self._places += batch["segments"].size * processes
+
+    @property
+    def seconds(self) -> float:
+        """What training has taken so far: without compiling, and without what happened `aside`."""
+        return time.perf_counter() - self._start - self._aside - self._step.seconds
+
+    @property
+    def data_wait_fraction(self) -> float:
+        """Which part of that went into waiting for data."""
+        return self._waited / max(self.seconds, 1e-9)
 
     def report(self) -> dict[str, float | None]:
         """The figures of summary.json's `throughput`; null where there is nothing to count or the peak is unknown."""
-        seconds = time.perf_counter() - self._start - self._aside - self._step.seconds
+        seconds = self.seconds
         if not self._steps or seconds <= 0:
             return dict.fromkeys(
-                ("examples_per_second", "tokens_per_second", "step_time_ms", "data_wait_fraction", "mfu")
+                (
+                    "examples_per_second",
+                    "tokens_per_second",
+                    "token_efficiency",
+                    "step_time_ms",
+                    "data_wait_fraction",
+                    "mfu",
+                )
             ) | {"compile_seconds": self._step.seconds}
         kind = jax.devices()[0].device_kind
         peak = next((flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)), None)
         return {
             "examples_per_second": self._examples / seconds,
             "tokens_per_second": self._tokens / seconds if self._tokens else None,
+            "token_efficiency": self._tokens / self._places if self._places else None,
             "step_time_ms": 1e3 * seconds / self._steps,
-            "data_wait_fraction": self._waited / seconds,
+            "data_wait_fraction": self.data_wait_fraction,
             "compile_seconds": self._step.seconds,
             "mfu": self._flops / seconds / peak if peak else None,
         }

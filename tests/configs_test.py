@@ -56,7 +56,7 @@ def test_every_key_is_visible(file, preset):
         (config.task, TASKS),
         (config.data.transform, data.TRANSFORMS),
     ):
-        given = {"name", "parent", "dtype", "splits", "assets"}
+        given = {"name", "parent", "dtype", "splits", "kept"}
         taken = set(inspect.signature(table[section.name]).parameters) - given
         assert set(section) - {"name"} == taken
 

@@ -23,6 +23,12 @@ def _compile_once(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """What is cached stays among the tests."""
+    os.environ["RESEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """A connection to anything but this machine fails at once."""

@@ -13,7 +13,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
     results = []
     for batch_size in (7, 64, 1000):
         config = make()
-        config.eval.batch_size = batch_size
+        config.eval.update(batch_size=batch_size, batch_rows=batch_size)
         experiment = prepare(config)
         results.append(evaluate(experiment, experiment.init(), "validation", predictions=True))
     (metrics, records), *others = results

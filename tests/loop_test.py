@@ -1,6 +1,7 @@
 """Whole runs, small: what a run leaves behind, how it goes on, how it ends."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from configs import linear_diabetes
 from research.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
+from research.data.examples import ArrayExamples
 from research.errors import UserError
 from research.experiment import prepare
 from research.loop import stalled, train_and_evaluate
@@ -37,12 +39,16 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert run.summary() == summary
     assert summary["status"] == "completed"
     assert summary["step"] == 10
-    assert summary["examples_seen"] == 160
+    batches = tiny.batches(prepare(tiny.bert(steps=10)), 10)
+    assert summary["examples_seen"] == sum(batch["weight"].sum() for batch in batches)
     assert summary["preset_note"] == "why"
     assert summary["data"]["source"] == "embedded"
     assert len(summary["params_sha256"]) == 64
     assert summary["throughput"]["tokens_per_second"] > summary["throughput"]["examples_per_second"] > 0
     assert 0 <= summary["throughput"]["data_wait_fraction"] <= 1
+    places = sum(batch["segments"].size for batch in batches)
+    tokens = sum(np.count_nonzero(batch["segments"]) for batch in batches)
+    assert summary["throughput"]["token_efficiency"] == tokens / places
     assert summary["throughput"]["mfu"] is None  # nobody publishes this machine's peak
     assert [(line["step"], line["split"]) for line in run.metrics()] == [
         (5, "train"),
@@ -146,10 +152,29 @@ def test_the_seed_decides(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_epochs_see_every_example_exactly_that_often(tmp_path):
-    config = tiny.bert(epochs=2.0, steps=None, batch_size=32)
-    summary = _run(config, tmp_path)
-    assert (summary["step"], summary["examples_seen"]) == (13, 400)  # 12 full batches and one of 16
+@pytest.mark.parametrize(("batch", "steps"), [({"batch_size": 32}, 13), ({"batch_rows": 9}, 12)])
+def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
+    """One a row: 12 full batches and one of 16. Packed: 51 rows an epoch, 11 full batches and one of 3."""
+    summary = _run(tiny.bert(epochs=2.0, steps=None, **batch), tmp_path)
+    assert (summary["step"], summary["examples_seen"]) == (steps, 400)
+
+
+@pytest.mark.parametrize("limit", [0.01, 1.0])
+def test_a_run_that_waits_for_data_fails_where_it_must_not(tmp_path, monkeypatch, limit):
+    batch = ArrayExamples.batch
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return batch(*arguments)
+
+    monkeypatch.setattr(ArrayExamples, "batch", slow)
+    config = tiny.logistic(steps=10, max_data_wait_fraction=limit)
+    if limit == 1.0:
+        assert _run(config, tmp_path)["throughput"]["data_wait_fraction"] > 0.5
+        return
+    with pytest.raises(UserError, match=r"waiting for data; train.max_data_wait_fraction is 0.01: raise data.workers"):
+        _run(config, tmp_path)
+    assert RunDir.open(tmp_path).summary()["status"] == "failed"
 
 
 def test_time_that_is_over_ends_the_run_and_the_same_command_goes_on(tmp_path):

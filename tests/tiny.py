@@ -1,17 +1,19 @@
 """Small configs that the tests share: the real ones, shrunk until they compile in seconds."""
 
+import itertools
+
 import numpy as np
 
 from configs import bert_sst2, logistic_digits, resnet_digits
-from research.data import pipeline, sentiment
+from research.data import sentiment
 
 
 def bert(**train):
-    """The embedded BERT with dropout, tiny."""
+    """The embedded BERT with dropout, tiny: packed, unless a `batch_size` is given."""
     config = bert_sst2.get_config("embedded")
     config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1)
     config.eval.every_steps = 5
-    return _train(config, **{"steps": 10, "batch_size": 16, **train})
+    return _train(config, **{"steps": 10, "batch_rows": None if "batch_size" in train else 8, **train})
 
 
 def resnet(**train):
@@ -27,7 +29,7 @@ def logistic(**train):
 
 
 def _train(config, **train):
-    config.train.epochs = None
+    config.train.update(epochs=None, batch_rows=None, batch_size=None)
     config.train.log_every = 5
     for key, value in train.items():
         config.train[key] = value
@@ -42,18 +44,7 @@ def few_sentences(monkeypatch, train=200, validation=50):
 
 def batches(experiment, steps, start=0):
     """The first training batches of an experiment, on the host."""
-    config = experiment.config
-    return list(
-        pipeline.training_batches(
-            experiment.dataset.split("train"),
-            batch_size=config.train.batch_size,
-            start_step=start,
-            steps=steps,
-            total_examples=experiment.total_examples,
-            seed=config.seed,
-            rows=experiment.rows,
-        )
-    )
+    return list(itertools.islice(experiment.training_batches(start), steps - start))
 
 
 def assert_trees_equal(a, b):

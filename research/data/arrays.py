@@ -1,18 +1,18 @@
 """Feature vectors and images -> float32 arrays."""
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from research.data.checks import check_finite
 from research.data.examples import ArrayExamples, Columns, Examples
-from research.data.fitted import fitted_text
+from research.data.kept import Kept
 from research.data.text import as_labels, column
 
 
 def standardize(
-    splits: dict[str, Columns], assets: Path | None, *, inputs: tuple[str, ...], label: str
+    splits: Mapping[str, Columns], kept: Kept, *, inputs: tuple[str, ...], label: str
 ) -> dict[str, Examples]:
     """Column `inputs` [N, D] with mean 0 and standard deviation 1 over `train`; constant columns become 0."""
     (name,) = inputs
@@ -22,7 +22,7 @@ def standardize(
         check_finite(f"{name} of split 'train'", values)
         return json.dumps({"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()})
 
-    learnt = json.loads(fitted_text(assets, "standardize.json", fit))
+    learnt = json.loads(kept.text("standardize.json", fit))
     mean, std = np.asarray(learnt["mean"]), np.asarray(learnt["std"])
     varies = std > 1e-12 * np.abs(mean)  # equal values have a standard deviation of a few rounding errors
     scale = np.where(varies, 1 / np.where(varies, std, 1), 0)
@@ -37,8 +37,8 @@ def standardize(
 
 
 def image(
-    splits: dict[str, Columns],
-    assets: Path | None,
+    splits: Mapping[str, Columns],
+    kept: Kept,
     *,
     inputs: tuple[str, ...],
     label: str,

@@ -2,18 +2,18 @@
 
 import itertools
 import json
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from research.data.examples import BagExamples, Columns, Examples, Ragged
-from research.data.fitted import fitted_text
+from research.data.kept import Kept
 from research.data.text import as_labels, as_text, column
 
 
 def bag_of_words(
-    splits: dict[str, Columns],
-    assets: Path | None,
+    splits: Mapping[str, Columns],
+    kept: Kept,
     *,
     inputs: tuple[str, ...],
     label: str,
@@ -50,7 +50,7 @@ def bag_of_words(
         terms = sorted(fresh.vocabulary_, key=fresh.vocabulary_.__getitem__)
         return json.dumps({"terms": terms, "idf": [float(x) for x in fresh.idf_]})
 
-    learnt = json.loads(fitted_text(assets, "bag_of_words.json", fit))
+    learnt = json.loads(kept.text("bag_of_words.json", fit))
     ready = vectorizer(vocabulary=learnt["terms"])
     ready.idf_ = np.asarray(learnt["idf"])
 

@@ -1,7 +1,9 @@
 """Examples in memory, and how some of them become a batch."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,13 +20,19 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        """The batch of the examples `indices` [B]; of it only `rows`.
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        """`rows` of the batch whose rows hold the examples `members`: int [B, E], −1 for none; E = 1 but for texts.
 
-        The shapes beyond the leading axis may depend on all of `indices`, so that every process gives its rows the
-        same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not.
+        The shapes beyond the leading axis may depend on all of `members`, so that every process gives its rows the
+        same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not. What stands where
+        there is no example is of no account.
         """
         ...
+
+
+def _first(members: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+    """The indices of the only example of each row; 0 where there is none."""
+    return np.maximum(members[rows, 0], 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +48,14 @@ class ArrayExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        return {name: column[indices[rows]] for name, column in self.columns.items()}
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        indices = _first(members, rows)
+        return {name: column[indices] for name, column in self.columns.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """N sequences of differing length, one after another in one array."""
+    """N sequences of differing length, one after another in one array: in memory, or a whole file mapped from disk."""
 
     values: np.ndarray
     offsets: np.ndarray  # int64 [N + 1]
@@ -54,22 +63,44 @@ class Ragged:
     @classmethod
     def of(cls, sequences: list[Any], dtype: Any) -> "Ragged":
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        parts = [np.asarray(sequence, dtype) for sequence in sequences]
-        return cls(np.concatenate([np.zeros(0, dtype), *parts]), np.concatenate([[0], np.cumsum(lengths)]))
+        values = np.fromiter(itertools.chain.from_iterable(sequences), dtype, int(lengths.sum()))
+        return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def joined(cls, parts: list["Ragged"], dtype: Any) -> "Ragged":
+        """The sequences of all parts."""
+        lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
+        values = np.concatenate([np.zeros(0, dtype), *(part.values for part in parts)])
+        return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as the names of its files where it is mapped from disk."""
+        return _ragged, tuple(
+            Path(array.filename) if isinstance(array, np.memmap) and array.filename else array
+            for array in (self.values, self.offsets)
+        )
 
     @property
     def lengths(self) -> np.ndarray:
         """int64 [N]."""
         return np.diff(self.offsets)
 
+    def length(self, indices: np.ndarray) -> np.ndarray:
+        """The lengths of some: int64, of the shape of `indices`."""
+        return self.offsets[indices + 1] - self.offsets[indices]
+
     def padded(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """The sequences `indices` [B] side by side, zeros behind them -> values [B, length], real: bool [B, length]."""
         column = np.arange(length)[None, :]
-        real = column < self.lengths[indices][:, None]
+        real = column < self.length(indices)[:, None]
         where = np.where(real, self.offsets[indices][:, None] + column, 0)
         if not len(self.values):
             return np.zeros(where.shape, self.values.dtype), real
         return np.where(real, self.values[where], np.zeros((), self.values.dtype)), real
+
+
+def _ragged(*arrays: Any) -> Ragged:
+    return Ragged(*(np.load(array, mmap_mode="r") if isinstance(array, Path) else array for array in arrays))
 
 
 def padded_length(lengths: np.ndarray, allowed: tuple[int, ...]) -> int:
@@ -80,32 +111,47 @@ def padded_length(lengths: np.ndarray, allowed: tuple[int, ...]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TextExamples:
-    """Tokenized text, one example to a row: the text batch of the design with E = 1.
+    """Tokenized texts, each row of a batch holding one or several, one behind the other.
 
-    A batch has tokens, segments (1 where real, 0 padding), positions and type_ids, each int32 [B, L], and starts and
-    labels [B, 1]. L is the smallest of `pad_to` that holds the batch's longest example.
+    A batch has tokens, segments (1, 2, … for the row's first, second, … example, 0 padding), positions (within the
+    example) and type_ids, each int32 [B, L], and starts (where each example begins) and labels, each [B, E].
+    L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is what packed rows may hold.
     """
 
     tokens: Ragged
     type_ids: Ragged
     labels: np.ndarray
     pad_to: tuple[int, ...]
+    row_length: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        length = padded_length(self.tokens.lengths[indices], self.pad_to)
-        indices = indices[rows]
-        tokens, real = self.tokens.padded(indices, length)
-        type_ids, _ = self.type_ids.padded(indices, length)
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        lengths = np.where(members >= 0, self.tokens.length(np.maximum(members, 0)), 0)  # [B, E]
+        width = padded_length(lengths.sum(axis=1), self.pad_to)
+        members, lengths = members[rows], lengths[rows]
+        starts = np.cumsum(lengths, axis=1) - lengths
+
+        # From here on a token each, of all examples one after another: where it comes from and where it goes.
+        example = np.repeat(np.arange(members.size), lengths.ravel())
+        position = np.arange(len(example)) - (np.cumsum(lengths.ravel()) - lengths.ravel())[example]
+        row, slot = np.divmod(example, members.shape[1])
+        source = self.tokens.offsets[members.ravel()[example]] + position
+        target = (row, starts.ravel()[example] + position)
+
+        def placed(values: np.ndarray) -> np.ndarray:
+            array = np.zeros((len(members), width), np.int32)
+            array[target] = values
+            return array
+
         return {
-            "tokens": tokens,
-            "segments": real.astype(np.int32),
-            "positions": np.where(real, np.arange(length, dtype=np.int32), 0).astype(np.int32),
-            "type_ids": type_ids,
-            "starts": np.zeros((len(indices), 1), np.int32),
-            "labels": self.labels[indices, None],
+            "tokens": placed(self.tokens.values[source]),
+            "segments": placed(slot + 1),
+            "positions": placed(position),
+            "type_ids": placed(self.type_ids.values[source]),
+            "starts": np.where(members >= 0, starts, 0).astype(np.int32),
+            "labels": self.labels[np.maximum(members, 0)],
         }
 
 
@@ -121,9 +167,9 @@ class BagExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        length = padded_length(self.ids.lengths[indices], self.pad_to)
-        indices = indices[rows]
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        length = padded_length(self.ids.length(np.maximum(members[:, 0], 0)), self.pad_to)
+        indices = _first(members, rows)
         return {
             "ids": self.ids.padded(indices, length)[0],
             "values": self.values.padded(indices, length)[0],

@@ -1,8 +1,9 @@
 """The config's `data` section -> examples: a source gives columns, a transform makes examples of them."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from research.data.arrays import image, standardize
 from research.data.bag import bag_of_words
 from research.data.bundled import BUNDLED
 from research.data.examples import Columns, Examples
-from research.data.fitted import fitted_text
+from research.data.kept import Kept
 from research.data.sentiment import sentiment
 from research.data.text import wordpiece
 from research.errors import UserError
@@ -56,27 +57,52 @@ def missing(section: Mapping[str, Any]) -> str | None:
     return None if section["name"] in SOURCES else tfds_source.missing(section["name"], section["data_dir"])
 
 
+class _Splits(Mapping[str, Columns]):
+    """A source's columns, read when something first asks for them: where the cache has all that is needed, never."""
+
+    def __init__(self, name: str, read: Callable[[], dict[str, Columns]]):
+        self._name = name
+        self._read = read
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, Columns]:
+        columns = self._read()
+        if "train" not in columns:
+            raise UserError(f"dataset {self._name} has no split 'train'; it has {', '.join(columns)}")
+        return columns
+
+    def __getitem__(self, split: str) -> Columns:
+        return self._columns[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
 def load(section: Mapping[str, Any], assets: Path | None = None) -> Dataset:
     """Loads and transforms the dataset. What the transform learns from `train` is kept in and read from `assets`.
 
     Raises UserError if the dataset can't be had or does not fit the transform.
     """
-    name = section["name"]
+    name, data_dir = section["name"], section["data_dir"]
     if name in SOURCES:
         source, function = SOURCES[name]
-        columns = function()
+        splits, state = _Splits(name, function), None
     else:
-        source, columns = "tfds", tfds_source.load(name, section["data_dir"])
-    if "train" not in columns:
-        raise UserError(f"dataset {name} has no split 'train'; it has {', '.join(columns)}")
-    fingerprint = _fingerprint(columns)
-    before = fitted_text(assets, "data_fingerprint.txt", lambda: fingerprint)
+        source, splits = "tfds", _Splits(name, lambda: tfds_source.load(name, data_dir))
+        state = tfds_source.state(name, data_dir)
+    # Files that did not change hold what they held: their fingerprint is not worked out again.
+    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=())
+    kept = Kept(assets, fingerprint)
+    before = kept.text("data_fingerprint.txt", lambda: fingerprint)
     if before != fingerprint:
         raise UserError(
             f"dataset {name} has changed since the run began: its fingerprint was {before}, now {fingerprint}"
         )
     try:
-        splits = build(TRANSFORMS, section["transform"], "data.transform", splits=columns, assets=assets)
+        examples = build(TRANSFORMS, section["transform"], "data.transform", splits=splits, kept=kept)
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -84,7 +110,7 @@ def load(section: Mapping[str, Any], assets: Path | None = None) -> Dataset:
             f"data.transform {section['transform']['name']!r} does not fit dataset {name}, or has a bad value: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
-    return Dataset(splits=splits, name=name, source=source, fingerprint=fingerprint)
+    return Dataset(splits=examples, name=name, source=source, fingerprint=fingerprint)
 
 
 def _fingerprint(columns: Mapping[str, Columns]) -> str:

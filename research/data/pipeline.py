@@ -1,7 +1,7 @@
 """From a position to a batch. The position, one integer, is all the state there is: seeking costs nothing.
 
-Training reads the examples of epoch 0 in their shuffled order, then those of epoch 1, …; a batch may reach over the
-end of an epoch, so none is dropped. Position p is example p mod N of epoch p // N.
+A stream is an endless row of rows: those of epoch 0 in their shuffled order, then those of epoch 1, … Position p is row
+p mod R of epoch p // R; a batch may reach over the end of an epoch, so nothing is dropped.
 """
 
 import dataclasses
@@ -11,39 +11,85 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 
-from research.data.examples import Examples
+from research.data.examples import Examples, TextExamples
+from research.data.packing import best_fit
+from research.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `size` examples in `epoch`: int64 [size], a function of its arguments alone."""
-    # RandomState, because numpy promises that its stream never changes; Generator's may.
-    return np.random.RandomState([seed, epoch]).permutation(size)
+# The plan of rows must never change: runs of an earlier version would no longer repeat. RandomState, because numpy
+# promises that its stream never does; Generator's may.
+_PLAN_SEED = 0
 
 
-def training_indices(start: int, stop: int, *, size: int, seed: int) -> np.ndarray:
-    """The indices of the examples at the positions [start, stop) of the training stream."""
-    positions = np.arange(start, stop)
-    indices = np.empty(len(positions), np.int64)
-    for epoch in np.unique(positions // size):
-        here = positions // size == epoch
-        indices[here] = epoch_order(size, seed, int(epoch))[positions[here] % size]
-    return indices
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """A split's examples in rows: int64 [R, E] of example indices, −1 where a row holds fewer than E.
+
+    An example to a row has E = 1. Packed rows are planned once, by best fit over one shuffled order; every epoch then
+    fills that plan anew: the rows come in another order, and examples of equal length change places at random. So each
+    epoch has the same number of rows, whatever its seed, and any of them is found without the ones before it.
+    """
+
+    examples: Examples
+    rows: np.ndarray
+    lengths: np.ndarray | None = None  # int [N], the tokens of each example, where rows are packed
+
+    @classmethod
+    def unpacked(cls, examples: Examples) -> "Stream":
+        """One example to a row."""
+        return cls(examples, np.arange(len(examples))[:, None])
+
+    @classmethod
+    def packed(cls, examples: Examples) -> "Stream":
+        """As many texts to a row as fit. Raises UserError where the examples are not texts or one is too long."""
+        if not isinstance(examples, TextExamples):
+            raise UserError("train.batch_rows packs texts, and these examples are none; give train.batch_size instead")
+        lengths = examples.tokens.lengths
+        order = np.random.RandomState(_PLAN_SEED).permutation(len(examples))
+        rows = best_fit(lengths, examples.row_length, order)
+        return cls(dataclasses.replace(examples, pad_to=(examples.row_length,)), rows, lengths)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a few small arrays, for as long as the run lasts
+    def epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch in their order: int64 [R, E], a function of the arguments alone."""
+        random = np.random.RandomState([seed, epoch])
+        shuffled = random.permutation(len(self.examples))
+        if self.lengths is None:
+            return shuffled[:, None]
+        # Both orders below list the same lengths ascending: in each place one example stands for another of its length.
+        places = np.argsort(self.lengths, kind="stable")
+        substitute = np.empty(len(places) + 1, np.int64)
+        substitute[places] = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
+        substitute[-1] = -1  # what −1 in a row stands for
+        return substitute[self.rows[random.permutation(len(self.rows))]]
+
+    def between(self, start: int, stop: int, seed: int) -> np.ndarray:
+        """The rows at the positions [start, stop): int64 [stop − start, E]."""
+        positions = np.arange(start, stop)
+        epochs, within = np.divmod(positions, len(self.rows))
+        found = np.empty((len(positions), self.rows.shape[1]), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            found[here] = self.epoch(seed, int(epoch))[within[here]]
+        return found
+
+    def examples_before(self, position: int, seed: int) -> int:
+        """How many examples there are in the rows before `position`."""
+        epochs, within = divmod(position, len(self.rows))
+        begun = int(np.count_nonzero(self.epoch(seed, epochs)[:within] >= 0)) if within else 0
+        return epochs * len(self.examples) + begun
 
 
-def padded(indices: np.ndarray, multiple: int) -> np.ndarray:
-    """`indices` with −1 behind them up to a multiple of `multiple`."""
-    return np.pad(indices, (0, -len(indices) % multiple), constant_values=-1)
+def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
+    """Rows of example indices [B, E] with rows of −1 behind them up to a multiple of `multiple`."""
+    return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), constant_values=-1)
 
 
-def make_batch(examples: Examples, indices: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Batch:
-    """`rows` of the batch of `indices` [B], with `weight`: 1 for an example, 0 where the index is −1."""
-    batch = examples.batch(np.maximum(indices, 0), rows)
-    labels = batch["labels"]
-    real = (indices[rows] >= 0).astype(np.float32)
-    batch["weight"] = np.broadcast_to(real.reshape(-1, *[1] * (labels.ndim - 1)), labels.shape).copy()
+def make_batch(examples: Examples, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Batch:
+    """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none."""
+    batch = examples.batch(members, rows)
+    batch["weight"] = (members[rows] >= 0).astype(np.float32).reshape(batch["labels"].shape)
     return batch
 
 
@@ -55,37 +101,51 @@ class Rows:
     multiple: int = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """From a step to its batch; a class, for it travels to worker processes."""
+
+    stream: Stream
+    batch_rows: int
+    total_rows: int | None
+    seed: int
+    rows: Rows
+
+    def __call__(self, step: int) -> Batch:
+        start = step * self.batch_rows
+        stop = start + self.batch_rows if self.total_rows is None else min(start + self.batch_rows, self.total_rows)
+        members = padded(self.stream.between(start, stop, self.seed), self.batch_rows)
+        members = padded(members, self.rows.multiple)
+        return make_batch(self.stream.examples, members, self.rows.of(len(members)))
+
+
 def training_batches(
-    examples: Examples,
+    stream: Stream,
     *,
-    batch_size: int,
+    batch_rows: int,
     start_step: int,
     steps: int,
-    total_examples: int | None,
+    total_rows: int | None,
     seed: int,
     rows: Rows,
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of the steps [start_step, steps), made ahead by a thread, in order.
+    """The batches of the steps [start_step, steps), made ahead, in order: by a thread, or by `workers` processes.
 
-    Each has `batch_size` examples and the padding rows that `rows.multiple` asks for. Positions from `total_examples`
-    on are padding: the last step of a run that is given in epochs may have fewer examples.
+    Each has `batch_rows` rows and the padding rows that `rows.multiple` asks for. Positions from `total_rows` on are
+    padding: the last step of a run that is given in epochs may have fewer rows.
     """
-
-    def at(step: int) -> Batch:
-        start = step * batch_size
-        stop = start + batch_size if total_examples is None else min(start + batch_size, total_examples)
-        indices = training_indices(start, stop, size=len(examples), seed=seed)
-        indices = np.pad(indices, (0, batch_size - len(indices)), constant_values=-1)
-        indices = padded(indices, rows.multiple)
-        return make_batch(examples, indices, rows.of(len(indices)))
-
+    step = _Step(stream, batch_rows, total_rows, seed, rows)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(grain.MapDataset.range(start_step, steps).map(at).to_iter_dataset(options))
+    batches = grain.MapDataset.range(start_step, steps).map(step).to_iter_dataset(options)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)
 
 
-def evaluation_batches(examples: Examples, *, batch_size: int, rows: Rows) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every example once, in order -> (the global batch's indices, −1 for padding; this process's rows of it)."""
-    size = len(padded(np.arange(batch_size), rows.multiple))
-    for start in range(0, len(examples), size):
-        indices = padded(np.arange(start, min(start + size, len(examples))), size)
-        yield indices, make_batch(examples, indices, rows.of(size))
+def evaluation_batches(stream: Stream, *, batch_rows: int, rows: Rows) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example once -> (the global batch's members [B, E], −1 for none; this process's rows of it)."""
+    size = len(padded(np.empty((batch_rows, 1)), rows.multiple))
+    for start in range(0, len(stream.rows), size):
+        members = padded(stream.rows[start : start + size], size)
+        yield members, make_batch(stream.examples, members, rows.of(size))

@@ -1,15 +1,15 @@
 """Text -> WordPiece tokens, with a vocabulary trained on the training split."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm import tqdm
 
 from research.data.examples import Columns, Examples, Ragged, TextExamples
-from research.data.fitted import fitted_text
+from research.data.kept import Kept, digest
 from research.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -30,7 +30,7 @@ def column(columns: Columns, name: str, split: str) -> Any:
 _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 
 
-def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
+def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
     """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
 
     The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
@@ -70,23 +70,29 @@ def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -
 
 
 def wordpiece(
-    splits: dict[str, Columns],
-    assets: Path | None,
+    splits: Mapping[str, Columns],
+    kept: Kept,
     *,
     inputs: tuple[str, ...],
     label: str,
+    tokenizer: str | None,
     vocab_size: int,
     lowercase: bool,
     max_length: int,
     pad_to: tuple[int, ...],
+    row_length: int,
 ) -> dict[str, Examples]:
-    """Tokenizes every split.
+    """Tokenizes every split, once: other runs on the same data find the tokens in the cache.
 
     Args:
       inputs: one text column, or two for sentence pairs.
-      vocab_size: of the vocabulary trained on `train`.
-      max_length: tokens of an example at the most, [CLS] and [SEP] included; the longest part is cut first.
-      pad_to: the row lengths a batch may have; max_length must be among them or below their largest.
+      tokenizer: a tokenizer.json file, or None to train one on `train` with the next two.
+      vocab_size: of the trained vocabulary, at the most.
+      lowercase: whether to drop case and accents.
+      max_length: tokens of an example at the most, [CLS] and [SEP] included. Of a longer one the end is cut, of a pair
+        a token at a time from the longer part, as transformers' `longest_first` does.
+      pad_to: the row lengths a batch of one example a row may have; max_length must not exceed their largest.
+      row_length: of packed rows (train.batch_rows), in tokens.
     """
     if not 2 + len(inputs) <= max_length <= max(pad_to):
         raise UserError(
@@ -94,27 +100,66 @@ def wordpiece(
             f"of pad_to={tuple(pad_to)}"
         )
 
-    def texts(split: str) -> list[list[str]]:
-        return [list(map(as_text, column(splits[split], name, split))) for name in inputs]
+    def texts(split: str) -> list[Sequence[str | bytes]]:
+        return [column(splits[split], name, split) for name in inputs]
 
     def fit() -> str:
-        lines = [line for part in texts("train") for line in part]
+        if tokenizer is not None:
+            return _read_tokenizer(tokenizer)
+        lines = (as_text(line) for part in texts("train") for line in part)
         return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
 
-    tokenizer = tokenizers.Tokenizer.from_str(fitted_text(assets, "tokenizer.json", fit))
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    trained = None if tokenizer else (inputs, vocab_size, lowercase)
+    definition = kept.text("tokenizer.json", fit, key=trained)
 
-    def encode(split: str) -> TextExamples:
-        parts = texts(split)
-        encodings = tokenizer.encode_batch_fast(parts[0] if len(parts) == 1 else list(zip(*parts, strict=True)))
-        return TextExamples(
-            tokens=Ragged.of([encoding.ids for encoding in encodings], np.int32),
-            type_ids=Ragged.of([encoding.type_ids for encoding in encodings], np.int32),
-            labels=as_labels(column(splits[split], label, split)),
+    def encode_all() -> dict[str, np.ndarray]:
+        encoder = tokenizers.Tokenizer.from_str(definition)
+        encoder.no_padding()
+        encoder.enable_truncation(max_length, strategy="longest_first")
+        arrays = {}
+        for split in splits:
+            tokens, type_ids = _encode(encoder, texts(split), split)
+            arrays[f"{split}.offsets"] = tokens.offsets
+            arrays[f"{split}.tokens"] = tokens.values
+            arrays[f"{split}.type_ids"] = type_ids.values
+            arrays[f"{split}.labels"] = as_labels(column(splits[split], label, split))
+        return arrays
+
+    arrays = kept.arrays("tokens", encode_all, key=(digest(definition), max_length, inputs, label))
+    return {
+        name.removesuffix(".labels"): TextExamples(
+            tokens=Ragged(arrays[name.replace(".labels", ".tokens")], arrays[name.replace(".labels", ".offsets")]),
+            type_ids=Ragged(arrays[name.replace(".labels", ".type_ids")], arrays[name.replace(".labels", ".offsets")]),
+            labels=arrays[name],
             pad_to=tuple(pad_to),
+            row_length=row_length,
         )
+        for name in arrays
+        if name.endswith(".labels")
+    }
 
-    return {split: encode(split) for split in splits}
+
+def _read_tokenizer(path: str) -> str:
+    """A tokenizer.json file as this version of the library writes it. Raises UserError if it can't be read."""
+    try:
+        return tokenizers.Tokenizer.from_file(path).to_str()
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"data.transform.tokenizer {path} can't be read: {error}") from error
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, parts: list[Sequence[str | bytes]], split: str) -> tuple[Ragged, Ragged]:
+    """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time."""
+    size, piece = len(parts[0]), 8192
+    tokens, type_ids = [], []
+    with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
+        for start in range(0, size, piece):
+            columns = [list(map(as_text, part[start : start + piece])) for part in parts]
+            lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+            encodings = tokenizer.encode_batch_fast(lines)
+            tokens.append(Ragged.of([encoding.ids for encoding in encodings], np.int32))
+            type_ids.append(Ragged.of([encoding.type_ids for encoding in encodings], np.int32))
+            bar.update(len(encodings))
+    return Ragged.joined(tokens, np.int32), Ragged.joined(type_ids, np.int32)
 
 
 def as_labels(values: Any) -> np.ndarray:

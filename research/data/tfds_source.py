@@ -2,16 +2,43 @@
 
 import importlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.data.examples import Columns
+from research.data.kept import digest
 from research.errors import UserError
 
 # tensorflow-datasets registers a builder when its module is imported; `tfds.builder` finds these by name only after.
 _MODULES = {"glue": "tensorflow_datasets.text.glue"}
 
 _PROBE_SECONDS = 4.0
+
+
+# A prepared dataset of more bytes than this is not read into memory but a piece at a time.
+IN_MEMORY_BYTES = 2**31
+
+
+class Records(Sequence[Any]):
+    """One feature of a split's records, read when asked for."""
+
+    def __init__(self, source: Any, key: str):
+        self._source = source
+        self._key = key
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            wanted = list(range(len(self))[index])
+            return [record[self._key] for record in self._source.__getitems__(wanted)] if wanted else []
+        return self._source[index][self._key]
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), 4096):
+            yield from self[start : start + 4096]
 
 
 def default_data_dir() -> Path:
@@ -23,6 +50,13 @@ def prepared(name: str, data_dir: str | None) -> bool:
     """Whether some version of the dataset lies prepared in `data_dir`. Only looks at file names."""
     folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
     return any(folder.joinpath(name).glob("*.*.*/dataset_info.json"))
+
+
+def state(name: str, data_dir: str | None) -> str | None:
+    """A hash of the names, sizes and times of a prepared dataset's files; None where it is not prepared."""
+    folder = (Path(data_dir).expanduser() if data_dir else default_data_dir()) / name
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.*.*/*"))]
+    return digest(files) if prepared(name, data_dir) else None
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -80,6 +114,9 @@ def load(name: str, data_dir: str | None) -> dict[str, Columns]:
         columns: dict[str, Columns] = {}
         for split in builder.info.splits:
             source = builder.as_data_source(split=split)
+            if builder.info.dataset_size > IN_MEMORY_BYTES:
+                columns[split] = {key: Records(source, key) for key in builder.info.features}
+                continue
             records = source.__getitems__(list(range(len(source)))) if len(source) else []
             columns[split] = {key: [record[key] for record in records] for key in builder.info.features}
         return columns

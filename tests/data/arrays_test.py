@@ -3,6 +3,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from research.data.arrays import image, standardize
+from research.data.kept import Kept
 from research.errors import UserError
 
 
@@ -15,17 +16,19 @@ def _splits(rng):
 
 def test_standardize_is_scikit_learns_fitted_on_train(rng, tmp_path):
     splits = _splits(rng)
-    examples = standardize(splits, tmp_path, inputs=("x",), label="y")
+    examples = standardize(splits, Kept(tmp_path), inputs=("x",), label="y")
     scaler = StandardScaler().fit(splits["train"]["x"])
     for name, split in splits.items():
         np.testing.assert_allclose(examples[name].columns["features"], scaler.transform(split["x"]), atol=1e-6)
-    again = standardize({"train": splits["test"]}, tmp_path, inputs=("x",), label="y")  # the kept mean, not a new one
+    again = standardize(
+        {"train": splits["test"]}, Kept(tmp_path), inputs=("x",), label="y"
+    )  # the kept mean, not a new one
     np.testing.assert_array_equal(again["train"].columns["features"], examples["test"].columns["features"])
 
 
 def test_a_constant_column_becomes_zero():
     assert np.full(309, 0.1).std() > 0  # rounding
-    examples = standardize({"train": {"x": np.full((309, 2), 0.1), "y": [0] * 309}}, None, inputs=("x",), label="y")
+    examples = standardize({"train": {"x": np.full((309, 2), 0.1), "y": [0] * 309}}, Kept(), inputs=("x",), label="y")
     np.testing.assert_array_equal(examples["train"].columns["features"], 0.0)
 
 
@@ -35,12 +38,12 @@ def test_values_that_are_not_finite_are_named(rng, bad, split):
     splits = _splits(rng)
     splits[split]["x"][7, 2] = bad
     with pytest.raises(UserError, match=rf"x of split '{split}' holds {bad} at \[7, 2\]"):
-        standardize(splits, None, inputs=("x",), label="y")
+        standardize(splits, Kept(), inputs=("x",), label="y")
 
 
 def test_images_are_scaled_and_flattened(rng):
     splits = {"train": {"x": rng.integers(0, 17, (5, 8, 8, 1)), "y": [0, 1, 2, 3, 4]}}
-    whole = image(splits, None, inputs=("x",), label="y", mean=4.0, std=2.0, flatten=False)["train"].columns["images"]
+    whole = image(splits, Kept(), inputs=("x",), label="y", mean=4.0, std=2.0, flatten=False)["train"].columns["images"]
     np.testing.assert_allclose(whole, (splits["train"]["x"] - 4.0) / 2.0)
-    flat = image(splits, None, inputs=("x",), label="y", mean=4.0, std=2.0, flatten=True)["train"].columns["features"]
+    flat = image(splits, Kept(), inputs=("x",), label="y", mean=4.0, std=2.0, flatten=True)["train"].columns["features"]
     np.testing.assert_array_equal(flat, whole.reshape(5, 64))

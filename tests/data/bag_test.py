@@ -2,6 +2,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from research.data.bag import bag_of_words
+from research.data.kept import Kept
 
 TRAIN = ["the plot is dull", "the cast is superb", "a superb , superb film", "not dull at all"]
 TEST = ["a dull , dull cast", "unseen words only"]
@@ -10,11 +11,11 @@ SPLITS = {"train": {"s": TRAIN, "y": [0, 1, 1, 1]}, "test": {"s": TEST, "y": [0,
 
 def _bag(folder=None, **options):
     options = {"ngrams": (1, 2), "max_features": 1000, "pad_to": (8, 16), **options}
-    return bag_of_words(SPLITS, folder, inputs=("s",), label="y", **options)
+    return bag_of_words(SPLITS, Kept(folder), inputs=("s",), label="y", **options)
 
 
 def _dense(examples, size):
-    batch = examples.batch(np.arange(len(examples)))
+    batch = examples.batch(np.arange(len(examples))[:, None])
     dense = np.zeros((len(examples), size), np.float32)
     for row, (ids, values) in enumerate(zip(batch["ids"], batch["values"], strict=True)):
         np.add.at(dense[row], ids, values)
@@ -30,14 +31,14 @@ def test_the_features_are_scikit_learns():
 
 
 def test_what_was_learnt_is_kept_and_read_back(tmp_path):
-    first = _bag(tmp_path)["test"].batch(np.arange(2))
-    again = _bag(tmp_path)["test"].batch(np.arange(2))
+    first = _bag(tmp_path)["test"].batch(np.arange(2)[:, None])
+    again = _bag(tmp_path)["test"].batch(np.arange(2)[:, None])
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
 
 
 def test_a_long_text_keeps_its_heaviest_words():
     examples = _bag(pad_to=(3,))["train"]
-    whole = _bag()["train"].batch(np.array([1]))["values"][0]
-    kept = examples.batch(np.array([1]))["values"][0]
+    whole = _bag()["train"].batch(np.array([[1]]))["values"][0]
+    kept = examples.batch(np.array([[1]]))["values"][0]
     np.testing.assert_array_equal(np.sort(kept), np.sort(whole)[-3:])

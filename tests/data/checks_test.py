@@ -37,7 +37,7 @@ LABELS = np.zeros(2, np.int32)
     ("examples", "message"),
     [
         (
-            TextExamples(IDS, IDS, LABELS, (4,)),
+            TextExamples(IDS, IDS, LABELS, (4,), 4),
             "token id 9 in split 's' is out of range: model.vocab_size is 9",
         ),
         (
@@ -56,9 +56,9 @@ def test_inputs_that_do_not_fit_are_named(examples, message):
 
 
 def test_inputs_that_fit_pass():
-    check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,)), vocab_size=10, max_positions=2, num_features=None)
+    check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,), 4), vocab_size=10, max_positions=2, num_features=None)
 
 
 def test_an_example_longer_than_the_model_has_positions_is_named():
     with pytest.raises(UserError, match=r"an example of 2 tokens: model.max_positions is 1"):
-        check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,)), vocab_size=10, max_positions=1, num_features=None)
+        check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,), 4), vocab_size=10, max_positions=1, num_features=None)

@@ -1,156 +1,241 @@
+import itertools
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data.examples import ArrayExamples, Ragged, TextExamples, padded_length
-from research.data.pipeline import (
-    Rows,
-    epoch_order,
-    evaluation_batches,
-    make_batch,
-    training_batches,
-    training_indices,
-)
+from research.data.kept import Kept
+from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, padded, training_batches
+from research.errors import UserError
 
 
-def _examples(size):
+def _arrays(size):
     return ArrayExamples({"features": np.arange(size, dtype=np.float32)[:, None], "labels": np.arange(size)})
 
 
-@settings(max_examples=50, deadline=None)
-@given(size=st.integers(1, 50), start=st.integers(0, 200), length=st.integers(1, 120))
-def test_any_stretch_of_the_stream_is_the_same_however_it_is_reached(size, start, length):
-    whole = training_indices(0, start + length, size=size, seed=3)
-    np.testing.assert_array_equal(training_indices(start, start + length, size=size, seed=3), whole[start:])
+def _texts(lengths, row_length=12):
+    """Text i is 100·i + 1, 100·i + 2, …; its label is i."""
+    tokens = Ragged.of([[100 * i + j + 1 for j in range(length)] for i, length in enumerate(lengths)], np.int32)
+    types = Ragged.of([[1] * length for length in lengths], np.int32)
+    return TextExamples(tokens, types, np.arange(len(lengths), dtype=np.int32), (6, 12), row_length)
 
 
-@settings(max_examples=50, deadline=None)
-@given(size=st.integers(1, 50), epoch=st.integers(0, 5))
-def test_an_epoch_has_every_example_once(size, epoch):
-    indices = training_indices(epoch * size, (epoch + 1) * size, size=size, seed=0)
-    assert sorted(indices) == list(range(size))
+def _stream(lengths, packed):
+    return (Stream.packed if packed else Stream.unpacked)(_texts(lengths))
 
 
-def test_epochs_and_seeds_have_different_orders():
-    orders = [tuple(epoch_order(20, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=40)
+
+
+def _members(rows):
+    return rows[rows >= 0].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, packed=st.booleans(), start=st.integers(0, 100), length=st.integers(1, 60))
+def test_any_stretch_of_the_stream_is_the_same_however_it_is_reached(lengths, packed, start, length):
+    stream = _stream(lengths, packed)
+    whole = stream.between(0, start + length, seed=3)
+    np.testing.assert_array_equal(stream.between(start, start + length, seed=3), whole[start:])
+    np.testing.assert_array_equal(_stream(lengths, packed).between(start, start + length, seed=3), whole[start:])
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, packed=st.booleans(), epoch=st.integers(0, 5))
+def test_an_epoch_has_every_example_once_in_rows_that_hold_them(lengths, packed, epoch):
+    stream = _stream(lengths, packed)
+    rows = stream.epoch(0, epoch)
+    assert rows.shape == stream.rows.shape
+    assert sorted(_members(rows)) == list(range(len(lengths)))
+    assert np.where(rows >= 0, np.array(lengths)[rows], 0).sum(axis=1).max() <= 12
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, packed=st.booleans(), position=st.integers(0, 100))
+def test_examples_before_a_position_are_counted_right(lengths, packed, position):
+    stream = _stream(lengths, packed)
+    assert stream.examples_before(position, seed=1) == len(_members(stream.between(0, position, seed=1)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_epochs_and_seeds_have_different_orders(packed):
+    stream = _stream([3, 4, 5, 2] * 5, packed)
+    orders = [tuple(_members(stream.epoch(seed, epoch))) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
+
+
+def test_packed_examples_meet_others_in_every_epoch():
+    """Row mates are drawn anew: of 300 pairs in one row, few share a row again an epoch later."""
+    stream = _stream([4] * 300, packed=True)
+    first, second = (
+        {pair for row in stream.epoch(0, epoch).tolist() for pair in itertools.combinations(sorted(row), 2)}
+        for epoch in (0, 1)
+    )
+    assert len(first) == 300
+    assert len(first & second) < 20
+
+
+def test_every_example_is_as_likely_to_come_first():
+    """600 epochs of 12 examples: those of one length must be in the first row about equally often."""
+    stream = _stream([3, 6] * 6, packed=True)
+    counts = np.zeros(12)
+    for epoch in range(600):
+        counts[_members(stream.epoch(0, epoch)[:1])] += 1
+    for same_length in (counts[0::2], counts[1::2]):  # 5 standard deviations of a binomial
+        assert np.abs(same_length - same_length.mean()).max() < 5 * same_length.mean() ** 0.5
 
 
 def test_the_order_never_changes():
     """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
     order = [3, 7, 4, 0, 2, 6, 5, 1]
-    assert epoch_order(8, 0, 0).tolist() == order
-    assert training_indices(2, 8, size=8, seed=0).tolist() == order[2:]
+    stream = Stream.unpacked(_arrays(8))
+    assert stream.epoch(0, 0)[:, 0].tolist() == order
+    assert stream.between(2, 8, seed=0)[:, 0].tolist() == order[2:]
+    assert _stream([4, 3, 5, 4, 3, 5, 6, 7], packed=True).epoch(0, 0).tolist() == [
+        [5, -1, -1],
+        [6, 2, -1],
+        [0, 3, 1],
+        [4, 7, -1],
+    ]
+
+
+def test_only_texts_can_be_packed():
+    with pytest.raises(UserError, match=r"train.batch_rows packs texts.*give train.batch_size"):
+        Stream.packed(_arrays(3))
 
 
 @settings(max_examples=50, deadline=None)
-@given(size=st.integers(1, 60), batch_size=st.integers(1, 40), multiple=st.integers(1, 8))
-def test_evaluation_sees_every_example_once_in_order(size, batch_size, multiple):
-    rows = Rows(multiple=multiple)
+@given(lengths=LENGTHS, packed=st.booleans(), batch_rows=st.integers(1, 40), multiple=st.integers(1, 8))
+def test_evaluation_sees_every_example_once(lengths, packed, batch_rows, multiple):
     seen, shapes = [], set()
-    for indices, batch in evaluation_batches(_examples(size), batch_size=batch_size, rows=rows):
+    for members, batch in evaluation_batches(
+        _stream(lengths, packed), batch_rows=batch_rows, rows=Rows(multiple=multiple)
+    ):
         real = batch["weight"] > 0
-        np.testing.assert_array_equal(real, indices >= 0)
-        np.testing.assert_array_equal(batch["labels"][real], indices[real])
-        seen.extend(indices[real])
-        shapes.add(len(indices))
-    assert seen == list(range(size))
+        np.testing.assert_array_equal(real, members >= 0)
+        np.testing.assert_array_equal(batch["labels"][real], members[real])
+        seen.extend(members[real])
+        shapes.add(members.shape)
+    assert sorted(seen) == list(range(len(lengths)))
     assert len(shapes) == 1
-    assert shapes.pop() % multiple == 0
+    assert shapes.pop()[0] % multiple == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
-    size=st.integers(1, 40),
-    batch_size=st.integers(1, 24),
+    lengths=LENGTHS,
+    packed=st.booleans(),
+    batch_rows=st.integers(1, 24),
     epochs=st.integers(1, 3),
     multiple=st.integers(1, 8),
 )
-def test_training_in_epochs_drops_and_repeats_nothing(size, batch_size, epochs, multiple):
-    total = epochs * size
-    steps = -(-total // batch_size)
+def test_training_in_epochs_drops_and_repeats_nothing(lengths, packed, batch_rows, epochs, multiple):
+    stream = _stream(lengths, packed)
+    total = epochs * len(stream.rows)
     batches = list(
         training_batches(
-            _examples(size),
-            batch_size=batch_size,
+            stream,
+            batch_rows=batch_rows,
             start_step=0,
-            steps=steps,
-            total_examples=total,
+            steps=-(-total // batch_rows),
+            total_rows=total,
             seed=1,
             rows=Rows(multiple=multiple),
         )
     )
-    assert len({len(batch["weight"]) for batch in batches}) == 1
+    assert len({batch["weight"].shape for batch in batches}) == 1
     labels = np.concatenate([batch["labels"][batch["weight"] > 0] for batch in batches])
-    np.testing.assert_array_equal(np.bincount(labels, minlength=size), epochs)
+    np.testing.assert_array_equal(np.bincount(labels, minlength=len(lengths)), epochs)
 
 
-def test_starting_at_a_step_gives_that_steps_batch():
-    def batches(start):
-        return list(
-            training_batches(
-                _examples(30),
-                batch_size=8,
-                start_step=start,
-                steps=10,
-                total_examples=None,
-                seed=0,
-                rows=Rows(),
-            )
+def _training(stream, start=0, steps=10, **options):
+    return list(
+        training_batches(
+            stream, batch_rows=8, start_step=start, steps=steps, total_rows=None, seed=0, rows=Rows(), **options
         )
+    )
 
-    for late, early in zip(batches(6), batches(0)[6:], strict=True):
-        np.testing.assert_array_equal(late["labels"], early["labels"])
+
+def _assert_equal(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_starting_at_a_step_gives_that_steps_batch(packed):
+    stream = _stream([3, 9, 4, 1, 12] * 9, packed)
+    _assert_equal(_training(stream, 6), _training(stream)[6:])
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches():
+    stream = _stream([3, 9, 4, 1, 12] * 9, packed=True)
+    _assert_equal(_training(stream, 3, workers=2), _training(stream, 3))
 
 
 @pytest.mark.parametrize("mine", [[0, 1, 2, 3], [2, 3, 8, 9, 14, 15], [5]])
-def test_a_processs_rows_are_those_of_the_whole_batch(mine):
-    tokens = Ragged.of([[1] * (i % 9 + 1) for i in range(40)], np.int32)
-    text = TextExamples(tokens, tokens, np.arange(40, dtype=np.int32), pad_to=(4, 9))
-    indices = np.append(np.arange(14), [-1, -1])
-    whole = make_batch(text, indices)
-    part = make_batch(text, indices, np.array(mine))
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_processs_rows_are_those_of_the_whole_batch(mine, packed):
+    stream = _stream([i % 9 + 1 for i in range(80)], packed)
+    members = padded(stream.between(0, 14, seed=0), 16)
+    whole = make_batch(stream.examples, members)
+    part = make_batch(stream.examples, members, np.array(mine))
     for name in whole:
         np.testing.assert_array_equal(part[name], whole[name][mine])
 
 
 def test_an_error_in_the_pipeline_reaches_the_loop():
     class Broken(ArrayExamples):
-        def batch(self, indices, rows=slice(None)):
+        def batch(self, members, rows=slice(None)):
             raise OSError("disk gone")
 
-    batches = training_batches(
-        Broken({"labels": np.zeros(3)}),
-        batch_size=2,
-        start_step=0,
-        steps=2,
-        total_examples=None,
-        seed=0,
-        rows=Rows(),
-    )
     with pytest.raises(OSError, match="disk gone"):
-        next(batches)
+        _training(Stream.unpacked(Broken({"labels": np.zeros(3)})))
 
 
-@settings(max_examples=50, deadline=None)
-@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=10))
-def test_text_batches_hold_the_texts_and_nothing_else(lengths):
-    sequences = [[100 * i + j + 1 for j in range(length)] for i, length in enumerate(lengths)]
-    tokens = Ragged.of(sequences, np.int32)
-    types = Ragged.of([[1] * length for length in lengths], np.int32)
-    text = TextExamples(tokens, types, np.arange(len(lengths), dtype=np.int32), pad_to=(6, 12))
-    batch = text.batch(np.arange(len(lengths)))
-    assert batch["tokens"].shape[1] == (6 if max(lengths) <= 6 else 12)
-    for row, sequence in enumerate(sequences):
-        real = batch["segments"][row] == 1
-        assert batch["tokens"][row][real].tolist() == sequence
-        assert batch["positions"][row][real].tolist() == list(range(len(sequence)))
-        assert batch["type_ids"][row].sum() == len(sequence)
-        assert not batch["tokens"][row][~real].any()
-    assert batch["starts"].shape == batch["labels"].shape == (len(lengths), 1)
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, packed=st.booleans())
+def test_text_batches_hold_the_texts_and_nothing_else(lengths, packed):
+    stream = _stream(lengths, packed)
+    batch = make_batch(stream.examples, padded(stream.rows, 7))
+    filled = np.where(stream.rows >= 0, np.array(lengths)[stream.rows], 0).sum(axis=1)
+    assert batch["tokens"].shape[1] == (12 if packed or filled.max() > 6 else 6)
+    texts = 0
+    for row, segments in enumerate(batch["segments"]):
+        for slot in np.flatnonzero(batch["weight"][row]):
+            index, start = batch["labels"][row, slot], batch["starts"][row, slot]
+            here = slice(start, start + lengths[index])
+            assert batch["tokens"][row, here].tolist() == [100 * index + j + 1 for j in range(lengths[index])]
+            assert batch["positions"][row, here].tolist() == list(range(lengths[index]))
+            assert (segments == slot + 1).sum() == (segments[here] == slot + 1).sum() == lengths[index]
+            assert (batch["type_ids"][row, here] == 1).all()
+            texts += 1
+        for name in ("tokens", "positions", "type_ids"):
+            assert not batch[name][row][segments == 0].any()
+    assert texts == len(lengths)
+    assert np.count_nonzero(batch["segments"]) == sum(lengths)
+    assert batch["starts"].shape == batch["labels"].shape == batch["weight"].shape
 
 
 def test_padded_length_is_the_smallest_that_holds_all():
     assert padded_length(np.array([3, 9]), (32, 16, 8)) == 16
     assert padded_length(np.array([40]), (8, 16)) == 16
+
+
+def test_sequences_mapped_from_disk_travel_as_the_names_of_their_files():
+    """A worker process must not be sent a corpus."""
+    values = np.arange(100_000, dtype=np.int32)
+    kept = Kept(source="travel")
+    for _ in range(2):  # made, then read
+        arrays = kept.arrays("tokens", lambda: {"values": values, "offsets": np.array([0, 60_000, 100_000])}, key=())
+    ragged = Ragged(arrays["values"], arrays["offsets"])
+    message = pickle.dumps(ragged)
+    assert len(message) < 2_000
+    there = pickle.loads(message)
+    np.testing.assert_array_equal(there.values, values)
+    assert there.lengths.tolist() == [60_000, 40_000]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from research.data.kept import Kept
 from research.data.text import SPECIAL_TOKENS, as_text, train_wordpiece, wordpiece
 from research.errors import UserError
 
@@ -14,8 +15,10 @@ OPTIONS = {
     "label": "label",
     "vocab_size": 120,
     "lowercase": True,
+    "tokenizer": None,
     "max_length": 8,
     "pad_to": (8,),
+    "row_length": 16,
 }
 
 
@@ -62,24 +65,24 @@ def test_special_tokens_come_first():
 
 
 def test_texts_become_tokens_and_back(tmp_path):
-    examples = wordpiece(_splits(), tmp_path, **OPTIONS)["train"]
+    examples = wordpiece(_splits(), Kept(tmp_path), **OPTIONS)["train"]
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    batch = examples.batch(np.array([1, 3]))
+    batch = examples.batch(np.array([[1], [3]]))
     assert [tokenizer.decode(row.tolist()) for row in batch["tokens"]] == [TEXTS[1], TEXTS[3]]
     assert batch["labels"].tolist() == [[1], [0]]
 
 
 def test_the_kept_tokenizer_is_used_again(tmp_path):
-    wordpiece(_splits(), tmp_path, **OPTIONS)
+    wordpiece(_splits(), Kept(tmp_path), **OPTIONS)
     kept = (tmp_path / "tokenizer.json").read_text()
-    wordpiece({"train": {"sentence": ["quite other words"], "label": [0]}}, tmp_path, **OPTIONS)
+    wordpiece({"train": {"sentence": ["quite other words"], "label": [0]}}, Kept(tmp_path), **OPTIONS)
     assert (tmp_path / "tokenizer.json").read_text() == kept
 
 
 def test_pairs_have_type_ids_and_lose_their_longest_part_first():
     splits = {"train": {"a": ["dull dull dull dull dull dull"], "b": ["superb"], "label": [0]}}
-    examples = wordpiece(splits, None, **{**OPTIONS, "inputs": ("a", "b")})["train"]
-    batch = examples.batch(np.array([0]))
+    examples = wordpiece(splits, Kept(), **{**OPTIONS, "inputs": ("a", "b")})["train"]
+    batch = examples.batch(np.array([[0]]))
     assert batch["type_ids"].tolist() == [[0, 0, 0, 0, 0, 0, 1, 1]]  # [CLS] dull ×4 [SEP] superb [SEP]
     assert (batch["segments"] == 1).all()
 
@@ -91,9 +94,71 @@ def test_bytes_that_are_not_utf8_become_replacement_characters():
 
 def test_an_unknown_column_names_those_there_are():
     with pytest.raises(UserError, match="has no column 'sentence'; it has text, label"):
-        wordpiece({"train": {"text": TEXTS, "label": [0] * 4}}, None, **OPTIONS)
+        wordpiece({"train": {"text": TEXTS, "label": [0] * 4}}, Kept(), **OPTIONS)
 
 
 def test_max_length_must_fit_a_row():
     with pytest.raises(UserError, match="max_length is 9"):
-        wordpiece(_splits(), None, **{**OPTIONS, "max_length": 9})
+        wordpiece(_splits(), Kept(), **{**OPTIONS, "max_length": 9})
+
+
+class Unread(dict):
+    """Columns that must not be read."""
+
+    def __getitem__(self, *_):
+        raise AssertionError("the columns were read")
+
+    __iter__ = __getitem__
+
+
+def test_the_second_time_tokens_come_from_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
+    kept = Kept(source="these texts")
+    first = wordpiece(_splits(), kept, **OPTIONS)["train"]
+    again = wordpiece(Unread(), kept, **OPTIONS)["train"]
+    for name, array in first.batch(np.array([[0], [3]])).items():
+        np.testing.assert_array_equal(again.batch(np.array([[0], [3]]))[name], array)
+    for other in ({"max_length": 7}, {"inputs": ("other",)}, {"label": "other"}, {"lowercase": False}):
+        with pytest.raises(AssertionError, match="were read"):
+            wordpiece(Unread(), kept, **{**OPTIONS, **other})
+
+
+def _tokens(examples, index):
+    batch = examples.batch(np.array([[index]]))
+    return batch["tokens"][batch["segments"] > 0].tolist()
+
+
+def test_odd_texts_have_a_defined_outcome():
+    """Empty: [CLS] [SEP]. 10,000 words: cut to max_length, [SEP] last. Not UTF-8, or a NUL: U+FFFD, an unknown word."""
+    texts = ["", " \n", "dull " * 10_000, b"dull caf\xe9", "dull"]
+    splits = {"train": {"sentence": TEXTS + texts, "label": [0] * 9}, "test": {"sentence": [], "label": []}}
+    examples = wordpiece(splits, Kept(), **OPTIONS)
+    assert len(examples["test"]) == 0
+    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+    empty, blank, long, broken, dull = (_tokens(examples["train"], 4 + i) for i in range(5))
+    assert empty == blank == [cls, sep]
+    assert long == [cls] + [dull[1]] * 6 + [sep]
+    assert broken[:2] == dull[:2]
+    assert SPECIAL_TOKENS.index("[UNK]") not in broken[:2]
+
+
+def test_a_tokenizer_of_ones_own(tmp_path):
+    own = train_wordpiece(["dull superb"] * 9, vocab_size=60, lowercase=True)
+    own.enable_padding(length=30)  # what a file asks for in this way has no effect
+    own.enable_truncation(3)
+    own.save(str(tmp_path / "tokenizer.json"))
+    options = {**OPTIONS, "tokenizer": str(tmp_path / "tokenizer.json")}
+    examples = wordpiece(_splits(), Kept(tmp_path / "run"), **options)["train"]
+    assert _tokens(examples, 3) == [own.token_to_id(t) for t in ("[CLS]", "dull", "dull", "dull", "[SEP]")]
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"data.transform.tokenizer .*tokenizer.json can't be read"):
+        wordpiece(_splits(), Kept(), **options)
+
+
+def test_large_sets_are_tokenized_in_pieces_that_join():
+    texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one piece
+    examples = wordpiece({"train": {"sentence": texts, "label": [0] * 20_000}}, Kept(), **OPTIONS)["train"]
+    few = wordpiece(_splits(), Kept(), **OPTIONS)["train"]
+    assert len(examples) == 20_000
+    for i in (0, 8191, 8192, 19_999):
+        assert len(_tokens(examples, i)) == len(_tokens(few, i % 4))

@@ -30,3 +30,28 @@ def test_damaged_files_are_one_line(tmp_path):
         path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match="can't be read"):
         tfds_source.load("tiny_reviews", str(tmp_path))
+
+
+def test_a_dataset_beyond_memory_is_read_in_pieces(tmp_path, monkeypatch):
+    whole = tfds_source.load("tiny_reviews", str(tmp_path))
+    monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
+    pieces = tfds_source.load("tiny_reviews", str(tmp_path))
+    for split, columns in whole.items():
+        for key, values in columns.items():
+            records = pieces[split][key]
+            assert isinstance(records, tfds_source.Records)
+            assert len(records) == len(values)
+            assert list(records) == values
+            assert records[1:3] == values[1:3]
+            assert records[2] == values[2]
+            assert records[5:5] == []
+
+
+def test_the_state_tells_when_a_file_changed(tmp_path):
+    assert tfds_source.state("tiny_reviews", str(tmp_path)) is None
+    tfds_source.load("tiny_reviews", str(tmp_path))
+    before = tfds_source.state("tiny_reviews", str(tmp_path))
+    assert tfds_source.state("tiny_reviews", str(tmp_path)) == before
+    (path, *_) = tmp_path.rglob("*train*array_record*")
+    path.write_bytes(path.read_bytes() + b"x")
+    assert tfds_source.state("tiny_reviews", str(tmp_path)) not in (None, before)

@@ -1,9 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import erf
 
+from research.data.examples import Ragged, TextExamples
+from research.data.pipeline import Stream, make_batch
 from research.models.bert import BertClassifier
 
 SIZES = {
@@ -36,14 +43,18 @@ def _batch(rng, lengths, width=12):
     return {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
 
 
-@pytest.fixture
-def params(rng):
-    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), _batch(rng, [3]), train=False)[
-        "params"
-    ]
+@functools.cache
+def _random_params():
+    batch = _batch(np.random.default_rng(0), [3])
+    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
     # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+
+
+@pytest.fixture
+def params():
+    return _random_params()
 
 
 def _apply(params, batch, **options):
@@ -97,6 +108,42 @@ def test_padding_and_its_contents_change_nothing(rng, params):
     padding = batch["segments"] == 0
     noisy = {**batch, **{n: jnp.where(padding, 1, batch[n]) for n in ("tokens", "positions", "type_ids")}}
     np.testing.assert_array_equal(_apply(params, noisy), _apply(params, batch))
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8), seed=st.integers(0, 2**16))
+def test_packed_is_unpacked(lengths, seed):
+    """Logits and parameter gradients of the same texts in packed rows and one a row.
+
+    Measured over 300 draws: logits at most 1.4e-6 apart, gradients 2e-5 of the largest entry of each
+    (and 1e-6, for those of the key biases, which are 0 but for rounding).
+    """
+    rng = np.random.default_rng(seed)
+    tokens = Ragged.of([rng.integers(5, 50, length) for length in lengths], np.int32)
+    types = Ragged.of([rng.integers(0, 2, length) for length in lengths], np.int32)
+    texts = TextExamples(tokens, types, rng.integers(0, 3, len(lengths)).astype(np.int32), (12,), 24)
+    results = []
+    for stream in (Stream.unpacked(texts), Stream.packed(texts)):
+        members = np.pad(stream.rows, ((0, 8 - len(stream.rows)), (0, 8 - stream.rows.shape[1])), constant_values=-1)
+        logits, grads = _logits_and_gradients(_random_params(), make_batch(stream.examples, members))
+        by_example = np.zeros((len(lengths), 3))
+        by_example[members[members >= 0]] = np.asarray(logits)[members >= 0]
+        results.append((by_example, grads))
+    (logits, grads), (packed_logits, packed_grads) = results
+    np.testing.assert_allclose(packed_logits, logits, atol=1e-5)
+    for packed, unpacked in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(packed, unpacked, atol=1e-4 * np.abs(unpacked).max() + 1e-6)
+
+
+@jax.jit
+def _logits_and_gradients(params, batch):
+    def loss(params):
+        logits = MODULE.apply({"params": params}, batch, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        return jnp.sum(losses * batch["weight"]) / jnp.sum(batch["weight"]), logits
+
+    grads, logits = jax.grad(loss, has_aux=True)(params)
+    return logits, grads
 
 
 def test_examples_in_one_row_do_not_see_each_other(rng, params):

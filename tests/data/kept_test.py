@@ -1,0 +1,101 @@
+import os
+
+import numpy as np
+import pytest
+
+from research.data.kept import Kept, cache_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Counting:
+    """Makes an array and a text, and counts how often."""
+
+    def __init__(self):
+        self.times = 0
+
+    def arrays(self):
+        self.times += 1
+        return {"a": np.arange(1000, dtype=np.int32), "empty": np.zeros(0, np.int32)}
+
+    def text(self):
+        self.times += 1
+        return "wörds\r\n"
+
+
+def test_arrays_are_made_once_for_a_key_and_a_source():
+    make = Counting()
+    for _ in range(3):
+        arrays = Kept(source="s").arrays("name", make.arrays, key=(1, "x"))
+        np.testing.assert_array_equal(arrays["a"], np.arange(1000))
+        assert arrays["empty"].shape == (0,)
+    assert make.times == 1
+    Kept(source="s").arrays("name", make.arrays, key=(2, "x"))
+    Kept(source="t").arrays("name", make.arrays, key=(1, "x"))
+    Kept(source="s").arrays("other", make.arrays, key=(1, "x"))
+    assert make.times == 4
+
+
+def test_without_a_source_nothing_is_cached(cache):
+    make = Counting()
+    for _ in range(2):
+        Kept().arrays("name", make.arrays, key=())
+    assert make.times == 2
+    assert not cache.exists()
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "checksums.json"])
+@pytest.mark.parametrize(
+    "damage", [_truncate, _flip_a_bit, lambda path: path.write_bytes(b""), lambda path: path.unlink()]
+)
+def test_a_damaged_cache_is_made_anew(cache, name, damage):
+    make = Counting()
+    Kept(source="s").arrays("name", make.arrays, key=())
+    (path,) = cache.rglob(name)
+    if name == "checksums.json" and damage is _flip_a_bit:
+        path.write_text(path.read_text().replace(":", ": 1"))
+    else:
+        damage(path)
+    for _ in range(2):
+        np.testing.assert_array_equal(Kept(source="s").arrays("name", make.arrays, key=())["a"], np.arange(1000))
+    assert make.times == 2  # made anew, and whole again
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(cache):
+    cache.write_text("a file where the folder should be")
+    np.testing.assert_array_equal(Kept(source="s").arrays("n", Counting().arrays, key=())["a"], np.arange(1000))
+
+
+def test_a_runs_text_is_its_own(tmp_path):
+    make = Counting()
+    kept = Kept(tmp_path / "run", "s")
+    assert [kept.text("t.txt", make.text, key=(1,)) for _ in range(2)] == ["wörds\r\n"] * 2
+    assert make.times == 1
+    (tmp_path / "run/t.txt").write_text("of this run")
+    assert kept.text("t.txt", make.text, key=(1,)) == "of this run"
+    assert Kept(tmp_path / "other", "s").text("t.txt", make.text, key=(1,)) == "wörds\r\n"
+    assert make.times == 1  # another run shares it by the cache
+    assert Kept(tmp_path / "third", "s").text("t.txt", make.text) == "wörds\r\n"
+    assert make.times == 2  # without a key it does not
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.delenv("RESEARCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(cache_folder()) == "/x/research"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert str(cache_folder()) == os.path.expanduser("~/.cache/research")
