@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from research.build import nearest
 from research.errors import UserError
-from research.platform import keep_freed_memory
+from research.platform import prepare_process
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def run(main: Callable[[], int]) -> None:
     # What native libraries log at start-up is not for users; a setting of their own stays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    keep_freed_memory()
+    prepare_process()
     try:
         sys.exit(main())
     except UserError as error:

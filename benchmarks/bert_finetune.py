@@ -1,0 +1,369 @@
+"""Fine-tuning speed on the real SST-2: this project beside PyTorch + transformers, in turn, in one run.
+
+python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON                # about 32 examples a step
+python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --examples=256
+python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --profile      # where this project's step goes
+
+Both sides train the same encoder (MiniLM-L6-H384's shape, random weights) on the same token ids: AdamW, clipping at
+1.0, dropout 0.1. Each side is a process of its own, which waits while the other works; every round measures all
+settings once, and the table gives medians over the rounds. The peer is used as its own trainer would: fused AdamW,
+sdpa attention, autocast for bfloat16, batches padded to their longest text or to 128. Prepare SST-2 for TFDS first,
+and install the `parity` extra.
+"""
+
+import argparse
+import collections
+import gzip
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENCODER = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "vocab_size": 30_522}
+ROW_LENGTH = 72  # 5.4 texts of SST-2 a row, the longest has 66 tokens
+PADDED = 64  # the common length of the batches that both sides pad in the same way
+OURS = ("packed float32", "packed bfloat16", f"padded to {PADDED} float32", f"padded to {PADDED} bfloat16")
+PEERS = (
+    "dynamic float32",
+    "dynamic bfloat16",
+    "padded to 128 float32",
+    "padded to 128 bfloat16",
+    f"padded to {PADDED} float32",
+    f"padded to {PADDED} bfloat16",
+)
+
+
+# ---- this project
+
+
+def _our_config(setting: str, examples: int, tokenizer: str) -> Any:
+    from configs import bert_sst2
+
+    config = bert_sst2.get_config("scratch")
+    config.dtype = setting.split()[-1]
+    config.model.update(ENCODER, max_positions=512, dropout=0.1, attention_dropout=0.1, initializer_range=0.02)
+    config.data.transform.update(tokenizer=tokenizer, max_length=ROW_LENGTH, row_length=ROW_LENGTH)
+    config.data.transform.pad_to = (PADDED, ROW_LENGTH)
+    config.train.update(epochs=100.0, batch_rows=None, batch_size=None)
+    if setting.startswith("packed"):
+        config.train.batch_rows = round(examples / 5.36)
+    else:
+        config.data.transform.update(max_length=PADDED, pad_to=(PADDED,))
+        config.train.batch_size = examples
+    return config
+
+
+def ours(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]]:
+    """(setting, steps) -> seconds, examples, tokens, seconds of waiting for data. The runs go on where they were."""
+    from research.platform import prepare_process
+
+    prepare_process()
+    import jax
+
+    from research.experiment import prepare
+    from research.sharding import placed_ahead
+
+    runs: dict[str, Any] = {}
+
+    def start(setting: str) -> Any:
+        experiment = prepare(_our_config(setting, examples, tokenizer))
+        batches = placed_ahead(experiment.training_batches(0), experiment.mesh)
+        return [experiment.train_step, experiment.init(), batches]
+
+    def measure(setting: str, steps: int) -> dict[str, float]:
+        if setting not in runs:
+            runs[setting] = start(setting)
+            measure(setting, 3)
+        train_step, state, batches = runs[setting]
+        counts, waited, began = [0.0, 0], 0.0, time.perf_counter()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch, placed = next(batches)
+            waited += time.perf_counter() - asked
+            state, _ = train_step(state, placed)
+            counts = [counts[0] + float(batch["weight"].sum()), counts[1] + int(np.count_nonzero(batch["segments"]))]
+        jax.block_until_ready(state)
+        runs[setting][1] = state
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "examples": counts[0], "tokens": counts[1], "waited": waited}
+
+    return measure
+
+
+# ---- PyTorch + transformers
+
+
+def peer(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]]:
+    """As `ours`."""
+    import tokenizers
+    import torch
+    import transformers
+
+    from research.data import tfds_source
+
+    transformers.logging.set_verbosity_error()
+    encoder = tokenizers.Tokenizer.from_file(tokenizer)
+    encoder.no_padding()
+    encoder.enable_truncation(128)
+    columns = tfds_source.load("glue/sst2", None)["train"]
+    texts = [encoding.ids for encoding in encoder.encode_batch_fast([line.decode() for line in columns["sentence"]])]
+    labels = np.array(columns["label"])
+
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=ENCODER["vocab_size"],
+            hidden_size=ENCODER["hidden_size"],
+            num_hidden_layers=ENCODER["num_layers"],
+            num_attention_heads=ENCODER["num_heads"],
+            intermediate_size=ENCODER["mlp_size"],
+        )
+    ).train()
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1]
+    others = [p for name, p in model.named_parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-5, fused=True)
+    order = np.random.RandomState(0).permutation(len(texts))
+    position = 0
+
+    def batch(length: int | None) -> dict[str, Any]:
+        nonlocal position
+        chosen = order[np.arange(position, position + examples) % len(order)]
+        position += examples
+        rows = [texts[i][:length] for i in chosen]
+        width = length or max(map(len, rows))
+        ids, mask = np.zeros((examples, width), np.int64), np.zeros((examples, width), np.int64)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels[chosen]),
+        }
+
+    def step(setting: str) -> int:
+        inputs = batch(None if setting.startswith("dynamic") else int(setting.split()[2]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.endswith("bfloat16")):
+            loss = model(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return int(inputs["attention_mask"].sum())
+
+    warm: set[str] = set()
+
+    def measure(setting: str, steps: int) -> dict[str, float]:
+        if setting not in warm:
+            warm.add(setting)
+            step(setting)
+        began = time.perf_counter()
+        tokens = sum(step(setting) for _ in range(steps))
+        return {"seconds": time.perf_counter() - began, "examples": examples * steps, "tokens": tokens, "waited": 0.0}
+
+    return measure
+
+
+# ---- the two in turn
+
+
+class Side:
+    """A process that measures one side when asked."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace):
+        command = [sys.executable, __file__, f"--serve={name}", f"--tokenizer={arguments.tokenizer}"]
+        command.append(f"--examples={arguments.examples}")
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def measure(self, setting: str, steps: int) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([setting, steps]) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def serve(measure: Callable[[str, int], dict[str, float]]) -> None:
+    for line in sys.stdin:
+        print(json.dumps(measure(*json.loads(line))), flush=True)
+
+
+def compare(arguments: argparse.Namespace) -> str:
+    """Measures all settings in turn -> the report."""
+    sides = {"ours": Side("ours", arguments), "peer": Side("peer", arguments)}
+    settings = [("ours", setting) for setting in OURS] + [("peer", setting) for setting in PEERS]
+    found: dict[Any, list[dict[str, float]]] = collections.defaultdict(list)
+    for round_number in range(arguments.rounds):
+        for side, setting in settings:
+            result = sides[side].measure(setting, arguments.steps)
+            found[side, setting].append(result)
+            rate = result["examples"] / result["seconds"]
+            print(f"round {round_number + 1}: {side} {setting}: {rate:.1f} examples/s", file=sys.stderr, flush=True)
+    for one in sides.values():
+        one.close()
+
+    def rate(key: Any, what: str = "examples") -> float:
+        return statistics.median(result[what] / result["seconds"] for result in found[key])
+
+    def spread(key: Any) -> str:
+        rates = [result["examples"] / result["seconds"] for result in found[key]]
+        return f"{min(rates):.1f}–{max(rates):.1f}"
+
+    def ratio(one: str, other: str) -> str:
+        """The median over rounds of the ratio within a round: what disturbs both cancels out."""
+        rates = [
+            [result["examples"] / result["seconds"] for result in found[key]]
+            for key in (("ours", one), ("peer", other))
+        ]
+        return f"{statistics.median(a / b for a, b in zip(*rates, strict=True)):.2f}"
+
+    lines = [
+        f"## {arguments.examples} examples a step",
+        "",
+        "| | examples/s | lowest–highest | tokens/s | examples a step |",
+        "|---|---|---|---|---|",
+    ]
+    for side, setting in settings:
+        key = side, setting
+        name = "this project" if side == "ours" else "PyTorch"
+        a_step = statistics.mean(result["examples"] for result in found[key]) / arguments.steps
+        lines.append(
+            f"| {name}, {setting} | {rate(key):.1f} | {spread(key)} | {rate(key, 'tokens'):.0f} | {a_step:.1f} |"
+        )
+    waited = sum(result["waited"] for result in found["ours", OURS[1]])
+    waited /= sum(result["seconds"] for result in found["ours", OURS[1]])
+    best = max(PEERS[:4], key=lambda setting: rate(("peer", setting)))
+    lines += [
+        "",
+        "| this project, packed, bfloat16, over PyTorch | times |",
+        "|---|---|",
+        f"| dynamic padding, float32 | {ratio(OURS[1], PEERS[0])} |",
+        f"| dynamic padding, bfloat16 | {ratio(OURS[1], PEERS[1])} |",
+        f"| its best setting ({best}) | {ratio(OURS[1], best)} |",
+        f"| padded to 128, float32 | {ratio(OURS[1], PEERS[2])} |",
+        f"| padded to 128, bfloat16 | {ratio(OURS[1], PEERS[3])} |",
+        "",
+        "| the same precision | times |",
+        "|---|---|",
+        f"| packed over dynamic padding, float32 | {ratio(OURS[0], PEERS[0])} |",
+        f"| the same batches padded to {PADDED}, float32 | {ratio(OURS[2], PEERS[4])} |",
+        f"| the same batches padded to {PADDED}, bfloat16 | {ratio(OURS[3], PEERS[5])} |",
+        "",
+        f"Waiting for data: {waited:.4f} of the packed bfloat16 run's time.",
+    ]
+    return "\n".join(lines)
+
+
+# ---- where the step goes
+
+# The first that is found in an operation's name counts.
+PARTS = {
+    "attention products and softmax": r"bqhk|bhqs|attention/(reduce|sub|exp|div|select|mul|jit\(_where\)|softmax)",
+    "dense products": r"dot_general",
+    "dropout": r"Dropout",
+    "gelu": r"erf|exp",
+    "normalization": r"norm",
+    "embeddings": r"embedding",
+    "optimizer": r"jit\(train_step\)/(add|mul|div|sqrt|sub|square|integer_pow|reduce_sum|min|max|pow)",
+}
+
+
+def profile(arguments: argparse.Namespace) -> str:
+    """The packed bfloat16 step's time by kind of operation, as JAX's profiler sees it."""
+    from research.platform import prepare_process
+
+    prepare_process()
+    import jax
+
+    from research.experiment import prepare
+    from research.sharding import placed_ahead
+
+    experiment = prepare(_our_config("packed bfloat16", arguments.examples, arguments.tokenizer))
+    _, placed = next(placed_ahead(experiment.training_batches(0), experiment.mesh))
+    state = experiment.init()
+    step = experiment.train_step.lower(state, placed).compile()
+    for _ in range(5):
+        state, _ = jax.block_until_ready(step(state, placed))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        with jax.profiler.trace(folder):
+            for _ in range(arguments.steps):
+                state, _ = jax.block_until_ready(step(state, placed))
+        seconds = time.perf_counter() - began
+        spent = collections.Counter(dict(_by_part(Path(folder), step.as_text())))
+    total = sum(spent.values())
+    lines = [
+        f"## Where a step of {arguments.examples} examples goes",
+        "",
+        f"{1e3 * seconds / arguments.steps:.0f} ms a step with the profiler on; shares of the threads' time.",
+        "",
+        "| part | share |",
+        "|---|---|",
+        *(f"| {part} | {time_spent / total:.1%} |" for part, time_spent in spent.most_common()),
+    ]
+    return "\n".join(lines)
+
+
+def _by_part(folder: Path, program: str) -> Iterator[tuple[str, float]]:
+    """(part, microseconds) of a trace whose operations are those of the compiled `program`."""
+    names = {}
+    for line in program.splitlines():
+        operation = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = ", line)
+        source = re.search(r'op_name="([^"]*)"', line)
+        if operation:
+            names[operation[1]] = source[1] if source else ""
+    spent: collections.Counter[str] = collections.Counter()
+    (path,) = folder.rglob("*.trace.json.gz")
+    for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]:
+        operation = event.get("args", {}).get("hlo_op")
+        if event.get("ph") == "X" and operation:
+            name = names.get(operation, "")
+            part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "other")
+            spent[part] += event["dur"]
+    yield from spent.items()
+
+
+def environment() -> str:
+    """The machine and the versions, for the record."""
+    from importlib.metadata import version
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        text = info.read_text()
+        cpu = f"{text.count('processor')} × {re.search('model name.*: (.*)', text)[1]}"  # type: ignore[index]
+        cpu += "".join(f", {flag}" for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in text)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
+    return f"{cpu}; Python {platform.python_version()}, {versions}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="a BERT tokenizer.json, such as MiniLM's")
+    parser.add_argument("--examples", type=int, default=32, help="a step (packed: about)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="of each setting in a round")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve({"ours": ours, "peer": peer}[arguments.serve](arguments.examples, arguments.tokenizer))
+        return
+    print(profile(arguments) if arguments.profile else compare(arguments))
+    print(f"\n{environment()}")
+
+
+if __name__ == "__main__":
+    main()
