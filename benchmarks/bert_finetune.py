@@ -3,20 +3,23 @@
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON                # about 32 examples a step
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --examples=256
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --profile      # where this project's step goes
+python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --encoder=base --row_length=512 --examples=1200  # a GPU
 
-Both sides train the same encoder (MiniLM-L6-H384's shape, random weights) on the same token ids: AdamW, clipping at
-1.0, dropout 0.1. Each side is a process of its own, which waits while the other works; every round measures all
-settings once, and the table gives medians over the rounds. The peer is used as its own trainer would: fused AdamW,
-sdpa attention, autocast for bfloat16, batches padded to their longest text or to 128. Prepare SST-2 for TFDS first,
-and install the `parity` extra.
+Both sides train the same encoder (MiniLM-L6-H384's shape or BERT-base's, random weights) on the same token ids: AdamW,
+clipping at 1.0, dropout 0.1. Each side is a process of its own, which waits while the other works; every round measures
+all settings once, and the table gives medians over the rounds. The peer is used as its own trainer would: fused AdamW,
+sdpa attention, autocast for bfloat16, batches padded to their longest text or to 128. Prepare SST-2 for TFDS first, and
+install the `parity` extra.
 """
 
 import argparse
 import collections
 import gzip
 import json
+import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,8 +31,12 @@ from typing import Any
 
 import numpy as np
 
-ENCODER = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "vocab_size": 30_522}
-ROW_LENGTH = 72  # 5.4 texts of SST-2 a row, the longest has 66 tokens
+ENCODERS = {
+    "minilm": {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "vocab_size": 30_522},
+    "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "mlp_size": 3072, "vocab_size": 30_522},
+    "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "mlp_size": 256, "vocab_size": 30_522},  # a try-out
+}
+MEAN_LENGTH = 13.32  # tokens of a training text of SST-2; the longest has 66
 PADDED = 64  # the common length of the batches that both sides pad in the same way
 OURS = ("packed float32", "packed bfloat16", f"padded to {PADDED} float32", f"padded to {PADDED} bfloat16")
 PEERS = (
@@ -45,24 +52,29 @@ PEERS = (
 # ---- this project
 
 
-def _our_config(setting: str, examples: int, tokenizer: str) -> Any:
+def _our_config(setting: str, arguments: argparse.Namespace) -> Any:
     from configs import bert_sst2
+
+    row_length = arguments.row_length
 
     config = bert_sst2.get_config("scratch")
     config.dtype = setting.split()[-1]
-    config.model.update(ENCODER, max_positions=512, dropout=0.1, attention_dropout=0.1, initializer_range=0.02)
-    config.data.transform.update(tokenizer=tokenizer, max_length=ROW_LENGTH, row_length=ROW_LENGTH)
-    config.data.transform.pad_to = (PADDED, ROW_LENGTH)
+    config.model.update(
+        ENCODERS[arguments.encoder], max_positions=512, dropout=0.1, attention_dropout=0.1, initializer_range=0.02
+    )
+    config.data.transform.update(
+        tokenizer=arguments.tokenizer, max_length=66, row_length=row_length, pad_to=(row_length,)
+    )
     config.train.update(epochs=100.0, batch_rows=None, batch_size=None)
     if setting.startswith("packed"):
-        config.train.batch_rows = round(examples / 5.36)
+        config.train.batch_rows = round(arguments.examples / (row_length / MEAN_LENGTH))
     else:
         config.data.transform.update(max_length=PADDED, pad_to=(PADDED,))
-        config.train.batch_size = examples
+        config.train.batch_size = arguments.examples
     return config
 
 
-def ours(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]]:
+def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
     """(setting, steps) -> seconds, examples, tokens, seconds of waiting for data. The runs go on where they were."""
     from research.platform import prepare_process
 
@@ -75,7 +87,7 @@ def ours(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]
     runs: dict[str, Any] = {}
 
     def start(setting: str) -> Any:
-        experiment = prepare(_our_config(setting, examples, tokenizer))
+        experiment = prepare(_our_config(setting, arguments))
         batches = placed_ahead(experiment.training_batches(0), experiment.mesh)
         return [experiment.train_step, experiment.init(), batches]
 
@@ -84,25 +96,46 @@ def ours(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]
             runs[setting] = start(setting)
             measure(setting, 3)
         train_step, state, batches = runs[setting]
+        loss = None
         counts, waited, began = [0.0, 0], 0.0, time.perf_counter()
         for _ in range(steps):
             asked = time.perf_counter()
             batch, placed = next(batches)
-            waited += time.perf_counter() - asked
-            state, _ = train_step(state, placed)
+            if loss is None or loss.is_ready():  # else the device was at work
+                waited += time.perf_counter() - asked
+            state, scores = train_step(state, placed)
+            loss = scores["loss"].total
             counts = [counts[0] + float(batch["weight"].sum()), counts[1] + int(np.count_nonzero(batch["segments"]))]
         jax.block_until_ready(state)
         runs[setting][1] = state
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "examples": counts[0], "tokens": counts[1], "waited": waited}
+        return {
+            "seconds": seconds,
+            "examples": counts[0],
+            "tokens": counts[1],
+            "waited": waited,
+            "memory": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0),
+        }
 
-    return measure
+    def peak() -> float:
+        """FLOP/s of a large bfloat16 matrix product."""
+        size = 8192 if jax.default_backend() != "cpu" else 2048
+        x = jax.numpy.ones((size, size), jax.numpy.bfloat16)
+        product = jax.jit(lambda x: jax.numpy.dot(x, x, preferred_element_type=jax.numpy.float32).astype(x.dtype))
+        x = jax.block_until_ready(product(x) * 0)
+        began = time.perf_counter()
+        for _ in range(10):
+            x = product(x)
+        jax.block_until_ready(x)
+        return 20 * size**3 / (time.perf_counter() - began)
+
+    return lambda setting, steps: {"peak": peak()} if setting == "peak" else measure(setting, steps)
 
 
 # ---- PyTorch + transformers
 
 
-def peer(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]]:
+def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
     """As `ours`."""
     import tokenizers
     import torch
@@ -111,7 +144,9 @@ def peer(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]
     from research.data import tfds_source
 
     transformers.logging.set_verbosity_error()
-    encoder = tokenizers.Tokenizer.from_file(tokenizer)
+    examples, device = arguments.examples, "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = ENCODERS[arguments.encoder]
+    encoder = tokenizers.Tokenizer.from_file(arguments.tokenizer)
     encoder.no_padding()
     encoder.enable_truncation(128)
     columns = tfds_source.load("glue/sst2", None)["train"]
@@ -121,13 +156,15 @@ def peer(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
-            vocab_size=ENCODER["vocab_size"],
-            hidden_size=ENCODER["hidden_size"],
-            num_hidden_layers=ENCODER["num_layers"],
-            num_attention_heads=ENCODER["num_heads"],
-            intermediate_size=ENCODER["mlp_size"],
+            vocab_size=sizes["vocab_size"],
+            hidden_size=sizes["hidden_size"],
+            num_hidden_layers=sizes["num_layers"],
+            num_attention_heads=sizes["num_heads"],
+            intermediate_size=sizes["mlp_size"],
         )
     ).train()
+    model = model.to(device)
+    compiled = torch.compile(model, dynamic=True)
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1]
     others = [p for name, p in model.named_parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
@@ -145,15 +182,15 @@ def peer(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels[chosen]),
+            "input_ids": torch.from_numpy(ids).to(device),
+            "attention_mask": torch.from_numpy(mask).to(device),
+            "labels": torch.from_numpy(labels[chosen]).to(device),
         }
 
     def step(setting: str) -> int:
         inputs = batch(None if setting.startswith("dynamic") else int(setting.split()[2]))
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.endswith("bfloat16")):
-            loss = model(**inputs).loss
+        with torch.autocast(device, torch.bfloat16, enabled="bfloat16" in setting):
+            loss = (compiled if setting.endswith("compiled") else model)(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -165,10 +202,15 @@ def peer(examples: int, tokenizer: str) -> Callable[[str, int], dict[str, float]
     def measure(setting: str, steps: int) -> dict[str, float]:
         if setting not in warm:
             warm.add(setting)
-            step(setting)
+            for _ in range(3 if device == "cuda" else 1):
+                step(setting)
         began = time.perf_counter()
         tokens = sum(step(setting) for _ in range(steps))
-        return {"seconds": time.perf_counter() - began, "examples": examples * steps, "tokens": tokens, "waited": 0.0}
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        return {"seconds": seconds, "examples": examples * steps, "tokens": tokens, "waited": 0.0, "memory": memory}
 
     return measure
 
@@ -180,9 +222,15 @@ class Side:
     """A process that measures one side when asked."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
-        command = [sys.executable, __file__, f"--serve={name}", f"--tokenizer={arguments.tokenizer}"]
-        command.append(f"--examples={arguments.examples}")
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, __file__, f"--serve={name}"]
+        command += [f"--{key}={getattr(arguments, key)}" for key in ("tokenizer", "examples", "encoder", "row_length")]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # a GPU has room for both
+        )
 
     def measure(self, setting: str, steps: int) -> dict[str, float]:
         assert self._process.stdin is not None
@@ -195,6 +243,13 @@ class Side:
         self._process.communicate()
 
 
+def flops_per_token(arguments: argparse.Namespace) -> float:
+    """6 for every weight of the layers' dense products; attention's own products, a few percent, left out."""
+    sizes = ENCODERS[arguments.encoder]
+    hidden = sizes["hidden_size"]
+    return 6.0 * sizes["num_layers"] * (4 * hidden * hidden + 2 * hidden * sizes["mlp_size"])
+
+
 def serve(measure: Callable[[str, int], dict[str, float]]) -> None:
     for line in sys.stdin:
         print(json.dumps(measure(*json.loads(line))), flush=True)
@@ -203,7 +258,9 @@ def serve(measure: Callable[[str, int], dict[str, float]]) -> None:
 def compare(arguments: argparse.Namespace) -> str:
     """Measures all settings in turn -> the report."""
     sides = {"ours": Side("ours", arguments), "peer": Side("peer", arguments)}
-    settings = [("ours", setting) for setting in OURS] + [("peer", setting) for setting in PEERS]
+    peers = [*PEERS, *(["dynamic bfloat16 compiled"] if shutil.which("nvidia-smi") else [])]
+    settings = [("ours", setting) for setting in OURS] + [("peer", setting) for setting in peers]
+    peak = sides["ours"].measure("peak", 1)["peak"]
     found: dict[Any, list[dict[str, float]]] = collections.defaultdict(list)
     for round_number in range(arguments.rounds):
         for side, setting in settings:
@@ -232,19 +289,22 @@ def compare(arguments: argparse.Namespace) -> str:
     lines = [
         f"## {arguments.examples} examples a step",
         "",
-        "| | examples/s | lowest–highest | tokens/s | examples a step |",
-        "|---|---|---|---|---|",
+        "| | examples/s | lowest–highest | tokens/s | MFU | examples a step | memory, GB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for side, setting in settings:
         key = side, setting
         name = "this project" if side == "ours" else "PyTorch"
         a_step = statistics.mean(result["examples"] for result in found[key]) / arguments.steps
+        memory = max(result["memory"] for result in found[key]) / 1e9
+        mfu = rate(key, "tokens") * flops_per_token(arguments) / peak
         lines.append(
-            f"| {name}, {setting} | {rate(key):.1f} | {spread(key)} | {rate(key, 'tokens'):.0f} | {a_step:.1f} |"
+            f"| {name}, {setting} | {rate(key):.1f} | {spread(key)} | {rate(key, 'tokens'):.0f} | {mfu:.3f} "
+            f"| {a_step:.1f} | {f'{memory:.2f}' if memory else 'not known'} |"
         )
     waited = sum(result["waited"] for result in found["ours", OURS[1]])
     waited /= sum(result["seconds"] for result in found["ours", OURS[1]])
-    best = max(PEERS[:4], key=lambda setting: rate(("peer", setting)))
+    best = max([*PEERS[:4], *peers[len(PEERS) :]], key=lambda setting: rate(("peer", setting)))
     lines += [
         "",
         "| this project, packed, bfloat16, over PyTorch | times |",
@@ -260,6 +320,10 @@ def compare(arguments: argparse.Namespace) -> str:
         f"| packed over dynamic padding, float32 | {ratio(OURS[0], PEERS[0])} |",
         f"| the same batches padded to {PADDED}, float32 | {ratio(OURS[2], PEERS[4])} |",
         f"| the same batches padded to {PADDED}, bfloat16 | {ratio(OURS[3], PEERS[5])} |",
+        "",
+        "Tokens are real ones, padding does not count. MFU: the FLOP of their dense products, forward and backward "
+        f"({flops_per_token(arguments) / 1e6:.1f}M a token), over {peak / 1e9:.0f} GFLOP/s, which a large bfloat16 "
+        "product reaches here.",
         "",
         f"Waiting for data: {waited:.4f} of the packed bfloat16 run's time.",
     ]
@@ -290,7 +354,7 @@ def profile(arguments: argparse.Namespace) -> str:
     from research.experiment import prepare
     from research.sharding import placed_ahead
 
-    experiment = prepare(_our_config("packed bfloat16", arguments.examples, arguments.tokenizer))
+    experiment = prepare(_our_config("packed bfloat16", arguments))
     _, placed = next(placed_ahead(experiment.training_batches(0), experiment.mesh))
     state = experiment.init()
     step = experiment.train_step.lower(state, placed).compile()
@@ -353,13 +417,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="a BERT tokenizer.json, such as MiniLM's")
     parser.add_argument("--examples", type=int, default=32, help="a step (packed: about)")
+    parser.add_argument("--encoder", choices=tuple(ENCODERS), default="minilm")
+    parser.add_argument("--row_length", type=int, default=72, help="tokens of a packed row")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of each setting in a round")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve({"ours": ours, "peer": peer}[arguments.serve](arguments.examples, arguments.tokenizer))
+        serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
         return
     print(profile(arguments) if arguments.profile else compare(arguments))
     print(f"\n{environment()}")

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 
 def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
@@ -61,9 +59,8 @@ def measure(tokenizer: str) -> None:
         planning, stream = seconds(lambda n=row_length: Stream.packed(_with_row_length(train, n)))
         held = (stream.rows >= 0).sum(axis=1)
         efficiency = lengths.sum() / (len(stream.rows) * row_length)
-        print(
-            f"{row_length} | {len(stream.rows)} | {held.mean():.2f} ({held.std():.2f}) | {efficiency:.4f} | {planning:.3f} s"
-        )
+        sentences = f"{held.mean():.2f} ({held.std():.2f})"
+        print(f"{row_length} | {len(stream.rows)} | {sentences} | {efficiency:.4f} | {planning:.3f} s")
 
     print("\nfrom opening the stream to the batch of a step, median of 20:")
     times = {}

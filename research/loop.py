@@ -107,7 +107,7 @@ def _train(
         with throughput.waiting():
             batch, on_devices = next(batches)
         state, scores = train_step(state, on_devices)
-        throughput.count(batch, jax.process_count())
+        throughput.count(batch, scores, jax.process_count())
         progress = progress.after(experiment.batch_rows, experiment.total_rows)
         step, value = progress.step, None
         reporter.step(scores)
@@ -210,10 +210,12 @@ def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:
 def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
     devices = jax.devices()
     config = experiment.config
+    stream = experiment.streams("train")
+    packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
     start = f"going on after step {progress.step}" if progress.step else f"{experiment.total_steps} steps"
     return (
         f"{config.model.name} ({param_count(state.params):,} parameters, {config.dtype}) on {experiment.dataset.name} "
-        f"({len(experiment.dataset.split('train')):,} training examples), preset {config.preset}, "
+        f"({len(stream.examples):,} training examples{packed}), preset {config.preset}, "
         f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}, {start} -> {run.path}"
     )
 

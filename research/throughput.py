@@ -55,6 +55,7 @@ class Throughput:
         self._start = time.perf_counter()
         self._aside = 0.0
         self._waited = 0.0
+        self._running: Any = None  # an array that the last step gives
         self._steps = 0
         self._examples = 0.0
         self._tokens = 0.0
@@ -70,13 +71,15 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Waiting for data: training's time, but wasted."""
+        """Waiting for data: training's time, but wasted, unless the device is still busy with the step before."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if self._running is None or self._running.is_ready():
+            self._waited += time.perf_counter() - start
 
-    def count(self, batch: dict[str, np.ndarray], processes: int) -> None:
-        """One step done on this process's rows of a batch."""
+    def count(self, batch: dict[str, np.ndarray], scores: Any, processes: int) -> None:
+        """One step begun on this process's rows of a batch, which will give `scores`."""
+        self._running = jax.tree.leaves(scores)[0]
         self._steps += 1
         self._examples += float(batch["weight"].sum()) * processes
         self._flops += self._step.flops

@@ -5,7 +5,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from research.errors import UserError
-from research.sharding import batch_parts, batch_sharding, make_mesh, process_rows, put_batch, state_shardings
+from research.sharding import (
+    batch_parts,
+    batch_sharding,
+    make_mesh,
+    placed_ahead,
+    process_rows,
+    put_batch,
+    state_shardings,
+)
 
 
 def test_the_data_axis_takes_what_the_others_leave():
@@ -62,3 +70,20 @@ def test_rows_land_where_they_belong_on_a_mesh_in_any_order(rng):
         mesh = make_mesh(fsdp=2, tensor=2, devices=devices)
         np.testing.assert_array_equal(process_rows(mesh, 16), np.arange(16))
         np.testing.assert_array_equal(put_batch({"x": array}, mesh)["x"], array)
+
+
+def test_batches_are_placed_one_ahead():
+    made = []
+
+    def batches():
+        for i in range(4):
+            made.append(i)
+            yield {"x": np.full((8, 2), i), "weight": np.ones(8, np.float32)}
+
+    for i, (batch, placed) in enumerate(placed_ahead(batches(), make_mesh())):
+        assert made == list(range(min(i + 2, 4)))
+        assert (batch["x"] == i).all()
+        np.testing.assert_array_equal(placed["x"], batch["x"])
+        assert len(placed["x"].sharding.device_set) == 8
+    assert made == [0, 1, 2, 3]
+    assert list(placed_ahead(iter(()), make_mesh())) == []

@@ -50,6 +50,12 @@ class Stream:
         rows = best_fit(lengths, examples.row_length, order)
         return cls(dataclasses.replace(examples, pad_to=(examples.row_length,)), rows, lengths)
 
+    @property
+    def fullness(self) -> float:
+        """Of packed rows, the fraction of their tokens that are not padding."""
+        assert isinstance(self.examples, TextExamples)
+        return len(self.examples.tokens.values) / (len(self.rows) * self.examples.row_length)
+
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a few small arrays, for as long as the run lasts
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch in their order: int64 [R, E], a function of the arguments alone."""
