@@ -115,8 +115,7 @@ def _train(
             break  # the evaluation and the checkpoint of the end follow below
         if _due(step, config.train.log_every):
             reporter.log(step)
-            if throughput.seconds > 10:
-                _check_data_wait(throughput, config)
+            _check_data_wait(throughput, config, after=10.0)  # the first seconds are no measure of a long run
         if jax.process_count() == 1 or _due(step, config.train.log_every):  # asking the other processes takes time
             if _any_process(should_stop()):
                 reason = ASKED
@@ -173,13 +172,13 @@ def _any_process(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(flag).any())
 
 
-def _check_data_wait(throughput: Throughput, config: Any) -> None:
-    """Raises UserError where the run waits for data longer than the config allows."""
-    limit = config.train.max_data_wait_fraction
-    if limit is not None and throughput.data_wait_fraction > limit:
+def _check_data_wait(throughput: Throughput, config: Any, *, after: float = 0.0) -> None:
+    """Raises UserError where a process, `after` seconds on, has waited for data longer than the config allows."""
+    limit, fraction = config.train.max_data_wait_fraction, throughput.data_wait_fraction
+    if limit is not None and _any_process(fraction > limit and throughput.seconds >= after):
         raise UserError(
-            f"{throughput.data_wait_fraction:.3f} of the time went into waiting for data; "
-            f"train.max_data_wait_fraction is {limit}: raise data.workers (here {config.data.workers}) or the limit"
+            f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: "
+            f"raise data.workers (here {config.data.workers}) or the limit"
         )
 
 
