@@ -6,7 +6,7 @@ python -m research.train --config=configs/bert_sst2.py:scratch
 
 Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   embedded: validation accuracy 0.9905, 2 minutes and 2 seconds.
-  scratch: dev accuracy 0.8073, 1 minute and 40 seconds. (tf-idf bigrams and scikit-learn's logistic regression reach 0.822.)
+  scratch: dev accuracy 0.8073, 1 minute and 40 seconds. (scikit-learn's logistic regression on tf-idf bigrams: 0.822.)
   base, large: not yet measured; they wait for pretrained weights, and want an accelerator.
 """
 
