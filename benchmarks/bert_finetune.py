@@ -318,8 +318,8 @@ def compare(arguments: argparse.Namespace) -> str:
         "| the same precision | times |",
         "|---|---|",
         f"| packed over dynamic padding, float32 | {ratio(OURS[0], PEERS[0])} |",
-        f"| the same batches padded to {PADDED}, float32 | {ratio(OURS[2], PEERS[4])} |",
-        f"| the same batches padded to {PADDED}, bfloat16 | {ratio(OURS[3], PEERS[5])} |",
+        f"| batches of the same shape, padded to {PADDED}, float32 | {ratio(OURS[2], PEERS[4])} |",
+        f"| batches of the same shape, padded to {PADDED}, bfloat16 | {ratio(OURS[3], PEERS[5])} |",
         "",
         "Tokens are real ones, padding does not count. MFU: the FLOP of their dense products, forward and backward "
         f"({flops_per_token(arguments) / 1e6:.1f}M a token), over {peak / 1e9:.0f} GFLOP/s, which a large bfloat16 "

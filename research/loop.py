@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import FrozenConfigDict
 
@@ -115,7 +116,12 @@ def _train(
             break  # the evaluation and the checkpoint of the end follow below
         if _due(step, config.train.log_every):
             reporter.log(step)
-            _check_data_wait(throughput, config, after=10.0)  # the first seconds are no measure of a long run
+            try:
+                _check_data_wait(throughput, config.train.max_data_wait_fraction)
+            except UserError:
+                reporter.flush(step)
+                checkpoints.save(state, progress, None)
+                raise
         if jax.process_count() == 1 or _due(step, config.train.log_every):  # asking the other processes takes time
             if _any_process(should_stop()):
                 reason = ASKED
@@ -137,7 +143,6 @@ def _train(
 
     reporter.flush(progress.step)
     speed = throughput.report()
-    _check_data_wait(throughput, config)
     if reason == ASKED and progress.step not in dict(progress.history):
         results = {}  # those of an earlier step
     if reason != ASKED:
@@ -150,6 +155,8 @@ def _train(
                 progress = progress.evaluated(value)
                 checkpoints.save(state, progress, value)
             run.write_predictions(split, records)
+    if reason in (None, STALLED):
+        _check_data_wait(throughput, config.train.max_data_wait_fraction)  # all is saved by now
     summary = summarize(
         experiment,
         state,
@@ -167,18 +174,30 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _of_all_processes(value: float) -> np.ndarray:
+    """What each process has for the value."""
+    return np.asarray([value] if jax.process_count() == 1 else multihost_utils.process_allgather(value))
+
+
 def _any_process(flag: bool) -> bool:
     """Whether any process says so: all must leave the loop at the same step."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(flag).any())
+    return bool(_of_all_processes(flag).any())
 
 
-def _check_data_wait(throughput: Throughput, config: Any, *, after: float = 0.0) -> None:
-    """Raises UserError where a process, `after` seconds on, has waited for data longer than the config allows."""
-    limit, fraction = config.train.max_data_wait_fraction, throughput.data_wait_fraction
-    if limit is not None and _any_process(fraction > limit and throughput.seconds >= after):
+# How long a run goes on before it is judged by how it waits for data: its first seconds are no measure.
+SETTLED_SECONDS = 10.0
+
+
+def _check_data_wait(throughput: Throughput, limit: float | None) -> None:
+    """Raises UserError where a process has waited for data longer than the config allows."""
+    if limit is None:
+        return
+    settled = throughput.seconds >= SETTLED_SECONDS
+    fraction = float(_of_all_processes(throughput.data_wait_fraction if settled else 0.0).max())
+    if fraction > limit:
         raise UserError(
-            f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: "
-            f"raise data.workers (here {config.data.workers}) or the limit"
+            f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: raise "
+            "data.workers or the limit; the same command then goes on from here"
         )
 
 

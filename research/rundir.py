@@ -11,7 +11,14 @@ from typing import Any
 from research.errors import UserError
 
 # Keys that may differ when a run is taken up again: none of them changes what is computed from which examples.
-FREE_KEYS = ("train.log_every", "train.max_minutes", "data.data_dir", "mesh.")
+FREE_KEYS = (
+    "train.log_every",
+    "train.max_minutes",
+    "train.max_data_wait_fraction",
+    "data.data_dir",
+    "data.workers",
+    "mesh.",
+)
 
 
 def jsonable(value: Any) -> Any:

@@ -71,10 +71,14 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Waiting for data: training's time, but wasted, unless the device is still busy with the step before."""
+        """Waiting for data: training's time, but wasted, unless the device is still busy with the step before.
+
+        An upper bound: all of a wait counts that the device was not busy to the end of. The first, in which the
+        pipeline starts, does not count.
+        """
         start = time.perf_counter()
         yield
-        if self._running is None or self._running.is_ready():
+        if self._running is not None and self._running.is_ready():
             self._waited += time.perf_counter() - start
 
     def count(self, batch: dict[str, np.ndarray], scores: Any, processes: int) -> None:

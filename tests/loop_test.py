@@ -159,8 +159,9 @@ def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
     assert (summary["step"], summary["examples_seen"]) == (steps, 400)
 
 
-@pytest.mark.parametrize("limit", [0.01, 1.0])
-def test_a_run_that_waits_for_data_fails_where_it_must_not(tmp_path, monkeypatch, limit):
+@pytest.fixture
+def slow_data(monkeypatch):
+    """Batches take long, and runs are judged by it from their start."""
     batch = ArrayExamples.batch
 
     def slow(*arguments):
@@ -168,13 +169,32 @@ def test_a_run_that_waits_for_data_fails_where_it_must_not(tmp_path, monkeypatch
         return batch(*arguments)
 
     monkeypatch.setattr(ArrayExamples, "batch", slow)
-    config = tiny.logistic(steps=10, max_data_wait_fraction=limit)
-    if limit == 1.0:
-        assert _run(config, tmp_path)["throughput"]["data_wait_fraction"] > 0.5
-        return
+    monkeypatch.setattr("research.loop.SETTLED_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(("log_every", "saved"), [(8, 8), (100, 12)])
+def test_a_run_that_waits_for_data_too_long_fails_and_loses_nothing(tmp_path, slow_data, log_every, saved):
+    """Found at step 8, where it logs, or at the end. With a higher limit the same run goes on."""
+    config = tiny.logistic(steps=12, log_every=log_every, max_data_wait_fraction=0.01)
     with pytest.raises(UserError, match=r"waiting for data; train.max_data_wait_fraction is 0.01: raise data.workers"):
         _run(config, tmp_path)
-    assert RunDir.open(tmp_path).summary()["status"] == "failed"
+    run = RunDir.open(tmp_path)
+    assert run.summary()["status"] == "failed"
+    with Checkpoints(run.checkpoints, metric="accuracy", mode="max", writable=False) as checkpoints:
+        assert checkpoints.steps[-1] == saved
+    config.train.max_data_wait_fraction = 1.0
+    assert (_run(config, tmp_path)["status"], RunDir.open(tmp_path).summary()["step"]) == ("completed", 12)
+
+
+def test_a_preempted_run_is_not_judged_by_its_waiting(tmp_path, slow_data):
+    config = tiny.logistic(steps=8, max_data_wait_fraction=0.01)
+    assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "preempted"
+
+
+def test_a_run_that_hardly_waits_passes_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("research.loop.SETTLED_SECONDS", 0.0)
+    summary = _run(tiny.bert(steps=30, max_data_wait_fraction=0.5), tmp_path)
+    assert summary["throughput"]["data_wait_fraction"] <= 0.5
 
 
 def test_time_that_is_over_ends_the_run_and_the_same_command_goes_on(tmp_path):

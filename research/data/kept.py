@@ -1,6 +1,6 @@
 """What was worked out once is kept: in the run directory what a run must read again, in the user's cache the rest.
 
-The cache is $RESEARCH_CACHE, or else research/ in $XDG_CACHE_HOME or ~/.cache. It may be deleted at any time.
+The cache is $RESEARCH_CACHE, or else research/ in $XDG_CACHE_HOME or ~/.cache. It may be deleted while nothing runs.
 """
 
 import dataclasses
@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,10 @@ def cache_folder() -> Path:
     own = os.environ.get("RESEARCH_CACHE")
     if own:
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "research"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "research"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"research-{os.getuid()}"
 
 
 def digest(*parts: object) -> str:
@@ -74,32 +79,45 @@ class Kept:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # every process of a run writes the same
+    part = _part(path)  # every process of a run writes the same
     part.write_bytes(content)
     part.replace(path)
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1)) if array.size else 0
+def _part(path: Path) -> Path:
+    """Where to write what is then renamed to `path`. Not by process id: hosts that share a disk may share ids."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
     """The arrays of a folder, or None if they are not there or damaged."""
     try:
         checksums = json.loads((folder / "checksums.json").read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in checksums}
-        return arrays if all(_checksum(arrays[name]) == checksums[name] for name in checksums) else None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError):
+        files = {name: folder / f"{name}.npy" for name in checksums}
+        if not files or any(_checksum(files[name]) != checksums[name] for name in files):
+            return None
+        return {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
+    except Exception:  # whatever is wrong with them, they are made anew
         return None
 
 
+def _checksum(file: Path) -> int:
+    """The CRC-32 of a file, header included."""
+    checksum = 0
+    with file.open("rb") as content:
+        while piece := content.read(2**22):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    part = _part(folder)
     try:
         part.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(part / f"{name}.npy", array)
-        (part / "checksums.json").write_text(json.dumps({name: _checksum(array) for name, array in arrays.items()}))
+        checksums = {name: _checksum(part / f"{name}.npy") for name in arrays}
+        (part / "checksums.json").write_text(json.dumps(checksums))
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     except OSError:  # no room, no right to write, or another process was first

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from research.data.examples import Examples, TextExamples
 from research.data.packing import best_fit
@@ -27,8 +28,9 @@ class Stream:
     """A split's examples in rows: int64 [R, E] of example indices, −1 where a row holds fewer than E.
 
     An example to a row has E = 1. Packed rows are planned once, by best fit over one shuffled order; every epoch then
-    fills that plan anew: the rows come in another order, and examples of equal length change places at random. So each
-    epoch has the same number of rows, whatever its seed, and any of them is found without the ones before it.
+    fills that plan anew: the rows come in another order, and examples of equal length change places at random (so those
+    of a length that few have meet the same row mates more often). Each epoch has the same number of rows, whatever its
+    seed, and any of them is found without the ones before it.
     """
 
     examples: Examples
@@ -109,20 +111,20 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """From a step to its batch; a class, for it travels to worker processes."""
+    """From a step to its batch; a class of arrays and numbers, for it travels to worker processes."""
 
     stream: Stream
     batch_rows: int
     total_rows: int | None
     seed: int
-    rows: Rows
+    multiple: int
+    own: np.ndarray  # this process's rows of each batch
 
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_rows
         stop = start + self.batch_rows if self.total_rows is None else min(start + self.batch_rows, self.total_rows)
         members = padded(self.stream.between(start, stop, self.seed), self.batch_rows)
-        members = padded(members, self.rows.multiple)
-        return make_batch(self.stream.examples, members, self.rows.of(len(members)))
+        return make_batch(self.stream.examples, padded(members, self.multiple), self.own)
 
 
 def training_batches(
@@ -141,10 +143,13 @@ def training_batches(
     Each has `batch_rows` rows and the padding rows that `rows.multiple` asks for. Positions from `total_rows` on are
     padding: the last step of a run that is given in epochs may have fewer rows.
     """
-    step = _Step(stream, batch_rows, total_rows, seed, rows)
+    own = rows.of(len(padded(np.empty((batch_rows, 1)), rows.multiple)))
+    step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     batches = grain.MapDataset.range(start_step, steps).map(step).to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain asks for flags of its own; they have their defaults
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(batches)
 

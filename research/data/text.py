@@ -27,6 +27,9 @@ def column(columns: Columns, name: str, split: str) -> Any:
     return columns[name]
 
 
+# In the keys of what is cached: to be raised when train_wordpiece or _encode come to give something else.
+_VERSION = f"1, tokenizers {tokenizers.__version__}"
+
 _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 
 
@@ -109,13 +112,17 @@ def wordpiece(
         lines = (as_text(line) for part in texts("train") for line in part)
         return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
 
-    trained = None if tokenizer else (inputs, vocab_size, lowercase)
+    trained = None if tokenizer else (_VERSION, inputs, vocab_size, lowercase)
     definition = kept.text("tokenizer.json", fit, key=trained)
 
     def encode_all() -> dict[str, np.ndarray]:
         encoder = tokenizers.Tokenizer.from_str(definition)
         encoder.no_padding()
         encoder.enable_truncation(max_length, strategy="longest_first")
+        if not encoder.encode("").ids:
+            raise UserError(
+                "data.transform.tokenizer puts no token such as [CLS] before a text; it needs one to classify by"
+            )
         arrays = {}
         for split in splits:
             tokens, type_ids = _encode(encoder, texts(split), split)
@@ -125,7 +132,7 @@ def wordpiece(
             arrays[f"{split}.labels"] = as_labels(column(splits[split], label, split))
         return arrays
 
-    arrays = kept.arrays("tokens", encode_all, key=(digest(definition), max_length, inputs, label))
+    arrays = kept.arrays("tokens", encode_all, key=(_VERSION, digest(definition), max_length, inputs, label))
     return {
         name.removesuffix(".labels"): TextExamples(
             tokens=Ragged(arrays[name.replace(".labels", ".tokens")], arrays[name.replace(".labels", ".offsets")]),

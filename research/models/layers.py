@@ -95,12 +95,15 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     A sixth of the arithmetic of `jax.random.bits`, and element-wise, so that XLA fuses it with what uses it. Good
     enough for dropout; not for anything that must not be guessed, nor for more than 2^32 elements.
     """
-    first, second = jax.random.key_data(key).reshape(-1)[:2]
+    first, *others = jax.random.key_data(key).reshape(-1)
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
-    return _mix(_mix(index + first) ^ second)
+    bits = _mix(index + first)
+    for word in others:
+        bits = _mix(bits ^ word)
+    return bits
 
 
 class Dropout(nn.Module):

@@ -1,3 +1,4 @@
+import functools
 import os
 
 import numpy as np
@@ -52,24 +53,31 @@ def _truncate(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def _flip_a_bit(path):
+def _flip_a_bit(at, path):
     content = bytearray(path.read_bytes())
-    content[-100] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["a.npy", "checksums.json"])
+FLIPS = [functools.partial(_flip_a_bit, at) for at in (0, 12, 25, 60, -100)]  # in the header, in the values
+DAMAGES = [_truncate, *FLIPS, lambda path: path.write_bytes(b""), lambda path: path.unlink()]
+
+
 @pytest.mark.parametrize(
-    "damage", [_truncate, _flip_a_bit, lambda path: path.write_bytes(b""), lambda path: path.unlink()]
+    ("name", "damage"),
+    [
+        *(("a.npy", damage) for damage in DAMAGES),
+        ("checksums.json", _truncate),
+        ("checksums.json", lambda path: path.write_text("{}")),
+        ("checksums.json", lambda path: path.write_text(path.read_text().replace(": ", ": 1"))),
+        ("checksums.json", lambda path: path.unlink()),
+    ],
 )
 def test_a_damaged_cache_is_made_anew(cache, name, damage):
     make = Counting()
     Kept(source="s").arrays("name", make.arrays, key=())
     (path,) = cache.rglob(name)
-    if name == "checksums.json" and damage is _flip_a_bit:
-        path.write_text(path.read_text().replace(":", ": 1"))
-    else:
-        damage(path)
+    damage(path)
     for _ in range(2):
         np.testing.assert_array_equal(Kept(source="s").arrays("name", make.arrays, key=())["a"], np.arange(1000))
     assert make.times == 2  # made anew, and whole again
@@ -99,3 +107,14 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert str(cache_folder()) == "/x/research"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert str(cache_folder()) == os.path.expanduser("~/.cache/research")
+
+
+def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
+    monkeypatch.delenv("RESEARCH_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    assert cache_folder().name == f"research-{os.getuid()}"

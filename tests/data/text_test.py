@@ -150,6 +150,10 @@ def test_a_tokenizer_of_ones_own(tmp_path):
     options = {**OPTIONS, "tokenizer": str(tmp_path / "tokenizer.json")}
     examples = wordpiece(_splits(), Kept(tmp_path / "run"), **options)["train"]
     assert _tokens(examples, 3) == [own.token_to_id(t) for t in ("[CLS]", "dull", "dull", "dull", "[SEP]")]
+    own.post_processor = tokenizers.processors.TemplateProcessing(single="$A", pair="$A $B:1")
+    own.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"data.transform.tokenizer puts no token such as \[CLS\]"):
+        wordpiece(_splits(), Kept(), **options)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"data.transform.tokenizer .*tokenizer.json can't be read"):
         wordpiece(_splits(), Kept(), **options)
