@@ -43,10 +43,15 @@ def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int
             "num_layers": num_layers,
             "num_heads": num_heads,
             "mlp_size": 4 * hidden_size,
+            "activation": "gelu",  # gelu, gelu_tanh, relu
             "max_positions": max_positions,
-            "type_vocab_size": 2,
+            "position_offset": 0,  # unused rows of the position embedding before the first
+            "type_vocab_size": 2,  # 0: no type embedding
+            "pooler": "tanh",  # tanh, relu
             "dropout": 0.1,
             "attention_dropout": 0.1,
+            "pooler_dropout": 0.0,  # on what the pooler reads
+            "classifier_dropout": placeholder(float),  # on what the classifier reads; None: as `dropout`
             "layer_norm_eps": 1e-12,
             "initializer_range": 0.02,
         }
