@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from research import export as shell
 from research.checkpoint import Checkpoints, Progress
 from research.config import load
+from research.data.text import read_tokenizer
 from research.errors import UserError
 from research.interop import pretrained
 from research.interop.export import export
-from research.loop import train_and_evaluate
 from research.rundir import RunDir
 from research.state import TrainState
 from tests import tiny
@@ -42,8 +42,6 @@ def _run(folder, init_from, num_classes=3):
 
 def _write(folder, family):
     """An encoder with a classifier and a tokenizer.json."""
-    from research.data.text import read_tokenizer
-
     tensors = tiny_encoder.write(folder, family, num_classes=3)
     if family != "roberta":
         read_tokenizer(str(folder / "vocab.txt"), lowercase=True).save(str(folder / "tokenizer.json"))
@@ -71,8 +69,8 @@ def test_the_other_files(family, tmp_path):
     export(_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     expected = {key: value for key, value in tiny_encoder.CONFIGS[family].items() if key != "sinusoidal_pos_embds"}
-    expected["architectures"] = [f"{ {'bert': 'Bert', 'roberta': 'Roberta', 'distilbert': 'DistilBert'}[family] }"]
-    expected["architectures"] = [f"{expected['architectures'][0]}ForSequenceClassification"]
+    name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family]
+    expected["architectures"] = [f"{name}ForSequenceClassification"]
     assert {key: config[key] for key in expected} == expected
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
 
@@ -113,7 +111,7 @@ def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path):
-    train_and_evaluate(tiny.logistic(steps=1), tmp_path / "logistic", show=False)
+    RunDir(tmp_path / "logistic").start(tiny.logistic().to_dict())
     with pytest.raises(UserError, match="is a run of model 'logistic'; only 'bert' can be exported"):
         export(tmp_path / "logistic", tmp_path / "out")
     _write(tmp_path / "F", "bert")

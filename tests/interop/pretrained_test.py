@@ -163,7 +163,9 @@ def test_a_run_goes_on_from_another_runs_last_checkpoint(tmp_path):
 
 
 def test_a_run_of_another_model_is_one_line(tmp_path):
-    train_and_evaluate(tiny.logistic(steps=1), tmp_path / "first", show=False)
+    run = RunDir(tmp_path / "first")
+    run.start(tiny.logistic().to_dict())
+    run.checkpoints.mkdir()
     with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of 'bert'"):
         _start(tmp_path / "W", tmp_path / "first")
 
