@@ -182,7 +182,10 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str
         raise UserError(f"{where} has the activation {model['activation']!r}; known: {', '.join(_ACTIVATIONS)}")
     model["activation"] = _ACTIVATIONS[model["activation"]]
     if family is ROBERTA:
-        model["position_offset"] = config.get("pad_token_id", 1) + 1
+        pad = config.get("pad_token_id", 1)
+        if not isinstance(pad, int):
+            raise UserError(f"{where} has pad_token_id {pad!r}, which is no int")
+        model["position_offset"] = pad + 1
         model["max_positions"] -= model["position_offset"]
         model["pooler_dropout"] = model["dropout" if model["classifier_dropout"] is None else "classifier_dropout"]
     return family, model

@@ -7,7 +7,7 @@ from typing import Any
 from research.data.text import read_tokenizer
 from research.errors import UserError
 from research.interop.families import Family, read_config
-from research.interop.tensors import read_json
+from research.interop.tensors import read_json, weight_files
 
 # No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
 _FILES = (
@@ -19,6 +19,7 @@ _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first that is there is used
 _PROBE_SECONDS = 4.0
 
 
@@ -56,10 +57,12 @@ def _downloaded(hub_id: str) -> Path | None:
 
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=list(_FILES), local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
+        needed = [*weight_files(folder), folder / "config.json"]
+    except (LocalEntryNotFoundError, OSError, UserError):
         return None
-    # Another program may have downloaded some of them only.
-    return folder if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file() else None
+    # Another program, or a download that was cut off, may have left some of them only.
+    whole = all(path.is_file() for path in needed) and any((folder / name).is_file() for name in _TOKENIZERS)
+    return folder if whole else None
 
 
 def folder(init_from: str) -> Path:
@@ -102,11 +105,9 @@ def read_encoder(folder: Path) -> Encoder:
     family, model = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
     settings = folder / "tokenizer_config.json"
     options = read_json(settings) if settings.is_file() else {}
-    for name in ("tokenizer.json", "vocab.txt"):
-        if (folder / name).is_file():
-            break
-    else:
-        raise UserError(f"{folder} has neither tokenizer.json nor vocab.txt")
+    name = next((name for name in _TOKENIZERS if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder} has neither {' nor '.join(_TOKENIZERS)}")
     if name == "vocab.txt" and (
         options.get("strip_accents") is not None or not options.get("tokenize_chinese_chars", 1)
     ):

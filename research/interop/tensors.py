@@ -46,7 +46,7 @@ class Tensors:
     def __init__(self, folder: Path):
         """Raises UserError where there are none, or a file is missing or damaged."""
         self._folder = folder
-        self._files = {name: file for file in map(self._open, _files(folder)) for name in file.keys()}  # noqa: SIM118
+        self._files = {name: file for file in map(self._open, weight_files(folder)) for name in file.keys()}  # noqa: SIM118
 
     @staticmethod
     def _open(path: Path) -> Any:
@@ -93,12 +93,15 @@ class Tensors:
         return theirs(path, self._files[name].get_tensor(name).astype(np.float32, copy=False))
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, which need not all be there. Raises UserError where there is none."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        files = read_json(folder / INDEX).get("weight_map", {}).values()
-        return [folder / Path(name).name for name in sorted(set(files))]
+        files = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(files, dict):
+            raise UserError(f"{folder / INDEX} has no weight_map")
+        return [folder / Path(name).name for name in sorted(set(files.values()))]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
     raise UserError(
         f"{folder} has no {SINGLE}"

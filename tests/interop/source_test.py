@@ -56,9 +56,10 @@ def test_what_was_downloaded_is_used_without_asking(hub_cache, online):
     assert online == []
 
 
-def test_half_a_download_is_none(hub_cache, online):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+def test_half_a_download_is_none(name, hub_cache, online):
     folder = _downloaded(hub_cache, "some/model")
-    (folder / "model.safetensors").unlink()
+    (folder / name).unlink()
     assert "can't be reached" in source.missing("some/model")
 
 

@@ -55,6 +55,10 @@ def test_several_files_with_an_index(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
     tiny.assert_trees_equal(_params(tmp_path), params)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"index.json has no weight_map"):
+        _params(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"model-00002-of-00002.safetensors can't be read"):
         _params(tmp_path)
@@ -132,6 +136,16 @@ def test_a_pickle_is_never_opened(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has no model.safetensors, only pytorch_model.bin: a pickle .* never opened"):
         _params(tmp_path)
+
+
+def test_each_leaf_stays_where_it_is_on_the_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shardings = [jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("data",), (None, "data"))]
+    array = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
+    new = replaced([jax.device_put(jnp.zeros((16, 8)), sharding) for sharding in shardings], lambda path: array)
+    for leaf, sharding in zip(new, shardings, strict=True):
+        assert leaf.sharding == sharding
+        np.testing.assert_array_equal(leaf, array)
 
 
 def test_no_more_than_one_tensor_is_held_twice():
