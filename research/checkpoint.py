@@ -124,8 +124,9 @@ class Checkpoints:
 
         Raises as `restore`.
         """
-        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
             return self._load(step, {"params": abstract_params})["params"]
 
     def _load(self, step: int, abstract: Any) -> Any:

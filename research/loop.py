@@ -1,5 +1,6 @@
 """The story of a run, top to bottom. Nothing here asks which model it is running."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,7 @@ def restore_or_init(
         )
     state = experiment.init()
     # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
-    return (state if initial is None else state.replace(params=initial(state.params))), Progress()
+    return (dataclasses.replace(state, params=initial(state.params)) if initial else state), Progress()
 
 
 def _train(

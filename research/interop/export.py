@@ -38,7 +38,9 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     if model["name"] != "bert":
         raise UserError(f"{run.path} is a run of model {model['name']!r}; only 'bert' can be exported")
     tokenizer, special = _tokenizer(run.assets / "tokenizer.json")
-    family, settings = write_config(model, pad_token_id=tokenizer.token_to_id(special["pad_token"]))
+    pad = tokenizer.token_to_id(special["pad_token"])
+    assert pad is not None
+    family, settings = write_config(model, pad_token_id=pad)
 
     sharding = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_params(model))

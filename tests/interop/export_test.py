@@ -2,56 +2,25 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 import tokenizers
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from research import export as shell
-from research.checkpoint import Checkpoints, Progress
-from research.config import load
-from research.data.text import read_tokenizer
 from research.errors import UserError
 from research.interop import pretrained
 from research.interop.export import export
 from research.rundir import RunDir
-from research.state import TrainState
 from tests import tiny
 from tests.interop import tiny_encoder
-
-
-def _run(folder, init_from, num_classes=3):
-    """A run directory whose only checkpoint holds the parameters of `init_from`, without training."""
-    overrides = [f"init_from={init_from}", f"model.num_classes={num_classes}"]
-    experiment = load("configs/bert_sst2.py:embedded", overrides)
-    config = pretrained.start(experiment.config, experiment.given, folder).config
-    _, params = pretrained.load(str(init_from), num_classes)
-    run = RunDir(folder)
-    run.start(config.to_dict())
-    definition = tokenizers.Tokenizer.from_file(config.data.transform.tokenizer)
-    definition.enable_padding()
-    definition.enable_truncation(4)
-    definition.save(str(run.assets / "tokenizer.json"))
-    state = TrainState(step=np.zeros((), np.int32), params=params, model_state={}, opt_state=optax.EmptyState())
-    with Checkpoints(run.checkpoints, metric="accuracy", mode="max") as checkpoints:
-        checkpoints.save(state, Progress(step=7), 0.5)
-    run.close()
-    return folder
-
-
-def _write(folder, family):
-    """An encoder with a classifier and a tokenizer.json."""
-    tensors = tiny_encoder.write(folder, family, num_classes=3)
-    if family != "roberta":
-        read_tokenizer(str(folder / "vocab.txt"), lowercase=True).save(str(folder / "tokenizer.json"))
-    return tensors
+from tests.interop.tiny_encoder import write_run
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_path):
-    tensors = _write(tmp_path / "F", family)
-    assert export(_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out") == 7
+    tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=3)
+    assert export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out") == 7
     written = load_file(tmp_path / "out/model.safetensors")
     assert written.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -65,8 +34,8 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_pat
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_the_other_files(family, tmp_path):
-    _write(tmp_path / "F", family)
-    export(_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
+    tiny_encoder.write(tmp_path / "F", family, num_classes=3)
+    export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     expected = {key: value for key, value in tiny_encoder.CONFIGS[family].items() if key != "sinusoidal_pos_embds"}
     name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family]
@@ -76,7 +45,8 @@ def test_the_other_files(family, tmp_path):
 
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
     assert (tokenizer.padding, tokenizer.truncation) == (None, None)
-    before = tokenizers.Tokenizer.from_file(str(tmp_path / "F/tokenizer.json"))
+    before = tokenizers.Tokenizer.from_file(str(tmp_path / "W/assets/tokenizer.json"))
+    before.no_truncation()
     assert tokenizer.encode("A film, well", "made").ids == before.encode("A film, well", "made").ids
     settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     special = json.loads((tmp_path / "out/special_tokens_map.json").read_text())
@@ -87,8 +57,8 @@ def test_the_other_files(family, tmp_path):
 
 
 def test_the_command_line(tmp_path, capsys):
-    _write(tmp_path / "F", "bert")
-    workdir, out = _run(tmp_path / "W", tmp_path / "F"), tmp_path / "new/out"
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir, out = write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "new/out"
     assert shell.main([f"--workdir={workdir}", f"--out={out}", "--format=hf", "--checkpoint=best"]) == 0
     assert json.loads(capsys.readouterr().out) == {"step": 7, "format": "hf", "out": str(out)}
     before = {path: path.read_bytes() for path in out.iterdir()}
@@ -99,8 +69,8 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
-    _write(tmp_path / "F", "bert")
-    workdir = _run(tmp_path / "W", tmp_path / "F")
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir = write_run(tmp_path / "W", tmp_path / "F")
     (tmp_path / "empty").mkdir()
     export(workdir, tmp_path / "empty")
     (tmp_path / "file").write_text("mine")
@@ -114,8 +84,8 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
     RunDir(tmp_path / "logistic").start(tiny.logistic().to_dict())
     with pytest.raises(UserError, match="is a run of model 'logistic'; only 'bert' can be exported"):
         export(tmp_path / "logistic", tmp_path / "out")
-    _write(tmp_path / "F", "bert")
-    workdir = _run(tmp_path / "W", tmp_path / "F")
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir = write_run(tmp_path / "W", tmp_path / "F")
     config = json.loads((workdir / "config.json").read_text())
     config["model"]["pooler"] = "relu"
     (workdir / "config.json").write_text(json.dumps(config))

@@ -12,7 +12,7 @@ from research.errors import UserError
 from research.evaluation import evaluate
 from research.experiment import prepare
 from research.interop import pretrained
-from research.loop import train_and_evaluate
+from research.loop import restore_or_init, train_and_evaluate
 from research.rundir import RunDir
 from tests import tiny
 from tests.interop import tiny_encoder
@@ -38,11 +38,12 @@ def _run(start, workdir, **options):
     return train_and_evaluate(start.config, workdir, initial=start.initial, show=False, **options)
 
 
-def _params(start, workdir):
-    """The parameters of a run's last checkpoint."""
-    experiment = prepare(start.config, RunDir(workdir).assets)
-    with Checkpoints(RunDir(workdir).checkpoints, metric="accuracy", mode="max") as checkpoints:
-        return checkpoints.restore(experiment.state, checkpoints.steps[-1])[0].params
+def _first(start, workdir):
+    """The parameters before the first step, and what they would be without weights."""
+    experiment = prepare(start.config)
+    fresh = jax.device_get(experiment.init().params)
+    with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
+        return restore_or_init(experiment, checkpoints, start.initial)[0].params, fresh
 
 
 class TestTheConfig:
@@ -97,32 +98,31 @@ class TestTheConfig:
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_a_run_starts_from_the_weights(family, tmp_path):
-    """With a learning rate of 0 it ends with them, and with the classifier of its seed."""
+    """And from the classifier of its seed."""
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=2)
-    start = _start(tmp_path / "W", tmp_path / "F", "optimizer.learning_rate=0", "train.steps=1")
-    summary = _run(start, tmp_path / "W")
-    assert summary["status"] == "completed"
-    assert RunDir(tmp_path / "W").config()["model"] == start.config.model.to_dict()
-    params = _params(start, tmp_path / "W")
+    start = _start(tmp_path / "W", tmp_path / "F")
+    params, fresh = _first(start, tmp_path / "W")
     table = tensors[f"{family}.embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(params["encoder"]["token_embedding"]["embedding"], table)
     _, expected = pretrained.load(str(tmp_path / "F"))
     for name in ("encoder", "pooler"):
         tiny.assert_trees_equal(params[name], expected[name])
-    fresh = prepare(start.config).init().params
     tiny.assert_trees_equal(params["classifier"], fresh["classifier"])
     assert not np.array_equal(params["classifier"]["kernel"], expected["classifier"]["kernel"])
 
 
 def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
     tiny_encoder.write(tmp_path / "F")
-    whole = _run(_start(tmp_path / "whole", tmp_path / "F"), tmp_path / "whole")
+    whole = _run(_start(tmp_path / "whole", tmp_path / "F", "model.num_layers=1"), tmp_path / "whole")
 
     asked = iter([False, False, False, True])
-    part = _run(_start(tmp_path / "W", tmp_path / "F"), tmp_path / "W", should_stop=lambda: next(asked))
+    part = _run(
+        _start(tmp_path / "W", tmp_path / "F", "model.num_layers=1"), tmp_path / "W", should_stop=lambda: next(asked)
+    )
     assert (part["status"], part["step"]) == ("preempted", 4)
+    assert RunDir(tmp_path / "W").config()["model"]["hidden_size"] == 8
     shutil.rmtree(tmp_path / "F")
-    start = _start(tmp_path / "W", tmp_path / "F")
+    start = _start(tmp_path / "W", tmp_path / "F", "model.num_layers=1")
     assert start.initial is None
     assert start.config.model.hidden_size == 8
     summary = _run(start, tmp_path / "W")
@@ -140,26 +140,25 @@ def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
         _start(tmp_path / "W", tmp_path / "F")
 
 
-def test_a_run_goes_on_from_another_runs_last_checkpoint(tmp_path):
-    tiny_encoder.write(tmp_path / "F")
-    first = _start(tmp_path / "first", tmp_path / "F")
-    _run(first, tmp_path / "first")
-    trained = _params(first, tmp_path / "first")
+def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
+    tiny_encoder.write(tmp_path / "F", num_classes=2)
+    _, trained = pretrained.load(str(tmp_path / "F"))
+    run = tiny_encoder.write_run(tmp_path / "first", tmp_path / "F", num_classes=2)
+    shutil.rmtree(tmp_path / "F")
 
-    start = _start(tmp_path / "W", tmp_path / "first", "optimizer.learning_rate=0", "train.steps=1", "seed=1")
-    assert start.note == f"weights: the run {tmp_path}/first; fresh: classifier"
+    start = _start(tmp_path / "W", run)
+    assert start.note == f"weights: the run {run}; fresh: classifier"
     assert start.config.model.hidden_size == 8
-    assert start.config.data.transform.tokenizer == str(tmp_path / "first/assets/tokenizer.json")
-    _run(start, tmp_path / "W")
-    params = _params(start, tmp_path / "W")
+    assert start.config.data.transform.tokenizer == str(run / "assets/tokenizer.json")
+    params, fresh = _first(start, tmp_path / "W")
+    tiny.assert_trees_equal(params["classifier"], fresh["classifier"])
     for name in ("encoder", "pooler"):
         tiny.assert_trees_equal(params[name], trained[name])
     assert not np.array_equal(params["classifier"]["kernel"], trained["classifier"]["kernel"])
-    _, loaded = pretrained.load(str(tmp_path / "first"))
-    tiny.assert_trees_equal(jax.device_get(loaded), jax.device_get(trained))
+    tiny.assert_trees_equal(jax.device_get(pretrained.load(str(run))[1]), jax.device_get(trained))
 
     with pytest.raises(UserError, match=r"first lacks encoder/layer_2/\S+; the model of this config needs"):
-        _start(tmp_path / "W", tmp_path / "first", "model.num_layers=3")
+        _start(tmp_path / "W", run, "model.num_layers=3")
 
 
 def test_a_run_of_another_model_is_one_line(tmp_path):

@@ -4,11 +4,17 @@ import json
 import string
 
 import numpy as np
+import optax
 import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import models, pre_tokenizers, processors
 
-from research.data.text import SPECIAL_TOKENS
+from research.checkpoint import Checkpoints, Progress
+from research.config import load
+from research.data.text import SPECIAL_TOKENS, read_tokenizer
+from research.interop import pretrained
+from research.rundir import RunDir
+from research.state import TrainState
 
 VOCABULARY = [*SPECIAL_TOKENS, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
 
@@ -139,6 +145,26 @@ def _roberta_tokenizer():
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     return tokenizer
+
+
+def write_run(folder, init_from, num_classes=3):
+    """A run directory whose only checkpoint, at step 7, holds the parameters of `init_from`; nothing was trained."""
+    overrides = [f"init_from={init_from}", f"model.num_classes={num_classes}"]
+    experiment = load("configs/bert_sst2.py:embedded", overrides)
+    config = pretrained.start(experiment.config, experiment.given, folder).config
+    run = RunDir(folder)
+    run.start(config.to_dict())
+    transform = config.data.transform
+    tokenizer = read_tokenizer(transform.tokenizer, lowercase=transform.lowercase)
+    tokenizer.enable_truncation(4)  # as some published files ask for
+    tokenizer.enable_padding()
+    tokenizer.save(str(run.assets / "tokenizer.json"))
+    _, params = pretrained.load(str(init_from), num_classes)
+    state = TrainState(step=np.zeros((), np.int32), params=params, model_state={}, opt_state=optax.EmptyState())
+    with Checkpoints(run.checkpoints, metric="accuracy", mode="max") as checkpoints:
+        checkpoints.save(state, Progress(step=7), 0.5)
+    run.close()
+    return folder
 
 
 def batch(vocab_size, lengths=(7, 4, 1), type_ids=True):

@@ -8,8 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from research.checkpoint import Checkpoints, Progress
-from research.config import load
 from research.data import tfds_source
 from research.data.text import as_text, read_tokenizer
 from research.interop import pretrained, source
@@ -17,8 +15,7 @@ from research.interop.export import export
 from research.interop.families import FAMILIES
 from research.interop.tensors import tensor_names
 from research.models.bert import POOLERS
-from research.rundir import RunDir
-from research.state import TrainState, path_name
+from research.state import path_name
 from tests.interop import tiny_encoder
 
 pytestmark = pytest.mark.parity
@@ -44,11 +41,9 @@ def _theirs(family, **settings):
     )
     model = getattr(transformers, f"{names[family]}ForSequenceClassification")(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-            elif "embeddings" not in name:
-                parameter.mul_(1.5)
     return model
 
 
@@ -56,10 +51,10 @@ def _draw(seed):
     """(family, its settings for transformers, a batch): sizes, heads, eps, activation, types, masks and pairs."""
     rng = np.random.default_rng(seed)
     family = ("bert", "roberta", "distilbert")[seed % 3]
-    heads, layers = int(rng.choice([1, 2, 3, 4])), int(rng.integers(1, 4))
+    heads, layers = int(rng.choice([1, 2, 3, 4])), int(rng.integers(1, 3))
     width = heads * int(rng.choice([4, 8, 10]))
     activation = str(rng.choice(["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]))
-    common = {"vocab_size": int(rng.integers(30, 80)), "initializer_range": 0.3}
+    common = {"vocab_size": int(rng.integers(30, 80)), "initializer_range": 0.2}
     longest = int(rng.integers(8, 20))
     if family == "distilbert":
         settings = {
@@ -91,13 +86,19 @@ def _draw(seed):
     return family, common | settings, {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
 
 
-def _ours(folder, batch, num_classes=CLASSES):
-    """(hidden states [B, L, D], what the pooler gives [B, D], logits [B, C]), the module and its parameters."""
-    module, params = pretrained.load(str(folder), num_classes)
-    logits, found = module.apply({"params": params}, batch, train=False, capture_intermediates=True)
-    found = found["intermediates"]
-    pooled = POOLERS[module.pooler](found["pooler"]["__call__"][0][:, 0])
-    return (found["encoder"]["__call__"][0], pooled, logits[:, 0]), module, params
+def _ours(folder, batch, labels):
+    """(hidden states [B, L, D], what the pooler gives [B, D], logits [B, C]), the loss's gradients, and parameters."""
+    module, params = pretrained.load(str(folder), CLASSES)
+
+    def loss(params):
+        logits, found = module.apply({"params": params}, batch, train=False, capture_intermediates=True)
+        found = found["intermediates"]
+        pooled = POOLERS[module.pooler](found["pooler"]["__call__"][0][:, 0])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, 0], labels)
+        return jnp.mean(losses), (found["encoder"]["__call__"][0], pooled, logits[:, 0])
+
+    gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return outputs, gradients, params
 
 
 def _torch_inputs(family, batch):
@@ -112,7 +113,10 @@ def _torch_inputs(family, batch):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_encoders(seed, tmp_path):
-    """Measured over these 24: hidden states at most …, pooled …, logits … apart; gradients … relative."""
+    """Measured over these 24: hidden states and pooled vectors at most 2e-6 apart, logits 6e-7; gradients 2e-6 relative.
+
+    Larger random weights make both drift from float64 alike: with a standard deviation of 0.45 by 2e-5.
+    """
     import torch
 
     torch.manual_seed(seed)
@@ -121,16 +125,11 @@ def test_random_encoders(seed, tmp_path):
     theirs.save_pretrained(tmp_path)
     _write_vocabulary(tmp_path, settings["vocab_size"])
 
-    (hidden, pooled, logits), module, params = _ours(tmp_path, batch)
     labels = np.arange(5) % CLASSES
+    (hidden, pooled, logits), gradients, _ = _ours(tmp_path, batch, labels)
     kept = {}
-    hooks = {
-        "bert": ("bert.pooler", lambda module, inputs, out: kept.update(pooled=out)),
-        "roberta": ("classifier.out_proj", lambda module, inputs, out: kept.update(pooled=inputs[0])),
-        "distilbert": ("classifier", lambda module, inputs, out: kept.update(pooled=inputs[0])),
-    }
-    name, hook = hooks[family]
-    theirs.get_submodule(name).register_forward_hook(hook)
+    last = theirs.get_submodule("classifier.out_proj" if family == "roberta" else "classifier")
+    last.register_forward_hook(lambda module, inputs, out: kept.update(pooled=inputs[0]))
     out = theirs(**_torch_inputs(family, batch), labels=torch.tensor(labels), output_hidden_states=True)
     out.loss.backward()
 
@@ -139,20 +138,16 @@ def test_random_encoders(seed, tmp_path):
     np.testing.assert_allclose(pooled, kept["pooled"].detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-5)
 
-    def loss(params):
-        logits = module.apply({"params": params}, batch, train=False)[:, 0]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)))
-
-    gradients = dict(theirs.named_parameters())
-    largest = max(float(parameter.grad.abs().max()) for parameter in gradients.values())
-    for path, ours in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+    expected_gradients = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
+    largest = max(np.abs(gradient).max() for gradient in expected_gradients.values())
+    for path, ours in jax.tree_util.tree_leaves_with_path(gradients):
         path = path_name(path)
-        expected = gradients.pop(tensor_names(FAMILIES[family], path)[0]).grad.numpy()
+        expected = expected_gradients.pop(tensor_names(FAMILIES[family], path)[0])
         expected = expected.T if path.endswith("kernel") else expected
         # Those of the key biases are 0 but for rounding: softmax does not see a constant.
-        scale = max(np.abs(expected).max(), 1e-3 * largest)
+        scale = 0.1 * largest if path.endswith("key/bias") else np.abs(expected).max()
         np.testing.assert_allclose(ours, expected, atol=1e-4 * scale, err_msg=path)
-    assert not gradients
+    assert not expected_gradients
 
 
 def _write_vocabulary(folder, size):
@@ -161,7 +156,7 @@ def _write_vocabulary(folder, size):
 
 
 def test_minilm(minilm):
-    """Measured: hidden states at most … apart, pooled …, logits …."""
+    """Measured: hidden states at most 3.4e-6 apart, pooled vectors 4e-7, logits of a random classifier 1e-7."""
     import torch
     import transformers
 
@@ -177,7 +172,7 @@ def test_minilm(minilm):
         "starts": np.zeros((8, 1)),
     }
     batch = {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
-    (hidden, pooled, logits), _, params = _ours(minilm, batch)
+    (hidden, pooled, logits), _, params = _ours(minilm, batch, np.zeros(8, np.int32))
     with torch.no_grad():
         out = theirs(**_torch_inputs("bert", batch))
         kernel, bias = (torch.tensor(np.asarray(params["classifier"][name])) for name in ("kernel", "bias"))
@@ -189,12 +184,12 @@ def test_minilm(minilm):
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_an_exported_run_has_the_same_logits_in_transformers(family, tmp_path):
-    """From texts to logits, tokenizer and all. Measured: at most … apart."""
+    """From texts to logits, tokenizer and all. Measured: at most 3e-7 apart."""
     import torch
     import transformers
 
     tiny_encoder.write(tmp_path / "F", family, num_classes=CLASSES)
-    _export(tmp_path / "F", tmp_path)
+    export(tiny_encoder.write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
     module, params = pretrained.load(str(tmp_path / "out"), CLASSES)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -217,24 +212,11 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, tmp_path):
         logits = module.apply({"params": params}, batch, train=False)[:, 0]
         np.testing.assert_allclose(logits, expected, atol=1e-5)
         run_tokenizer = read_tokenizer(str(tmp_path / "W/assets/tokenizer.json"), lowercase=True)
+        run_tokenizer.no_padding()
+        run_tokenizer.no_truncation()
         for row, text in enumerate(texts):
             ours = run_tokenizer.encode(text, pairs[row] if pairs else None).ids
             assert ours == tokens[row][mask[row] == 1].tolist()
-
-
-def _export(folder, tmp_path):
-    """Exports a run directory with the weights and the tokenizer of `folder`."""
-    experiment = load("configs/bert_sst2.py:embedded", [f"init_from={folder}", f"model.num_classes={CLASSES}"])
-    config = pretrained.start(experiment.config, experiment.given, tmp_path / "W").config
-    run = RunDir(tmp_path / "W")
-    run.start(config.to_dict())
-    transform = config.data.transform
-    read_tokenizer(transform.tokenizer, lowercase=transform.lowercase).save(str(run.assets / "tokenizer.json"))
-    _, params = pretrained.load(str(folder), CLASSES)
-    with Checkpoints(run.checkpoints, metric="accuracy", mode="max") as checkpoints:
-        state = TrainState(step=np.zeros((), np.int32), params=params, model_state={}, opt_state=())
-        checkpoints.save(state, Progress(step=1), 0.5)
-    export(tmp_path / "W", tmp_path / "out")
 
 
 @pytest.mark.realdata
