@@ -12,7 +12,7 @@ def defaults() -> ConfigDict:
             "seed": 0,
             # Compute type: float32 or bfloat16. Parameters and optimizer state are always float32.
             "dtype": "float32",
-            # Pretrained weights to start from: a hub id or a folder. None starts from random weights.
+            # Pretrained weights to start from: a hub id, a folder, or a run directory. None starts from random weights.
             "init_from": placeholder(str),
             # Whether the full size takes an accelerator to end in reasonable time; only the choice of preset reads it.
             "needs_accelerator": False,

@@ -87,6 +87,13 @@ class Checkpoints:
         ranked = [c for c in self._checkpointer.checkpoints if c.metrics]
         return max(ranked, key=lambda c: (self._sign * c.metrics[self._metric], c.step)).step if ranked else None
 
+    def step(self, which: str) -> int:
+        """The step of the "last" or the "best" checkpoint. Raises UserError if there is none."""
+        step = self.best_step if which == "best" else max(self.steps, default=None)
+        if step is None:
+            raise UserError(f"{self._checkpointer.directory} has no {which} checkpoint yet")
+        return step
+
     def save(self, state: TrainState, progress: Progress, value: float | None) -> None:
         """Starts saving. `value`: the ranking metric, if this state was just evaluated."""
         if progress.step in self.steps:
@@ -107,13 +114,26 @@ class Checkpoints:
 
         Raises UserError if it does not fit `abstract_state` or is damaged.
         """
+        state = self._load(step, abstract_state)
+        metadata = self._checkpointer.metadata(step).custom_metadata
+        history = tuple((int(at), float(value)) for at, value in metadata["history"])
+        return state, Progress(step=step, position=int(metadata["position"]), history=history)
+
+    def restore_params(self, abstract_params: Any, step: int) -> Any:
+        """Of what was saved at `step` only the parameters that `abstract_params`, a part of their tree, names.
+
+        Raises as `restore`.
+        """
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            return self._load(step, {"params": abstract_params})["params"]
+
+    def _load(self, step: int, abstract: Any) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                state = jax.block_until_ready(self._checkpointer.load(step, abstract_state))
-                metadata = self._checkpointer.metadata(step).custom_metadata
+                return jax.block_until_ready(self._checkpointer.load(step, abstract))
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}") from error
-        history = tuple((int(at), float(value)) for at, value in metadata["history"])
-        return state, Progress(step=step, position=int(metadata["position"]), history=history)

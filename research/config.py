@@ -13,16 +13,19 @@ from ml_collections import ConfigDict, config_flags
 from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
+from research.interop import source
 from research.rundir import flatten
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A resolved config; `name` is its file's. `note` says why `embedded` stands in for the full size, if it does."""
+    """A config; `name` is its file's. `note` says why `embedded` stands in for the full size, if it does; `given` are
+    the keys that overrides set. Where the config has `init_from`, research/interop/pretrained.py resolves it."""
 
     config: ConfigDict
     name: str
     note: str | None
+    given: frozenset[str]
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
@@ -42,17 +45,14 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
     elif preset not in module.PRESETS:
         raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
     config = module.get_config(preset)
-    _override(config, list(overrides))
-    return Experiment(config, Path(path).stem, note)
+    given = _override(config, list(overrides))
+    return Experiment(config, Path(path).stem, note, given)
 
 
 def unavailable(config: ConfigDict) -> list[str]:
     """What the config needs and can't be had here: pretrained weights, the dataset. Empty if nothing is missing."""
-    reasons = []
-    if config.init_from:
-        reasons.append(f"pretrained weights ({config.init_from}) can't be loaded yet")
-    reason = data.missing(config.data)
-    return [*reasons, reason] if reason else reasons
+    reasons = (source.missing(config.init_from) if config.init_from else None, data.missing(config.data))
+    return [reason for reason in reasons if reason]
 
 
 def _choose(path: str, module: ModuleType) -> tuple[str, str | None]:
@@ -89,8 +89,8 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """Applies "key=value" strings in place."""
+def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
+    """Applies "key=value" strings in place -> the keys they set."""
     arguments, keys = [""], set()
     known = flatten(config.to_dict())
     for override in overrides:
@@ -122,3 +122,4 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
         for given, other in (pair, pair[::-1]):
             if f"train.{given}" in keys and f"train.{other}" not in keys:
                 config.train[other] = None
+    return frozenset(keys)

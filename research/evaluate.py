@@ -27,7 +27,6 @@ def main(argv: list[str] | None = None) -> int:
     from ml_collections import FrozenConfigDict
 
     from research.checkpoint import Checkpoints
-    from research.errors import UserError
     from research.evaluation import evaluate
     from research.experiment import prepare
     from research.rundir import RunDir
@@ -40,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     config = FrozenConfigDict({**saved, "mesh": {**mesh, "data": -1}})
     experiment = prepare(config, run.assets)
     with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode, writable=False) as checkpoints:
-        step = checkpoints.best_step if arguments.checkpoint == "best" else max(checkpoints.steps, default=None)
-        if step is None:
-            raise UserError(f"{run.path} has no {arguments.checkpoint} checkpoint yet")
+        step = checkpoints.step(arguments.checkpoint)
         state, _ = checkpoints.restore(experiment.state, step)
     metrics, records = evaluate(experiment, state, arguments.split, predictions=True)
     name = arguments.split if arguments.checkpoint == "last" else f"{arguments.split}-best"

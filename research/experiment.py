@@ -170,6 +170,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "mesh.tensor": (1, math.inf),
     "model.dropout": (0, 1),
     "model.attention_dropout": (0, 1),
+    "model.pooler_dropout": (0, 1),
+    "model.classifier_dropout": (0, 1),
+    "model.position_offset": (0, math.inf),
+    "model.type_vocab_size": (0, math.inf),
     "model.hidden_size": (1, math.inf),
     "model.num_layers": (1, math.inf),
     "model.num_heads": (1, math.inf),
@@ -190,11 +194,6 @@ def _check_keys(config: Any) -> None:
         raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
     if not config["eval"]["splits"]:
         raise UserError("eval.splits is empty; name at least one split")
-    if config["init_from"]:
-        raise UserError(
-            f"init_from={config['init_from']!r}: pretrained weights can't be loaded yet; train from random weights "
-            "(for SST-2: --config=configs/bert_sst2.py:scratch, or :embedded, which needs no data)"
-        )
 
 
 def _check_data(config: Any, dataset: data.Dataset) -> None:

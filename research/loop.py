@@ -1,5 +1,6 @@
 """The story of a run, top to bottom. Nothing here asks which model it is running."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def train_and_evaluate(
     workdir: str | Path,
     *,
     note: str | None = None,
+    initial: Callable[[Any], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     show: bool = True,
 ) -> dict[str, Any]:
@@ -39,6 +41,8 @@ def train_and_evaluate(
 
     Args:
       note: one line for summary.json: why a preset stands in for another.
+      initial: makes the parameters to start from of fresh ones, which it may give up; needed where the config has
+        `init_from` (research/interop/pretrained.py). A run that goes on does not call it.
       should_stop: asked after every step (with several processes, every `train.log_every`); once it says so, the run
         saves its state and ends as "preempted".
       show: whether to print and to draw a progress bar.
@@ -60,7 +64,7 @@ def train_and_evaluate(
             return summary
         experiment = prepare(config, run.assets)
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
-            state, progress = restore_or_init(experiment, checkpoints)
+            state, progress = restore_or_init(experiment, checkpoints, initial)
             run.forget_metrics_after(progress.step)
             reporter = Reporter(run, progress.step, experiment.total_steps, experiment.learning_rate, show=show)
             with reporter:
@@ -78,11 +82,20 @@ def train_and_evaluate(
         run.close()
 
 
-def restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
-    """The last checkpoint, or the state before the first step."""
+def restore_or_init(
+    experiment: Experiment, checkpoints: Checkpoints, initial: Callable[[Any], Any] | None = None
+) -> tuple[TrainState, Progress]:
+    """The last checkpoint, or the state before the first step. Raises UserError where that needs `initial`."""
     if checkpoints.steps:
         return checkpoints.restore(experiment.state, checkpoints.steps[-1])
-    return experiment.init(), Progress()
+    if experiment.config.init_from and initial is None:
+        raise UserError(
+            f"init_from={experiment.config.init_from!r} is not resolved: train_and_evaluate needs `initial`, from "
+            "research.interop.pretrained.start"
+        )
+    state = experiment.init()
+    # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
+    return (dataclasses.replace(state, params=initial(state.params)) if initial else state), Progress()
 
 
 def _train(

@@ -115,6 +115,11 @@ class RunDir:
                 "nothing was changed, choose another --workdir"
             )
 
+    @property
+    def resumable(self) -> bool:
+        """Whether it holds a run with a checkpoint."""
+        return self._config.is_file() and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
         return self._read(self._config)

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Only now: importing JAX and the data libraries takes a second, which --help should not.
     from research.config import load
+    from research.interop import pretrained
     from research.loop import train_and_evaluate
 
     experiment = load(arguments.config, overrides)
@@ -39,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stop[0]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
-    summary = train_and_evaluate(experiment.config, workdir, note=experiment.note, should_stop=lambda: bool(stop))
+    start = pretrained.start(experiment.config, experiment.given, workdir)
+    if start.note:
+        print(start.note, flush=True)
+    summary = train_and_evaluate(
+        start.config, workdir, note=experiment.note, initial=start.initial, should_stop=lambda: bool(stop)
+    )
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
 
 

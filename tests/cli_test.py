@@ -18,7 +18,10 @@ def _python(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize(("module", "flag"), [("research.train", "--config"), ("research.evaluate", "--split")])
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [("research.train", "--config"), ("research.evaluate", "--split"), ("research.export", "--out")],
+)
 def test_help(module, flag):
     start = time.monotonic()
     result = _python("-m", module, "--help")
@@ -58,7 +61,12 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
             ["research.train", "--config=configs/linear_diabetes.py", "--workdir=README.md"],
             "can't be written",
         ),
-        (["research.train", "--config=configs/bert_sst2.py:base", "--workdir=WORK"], "can't be loaded yet"),
+        (
+            ["research.train", "--config=configs/bert_sst2.py:base", "--config.init_from=no/such", "--workdir=WORK"],
+            "HF_HUB_OFFLINE forbids",
+        ),
+        (["research.export", "--workdir=WORK", "--out=WORK/out"], "is not a run directory"),
+        (["research.export", "--workdir=WORK"], "--out is missing"),
         (
             [
                 "research.train",

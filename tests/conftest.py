@@ -5,6 +5,7 @@ import socket
 
 os.environ.pop("JAX_PLATFORMS", None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax
 import numpy as np

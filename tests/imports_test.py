@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-SHELLS = {"research.train", "research.evaluate"}
+SHELLS = {"research.train", "research.evaluate", "research.export"}
 
 
 def _imports(path):
@@ -82,6 +82,16 @@ def test_only_checkpoint_touches_orbax_and_only_tfds_source_tfds():
     for name, path in MODULES.items():
         assert "orbax" not in _third_party(path) or name == "research.checkpoint"
         assert "tensorflow_datasets" not in _third_party(path) or name == "research.data.tfds_source"
+
+
+def test_only_the_shells_and_config_know_interop():
+    """The core trains whatever parameters it is given."""
+    for name, path in MODULES.items():
+        if not name.startswith("research.interop"):
+            uses = any(own.startswith("research.interop") for own in _own(path))
+            assert not uses or name in SHELLS | {"research.config"}, name
+            assert "research.config" not in _own(path) or name in SHELLS, name
+            assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 
 
 def test_heavy_frameworks_are_never_needed():

@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         ({"data": {"transform": {"inputs": ()}}}, "data.transform 'image' does not fit dataset digits"),
         ({"data": {"transform": {"flatten": False}}}, "model 'logistic' needs 'features', but .* makes images, labels"),
         ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
-        ({"init_from": "some/model"}, "pretrained weights can't be loaded yet"),
+        ({"init_from": "some/model"}, "init_from='some/model' is not resolved: train_and_evaluate needs `initial`"),
         ({"mesh": {"data": 3}}, "there are 8 devices"),
     ],
 )

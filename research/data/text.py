@@ -1,6 +1,7 @@
-"""Text -> WordPiece tokens, with a vocabulary trained on the training split."""
+"""Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,11 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
         if len(piece) > 1
     ]
     ordered = dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *(f"##{letter}" for letter in alphabet), *merged])
-    vocabulary = {piece: i for i, piece in enumerate(list(ordered)[:vocab_size])}
+    return bert_tokenizer({piece: i for i, piece in enumerate(list(ordered)[:vocab_size])}, lowercase=lowercase)
 
+
+def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
+    """BERT's tokenizer (Devlin et al. 2018) with this vocabulary, SPECIAL_TOKENS among it."""
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -89,9 +93,9 @@ def wordpiece(
 
     Args:
       inputs: one text column, or two for sentence pairs.
-      tokenizer: a tokenizer.json file, or None to train one on `train` with the next two.
+      tokenizer: a tokenizer.json, or a vocab.txt of BERT; None to train one on `train`.
       vocab_size: of the trained vocabulary, at the most.
-      lowercase: whether to drop case and accents.
+      lowercase: whether to drop case and accents; a tokenizer.json says so itself.
       max_length: tokens of an example at the most, [CLS] and [SEP] included. Of a longer one the end is cut, of a pair
         a token at a time from the longer part, as transformers' `longest_first` does.
       pad_to: the row lengths a batch of one example a row may have; max_length must not exceed their largest.
@@ -108,7 +112,7 @@ def wordpiece(
 
     def fit() -> str:
         if tokenizer is not None:
-            return _read_tokenizer(tokenizer)
+            return read_tokenizer(tokenizer, lowercase=lowercase).to_str()
         lines = (as_text(line) for part in texts("train") for line in part)
         return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
 
@@ -146,12 +150,18 @@ def wordpiece(
     }
 
 
-def _read_tokenizer(path: str) -> str:
-    """A tokenizer.json file as this version of the library writes it. Raises UserError if it can't be read."""
+def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
+    """A tokenizer.json, or BERT's with the vocabulary of a *.txt, one token a line. Raises UserError for a bad one."""
     try:
-        return tokenizers.Tokenizer.from_file(path).to_str()
+        if not path.endswith(".txt"):
+            return tokenizers.Tokenizer.from_file(path)
+        tokens = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"data.transform.tokenizer {path} can't be read: {error}") from error
+    lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if lacking:
+        raise UserError(f"data.transform.tokenizer {path} lacks {', '.join(lacking)}")
+    return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, parts: list[Sequence[str | bytes]], split: str) -> tuple[Ragged, Ragged]:

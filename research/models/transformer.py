@@ -3,6 +3,8 @@
 Shapes: B rows, L tokens a row, D hidden size, H heads, K = D / H, M size of the feed-forward layer.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +15,13 @@ from research.models.layers import Dense, Dropout, gelu
 
 DType = Any
 Initializer = Any
+
+# `gelu_tanh` is the approximation of GPT and of BERT's first release.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
 
 
 class SelfAttention(nn.Module):
@@ -51,6 +60,7 @@ class EncoderLayer(nn.Module):
 
     num_heads: int
     mlp_size: int
+    activation: str
     dropout: float
     attention_dropout: float
     layer_norm_eps: float
@@ -70,20 +80,25 @@ class EncoderLayer(nn.Module):
         )
         x = residual_norm(x, y, "attention_norm")
         y = Dense(self.mlp_size, dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_in")(x)
-        y = gelu(y)
+        y = ACTIVATIONS[self.activation](y)
         y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_out")(y)
         return residual_norm(x, y, "mlp_norm")
 
 
 class Encoder(nn.Module):
-    """Token, position and type embeddings, then `num_layers` encoder layers."""
+    """Token, position and type embeddings (none where `type_vocab_size` is 0), then `num_layers` encoder layers.
+
+    The position embedding has `max_positions` rows behind `position_offset` others, which are not used.
+    """
 
     vocab_size: int
     hidden_size: int
     num_layers: int
     num_heads: int
     mlp_size: int
+    activation: str
     max_positions: int
+    position_offset: int
     type_vocab_size: int
     dropout: float
     attention_dropout: float
@@ -95,18 +110,24 @@ class Encoder(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads tokens, positions, type_ids and segments, each int [B, L] -> hidden states [B, L, D]."""
 
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"model.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}")
+
         def embed(size: int, ids: jax.Array, name: str) -> jax.Array:
             return nn.Embed(size, self.hidden_size, dtype=self.dtype, embedding_init=self.kernel_init, name=name)(ids)
 
         x = embed(self.vocab_size, batch["tokens"], "token_embedding")
-        x = x + embed(self.max_positions, batch["positions"], "position_embedding")
-        x = x + embed(self.type_vocab_size, batch["type_ids"], "type_embedding")
+        positions = batch["positions"] + self.position_offset
+        x = x + embed(self.max_positions + self.position_offset, positions, "position_embedding")
+        if self.type_vocab_size:
+            x = x + embed(self.type_vocab_size, batch["type_ids"], "type_embedding")
         x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
         x = Dropout(self.dropout)(x, train=train)
         for i in range(self.num_layers):
             x = EncoderLayer(
                 num_heads=self.num_heads,
                 mlp_size=self.mlp_size,
+                activation=self.activation,
                 dropout=self.dropout,
                 attention_dropout=self.attention_dropout,
                 layer_norm_eps=self.layer_norm_eps,

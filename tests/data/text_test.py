@@ -159,6 +159,20 @@ def test_a_tokenizer_of_ones_own(tmp_path):
         wordpiece(_splits(), Kept(), **options)
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_vocabulary_of_ones_own(newline, tmp_path):
+    """One token a line, as BERT's are published; what looks like the end of a line to Unicode only is a token."""
+    words = ["dull", "Dull", "\x85", "\u2028", "é", "e"]
+    (tmp_path / "vocab.txt").write_bytes("".join(f"{word}{newline}" for word in (*SPECIAL_TOKENS, *words)).encode())
+    for lowercase, expected in ((True, [2, 5, 5, 10, 3]), (False, [2, 6, 5, 9, 3])):
+        options = {**OPTIONS, "tokenizer": str(tmp_path / "vocab.txt"), "lowercase": lowercase}
+        columns = {"train": {"sentence": ["Dull dull é"], "label": [0]}}
+        assert _tokens(wordpiece(columns, Kept(), **options)["train"], 0) == expected
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    with pytest.raises(UserError, match=r"vocab.txt lacks \[CLS\], \[SEP\], \[MASK\]"):
+        wordpiece(_splits(), Kept(), **options)
+
+
 def test_large_sets_are_tokenized_in_pieces_that_join():
     texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one piece
     examples = wordpiece({"train": {"sentence": texts, "label": [0] * 20_000}}, Kept(), **OPTIONS)["train"]

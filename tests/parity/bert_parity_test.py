@@ -77,7 +77,8 @@ def test_logits_and_gradients(seed):
     theirs = transformers.BertForSequenceClassification(config).eval()
     ours = BertClassifier(
         num_classes=3, vocab_size=60, max_positions=16, type_vocab_size=2, dropout=0.0, attention_dropout=0.0,
-        layer_norm_eps=config.layer_norm_eps, initializer_range=0.3, **sizes,
+        layer_norm_eps=config.layer_norm_eps, initializer_range=0.3, activation="gelu", position_offset=0,
+        pooler="tanh", pooler_dropout=0.0, classifier_dropout=None, **sizes,
     )  # fmt: skip
     params = jax.tree.map(jnp.asarray, _params(theirs))
 

@@ -1,0 +1,34 @@
+"""Export a run from the command line: its checkpoint -> a folder that other libraries open."""
+
+import argparse
+import json
+
+from research import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m research.export",
+        description="Write a checkpoint of a run as a folder that other libraries open. hf: transformers, for a BERT.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", help="the run directory (needed)")
+    parser.add_argument("--out", help="the folder to write, which must not exist or be empty (needed)")
+    parser.add_argument("--format", default="hf", choices=("hf",), help="the layout (default: hf)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    cli.add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, _ = cli.parse(parser(), argv, required=("workdir", "out"))
+
+    from research.interop.export import export
+
+    step = export(arguments.workdir, arguments.out, checkpoint=arguments.checkpoint)
+    print(json.dumps({"step": step, "format": arguments.format, "out": arguments.out}))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,235 @@
+"""BERT, RoBERTa and DistilBERT: what transformers calls their settings and tensors, and what they are called here."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from research.errors import UserError
+
+# Theirs -> ours; of several that are one function the first is written.
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One `model_type` of transformers.
+
+    Attributes:
+      architecture: its class for classifying sentences.
+      prefix: of the encoder's tensors in that class; a file of the bare encoder lacks it.
+      keys: a key of `model` -> theirs.
+      defaults: what transformers takes where a config.json lacks one of their keys; the others must be there.
+      fixed: keys of `model` that their config has no say in.
+      modules: a module here -> theirs in that class; `{}` is the layer's number.
+      reads_type_ids: whether it takes `token_type_ids`.
+    """
+
+    model_type: str
+    architecture: str
+    prefix: str
+    keys: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    modules: Mapping[str, str]
+    reads_type_ids: bool
+
+
+def _encoder(prefix: str, layer: str, theirs: str) -> dict[str, str]:
+    """`theirs`: the eight modules of a layer, in the order of those here."""
+    ours = "attention/query attention/key attention/value attention/output attention_norm mlp_in mlp_out mlp_norm"
+    return {
+        "encoder/token_embedding": f"{prefix}.embeddings.word_embeddings",
+        "encoder/position_embedding": f"{prefix}.embeddings.position_embeddings",
+        "encoder/type_embedding": f"{prefix}.embeddings.token_type_embeddings",
+        "encoder/embedding_norm": f"{prefix}.embeddings.LayerNorm",
+    } | {
+        f"encoder/layer_{{}}/{own}": f"{prefix}.{layer}.{{}}.{name}"
+        for own, name in zip(ours.split(), theirs.split(), strict=True)
+    }
+
+
+_BERT_LAYER = (
+    "attention.self.query attention.self.key attention.self.value attention.output.dense attention.output.LayerNorm "
+    "intermediate.dense output.dense output.LayerNorm"
+)
+_DISTILBERT_LAYER = (
+    "attention.q_lin attention.k_lin attention.v_lin attention.out_lin sa_layer_norm ffn.lin1 ffn.lin2 "
+    "output_layer_norm"
+)
+_BERT_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_size": "intermediate_size",
+    "activation": "hidden_act",
+    "max_positions": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "classifier_dropout": "classifier_dropout",
+    "layer_norm_eps": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+}
+_BERT_DEFAULTS = {
+    "activation": "gelu",
+    "type_vocab_size": 2,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "classifier_dropout": None,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+}
+
+BERT = Family(
+    model_type="bert",
+    architecture="BertForSequenceClassification",
+    prefix="bert",
+    keys=_BERT_KEYS,
+    defaults=_BERT_DEFAULTS,
+    fixed={"position_offset": 0, "pooler": "tanh", "pooler_dropout": 0.0},
+    modules=_encoder("bert", "encoder.layer", _BERT_LAYER)
+    | {"pooler": "bert.pooler.dense", "classifier": "classifier"},
+    reads_type_ids=True,
+)
+# Its position_offset, max_positions and pooler_dropout follow from several of its settings: read_config, write_config.
+ROBERTA = Family(
+    model_type="roberta",
+    architecture="RobertaForSequenceClassification",
+    prefix="roberta",
+    keys=_BERT_KEYS,
+    defaults=_BERT_DEFAULTS,
+    fixed={"pooler": "tanh"},
+    modules=_encoder("roberta", "encoder.layer", _BERT_LAYER)
+    | {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
+    reads_type_ids=False,
+)
+DISTILBERT = Family(
+    model_type="distilbert",
+    architecture="DistilBertForSequenceClassification",
+    prefix="distilbert",
+    keys={
+        "vocab_size": "vocab_size",
+        "hidden_size": "dim",
+        "num_layers": "n_layers",
+        "num_heads": "n_heads",
+        "mlp_size": "hidden_dim",
+        "activation": "activation",
+        "max_positions": "max_position_embeddings",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
+        "classifier_dropout": "seq_classif_dropout",
+        "initializer_range": "initializer_range",
+    },
+    defaults={
+        "activation": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "classifier_dropout": 0.2,
+        "initializer_range": 0.02,
+    },
+    fixed={
+        "position_offset": 0,
+        "type_vocab_size": 0,
+        "pooler": "relu",
+        "pooler_dropout": 0.0,
+        "layer_norm_eps": 1e-12,
+    },
+    modules=_encoder("distilbert", "transformer.layer", _DISTILBERT_LAYER)
+    | {"pooler": "pre_classifier", "classifier": "classifier"},
+    reads_type_ids=False,
+)
+FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, DISTILBERT)}
+
+# Settings under which an encoder would compute something else.
+_EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_KINDS = {
+    **dict.fromkeys(("dropout", "attention_dropout", "layer_norm_eps", "initializer_range"), (int, float)),
+    "classifier_dropout": (int, float, type(None)),
+    "activation": (str,),
+}
+
+
+def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+    """A config.json of transformers -> its family, and every key of `model` but `name` and `num_classes`.
+
+    Raises UserError, which names `where`, for another architecture and for what is missing or of the wrong type.
+    """
+    model_type = config.get("model_type", "bert")  # BERT's first files do not name it
+    if model_type not in FAMILIES:
+        raise UserError(f"{where} is of model_type {model_type!r}; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    for key, expected in _EXPECTED.items():
+        if config.get(key, expected) not in (expected, None):
+            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is known here")
+
+    model = dict(family.fixed)
+    for key, theirs in family.keys.items():
+        if theirs not in config and key not in family.defaults:
+            raise UserError(f"{where} has no {theirs}, which {model_type} needs")
+        value = config.get(theirs, family.defaults.get(key))
+        kinds = _KINDS.get(key, (int,))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(f"{where} has {theirs} {value!r}, which is no {kinds[-1].__name__}")
+        model[key] = float(value) if float in kinds and value is not None else value
+    if model["activation"] not in _ACTIVATIONS:
+        raise UserError(f"{where} has the activation {model['activation']!r}; known: {', '.join(_ACTIVATIONS)}")
+    model["activation"] = _ACTIVATIONS[model["activation"]]
+    if family is ROBERTA:
+        pad = config.get("pad_token_id", 1)
+        if not isinstance(pad, int):
+            raise UserError(f"{where} has pad_token_id {pad!r}, which is no int")
+        model["position_offset"] = pad + 1
+        model["max_positions"] -= model["position_offset"]
+        model["pooler_dropout"] = model["dropout" if model["classifier_dropout"] is None else "classifier_dropout"]
+    return family, model
+
+
+def write_config(model: Mapping[str, Any], *, pad_token_id: int) -> tuple[Family, dict[str, Any]]:
+    """The `model` section of a config -> the family that computes the same, and its config.json.
+
+    Raises UserError where there is none, and where RoBERTa would count its positions from another padding token.
+    """
+    family = next((family for family in FAMILIES.values() if _computes(family, model)), None)
+    if family is None:
+        keys = ("position_offset", "type_vocab_size", "pooler", "layer_norm_eps")
+        shown = ", ".join(f"model.{key}={model[key]!r}" for key in keys)
+        raise UserError(f"none of {', '.join(FAMILIES)} has {shown}")
+    config = {theirs: model[key] for key, theirs in family.keys.items()}
+    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == model["activation"])
+    config[family.keys["activation"]] = activation
+    if family is ROBERTA:
+        config["max_position_embeddings"] += model["position_offset"]
+        if pad_token_id != model["position_offset"] - 1:
+            raise UserError(
+                f"model.position_offset is {model['position_offset']}, but the padding token's id is {pad_token_id}: "
+                "RoBERTa in transformers counts positions from that id on"
+            )
+    if family is DISTILBERT and config["seq_classif_dropout"] is None:
+        config["seq_classif_dropout"] = model["dropout"]
+    labels = {str(i): f"LABEL_{i}" for i in range(model["num_classes"])}
+    return family, {
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        **config,
+        "pad_token_id": pad_token_id,
+        "id2label": labels,
+        "label2id": {label: int(i) for i, label in labels.items()},
+        "problem_type": "single_label_classification",
+    }
+
+
+def _computes(family: Family, model: Mapping[str, Any]) -> bool:
+    """Whether the family computes what the section says, apart from dropout."""
+    own = {key: model[key] for key in family.fixed if key != "pooler_dropout"}
+    return (
+        own == {key: family.fixed[key] for key in own}
+        and (model["position_offset"] > 0) == (family is ROBERTA)
+        and (model["type_vocab_size"] > 0) == ("type_vocab_size" in family.keys)
+    )

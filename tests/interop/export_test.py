@@ -1,0 +1,97 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from research import export as shell
+from research.errors import UserError
+from research.interop import pretrained
+from research.interop.export import export
+from research.rundir import RunDir
+from tests import tiny
+from tests.interop import tiny_encoder
+from tests.interop.tiny_encoder import write_run
+
+
+@pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
+def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_path):
+    tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=3)
+    assert export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out") == 7
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (written[name].dtype, written[name].tobytes()) == (np.float32, tensor.tobytes()), name
+    with safe_open(tmp_path / "out/model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+    _, once = pretrained.load(str(tmp_path / "F"), 3)
+    _, twice = pretrained.load(str(tmp_path / "out"), 3)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), *jax.device_get((once, twice))))
+
+
+@pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
+def test_the_other_files(family, tmp_path):
+    tiny_encoder.write(tmp_path / "F", family, num_classes=3)
+    export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    expected = {key: value for key, value in tiny_encoder.CONFIGS[family].items() if key != "sinusoidal_pos_embds"}
+    name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family]
+    expected["architectures"] = [f"{name}ForSequenceClassification"]
+    assert {key: config[key] for key in expected} == expected
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    assert (tokenizer.padding, tokenizer.truncation) == (None, None)
+    before = tokenizers.Tokenizer.from_file(str(tmp_path / "W/assets/tokenizer.json"))
+    before.no_truncation()
+    assert tokenizer.encode("A film, well", "made").ids == before.encode("A film, well", "made").ids
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    special = json.loads((tmp_path / "out/special_tokens_map.json").read_text())
+    assert special["cls_token"] == ("<s>" if family == "roberta" else "[CLS]")
+    assert settings["pad_token"] == special["pad_token"]
+    assert settings["model_max_length"] == 32
+    assert ("token_type_ids" in settings["model_input_names"]) == (family == "bert")
+
+
+def test_the_command_line(tmp_path, capsys):
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir, out = write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "new/out"
+    assert shell.main([f"--workdir={workdir}", f"--out={out}", "--format=hf", "--checkpoint=best"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": 7, "format": "hf", "out": str(out)}
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert len(before) == 5
+    with pytest.raises(UserError, match="is there and not empty; choose another --out"):
+        shell.main([f"--workdir={workdir}", f"--out={out}"])
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir = write_run(tmp_path / "W", tmp_path / "F")
+    (tmp_path / "empty").mkdir()
+    export(workdir, tmp_path / "empty")
+    (tmp_path / "file").write_text("mine")
+    for out, message in ((tmp_path / "file", "is there and not empty"), (tmp_path / "file/out", "can't be written")):
+        with pytest.raises(UserError, match=message):
+            export(workdir, out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path):
+    RunDir(tmp_path / "logistic").start(tiny.logistic().to_dict())
+    with pytest.raises(UserError, match="is a run of model 'logistic'; only 'bert' can be exported"):
+        export(tmp_path / "logistic", tmp_path / "out")
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir = write_run(tmp_path / "W", tmp_path / "F")
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["pooler"] = "relu"
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="none of bert, roberta, distilbert has"):
+        export(workdir, tmp_path / "out")
+    (workdir / "assets/tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"assets/tokenizer.json can't be read"):
+        export(workdir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,199 @@
+"""A config with `init_from`, and runs that start from it."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from research.checkpoint import Checkpoints
+from research.config import load
+from research.errors import UserError
+from research.evaluation import evaluate
+from research.experiment import prepare
+from research.interop import pretrained
+from research.loop import restore_or_init, train_and_evaluate
+from research.rundir import RunDir
+from tests import tiny
+from tests.interop import tiny_encoder
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    tiny.few_sentences(monkeypatch, train=60, validation=20)
+
+
+def _config(init_from, *overrides):
+    """The embedded BERT's config, from other weights; each of its 6 steps is on 8 sentences."""
+    settings = ["train.batch_size=8", "train.steps=6", "checkpoint.every_steps=3", "eval.every_steps=0"]
+    experiment = load("configs/bert_sst2.py:embedded", [f"init_from={init_from}", *settings, *overrides])
+    return experiment.config, experiment.given
+
+
+def _start(workdir, init_from, *overrides):
+    return pretrained.start(*_config(init_from, *overrides), workdir)
+
+
+def _run(start, workdir, **options):
+    return train_and_evaluate(start.config, workdir, initial=start.initial, show=False, **options)
+
+
+def _first(start, workdir):
+    """The parameters before the first step, and what they would be without weights."""
+    experiment = prepare(start.config)
+    fresh = jax.device_get(experiment.init().params)
+    with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
+        return restore_or_init(experiment, checkpoints, start.initial)[0].params, fresh
+
+
+class TestTheConfig:
+    def test_the_model_and_the_tokenizer_are_those_of_the_weights(self, tmp_path):
+        tiny_encoder.write(tmp_path / "F", "roberta")
+        config, given = _config(tmp_path / "F")
+        before = config.copy_and_resolve_references()
+        start = pretrained.start(config, given, tmp_path / "W")
+        assert config == before
+        model = start.config.model
+        assert (model.hidden_size, model.num_layers, model.mlp_size, model.vocab_size) == (8, 2, 12, 261)
+        assert (model.max_positions, model.position_offset, model.type_vocab_size) == (32, 2, 1)
+        assert (model.layer_norm_eps, model.pooler_dropout, model.num_classes, model.name) == (1e-5, 0.1, 2, "bert")
+        transform = start.config.data.transform
+        assert (transform.tokenizer, transform.vocab_size) == (str(tmp_path / "F/tokenizer.json"), 261)
+        assert start.note == f"weights: {tmp_path}/F (roberta); fresh: classifier"
+        assert not (tmp_path / "W").exists()
+
+    def test_keys_that_were_given_stay(self, tmp_path):
+        tiny_encoder.write(tmp_path, num_classes=2)
+        start = _start(tmp_path / "W", tmp_path, "model.dropout=0.3", "model.num_layers=1")
+        assert (start.config.model.dropout, start.config.model.num_layers) == (0.3, 1)
+        assert start.config.model.attention_dropout == 0.1
+        assert "not used: bert.encoder.layer.1." in start.note
+        assert start.note.endswith(" and 15 more")
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (
+                ["model.num_layers=3"],
+                r"lacks bert.encoder.layer.2.attention\S+, .* and 13 more, which the encoder needs",
+            ),
+            (["model.hidden_size=16"], r"has shape \(8,\); the model of this config needs \(16,\)"),
+            (["model.num_heads=3"], "model.num_heads=3 does not divide model.hidden_size=8"),
+        ],
+    )
+    def test_given_keys_that_do_not_fit_are_one_line(self, overrides, message, tmp_path):
+        tiny_encoder.write(tmp_path)
+        with pytest.raises(UserError, match=message):
+            _start(tmp_path / "W", tmp_path, *overrides)
+
+    def test_without_init_from_nothing_happens(self):
+        experiment = load("configs/bert_sst2.py:embedded")
+        assert pretrained.start(experiment.config, experiment.given, "W") == pretrained.Start(experiment.config)
+
+    def test_other_models_take_none(self, tmp_path):
+        experiment = load("configs/logistic_digits.py", [f"init_from={tmp_path}"])
+        with pytest.raises(UserError, match="is for model 'bert'; this config's is 'logistic'"):
+            pretrained.start(experiment.config, experiment.given, "W")
+
+
+@pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
+def test_a_run_starts_from_the_weights(family, tmp_path):
+    """And from the classifier of its seed."""
+    tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=2)
+    start = _start(tmp_path / "W", tmp_path / "F")
+    params, fresh = _first(start, tmp_path / "W")
+    table = tensors[f"{family}.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(params["encoder"]["token_embedding"]["embedding"], table)
+    _, expected = pretrained.load(str(tmp_path / "F"))
+    for name in ("encoder", "pooler"):
+        tiny.assert_trees_equal(params[name], expected[name])
+    tiny.assert_trees_equal(params["classifier"], fresh["classifier"])
+    assert not np.array_equal(params["classifier"]["kernel"], expected["classifier"]["kernel"])
+
+
+def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
+    tiny_encoder.write(tmp_path / "F")
+    whole = _run(_start(tmp_path / "whole", tmp_path / "F", "model.num_layers=1"), tmp_path / "whole")
+
+    asked = iter([False, False, False, True])
+    part = _run(
+        _start(tmp_path / "W", tmp_path / "F", "model.num_layers=1"), tmp_path / "W", should_stop=lambda: next(asked)
+    )
+    assert (part["status"], part["step"]) == ("preempted", 4)
+    assert RunDir(tmp_path / "W").config()["model"]["hidden_size"] == 8
+    shutil.rmtree(tmp_path / "F")
+    start = _start(tmp_path / "W", tmp_path / "F", "model.num_layers=1")
+    assert start.initial is None
+    assert start.config.model.hidden_size == 8
+    summary = _run(start, tmp_path / "W")
+    assert (summary["status"], summary["params_sha256"]) == ("completed", whole["params_sha256"])
+
+    experiment = prepare(start.config, RunDir(tmp_path / "W").assets)
+    with Checkpoints(tmp_path / "W/checkpoints", metric="accuracy", mode="max") as checkpoints:
+        state, _ = checkpoints.restore(experiment.state, checkpoints.steps[-1])
+    metrics, _ = evaluate(experiment, state, "validation")
+    assert metrics == summary["metrics"]["validation"]
+
+
+def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
+    with pytest.raises(UserError, match=r"is no folder"):
+        _start(tmp_path / "W", tmp_path / "F")
+
+
+def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
+    tiny_encoder.write(tmp_path / "F", num_classes=2)
+    _, trained = pretrained.load(str(tmp_path / "F"))
+    run = tiny_encoder.write_run(tmp_path / "first", tmp_path / "F", num_classes=2)
+    shutil.rmtree(tmp_path / "F")
+
+    start = _start(tmp_path / "W", run)
+    assert start.note == f"weights: the run {run}; fresh: classifier"
+    assert start.config.model.hidden_size == 8
+    assert start.config.data.transform.tokenizer == str(run / "assets/tokenizer.json")
+    params, fresh = _first(start, tmp_path / "W")
+    tiny.assert_trees_equal(params["classifier"], fresh["classifier"])
+    for name in ("encoder", "pooler"):
+        tiny.assert_trees_equal(params[name], trained[name])
+    assert not np.array_equal(params["classifier"]["kernel"], trained["classifier"]["kernel"])
+    tiny.assert_trees_equal(jax.device_get(pretrained.load(str(run))[1]), jax.device_get(trained))
+
+    with pytest.raises(UserError, match=r"first lacks encoder/layer_2/\S+; the model of this config needs"):
+        _start(tmp_path / "W", run, "model.num_layers=3")
+
+
+def test_a_run_of_another_model_is_one_line(tmp_path):
+    run = RunDir(tmp_path / "first")
+    run.start(tiny.logistic().to_dict())
+    run.checkpoints.mkdir()
+    with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of 'bert'"):
+        _start(tmp_path / "W", tmp_path / "first")
+
+
+# What transformers 5.23 computes in float64 from the same files, to seven digits.
+GOLDEN = {
+    "bert": [
+        [-0.0821885, 0.3097855, -0.0299217],
+        [0.0356035, 0.2256708, -0.0455143],
+        [0.0890424, 0.2037304, -0.0722956],
+    ],
+    "roberta": [
+        [-0.0547510, 0.2706097, -0.0097606],
+        [-0.0339490, 0.2388100, 0.0080741],
+        [-0.0503820, 0.2714564, -0.0151583],
+    ],
+    "distilbert": [
+        [-0.3284164, -0.9302217, 0.6921344],
+        [-0.3266285, -1.0355682, 0.5946791],
+        [-0.2137295, -1.0972166, 0.4257959],
+    ],
+}
+
+
+@pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
+def test_logits_are_those_of_transformers(family, tmp_path):
+    """Measured: at most … apart."""
+    tiny_encoder.write(tmp_path, family, num_classes=3)
+    module, params = pretrained.load(str(tmp_path), num_classes=3)
+    batch = tiny_encoder.batch(tiny_encoder.CONFIGS[family]["vocab_size"], type_ids=family == "bert")
+    logits = module.apply({"params": params}, batch, train=False)[:, 0]
+    np.testing.assert_allclose(logits, GOLDEN[family], atol=1e-6)

@@ -1,0 +1,157 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import requests
+from huggingface_hub import constants
+
+from research.errors import UserError
+from research.interop import source
+from tests.interop import tiny_encoder
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the hub's files."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """Whether the hub may be asked; each request that is made comes into the list, and fails."""
+    asked = []
+
+    def head(url, timeout):
+        asked.append((url, timeout))
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(requests, "head", head)
+    return asked
+
+
+def _downloaded(cache, hub_id):
+    """Files as the hub's client lays them down."""
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("c0ffee")
+    tiny_encoder.write(repository / "snapshots/c0ffee")
+    return repository / "snapshots/c0ffee"
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+    assert source.missing(str(tmp_path)) is None
+    assert source.folder(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert source.folder("~") == tmp_path
+
+
+def test_what_was_downloaded_is_used_without_asking(hub_cache, online):
+    folder = _downloaded(hub_cache, "some/model")
+    assert source.missing("some/model") is None
+    assert source.folder("some/model").resolve() == folder.resolve()
+    assert online == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+def test_half_a_download_is_none(name, hub_cache, online):
+    folder = _downloaded(hub_cache, "some/model")
+    (folder / name).unlink()
+    assert "can't be reached" in source.missing("some/model")
+
+
+def test_without_network_it_is_one_line(hub_cache, online):
+    with pytest.raises(UserError, match=r"some/model is no folder, not among the hub's files here, and \S+ can't be"):
+        source.folder("some/model")
+    ((url, timeout),) = online
+    assert "some/model" in url
+    assert timeout <= 5
+
+
+def test_offline_is_not_asked_either(hub_cache, online, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids to download it"):
+        source.folder("some/model")
+    assert online == []
+
+
+def test_a_folder_that_is_not_there_is_one_line(hub_cache):
+    with pytest.raises(UserError, match=r"/no/such/folder is no folder, and no hub id \(OWNER/NAME\)"):
+        source.folder("/no/such/folder")
+
+
+def test_a_download_that_fails_is_one_line(hub_cache, online, monkeypatch):
+    """The hub answers the first request, then no more."""
+    monkeypatch.setattr(requests, "head", lambda url, timeout: None)
+    with pytest.raises(UserError, match="pretrained weights some/model can't be downloaded: ") as caught:
+        source.folder("some/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_without_network_ends_within_seconds(tmp_path):
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
+    start = time.monotonic()
+    command = ["-m", "research.train", "--config=configs/bert_sst2.py:base", f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert time.monotonic() - start < 20
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "google-bert/bert-base-uncased" in line
+    assert "http://127.0.0.1:9 can't be reached" in line
+    assert not (tmp_path / "run").exists()
+
+
+class TestTheFolder:
+    """What its config and tokenizer files say."""
+
+    def test_it_is_read(self, tmp_path):
+        tiny_encoder.write(tmp_path)
+        encoder = source.read_encoder(tmp_path)
+        assert (encoder.tokenizer, encoder.lowercase) == (tmp_path / "vocab.txt", True)
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+        assert not source.read_encoder(tmp_path).lowercase
+
+    def test_tokenizer_json_comes_first(self, tmp_path):
+        tiny_encoder.write(tmp_path, "roberta")
+        (tmp_path / "vocab.txt").write_text("x\n")
+        assert source.read_encoder(tmp_path).tokenizer == tmp_path / "tokenizer.json"
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({"config.json": None}, r"config.json can't be read: \[Errno 2\] No such file"),
+            ({"config.json": "{"}, "config.json can't be read: Expecting property name"),
+            ({"config.json": "[]"}, "config.json holds no JSON object"),
+            ({"config.json": '{"model_type": "gpt2"}'}, "config.json is of model_type 'gpt2'; known: bert"),
+            ({"vocab.txt": None}, "has neither tokenizer.json nor vocab.txt"),
+            ({"vocab.txt": "[PAD]\n[UNK]\n"}, r"vocab.txt lacks \[CLS\], \[SEP\], \[MASK\]"),
+            ({"tokenizer.json": "{}"}, "tokenizer.json can't be read"),
+            ({"tokenizer_config.json": '{"strip_accents": false}'}, "sets strip_accents or tokenize_chinese_chars"),
+            (
+                {"vocab.txt": "\n".join(tiny_encoder.VOCABULARY[:-1])},
+                r"the vocabulary of \S+vocab.txt has 56 tokens, but the embedding 57 \(vocab_size in config.json\)",
+            ),
+            (
+                {"vocab.txt": "\n".join([*tiny_encoder.VOCABULARY, "more"])},
+                "has 58 tokens, but the embedding 57",
+            ),
+        ],
+    )
+    def test_what_is_not_good_is_one_line(self, files, message, tmp_path):
+        tiny_encoder.write(tmp_path)
+        for name, content in files.items():
+            (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=message) as caught:
+            source.read_encoder(tmp_path)
+        assert "\n" not in str(caught.value)
