@@ -150,7 +150,8 @@ def _train(
                 value = _ranking(results[main_split], config.eval.metric)
                 progress = progress.evaluated(value)
                 checkpoints.save(state, progress, value)
-            run.write_predictions(split, records)
+            evaluation = {"step": progress.step, "split": split, "metrics": results[split]}
+            run.write_predictions(split, records, evaluation)
     summary = summarize(
         experiment,
         state,
