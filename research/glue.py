@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print(table(scored))
-    for file, reason in missing.items():
-        print(f"{file} was not written: {reason}", file=sys.stderr)
+    for reason in dict.fromkeys(missing.values()):
+        files = ", ".join(file for file in missing if missing[file] == reason)
+        print(f"not written: {files} ({reason})", file=sys.stderr)
     return 0
 
 

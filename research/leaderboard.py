@@ -112,10 +112,11 @@ def submit(
     Raises:
       UserError: `out` can't be written to, or a run lacks checkpoint or data.
     """
-    files = {file: name for name, task in TASKS.items() for file in task.files}
-    missing = {file: f"no run on {name} was given" for file, name in files.items() if name not in runs}
+    missing = {
+        file: "no run on its task was given" for name, task in TASKS.items() if name not in runs for file in task.files
+    }
     out = out.absolute()
-    _check_folder(out, [out / file for file in files if file not in missing], overwrite)
+    _check_folder(out, [out / file for name in runs for file in TASKS[name].files], overwrite)
     trained = {name: Trained(run, which) for name, run in runs.items()}
 
     texts: dict[Path, str] = {}

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from research import glue, leaderboard, loop, trained
 from research.data import tfds_source
 from research.errors import UserError
+from research.experiment import prepare
 from research.rundir import RunDir
 from research.trained import Trained
 from tests import tiny
@@ -67,8 +68,8 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
     out, err = capsys.readouterr()
     files = {"AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "STS-B.tsv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
-    for name in ("SST-2", "MRPC", "QQP", "QNLI", "RTE", "WNLI"):
-        assert f"{name}.tsv was not written: no run on glue/{name.lower().replace('-', '')} was given" in err
+    others = "SST-2.tsv, MRPC.tsv, QQP.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv"
+    assert f"not written: {others} (no run on its task was given)" in err.splitlines()
 
     for file, task, split, labels in (
         ("CoLA.tsv", "cola", "test", ("0", "1")),
@@ -153,6 +154,35 @@ def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
         Trained(run, "last").evaluate("test", data="glue/stsb")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"num_classes": 2}}, "a classifier needs integers"),
+        ({"task": {"hidden_label": 5.0}}, "split 'train' has the label 5.0: task.hidden_label can't be trained on"),
+        ({"eval": {"splits": ("test",)}}, "the labels of split 'test' are hidden; name another one first"),
+        (
+            {"task": ConfigDict({"name": "classification", "label_smoothing": 0.0})},
+            "task 'classification' does not fit the model: classification takes two classes at least",
+        ),
+    ],
+)
+def test_a_regression_that_does_not_fit_is_one_line(change, message):
+    config = _quick("stsb")
+    if "task" in change and "name" in change["task"]:
+        config.task = change.pop("task")
+    config.update(change)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_several_outputs_is_no_regression():
+    config = _quick("cola")
+    config.task = ConfigDict({"name": "regression", "label_shift": 0.0, "hidden_label": -1.0})
+    with pytest.raises(UserError, match="one output for a label, and the model gives 2"):
+        prepare(config)
+
+
 class Checkpoint:
     """As Trained, but it only looks as if it had predicted."""
 
@@ -179,7 +209,7 @@ def test_all_of_glue_makes_the_eleven_files(tmp_path, monkeypatch, capsys):
     workdirs = [_looks_like_a_run(tmp_path / name, name) for name in leaderboard.TASKS]
     assert glue.main(["--workdirs", *workdirs, f"--out={tmp_path / 'out'}"]) == 0
     out, err = capsys.readouterr()
-    assert "was not written" not in err
+    assert "not written" not in err
     binary, entailment = {"0", "1"}, {"entailment", "not_entailment"}
     inference = {"entailment", "neutral"}  # class 2 is not predicted here
     expected = {
@@ -274,4 +304,4 @@ def test_without_the_diagnostic_set_the_rest_is_written(runs, tmp_path, monkeypa
     monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: "can't be had" if name == "glue/ax" else None)
     assert glue.main(["--workdirs", str(runs / "mnli"), f"--out={tmp_path}"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
-    assert "AX.tsv was not written: can't be had" in capsys.readouterr().err
+    assert "not written: AX.tsv (can't be had)" in capsys.readouterr().err
