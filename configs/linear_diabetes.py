@@ -8,6 +8,7 @@ test R² 0.3045, validation R² 0.4426.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.defaults import defaults
 
@@ -20,7 +21,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "linear"})
-    config.task = ConfigDict({"name": "regression", "label_shift": 150.0})
+    config.task = ConfigDict({"name": "regression", "label_shift": 150.0, "hidden_label": placeholder(float)})
     config.data.name = "diabetes"
     config.data.transform = ConfigDict({"name": "standardize", "inputs": ("features",), "label": "label"})
     config.optimizer.name = "sgd"

@@ -22,19 +22,18 @@ def evaluate(
     batch_rows = section.batch_rows if experiment.packed else section.batch_size
     batches = pipeline.evaluation_batches(stream, batch_rows=batch_rows, rows=experiment.rows)
     totals: list[dict[str, Any]] = []
-    records: list[dict[str, Any]] = []
+    gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
+    split_metrics = experiment.task.split_metrics
 
     def collect(members: np.ndarray, label_axes: int, outputs: Any) -> None:
         scores, columns = jax.device_get(outputs)
         # float64 sums on the host: the order and number of batches leaves no trace.
         scores = jax.tree.map(np.float64, scores)
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
-        if predictions:
-            columns = {name: np.reshape(x, (-1, *x.shape[label_axes:])) for name, x in columns.items()}
-            for place, index in enumerate(members.ravel().tolist()):
-                if index >= 0:
-                    record = {name: column[place].tolist() for name, column in columns.items()}
-                    records.append({"index": index, "label": stream.examples.labels[index].item(), **record})
+        if predictions or split_metrics:
+            real = members.ravel() >= 0
+            columns = {name: np.reshape(x, (-1, *x.shape[label_axes:]))[real] for name, x in columns.items()}
+            gathered.append((members.ravel()[real], columns))
 
     waiting: tuple[Any, ...] | None = None
     for members, batch in batches:
@@ -44,4 +43,17 @@ def evaluate(
         waiting = (members, batch["labels"].ndim, outputs)
     if waiting:
         collect(*waiting)
-    return metrics.compute(totals[0]), sorted(records, key=lambda record: record["index"])
+    values = metrics.compute(totals[0])
+    if not gathered:
+        return values, []
+    # In the dataset's order: that of the batches leaves no trace here either.
+    indices = np.concatenate([part for part, _ in gathered])
+    order = np.argsort(indices)
+    columns = {name: np.concatenate([part[name] for _, part in gathered])[order] for name in gathered[0][1]}
+    labels = stream.examples.labels[indices[order]]
+    values |= {name: metric(columns, labels) for name, metric in split_metrics.items()}
+    if not predictions:
+        return values, []
+    listed = {"index": indices[order].tolist(), "label": labels.tolist()}
+    listed |= {name: column.tolist() for name, column in columns.items()}
+    return values, [dict(zip(listed, record, strict=True)) for record in zip(*listed.values(), strict=True)]

@@ -46,6 +46,15 @@ class Experiment:
     train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
     eval_step: Any  # jitted (state, batch) -> (scores, predictions)
 
+    def on(self, name: str, assets: Path) -> "Experiment":
+        """The same model on another dataset, to be evaluated there. `assets`: as in `prepare`, of the trained run.
+
+        Raises UserError if the dataset can't be had or does not fit the model.
+        """
+        dataset = data.load(self.config.data, assets, other=name)
+        _check_splits(self.config, dataset, training=False)
+        return dataclasses.replace(self, dataset=dataset, streams=_streams(dataset, self.packed))
+
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` to the end of the run."""
         return pipeline.training_batches(
@@ -76,8 +85,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     dataset = data.load(config.data, assets)
     _check_data(config, dataset)
     packed = config.train.batch_rows is not None
-    arrange = pipeline.Stream.packed if packed else pipeline.Stream.unpacked
-    streams = functools.cache(lambda split: arrange(dataset.split(split)))
+    streams = _streams(dataset, packed)
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
     tx, learning_rate = build(
@@ -110,8 +118,11 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
     eval_step = functools.partial(step.eval_step, module=module, task=task)
-    scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
-    lookup(scores, config.eval.metric, "eval.metric")
+    try:
+        scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
+    except ValueError as error:
+        raise UserError(f"task {config.task.name!r} does not fit the model: {str(error).splitlines()[0]}") from error
+    lookup({**scores, **task.split_metrics}, config.eval.metric, "eval.metric")
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return Experiment(
@@ -145,6 +156,11 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         ),
         eval_step=jax.jit(eval_step, in_shardings=(shardings, batch_sharding), out_shardings=replicated),
     )
+
+
+def _streams(dataset: data.Dataset, packed: bool) -> Callable[[str], pipeline.Stream]:
+    arrange = pipeline.Stream.packed if packed else pipeline.Stream.unpacked
+    return functools.cache(lambda split: arrange(dataset.split(split)))
 
 
 # What a value must lie between, ends included.
@@ -196,11 +212,19 @@ def _check_keys(config: Any) -> None:
         raise UserError("eval.splits is empty; name at least one split")
 
 
-def _check_data(config: Any, dataset: data.Dataset) -> None:
-    for split in dataset.splits:
-        if len(dataset.splits[split]):
-            examples = dataset.splits[split]
-            check_labels(split, examples.labels, config.model.get("num_classes"), training=split == "train")
+def _check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None:
+    """Raises UserError where a split does not fit the model. With `training` its split `train` is trained on."""
+    # A model with one output regresses.
+    num_classes = config.model.get("num_classes")
+    for split, examples in dataset.splits.items():
+        if len(examples):
+            check_labels(
+                split,
+                examples.labels,
+                None if num_classes == 1 else num_classes,
+                training=training and split == "train",
+                hidden=config.task.get("hidden_label"),
+            )
             check_inputs(
                 split,
                 examples,
@@ -208,10 +232,15 @@ def _check_data(config: Any, dataset: data.Dataset) -> None:
                 max_positions=config.model.get("max_positions"),
                 num_features=config.model.get("num_features"),
             )
+
+
+def _check_data(config: Any, dataset: data.Dataset) -> None:
+    _check_splits(config, dataset, training=True)
     for split in config.eval.splits:
         dataset.split(split)
     main = dataset.split(config.eval.splits[0])
-    if "num_classes" in config.model and (main.labels < 0).all():
+    hidden = config.task.get("hidden_label", -1)
+    if "num_classes" in config.model and (main.labels == hidden).all():
         raise UserError(
             f"the labels of split {config.eval.splits[0]!r} are hidden; name another one first in eval.splits"
         )

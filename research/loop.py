@@ -167,7 +167,8 @@ def _train(
                 value = _ranking(results[main_split], config.eval.metric)
                 progress = progress.evaluated(value)
                 checkpoints.save(state, progress, value)
-            run.write_predictions(split, records)
+            evaluation = {"step": progress.step, "split": split, "metrics": results[split]}
+            run.write_predictions(split, records, evaluation)
     if reason in (None, STALLED):
         _check_data_wait(throughput, config.train.max_data_wait_fraction)  # all is saved by now
     summary = summarize(

@@ -2,13 +2,18 @@
 
 Each metric is a pytree of sums; adding two of them, leaf by leaf, is the metric of both sets of examples together.
 So a metric does not depend on how the examples were cut into batches.
+
+What is no sum, such as a rank correlation, is a function of a whole split's predictions, on the host in float64.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +66,92 @@ class RSquared:
             return None
         variation = float(self.label_squared) - float(self.label) ** 2 / weight
         return 1.0 - float(self.error_squared) / variation if variation > 0 else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """The confusion counts of two classes, of which class 1 is the positive one, and the statistic to make of them."""
+
+    true_positive: Any
+    false_positive: Any
+    false_negative: Any
+    true_negative: Any
+    statistic: Callable[[float, float, float, float], float] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls,
+        predictions: jax.Array,
+        labels: jax.Array,
+        weight: jax.Array,
+        statistic: Callable[[float, float, float, float], float],
+    ) -> "Confusion":
+        """From predicted classes, labels and weights of one shape; `statistic` is `f1` or `matthews`."""
+        positive, true = (predictions == 1).astype(jnp.float32), (labels == 1).astype(jnp.float32)
+        return cls(
+            jnp.sum(weight * positive * true),
+            jnp.sum(weight * positive * (1 - true)),
+            jnp.sum(weight * (1 - positive) * true),
+            jnp.sum(weight * (1 - positive) * (1 - true)),
+            statistic,
+        )
+
+    def compute(self) -> float | None:
+        """The statistic, or None without examples."""
+        counts = [float(x) for x in (self.true_positive, self.false_positive, self.false_negative, self.true_negative)]
+        return self.statistic(*counts) if sum(counts) > 0 else None
+
+
+def f1(true_positive: float, false_positive: float, false_negative: float, true_negative: float) -> float:
+    """The harmonic mean of precision and recall of class 1 (van Rijsbergen 1979): 2·TP / (2·TP + FP + FN).
+
+    0 where class 1 is neither predicted nor there, as in scikit-learn.
+    """
+    total = 2 * true_positive + false_positive + false_negative
+    return 2 * true_positive / total if total > 0 else 0.0
+
+
+def matthews(true_positive: float, false_positive: float, false_negative: float, true_negative: float) -> float:
+    """The correlation of prediction and label (Matthews 1975), −1 to 1.
+
+    0 where the predictions or the labels are all of one class, as in scikit-learn.
+    """
+    tp, fp, fn, tn = true_positive, false_positive, false_negative, true_negative
+    scale = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return (tp * tn - fp * fn) / scale if scale > 0 else 0.0
+
+
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
+    """Pearson's correlation of two arrays [N], in float64.
+
+    None where it can't be asked for: below two examples, or labels that are all equal. Predictions that are all equal,
+    of which the formula makes 0 / 0, tell nothing of the labels: 0.
+    """
+    x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    if len(y) < 2 or (y == y[0]).all():
+        return None
+    if (x == x[0]).all():
+        return 0.0
+    # Scaled to length 1 before they are multiplied, so that the squares of small deviations don't vanish.
+    x, y = _unit(x - x.mean()), _unit(y - y.mean())
+    return float(np.clip(x @ y, -1.0, 1.0))
+
+
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
+    """Spearman's rank correlation of two arrays [N]: Pearson's of their ranks, equal values sharing their mean rank."""
+    return pearson(_ranks(predictions), _ranks(labels))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = x / np.abs(x).max()
+    return x / np.linalg.norm(x)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 on, float64 [N]; of equal values each has the mean of the ranks they take together."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def add(a: Any, b: Any) -> Any:

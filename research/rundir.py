@@ -157,13 +157,38 @@ class RunDir:
             kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
             self._replace(self._metrics, "".join(kept))
 
-    def write_predictions(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
-        """One JSON object a line, to predictions/<name>.jsonl."""
-        path = self.path / "predictions" / f"{name}.jsonl"
+    def write_predictions(
+        self, name: str, records: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
+    ) -> Path:
+        """One JSON object a line, to predictions/<name>.jsonl.
+
+        `evaluation` says what they are, {"step", "split", "metrics"}, and goes to predictions/<name>.metrics.json.
+        """
+        path, about = self._predictions(name)
         if self.writer:
             path.parent.mkdir(exist_ok=True)
+            about.unlink(missing_ok=True)  # so that it never stands beside others than its own
             self._replace(path, "".join(json.dumps(record) + "\n" for record in records))
+            if evaluation is not None:
+                self._write(about, evaluation)
         return path
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """What `write_predictions` was told that the predictions `name` are; None where there are none."""
+        path, about = self._predictions(name)
+        return self._read(about) if about.is_file() and path.is_file() else None
+
+    def predictions(self, name: str) -> list[dict[str, Any]]:
+        """The records of `write_predictions`. Raises UserError if they can't be read."""
+        path, _ = self._predictions(name)
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({error})") from error
+
+    def _predictions(self, name: str) -> tuple[Path, Path]:
+        folder = self.path / "predictions"
+        return folder / f"{name}.jsonl", folder / f"{name}.metrics.json"
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

@@ -1,16 +1,21 @@
 """Tasks: what is asked of a model's outputs. The same `scores` serve training and evaluation."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from research.metrics import Mean, RSquared
+from research.metrics import Confusion, Mean, RSquared, f1, matthews, pearson, spearman
 
 Batch = dict[str, jax.Array]
+
+# A metric that is no sum over examples: from all `predictions` of a split, each column [N, …], and its labels [N].
+SplitMetric = Callable[[Mapping[str, np.ndarray], np.ndarray], float | None]
 
 
 class Task(Protocol):
@@ -24,25 +29,42 @@ class Task(Protocol):
         """Per-example records; each array has the leading axes of `labels`."""
         ...
 
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        """What evaluation adds to `scores`, by name: metrics of a whole split, worked out on the host."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
     """Softmax cross-entropy over classes. Outputs: logits [..., C]; labels: int [...], −1 where hidden.
 
-    Hidden labels have no weight in the scores, their predictions are given like any other's.
+    Two classes are also scored by F1 of class 1 and by Matthews' correlation. Hidden labels have no weight in the
+    scores, their predictions are given like any other's.
     """
 
     label_smoothing: float = 0.0
 
-    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
         logits = outputs.astype(jnp.float32)
+        if logits.shape[-1] < 2:
+            raise ValueError("classification takes two classes at least (model.num_classes); of one output: regression")
         labels = batch["labels"]
         weight = batch["weight"] * (labels >= 0)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
-        return {
+        classes = jnp.argmax(logits, axis=-1)
+        scores: dict[str, Any] = {
             "loss": Mean.of(optax.softmax_cross_entropy(logits, targets), weight),
-            "accuracy": Mean.of(jnp.argmax(logits, axis=-1) == labels, weight),
+            "accuracy": Mean.of(classes == labels, weight),
         }
+        if logits.shape[-1] == 2:
+            scores["f1"] = Confusion.of(classes, labels, weight, f1)
+            scores["matthews"] = Confusion.of(classes, labels, weight, matthews)
+        return scores
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""
@@ -52,13 +74,34 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class Regression:
-    """Squared error. Outputs: float [...]; labels: float [...]. `label_shift` is a round number near the labels' mean,
-    subtracted inside R² so that its sums keep their digits in float32."""
+    """Squared error. Outputs: float [...] or [..., 1]; labels: float [...].
+
+    A split is also scored by Pearson's and Spearman's correlation. Hidden labels have no weight in the scores, their
+    predictions are given like any other's.
+
+    Attributes:
+      label_shift: a round number near the labels' mean, subtracted inside R² so that its sums keep their digits in
+        float32.
+      hidden_label: the number that stands for a label that is not given; None where all are.
+    """
 
     label_shift: float = 0.0
+    hidden_label: float | None = None
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        def among_visible(correlation: Any, columns: Mapping[str, np.ndarray], labels: np.ndarray) -> float | None:
+            visible = labels != self.hidden_label
+            return correlation(columns["prediction"][visible], labels[visible])
+
+        functions = {"pearson": pearson, "spearman": spearman}
+        return {name: functools.partial(among_visible, function) for name, function in functions.items()}
 
     def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
-        predictions, labels, weight = outputs.astype(jnp.float32), batch["labels"], batch["weight"]
+        labels, weight = batch["labels"], batch["weight"]
+        predictions = _one_each(outputs, labels.ndim)
+        if self.hidden_label is not None:
+            weight = weight * (labels != self.hidden_label)
         return {
             "loss": Mean.of((predictions - labels) ** 2, weight),
             "mean_absolute_error": Mean.of(jnp.abs(predictions - labels), weight),
@@ -66,7 +109,16 @@ class Regression:
         }
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        return {"prediction": outputs.astype(jnp.float32)}
+        return {"prediction": _one_each(outputs, batch["labels"].ndim)}
+
+
+def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:
+    """float32 [...] of outputs [...] or [..., 1]. Raises ValueError where there are several for a label."""
+    if outputs.ndim == ndim + 1 and outputs.shape[-1] == 1:
+        outputs = jnp.squeeze(outputs, axis=-1)
+    if outputs.ndim != ndim:
+        raise ValueError(f"regression takes one output for a label, and the model gives {outputs.shape[-1]}")
+    return outputs.astype(jnp.float32)
 
 
 TASKS: dict[str, Callable[..., Task]] = {

@@ -20,7 +20,12 @@ def _python(*arguments, **options):
 
 @pytest.mark.parametrize(
     ("module", "flag"),
-    [("research.train", "--config"), ("research.evaluate", "--split"), ("research.export", "--out")],
+    [
+        ("research.train", "--config"),
+        ("research.evaluate", "--split"),
+        ("research.export", "--out"),
+        ("research.glue", "--workdirs"),
+    ],
 )
 def test_help(module, flag):
     start = time.monotonic()
@@ -88,6 +93,8 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
         (["research.train", "--config=x.py", "--config.seed", "3"], "--config.seed has no value"),
         (["research.evaluate", "--splt=test", "--workdir=x"], "did you mean '--split'?"),
         (["research.evaluate", "--workdir=tests"], "is not a run directory"),
+        (["research.glue", "--workdirs", "tests", "configs", "--out=WORK"], "is not a run directory"),
+        (["research.glue", "--workdirs=tests"], "--out is missing"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from configs import bert_glue, bert_sst2
 from configs.defaults import defaults
 from research.config import load
 from research.data import load as data
-from research.data import tfds_source
 from research.experiment import prepare
+from research.leaderboard import TASKS as TASKS_OF_GLUE
 from research.models import MODELS
 from research.rundir import flatten
 from research.tasks import TASKS
@@ -20,7 +21,6 @@ from tests import tiny
 
 FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
 PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
-SENTENCES = {"sentence": [b"a superb film", b"a dull film", b"not bad"], "label": [1, 0, 1]}
 
 
 def test_they_were_found():
@@ -30,10 +30,12 @@ def test_they_were_found():
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
-    monkeypatch.setattr(tfds_source, "load", lambda name, data_dir: dict.fromkeys(("train", "validation"), SENTENCES))
+    tiny.glue(monkeypatch)
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset
     config.init_from = None
+    if "num_layers" in config.model:
+        config.model.num_layers = min(config.model.num_layers, 2)  # they are all alike, and tracing each takes time
     experiment = prepare(config)
     (batch,) = tiny.batches(experiment, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
@@ -43,7 +45,7 @@ def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypat
     )
     assert "loss" in scores
     scores, predictions = jax.eval_shape(experiment.eval_step, experiment.state, batch)
-    assert config.eval.metric in scores
+    assert config.eval.metric in {**scores, **experiment.task.split_metrics}
     assert {x.shape[: batch["labels"].ndim] for x in jax.tree.leaves(predictions)} == {batch["labels"].shape}
 
 
@@ -77,6 +79,56 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
 def test_no_preset_is_the_full_size_in_python(file):
     module = importlib.import_module(f"configs.{file}")
     assert module.get_config().preset == module.FULL
+
+
+@pytest.mark.parametrize("task", [preset for preset in bert_glue.PRESETS if preset != "embedded"])
+def test_glue_is_as_tfds_and_the_leaderboard_have_it(task):
+    """Columns and classes, against TFDS's own definitions; the ranking metric is the leaderboard's first."""
+    from tensorflow_datasets.text.glue import Glue
+
+    (official,) = (builder for builder in Glue.BUILDER_CONFIGS if builder.name == task)
+    config = bert_glue.get_config(task)
+    assert config.preset == task
+    assert config.data.name == f"glue/{task}"
+    assert set(config.data.transform.inputs) == set(official.text_features) == set(tiny.GLUE_INPUTS[task])
+    assert config.data.transform.inputs == tiny.GLUE_INPUTS[task]
+    leaderboard = TASKS_OF_GLUE[config.data.name]
+    if task == "stsb":
+        assert (config.model.num_classes, official.label_classes) == (1, None)
+    else:
+        assert config.model.num_classes == len(official.label_classes) == len(leaderboard.labels)
+    if leaderboard.labels and leaderboard.labels[0] != "0":
+        assert list(leaderboard.labels) == official.label_classes
+    assert config.eval.metric in leaderboard.metrics
+    assert config.eval.splits == leaderboard.validation
+
+
+@pytest.mark.parametrize("task", [preset for preset in bert_glue.PRESETS if preset != "embedded"])
+def test_a_task_of_glue_changes_only_what_is_the_tasks(task):
+    """The recipe is bert_sst2's: what it becomes, every task becomes."""
+    recipe = flatten(bert_sst2.get_config("base").to_dict())
+    own = flatten(bert_glue.get_config(task).to_dict())
+    changed = {key for key in recipe.keys() | own.keys() if recipe.get(key) != own.get(key)}
+    assert changed <= {
+        "preset",
+        "model.num_classes",
+        "task.name",
+        "task.label_smoothing",
+        "task.label_shift",
+        "task.hidden_label",
+        "data.name",
+        "data.transform.inputs",
+        "data.transform.max_length",
+        "data.transform.pad_to",
+        "data.transform.row_length",
+        "train.epochs",
+        "train.batch_rows",
+        "eval.splits",
+        "eval.metric",
+        "eval.every_steps",
+    }
+    if task == "sst2":
+        assert changed == {"preset"}
 
 
 def test_parameters_of_bert_base():

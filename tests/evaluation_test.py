@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from research.evaluation import evaluate
@@ -31,6 +32,25 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
             [record["scores"] for record in records],
             atol=1e-6,
         )
+
+
+def test_correlations_are_of_the_whole_split(monkeypatch):
+    """Over several batches, as scipy has them of the predictions that are written; none where labels are hidden."""
+    tiny.glue(monkeypatch)
+    config = tiny.bert_glue_task("stsb")
+    config.eval.batch_rows = 8
+    experiment = prepare(config)
+    state = experiment.init()
+    assert len(experiment.streams("validation").rows) > 8
+    metrics, records = evaluate(experiment, state, "validation", predictions=True)
+    assert evaluate(experiment, state, "validation") == (metrics, [])
+    columns = [[record[name] for record in records] for name in ("prediction", "label")]
+    assert metrics["pearson"] == pytest.approx(scipy.stats.pearsonr(*columns).statistic, abs=1e-9)
+    assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(*columns).statistic, abs=1e-9)
+    labels = experiment.dataset.split("validation").labels
+    assert [record["index"] for record in records] == list(range(len(labels)))
+    assert columns[1] == labels.tolist()
+    assert set(evaluate(experiment, state, "test")[0].values()) == {None}
 
 
 def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-SHELLS = {"research.train", "research.evaluate", "research.export"}
+SHELLS = {"research.train", "research.evaluate", "research.export", "research.glue"}
 
 
 def _imports(path):

@@ -1,12 +1,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import metrics
-from research.metrics import Mean, RSquared
+from research.metrics import Confusion, Mean, RSquared, f1, matthews, pearson, spearman
 
 ROWS = st.lists(st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40)
 
@@ -46,3 +47,68 @@ def test_r_squared_is_scikit_learns(rng):
 
 def test_r_squared_of_equal_labels_is_none():
     assert RSquared.of(jnp.array([1.0, 2.0]), jnp.array([3.0, 3.0]), jnp.ones(2)).compute() is None
+
+
+PAIRS_OF_CLASSES = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40
+)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning", "ignore:A single label was found")
+@settings(max_examples=100, deadline=None)
+@given(rows=PAIRS_OF_CLASSES, cut=st.integers(0, 40))
+def test_f1_and_matthews_are_scikit_learns_however_cut_into_batches(rows, cut):
+    """Predictions or labels of one class included, for which both are 0 there too."""
+    predicted, labels, weight = (np.array(column) for column in zip(*rows, strict=True))
+    for statistic, function in ((f1, sklearn.metrics.f1_score), (matthews, sklearn.metrics.matthews_corrcoef)):
+        parts = [
+            Confusion.of(*(jnp.asarray(x[s]) for x in (predicted, labels, weight)), statistic)
+            for s in (slice(0, cut), slice(cut, None))
+        ]
+        found = metrics.add(*parts).compute()
+        if weight.sum() == 0:
+            assert found is None
+        else:
+            assert found == pytest.approx(function(labels[weight > 0], predicted[weight > 0]), abs=1e-6)
+
+
+# Few different values, so that many are equal, and many different ones.
+COLUMN = st.one_of(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40),
+    st.lists(st.tuples(st.floats(-5, 5, width=32), st.integers(0, 25).map(lambda x: x / 5)), min_size=2, max_size=40),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=COLUMN)
+def test_correlations_are_scipys(rows):
+    predictions, labels = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+    if len(set(labels)) == 1:
+        assert pearson(predictions, labels) is spearman(predictions, labels) is None
+    elif len(set(predictions)) == 1:  # undefined: scipy has NaN, which JSON has not
+        assert pearson(predictions, labels) == spearman(predictions, labels) == 0.0
+    else:
+        assert spearman(predictions, labels) == pytest.approx(
+            scipy.stats.spearmanr(predictions, labels).statistic, abs=1e-6
+        )
+        if np.ptp(predictions) > 1e-6 * np.abs(predictions).max():  # below that scipy warns that it is not exact
+            assert pearson(predictions, labels) == pytest.approx(
+                scipy.stats.pearsonr(predictions, labels).statistic, abs=1e-6
+            )
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=COLUMN, seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-30, 0.5, 1e20]))
+def test_correlations_ignore_order_and_scale(rows, seed, scale):
+    predictions, labels = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+    predictions = np.round(predictions, 3)  # no differences so small that scaling them loses them
+    order = np.random.default_rng(seed).permutation(len(labels))
+    for correlation in (pearson, spearman):
+        value = correlation(predictions, labels)
+        for other in (correlation(predictions[order], labels[order]), correlation(scale * predictions, labels)):
+            assert other == (None if value is None else pytest.approx(value, abs=1e-9))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_correlation_takes_two_examples(size):
+    assert pearson(np.ones(size), np.ones(size)) is spearman(np.ones(size), np.ones(size)) is None

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from research import metrics
@@ -46,6 +47,66 @@ def test_hidden_labels_have_predictions_but_no_scores(rng):
     assert metrics.compute(Classification().scores(logits, batch)) == {"loss": None, "accuracy": None}
     records = Classification().predictions(logits, batch)
     np.testing.assert_array_equal(records["prediction"], np.argmax(logits, axis=1))
+
+
+@pytest.mark.parametrize("shape", [(50,), (10, 5)])
+def test_two_classes_have_f1_and_matthews(rng, shape):
+    logits = jnp.asarray(rng.standard_normal((*shape, 2)), jnp.float32)
+    labels = rng.integers(-1, 2, shape)  # some are hidden
+    weight = rng.integers(0, 2, shape)
+    scores = Classification().scores(
+        logits, {"labels": jnp.asarray(labels), "weight": jnp.asarray(weight, jnp.float32)}
+    )
+    counted = (labels >= 0) & (weight > 0)
+    true, predicted = labels[counted], np.argmax(logits, axis=-1)[counted]
+    assert scores["f1"].compute() == pytest.approx(sklearn.metrics.f1_score(true, predicted), abs=1e-6)
+    assert scores["matthews"].compute() == pytest.approx(sklearn.metrics.matthews_corrcoef(true, predicted), abs=1e-6)
+
+
+def test_only_two_classes_have_f1_and_one_is_no_classification(rng):
+    logits, batch = _classification_batch(rng, (6,))
+    assert set(Classification().scores(logits, batch)) == {"loss", "accuracy"}
+    with pytest.raises(ValueError, match="two classes at least"):
+        Classification().scores(logits[:, :1], batch)
+
+
+def test_hidden_labels_of_two_classes_have_no_scores(rng):
+    batch = {"labels": jnp.full(6, -1), "weight": jnp.ones(6)}
+    scores = Classification().scores(jnp.asarray(rng.standard_normal((6, 2))), batch)
+    assert set(metrics.compute(scores).values()) == {None}
+
+
+def test_hidden_labels_of_a_regression_have_predictions_but_no_scores(rng):
+    task = Regression(label_shift=2.5, hidden_label=-1.0)
+    outputs = jnp.asarray(rng.standard_normal((40, 1)), jnp.float32)
+    labels = np.where(np.arange(40) % 4 == 0, -1.0, rng.uniform(0, 5, 40)).astype(np.float32)
+    batch = {"labels": jnp.asarray(labels), "weight": jnp.ones(40)}
+    visible, predicted = labels != -1.0, np.asarray(outputs[:, 0])
+    scores = metrics.compute(task.scores(outputs, batch))
+    expected = sklearn.metrics.mean_squared_error(labels[visible], predicted[visible])
+    assert scores["loss"] == pytest.approx(expected, rel=1e-6)
+    assert scores["r2"] == pytest.approx(sklearn.metrics.r2_score(labels[visible], predicted[visible]), abs=1e-5)
+    records = {name: np.asarray(column) for name, column in task.predictions(outputs, batch).items()}
+    np.testing.assert_array_equal(records["prediction"], predicted)
+    found = {name: metric(records, labels) for name, metric in task.split_metrics.items()}
+    expected = {
+        "pearson": scipy.stats.pearsonr(predicted[visible], labels[visible]).statistic,
+        "spearman": scipy.stats.spearmanr(predicted[visible], labels[visible]).statistic,
+    }
+    assert found == pytest.approx(expected, abs=1e-6)
+    hidden = {"labels": jnp.full(40, -1.0), "weight": jnp.ones(40)}
+    assert set(metrics.compute(task.scores(outputs, hidden)).values()) == {None}
+    assert {metric(records, np.full(40, -1.0)) for metric in task.split_metrics.values()} == {None}
+
+
+def test_regression_takes_one_output(rng):
+    outputs = jnp.asarray(rng.standard_normal((4, 3, 1)), jnp.float32)
+    batch = {"labels": jnp.zeros((4, 3)), "weight": jnp.ones((4, 3))}
+    assert Regression().predictions(outputs, batch)["prediction"].shape == (4, 3)
+    plain = Regression().scores(outputs[..., 0], batch)["loss"].compute()
+    assert Regression().scores(outputs, batch)["loss"].compute() == plain
+    with pytest.raises(ValueError, match="one output for a label, and the model gives 2"):
+        Regression().scores(jnp.zeros((4, 3, 2)), batch)
 
 
 def test_regression_is_scikit_learns(rng):

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from configs import bert_sst2, logistic_digits, resnet_digits
-from research.data import sentiment
+from configs import bert_glue, bert_sst2, logistic_digits, resnet_digits
+from research.data import sentiment, tfds_source
 
 
 def bert(**train):
@@ -28,6 +28,18 @@ def logistic(**train):
     return _train(logistic_digits.get_config("embedded"), **{"steps": 10, "batch_size": 16, **train})
 
 
+def bert_glue_task(task, **train):
+    """A task of GLUE, tiny, for the stand-in that `glue` makes."""
+    config = bert_glue.get_config(task)
+    config.init_from = None
+    config.dtype = "float32"
+    config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, vocab_size=300, max_positions=32)
+    config.data.transform.update(vocab_size=300, max_length=24, pad_to=(24,), row_length=48)
+    config.optimizer.learning_rate = 1e-2
+    config.eval.update(every_steps=5, batch_rows=8)
+    return _train(config, **{"steps": 10, "batch_rows": 8, **train})
+
+
 def _train(config, **train):
     config.train.update(epochs=None, batch_rows=None, batch_size=None)
     config.train.log_every = 5
@@ -40,6 +52,54 @@ def few_sentences(monkeypatch, train=200, validation=50):
     """Makes the generated corpus small."""
     monkeypatch.setattr(sentiment, "TRAIN_SIZE", train)
     monkeypatch.setattr(sentiment, "VALIDATION_SIZE", validation)
+
+
+GLUE_INPUTS = {
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mrpc": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+    "ax": ("premise", "hypothesis"),
+}
+
+
+def glue_columns(name):
+    """A small stand-in for a TFDS dataset "glue/<task>": its columns and splits, out of order, test labels hidden."""
+    task = name.removeprefix("glue/")
+    rng = np.random.default_rng(len(task))
+    sizes = {"train": 80, "validation": 40, "test": 30}
+    if task == "mnli":
+        parts = ("validation_matched", "validation_mismatched", "test_matched", "test_mismatched")
+        sizes = {"train": 80} | {part: 40 if part.startswith("v") else 30 for part in parts}
+    elif task == "ax":
+        sizes = {"test": 30}
+    words = "a the film is was never not very dull superb quite one of its kind and so on".split()
+
+    def columns(split, size):
+        inputs = {
+            column: [" ".join(rng.choice(words, rng.integers(3, 9))).encode() for _ in range(size)]
+            for column in GLUE_INPUTS[task]
+        }
+        if task == "stsb":
+            labels = np.full(size, -1.0) if split == "test" else rng.integers(0, 26, size) / 5
+        else:
+            classes = 3 if task in ("mnli", "ax") else 2
+            labels = np.full(size, -1) if split.startswith("test") else rng.integers(0, classes, size)
+        return {**inputs, "label": labels.tolist(), "idx": rng.permutation(size).tolist()}
+
+    return {split: columns(split, size) for split, size in sizes.items()}
+
+
+def glue(monkeypatch):
+    """Puts the stand-ins where TFDS's datasets are read."""
+    monkeypatch.setattr(tfds_source, "load", lambda name, data_dir: glue_columns(name))
+    monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: None)
+    monkeypatch.setattr(tfds_source, "state", lambda name, data_dir: None)
 
 
 def batches(experiment, steps, start=0):

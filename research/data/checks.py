@@ -6,10 +6,17 @@ from research.data.examples import ArrayExamples, BagExamples, Examples, TextExa
 from research.errors import UserError
 
 
-def check_labels(split: str, labels: np.ndarray, num_classes: int | None, *, training: bool) -> None:
-    """Class labels lie in [0, num_classes); −1, a hidden label, only where nothing is trained on. None: regression."""
+def check_labels(
+    split: str, labels: np.ndarray, num_classes: int | None, *, training: bool, hidden: float | None = None
+) -> None:
+    """Class labels lie in [0, num_classes); −1, a hidden label, only where nothing is trained on.
+
+    `num_classes` None: regression, whose labels are finite; `hidden` is the hidden one, if there is any.
+    """
     if num_classes is None:
         check_finite(f"label of split {split!r}", labels)
+        if training and hidden is not None and (labels == hidden).any():
+            raise UserError(f"split {split!r} has the label {hidden}: task.hidden_label can't be trained on")
         return
     if not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"split {split!r} has labels of type {labels.dtype}; a classifier needs integers")

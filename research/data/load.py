@@ -60,15 +60,17 @@ def missing(section: Mapping[str, Any]) -> str | None:
 class _Splits(Mapping[str, Columns]):
     """A source's columns, read when something first asks for them: where the cache has all that is needed, never."""
 
-    def __init__(self, name: str, read: Callable[[], dict[str, Columns]]):
+    def __init__(self, name: str, read: Callable[[], dict[str, Columns]], *, needed: tuple[str, ...] = ()):
         self._name = name
         self._read = read
+        self._needed = needed
 
     @functools.cached_property
     def _columns(self) -> dict[str, Columns]:
         columns = self._read()
-        if "train" not in columns:
-            raise UserError(f"dataset {self._name} has no split 'train'; it has {', '.join(columns)}")
+        for split in self._needed:
+            if split not in columns:
+                raise UserError(f"dataset {self._name} has no split {split!r}; it has {', '.join(columns)}")
         return columns
 
     def __getitem__(self, split: str) -> Columns:
@@ -81,22 +83,26 @@ class _Splits(Mapping[str, Columns]):
         return len(self._columns)
 
 
-def load(section: Mapping[str, Any], assets: Path | None = None) -> Dataset:
+def raw(name: str, data_dir: str | None, *, needed: tuple[str, ...] = ()) -> Mapping[str, Columns]:
+    """A dataset's columns by split, before any transform. They are read when something is first asked of them."""
+    read = SOURCES[name][1] if name in SOURCES else functools.partial(tfds_source.load, name, data_dir)
+    return _Splits(name, read, needed=needed)
+
+
+def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str | None = None) -> Dataset:
     """Loads and transforms the dataset. What the transform learns from `train` is kept in and read from `assets`.
+
+    `other` names another dataset to load instead, transformed by what was learnt before and is in `assets`.
 
     Raises UserError if the dataset can't be had or does not fit the transform.
     """
-    name, data_dir = section["name"], section["data_dir"]
-    if name in SOURCES:
-        source, function = SOURCES[name]
-        splits, state = _Splits(name, function), None
-    else:
-        source, splits = "tfds", _Splits(name, lambda: tfds_source.load(name, data_dir))
-        state = tfds_source.state(name, data_dir)
+    name, data_dir = other or section["name"], section["data_dir"]
+    source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
+    splits = raw(name, data_dir, needed=() if other else ("train",))
     # Files that did not change hold what they held: their fingerprint is not worked out again.
     fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(1,))
     kept = Kept(assets, fingerprint)
-    before = kept.text("data_fingerprint.txt", lambda: fingerprint)
+    before = kept.text("data_fingerprint.txt", lambda: fingerprint) if other is None else fingerprint
     if before != fingerprint:
         raise UserError(
             f"dataset {name} has changed since the run began: its fingerprint was {before}, now {fingerprint}"

@@ -1,0 +1,78 @@
+"""A checkpoint of a run, and what it makes of a split: worked out, or read where the run directory has it already."""
+
+import functools
+from typing import Any
+
+import jax
+from ml_collections import FrozenConfigDict
+
+from research.checkpoint import Checkpoints
+from research.errors import UserError
+from research.evaluation import evaluate
+from research.experiment import Experiment, prepare
+from research.rundir import RunDir
+from research.state import TrainState
+
+
+class Trained:
+    """The `last` or `best` checkpoint of a run. Model and data are loaded when first needed.
+
+    Raises UserError where there is no such checkpoint.
+    """
+
+    def __init__(self, run: RunDir, which: str):
+        saved = run.config()
+        mesh = saved["mesh"]
+        if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
+            mesh |= {"fsdp": 1, "tensor": 1}
+        self.run = run
+        self.config = FrozenConfigDict({**saved, "mesh": {**mesh, "data": -1}})
+        self._which = which
+        with self._checkpoints() as checkpoints:
+            self.step = checkpoints.step(which)
+
+    def evaluate(self, split: str, *, data: str | None = None) -> dict[str, Any]:
+        """Evaluates a split of the run's dataset, or of another named `data`, and writes its predictions to the run.
+
+        Returns:
+          "step", "split", "metrics" and "predictions", the file.
+
+        Raises:
+          UserError: the dataset or the split can't be had, or does not fit the model.
+        """
+        experiment, state = self._loaded
+        if data is not None:
+            experiment = experiment.on(data, self.run.assets)
+        metrics, records = evaluate(experiment, state, split, predictions=True)
+        evaluation = {"step": self.step, "split": split, "metrics": metrics}
+        path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
+        return {**evaluation, "predictions": str(path)}
+
+    def predictions(self, split: str, *, data: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The metrics and the records of a split, by this very checkpoint; evaluates it if they were not written yet.
+
+        Raises UserError as `evaluate` does.
+        """
+        for which in (self._which, "last"):  # the last checkpoint may be the best
+            name = _name(split, data, which)
+            evaluation = self.run.evaluation(name)
+            if evaluation and evaluation["step"] == self.step:
+                return evaluation["metrics"], self.run.predictions(name)
+        return self.evaluate(split, data=data)["metrics"], self.run.predictions(_name(split, data, self._which))
+
+    def _checkpoints(self) -> Checkpoints:
+        section = self.config.eval
+        return Checkpoints(self.run.checkpoints, metric=section.metric, mode=section.mode, writable=False)
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Experiment, TrainState]:
+        experiment = prepare(self.config, self.run.assets)
+        with self._checkpoints() as checkpoints:
+            state, _ = checkpoints.restore(experiment.state, self.step)
+        return experiment, state
+
+
+def _name(split: str, data: str | None, which: str) -> str:
+    """What the predictions of a split are called in the run directory."""
+    name = f"{data.replace('/', '_')}-{split}" if data else split
+    return f"{name}-best" if which == "best" else name
