@@ -24,24 +24,26 @@ def evaluate(
     totals: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
 
-    def collect(members: np.ndarray, label_axes: int, outputs: Any) -> None:
+    def collect(members: np.ndarray, example_axes: int, outputs: Any) -> None:
         scores, columns = jax.device_get(outputs)
         # float64 sums on the host: the order and number of batches leaves no trace.
         scores = jax.tree.map(np.float64, scores)
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
         if predictions:
-            columns = {name: np.reshape(x, (-1, *x.shape[label_axes:])) for name, x in columns.items()}
+            columns = {name: np.reshape(x, (-1, *x.shape[example_axes:])) for name, x in columns.items()}
             for place, index in enumerate(members.ravel().tolist()):
                 if index >= 0:
                     record = {name: column[place].tolist() for name, column in columns.items()}
-                    records.append({"index": index, "label": stream.examples.labels[index].item(), **record})
+                    # A task whose labels are not the dataset's gives them with its predictions.
+                    label = {} if "label" in record else {"label": stream.examples.labels[index].item()}
+                    records.append({"index": index, **label, **record})
 
     waiting: tuple[Any, ...] | None = None
     for members, batch in batches:
         outputs = experiment.eval_step(state, sharding.put_batch(batch, experiment.mesh))
         if waiting:  # the device works on this batch while the last one's results are taken in
             collect(*waiting)
-        waiting = (members, batch["labels"].ndim, outputs)
+        waiting = (members, batch["weight"].ndim, outputs)
     if waiting:
         collect(*waiting)
     return metrics.compute(totals[0]), sorted(records, key=lambda record: record["index"])

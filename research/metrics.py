@@ -5,6 +5,7 @@ So a metric does not depend on how the examples were cut into batches.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -29,6 +30,21 @@ class Mean:
     def compute(self) -> float | None:
         """The mean, or None if there was nothing to average."""
         return float(self.total) / float(self.weight) if float(self.weight) > 0 else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean loss, which is in nats a token. The mean is over all batches: exp comes last."""
+
+    loss: Mean
+
+    def compute(self) -> float | None:
+        """The perplexity, or None if there was nothing to average."""
+        loss = self.loss.compute()
+        if loss is None:
+            return None
+        return math.exp(loss) if loss < 700 else math.inf
 
 
 @jax.tree_util.register_dataclass

@@ -21,6 +21,7 @@ from tests import tiny
 FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
 PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
 SENTENCES = {"sentence": [b"a superb film", b"a dull film", b"not bad"], "label": [1, 0, 1]}
+SENTENCES["text"] = [b"superbly dullest filming", *SENTENCES["sentence"][1:]]
 
 
 def test_they_were_found():
@@ -30,6 +31,7 @@ def test_they_were_found():
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
+    tiny.few_documents(monkeypatch)
     monkeypatch.setattr(tfds_source, "load", lambda name, data_dir: dict.fromkeys(("train", "validation"), SENTENCES))
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset
@@ -44,7 +46,7 @@ def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypat
     assert "loss" in scores
     scores, predictions = jax.eval_shape(experiment.eval_step, experiment.state, batch)
     assert config.eval.metric in scores
-    assert {x.shape[: batch["labels"].ndim] for x in jax.tree.leaves(predictions)} == {batch["labels"].shape}
+    assert {x.shape[: batch["weight"].ndim] for x in jax.tree.leaves(predictions)} == {batch["weight"].shape}
 
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 
-from research.data.examples import Examples, TextExamples
+from research.data import draws
+from research.data.examples import Examples, RandomExamples, TextExamples
 from research.data.packing import best_fit
 from research.errors import UserError
 
@@ -80,6 +81,11 @@ class Stream:
             found[here] = self.epoch(seed, int(epoch))[within[here]]
         return found
 
+    def keys(self, start: int, members: np.ndarray, seed: int) -> np.ndarray:
+        """A random key for each example of the rows `members` [B, E] that begin at position `start`: uint64 [B, E]."""
+        epochs = (start + np.arange(len(members))) // len(self.rows)
+        return draws.keys(seed, epochs, members)
+
     def examples_before(self, position: int, seed: int) -> int:
         """How many examples there are in the rows before `position`."""
         epochs, within = divmod(position, len(self.rows))
@@ -92,10 +98,23 @@ def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), constant_values=-1)
 
 
-def make_batch(examples: Examples, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Batch:
-    """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none."""
-    batch = examples.batch(members, rows)
-    batch["weight"] = (members[rows] >= 0).astype(np.float32).reshape(batch["labels"].shape)
+def make_batch(
+    examples: Examples,
+    members: np.ndarray,
+    rows: np.ndarray | slice = slice(None),
+    keys: np.ndarray | None = None,
+) -> Batch:
+    """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
+
+    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `RandomExamples` look at them.
+    An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E] or, where labels are [B], [B].
+    """
+    if keys is not None and isinstance(examples, RandomExamples):
+        batch = examples.drawn_batch(members, rows, keys)
+    else:
+        batch = examples.batch(members, rows)
+    weight = (members[rows] >= 0).astype(np.float32)
+    batch["weight"] = weight.reshape(weight.shape[: batch["labels"].ndim])
     return batch
 
 
@@ -122,7 +141,8 @@ class _Step:
         stop = start + self.batch_rows if self.total_rows is None else min(start + self.batch_rows, self.total_rows)
         members = padded(self.stream.between(start, stop, self.seed), self.batch_rows)
         members = padded(members, self.rows.multiple)
-        return make_batch(self.stream.examples, members, self.rows.of(len(members)))
+        keys = self.stream.keys(start, members, self.seed)
+        return make_batch(self.stream.examples, members, self.rows.of(len(members)), keys)
 
 
 def training_batches(

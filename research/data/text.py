@@ -105,7 +105,7 @@ def wordpiece(
 
     def fit() -> str:
         if tokenizer is not None:
-            return _read_tokenizer(tokenizer)
+            return read_tokenizer(tokenizer)
         lines = (as_text(line) for part in texts("train") for line in part)
         return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
 
@@ -118,7 +118,7 @@ def wordpiece(
         encoder.enable_truncation(max_length, strategy="longest_first")
         arrays = {}
         for split in splits:
-            tokens, type_ids = _encode(encoder, texts(split), split)
+            tokens, type_ids = encode(encoder, texts(split), split)
             arrays[f"{split}.offsets"] = tokens.offsets
             arrays[f"{split}.tokens"] = tokens.values
             arrays[f"{split}.type_ids"] = type_ids.values
@@ -139,7 +139,7 @@ def wordpiece(
     }
 
 
-def _read_tokenizer(path: str) -> str:
+def read_tokenizer(path: str) -> str:
     """A tokenizer.json file as this version of the library writes it. Raises UserError if it can't be read."""
     try:
         return tokenizers.Tokenizer.from_file(path).to_str()
@@ -147,15 +147,20 @@ def _read_tokenizer(path: str) -> str:
         raise UserError(f"data.transform.tokenizer {path} can't be read: {error}") from error
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, parts: list[Sequence[str | bytes]], split: str) -> tuple[Ragged, Ragged]:
-    """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time."""
+def encode(
+    tokenizer: tokenizers.Tokenizer, parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
+) -> tuple[Ragged, Ragged]:
+    """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time.
+
+    `special`: whether the tokenizer adds its [CLS] and [SEP] to each.
+    """
     size, piece = len(parts[0]), 8192
     tokens, type_ids = [], []
     with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
         for start in range(0, size, piece):
             columns = [list(map(as_text, part[start : start + piece])) for part in parts]
             lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-            encodings = tokenizer.encode_batch_fast(lines)
+            encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
             tokens.append(Ragged.of([encoding.ids for encoding in encodings], np.int32))
             type_ids.append(Ragged.of([encoding.type_ids for encoding in encodings], np.int32))
             bar.update(len(encodings))

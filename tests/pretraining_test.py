@@ -1,0 +1,132 @@
+"""Masked language modelling from end to end, small; and a fine-tuning run with frozen layers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from research.data.pipeline import Rows
+from research.errors import UserError
+from research.evaluation import evaluate
+from research.experiment import prepare
+from research.loop import train_and_evaluate
+from research.rundir import RunDir
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    tiny.few_documents(monkeypatch)
+    tiny.few_sentences(monkeypatch)
+
+
+def _run(config, workdir, **options):
+    return train_and_evaluate(config, workdir, show=False, **options)
+
+
+def _stop_after(steps):
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= steps
+
+
+def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
+    """With dropout, an epoch's end and evaluations on both sides of the interruption."""
+    whole = _run(tiny.mlm(steps=60), tmp_path / "whole")
+    assert _run(tiny.mlm(steps=60), tmp_path / "cut", should_stop=_stop_after(33))["step"] == 33
+    rest = _run(tiny.mlm(steps=60), tmp_path / "cut")
+    assert rest["params_sha256"] == whole["params_sha256"]
+    assert rest["examples_seen"] == whole["examples_seen"] == 480
+    perplexities = [line["perplexity"] for line in RunDir(tmp_path / "whole").metrics("validation")]
+    assert len(perplexities) == 12
+    assert perplexities[-1] < 0.6 * perplexities[0]
+    assert whole["best"]["step"] == 5 * (1 + int(np.argmin(perplexities)))
+    metrics = whole["metrics"]["validation"]
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"]), rel=1e-6)
+    examples = prepare(tiny.mlm()).dataset.split("validation")
+    lines = (tmp_path / "whole/predictions/validation.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["index"] for record in records] == list(range(len(examples)))
+    hits = []
+    for record in records:
+        for place, label, prediction in zip(*(record[k] for k in ("position", "label", "prediction")), strict=True):
+            if label >= 0:
+                assert examples.labels[record["index"], place] == label
+                hits.append(label == prediction)
+    assert np.mean(hits) == pytest.approx(metrics["accuracy"], abs=1e-9)
+
+
+def test_evaluation_is_exact_at_any_batch_size():
+    results = []
+    for batch_size in (3, 64):
+        config = tiny.mlm()
+        config.eval.batch_size = batch_size
+        experiment = prepare(config)
+        results.append(evaluate(experiment, experiment.init(), "validation")[0])
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-6)
+
+
+def test_parts_of_a_batch_give_the_same_update():
+    """The mean is over all hidden tokens of a step, whatever part they are in."""
+    states = []
+    for accumulate in (1, 2):
+        config = tiny.mlm(batch_size=16, accumulate=accumulate)
+        config.model.dropout = config.model.attention_dropout = 0.0
+        config.optimizer.update(name="sgd", momentum=0.0, learning_rate=1.0, warmup_fraction=0.0)
+        experiment = prepare(config)
+        (batch,) = tiny.batches(experiment, 1)
+        states.append(experiment.train_step(experiment.init(), batch)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[0].params, states[1].params)
+
+
+def test_each_processs_rows_are_masked_as_those_of_one_process():
+    experiment = prepare(tiny.mlm())
+    (whole,) = tiny.batches(experiment, 1)
+    for part in range(2):
+        share = prepare(tiny.mlm())
+        object.__setattr__(share, "rows", Rows(of=lambda n, part=part: np.arange(n)[part::2], multiple=8))
+        (batch,) = tiny.batches(share, 1)
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, whole[name][part::2])
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("data", {"row_length": 200}, "row_length is 200: model.max_positions is 128"),
+        ("model", {"vocab_size": 100}, r"token id \d+ in split '\w+' is out of range: model.vocab_size is 100"),
+        ("model", {"name": "bert"}, "model.num_classes is missing"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(section, change, message, tmp_path):
+    config = tiny.mlm()
+    (config.data.transform if section == "data" else config.model).update(change)
+    with pytest.raises(UserError, match=message):
+        _run(config, tmp_path)
+
+
+def test_rows_can_not_be_packed(tmp_path):
+    with pytest.raises(UserError, match="give train.batch_size instead"):
+        _run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
+
+
+def test_a_fine_tuning_run_with_frozen_layers_goes_on_where_it_was(tmp_path):
+    def config():
+        config = tiny.bert(steps=10)
+        config.model.num_layers = 2
+        config.optimizer.update(freeze="embedding|layer_0/", layer_decay=0.8)
+        return config
+
+    whole = _run(config(), tmp_path / "whole")
+    assert _run(config(), tmp_path / "cut", should_stop=_stop_after(6))["step"] == 6
+    assert _run(config(), tmp_path / "cut")["params_sha256"] == whole["params_sha256"]
+    experiment = prepare(config())
+    state = experiment.init()
+    before = jax.device_get(state.params["encoder"])
+    for batch in tiny.batches(experiment, 2):
+        state, _ = experiment.train_step(state, batch)
+    after = jax.device_get(state.params["encoder"])
+    for name in before:
+        same = jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b), before[name], after[name]))
+        assert all(same) if name != "layer_1" else not all(same)
