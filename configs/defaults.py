@@ -39,7 +39,7 @@ def defaults() -> ConfigDict:
                 "weight_decay": 0.0,
                 "decay_exclude": "bias|norm",  # a regex; parameters whose path it finds are not decayed
                 "clip_norm": placeholder(float),  # largest global gradient norm
-                # Fine-tuning. Factor on the learning rate from an encoder's layer to the one below; 1: the same for all.
+                # Factor on the learning rate from one layer of an encoder to the one below; 1: the same for all.
                 "layer_decay": 1.0,
                 # A regex; parameters whose path it finds are not trained, as "embedding|layer_[0-5]/". Empty: none.
                 "freeze": "",

@@ -117,7 +117,7 @@ def optimizer(
 def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:
     """`tx` for the parameters whose path `pattern` does not find; the others get no update and have no state.
 
-    Nor do their gradients count in the norm that is clipped. Raises UserError at `init` if it finds no parameter, or all.
+    Nor do their gradients count in the norm that is clipped. Raises UserError at `init` if it finds none, or all.
     """
 
     def labels(params: Any) -> Any:
@@ -141,8 +141,8 @@ def by_layer(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
     """Layer-wise learning rates (Howard & Ruder 2018, section 3.2): those of `tx` times a factor for each parameter.
 
     Of the layers layer_0 to layer_{N−1} of an encoder, layer i has the factor decay^(N − i); the encoder's embeddings,
-    below them all, have decay^(N + 1), and the parameters above (pooler, classifier) 1, as in BEiT (Bao et al. 2021,
-    its published code). Weight decay is part of the update and is scaled with it. Raises UserError at `init` where there
+    below them all, have decay^(N + 1), and the parameters above (pooler, classifier) 1, as in BEiT's published code
+    (Bao et al. 2021). Weight decay is part of the update and is scaled with it. Raises UserError at `init` where there
     is no layer_i.
     """
 

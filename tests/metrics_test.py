@@ -34,9 +34,7 @@ def test_a_nan_in_an_example_does_count():
 
 def test_perplexity_is_exp_of_the_mean_over_all_parts():
     losses, weight = np.array([1.0, 2.0, 9.0, 0.5], np.float32), np.array([1.0, 1.0, 0.0, 1.0], np.float32)
-    parts = [
-        Perplexity(Mean.of(jnp.asarray(losses[s]), jnp.asarray(weight[s]))) for s in (slice(0, 1), slice(1, None))
-    ]
+    parts = [Perplexity(Mean.of(jnp.asarray(losses[s]), jnp.asarray(weight[s]))) for s in (slice(0, 1), slice(1, None))]
     assert metrics.add(*parts).compute() == pytest.approx(np.exp(3.5 / 3), rel=1e-6)
     assert Perplexity(Mean.of(jnp.ones(2), jnp.zeros(2))).compute() is None
     assert Perplexity(Mean.of(jnp.array([1e6]), jnp.ones(1))).compute() == np.inf

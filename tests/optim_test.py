@@ -152,8 +152,9 @@ def test_layer_decay_is_a_learning_rate_for_each_layer(name):
     found, _ = _trajectory(tx, ENCODER, gradients)
     for part, power in {**{f"encoder/{k}": n for k, n in FACTORS.items()}, "pooler": 0}.items():
 
-        def take(tree, keys=part.split("/")):
-            return {keys[-1]: tree[keys[0]] if len(keys) == 1 else tree[keys[0]][keys[1]]}
+        def take(tree, part=part):
+            *above, name = part.split("/")
+            return {name: tree[above[0]][name] if above else tree[name]}
 
         tx, _ = _build(**settings, learning_rate=0.1 * 0.5**power)
         alone, _ = _trajectory(tx, take(ENCODER), [take(g) for g in gradients])
@@ -163,7 +164,7 @@ def test_layer_decay_is_a_learning_rate_for_each_layer(name):
 
 def test_layer_decay_needs_layers():
     tx, _ = _build(layer_decay=0.9)
-    with pytest.raises(UserError, match="layer_decay=0.9 needs parameters named encoder/layer_0"):
+    with pytest.raises(UserError, match=r"layer_decay=0\.9 needs parameters named encoder/layer_0"):
         tx.init(PARAMS)
 
 

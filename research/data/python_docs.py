@@ -1,4 +1,4 @@
-"""English that every machine with Python has: the documentation in its standard library, for training without a download.
+"""English that every machine with Python has: its documentation, for training without any download.
 
 The texts are those of the running Python: another version, or one built with fewer modules, has others, and so another
 fingerprint and other results.

@@ -56,10 +56,8 @@ def test_records_join_to_documents_with_one_separator_between_two(records):
     expected = [document for document in expected if document]
     documents = joined(Ragged.of(texts, np.int32), np.array(begins, bool), -7)
     assert documents.values.dtype == np.int32
-    found = [
-        documents.values[a:b].tolist() for a, b in zip(documents.offsets[:-1], documents.offsets[1:], strict=True)
-    ]
-    assert (found if expected else []) == [d + [-7] for d in expected[:-1]] + expected[-1:]
+    found = [documents.values[a:b].tolist() for a, b in zip(documents.offsets[:-1], documents.offsets[1:], strict=True)]
+    assert (found if expected else []) == [[*d, -7] for d in expected[:-1]] + expected[-1:]
 
 
 @settings(max_examples=200, deadline=None)

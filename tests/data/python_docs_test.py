@@ -57,5 +57,5 @@ def test_it_is_always_the_same():
 def test_a_python_without_its_documentation_says_so(monkeypatch):
     python_docs.documents.cache_clear()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(UserError, match="no pydoc_data.topics"):
+    with pytest.raises(UserError, match=r"no pydoc_data\.topics"):
         python_docs.documents()

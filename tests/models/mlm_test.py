@@ -110,7 +110,7 @@ def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_one
 
 
 def test_the_token_embedding_learns_from_both_its_uses(rng):
-    """As a projection: Σ (softmax − one-hot) · h over the hidden places, for every token. As a lookup: the tokens read."""
+    """As a projection: Σ (softmax − one-hot) · h over the hidden places. As a lookup: only the tokens read."""
     batch = _batch(rng, [[2, 7], [4]])
 
     @jax.jit
