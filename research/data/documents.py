@@ -31,7 +31,8 @@ def tokenized(
 
     Args:
       inputs: the one text column.
-      heading: a regular expression; a record whose text it finds begins a document. Empty: each record is a document.
+      heading: a regular expression; a record whose text it finds begins a document if it stands between blank ones.
+        Empty: each record is a document.
       replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
       tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece`.
     """
@@ -62,9 +63,11 @@ def tokenized(
             lines = texts(split)
             tokens, _ = encode(encoder, [lines], split, special=False)
             # The headings are looked for in the text as it came.
-            raw = column(splits[split], name, split)
-            first = [not heading or bool(begins.search(as_text(text))) for text in raw]
-            documents = joined(tokens, np.array(first, bool), separator)
+            raw = [as_text(text) for text in column(splits[split], name, split)]
+            blank = np.array([True, *(not text.strip() for text in raw), True])
+            found = np.array([bool(begins.search(text)) for text in raw], bool)
+            alone = blank[:-2] & blank[2:] if heading else True
+            documents = joined(tokens, found & alone, separator)
             arrays[f"{split}.tokens"], arrays[f"{split}.offsets"] = documents.values, documents.offsets
         return arrays
 

@@ -4,7 +4,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import bert_mlm
 from configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
+from research.data import load as data
+from research.data import tfds_source
 from research.data.documents import cut_rows, joined, row_count, tokenized
 from research.data.examples import Ragged
 from research.data.kept import Kept
@@ -29,10 +32,13 @@ LINES = [
     b" The <unk> is well @-@ known , 1 @,@ 000 kg \n",
     b" = = Description = = \n",
     b" x = 3 = y \n",
+    b" \n",
     b" = Another = \n",
     b"",
-    b" = A third one , = of them = \n",
+    b" = of a table = \n",
     b" It is red . \n",
+    b"",
+    b" = A third one , = of them = \n",
 ]
 
 
@@ -96,8 +102,8 @@ def test_articles_of_wikitext_begin_at_their_headings():
     # The decoder's own spacing around signs apart:
     assert [text.replace(" ", "") for text in _decoded(encoder, found["train"])] == [
         "=alobster=the[UNK]iswell-known,1,000kg==description==x=3=y[SEP]",
-        "=another=[SEP]",
-        "=athirdone,=ofthem=itisred.",
+        "=another==ofatable=itisred.[SEP]",
+        "=athirdone,=ofthem=",
     ]
     assert not any("unk" in piece for piece in encoder.get_vocab())
 
@@ -139,13 +145,30 @@ def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):
 
 
 @pytest.mark.realdata
-def test_wikitext_is_whole():
+def test_rows_of_wikitext_hold_it_whole(tmp_path):
     """Merity et al. 2016, table 1: 600, 60 and 60 articles; 2,088,628, 217,646 and 245,569 words."""
-    from research.data import tfds_source
-
     columns = tfds_source.load("wikitext/wikitext-2-v1", None)
-    words = {}
-    for split, column in columns.items():
-        lines = [text.decode() for text in column["text"]]
-        words[split] = sum(len(line.split()) + bool(line) for line in lines)  # the end of a line counts as a word
-    assert words == {"train": 2_088_628, "validation": 217_646, "test": 245_569}
+    lines = {split: [text.decode() for text in column["text"]] for split, column in columns.items()}
+    words = {split: sum(len(line.split()) + 1 for line in found) for split, found in lines.items()}
+    assert words == {"train": 2_088_628, "validation": 217_646, "test": 245_569}  # the end of a line is a word there
+
+    dataset = data.load(bert_mlm.get_config("wikitext").data, tmp_path)
+    encoder = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for split, articles in {"train": 600, "validation": 60, "test": 60}.items():
+        examples = dataset.split(split)
+        assert len(examples.documents.lengths) == articles
+        batch = examples.batch(np.arange(len(examples))[:, None])
+        assert (batch["segments"][:-1] == 1).all()
+        assert (examples.labels[:, 0] == encoder.token_to_id("[CLS]")).all()
+        inner = examples.labels[:, 1:-1].ravel()[: len(examples.documents.values)]
+        # The plain way: the whole split as one text.
+        text = "\n".join(lines[split])
+        for old, new in bert_mlm.WIKITEXT_REPLACE:
+            text = text.replace(old, new)
+        expected = encoder.encode(text, add_special_tokens=False).ids
+        separators = inner == encoder.token_to_id("[SEP]")
+        assert separators.sum() == articles - 1
+        assert inner[~separators].tolist() == expected
+        last = examples.labels[-1]
+        assert np.count_nonzero(batch["segments"][-1]) == 2 + len(inner) - 62 * (len(examples) - 1)
+        assert last[batch["segments"][-1] > 0][-1] == encoder.token_to_id("[SEP]")

@@ -95,7 +95,7 @@ def test_logits_loss_and_gradients(seed):
     out.loss.backward()
     expected = np.take_along_axis(out.logits.detach().numpy(), places[:, :, None], axis=1)
     np.testing.assert_allclose(np.asarray(logits)[labels >= 0], expected[labels >= 0], atol=1e-5)
-    assert float(value) == pytest.approx(float(out.loss), rel=1e-6)
+    assert float(value) == pytest.approx(out.loss.item(), rel=1e-6)
     for parameter in theirs.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     theirs_grads = _params(theirs)
