@@ -63,7 +63,7 @@ def _rows(vocab_size: int, row_length: int) -> ConfigDict:
         {
             "name": "masked_lm",
             "inputs": ("text",),
-            "heading": "",  # a regex; a record it finds, between blank ones, begins a document. Empty: each record is one
+            "heading": "",  # a regex: a record it finds between blank ones begins a document; "": each is one
             "replace": (),  # (what stands in the text, what to put there instead), …
             "tokenizer": placeholder(str),  # a tokenizer.json; None: one is trained on the training split
             "vocab_size": vocab_size,

@@ -32,15 +32,15 @@ def _stop_after(steps):
 
 def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
     """With dropout, an epoch's end and evaluations on both sides of the interruption."""
-    whole = _run(tiny.mlm(steps=60), tmp_path / "whole")
-    assert _run(tiny.mlm(steps=60), tmp_path / "cut", should_stop=_stop_after(33))["step"] == 33
-    rest = _run(tiny.mlm(steps=60), tmp_path / "cut")
+    whole = _run(tiny.mlm(steps=40), tmp_path / "whole")
+    assert _run(tiny.mlm(steps=40), tmp_path / "cut", should_stop=_stop_after(23))["step"] == 23
+    rest = _run(tiny.mlm(steps=40), tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
-    assert rest["examples_seen"] == whole["examples_seen"] == 480
+    assert rest["examples_seen"] == whole["examples_seen"] == 320
     perplexities = [line["perplexity"] for line in RunDir(tmp_path / "whole").metrics("validation")]
-    assert len(perplexities) == 12
+    assert len(perplexities) == 4
     assert perplexities[-1] < 0.6 * perplexities[0]
-    assert whole["best"]["step"] == 5 * (1 + int(np.argmin(perplexities)))
+    assert whole["best"]["step"] == 10 * (1 + int(np.argmin(perplexities)))
     metrics = whole["metrics"]["validation"]
     assert metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"]), rel=1e-6)
     examples = prepare(tiny.mlm()).dataset.split("validation")
@@ -65,19 +65,6 @@ def test_evaluation_is_exact_at_any_batch_size():
         results.append(evaluate(experiment, experiment.init(), "validation")[0])
     assert results[0]["accuracy"] == results[1]["accuracy"]
     assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-6)
-
-
-def test_parts_of_a_batch_give_the_same_update():
-    """The mean is over all hidden tokens of a step, whatever part they are in."""
-    states = []
-    for accumulate in (1, 2):
-        config = tiny.mlm(batch_size=16, accumulate=accumulate)
-        config.model.dropout = config.model.attention_dropout = 0.0
-        config.optimizer.update(name="sgd", momentum=0.0, learning_rate=1.0, warmup_fraction=0.0)
-        experiment = prepare(config)
-        (batch,) = tiny.batches(experiment, 1)
-        states.append(experiment.train_step(experiment.init(), batch)[0])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[0].params, states[1].params)
 
 
 def test_each_processs_rows_are_masked_as_those_of_one_process():
@@ -113,13 +100,12 @@ def test_rows_can_not_be_packed(tmp_path):
 
 def test_a_fine_tuning_run_with_frozen_layers_goes_on_where_it_was(tmp_path):
     def config():
-        config = tiny.bert(steps=10)
-        config.model.num_layers = 2
-        config.optimizer.update(freeze="embedding|layer_0/", layer_decay=0.8)
+        config = tiny.bert(steps=4)
+        config.optimizer.update(freeze="embedding|attention", layer_decay=0.8)
         return config
 
     whole = _run(config(), tmp_path / "whole")
-    assert _run(config(), tmp_path / "cut", should_stop=_stop_after(6))["step"] == 6
+    assert _run(config(), tmp_path / "cut", should_stop=_stop_after(2))["step"] == 2
     assert _run(config(), tmp_path / "cut")["params_sha256"] == whole["params_sha256"]
     experiment = prepare(config())
     state = experiment.init()
@@ -127,6 +113,6 @@ def test_a_fine_tuning_run_with_frozen_layers_goes_on_where_it_was(tmp_path):
     for batch in tiny.batches(experiment, 2):
         state, _ = experiment.train_step(state, batch)
     after = jax.device_get(state.params["encoder"])
-    for name in before:
-        same = jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b), before[name], after[name]))
-        assert all(same) if name != "layer_1" else not all(same)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+    for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+        assert changed == ("mlp" in jax.tree_util.keystr(path)), path

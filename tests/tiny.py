@@ -19,9 +19,10 @@ def bert(**train):
 def mlm(**train):
     """Masked language modelling with dropout, tiny: rows of 16 tokens."""
     config = bert_mlm.get_config("embedded")
-    config.model.update(hidden_size=16, mlp_size=32, num_layers=2, num_heads=2, dropout=0.1, vocab_size=300)
+    config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, vocab_size=300)
     config.data.transform.update(row_length=16, vocab_size=300)
-    config.eval.every_steps = 5
+    config.optimizer.learning_rate = 1e-2
+    config.eval.every_steps = 10
     return _train(config, **{"steps": 10, "batch_size": 8, **train})
 
 

@@ -84,8 +84,8 @@ def _replaced(text: str, replace: Replacements) -> str:
 
 def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     """The ids of BERT's special tokens. Raises UserError if the tokenizer lacks one."""
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    lacking = [token for token, index in ids.items() if index is None]
+    ids = {token: index for token in SPECIAL_TOKENS if (index := tokenizer.token_to_id(token)) is not None}
+    lacking = [token for token in SPECIAL_TOKENS if token not in ids]
     if lacking:
         raise UserError(f"the tokenizer lacks {', '.join(lacking)}, which masked language modelling needs")
     return ids
