@@ -82,9 +82,9 @@ def _small(config: ConfigDict, vocab_size: int) -> None:
     config.model.dropout = 0.0
     config.model.attention_dropout = 0.0
     config.data.transform = _rows(vocab_size, 64)
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_fraction = 0.05
-    config.train.batch_size = 32
+    config.train.batch_size = 16
     config.eval.batch_size = 64
 
 
@@ -103,7 +103,7 @@ def _wikitext(config: ConfigDict) -> None:
     config.data.name = "wikitext/wikitext-2-v1"
     config.data.transform.heading = WIKITEXT_HEADING
     config.data.transform.replace = WIKITEXT_REPLACE
-    config.train.epochs = 4
+    config.train.epochs = 3
     config.eval.every_steps = 1000
     config.checkpoint.every_steps = 1000
 

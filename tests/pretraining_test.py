@@ -47,11 +47,12 @@ def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
     lines = (tmp_path / "whole/predictions/validation.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["index"] for record in records] == list(range(len(examples)))
+    rows, _ = examples.rows(np.arange(len(examples)))
     hits = []
     for record in records:
         for place, label, prediction in zip(*(record[k] for k in ("position", "label", "prediction")), strict=True):
             if label >= 0:
-                assert examples.labels[record["index"], place] == label
+                assert rows[record["index"], place] == label
                 hits.append(label == prediction)
     assert np.mean(hits) == pytest.approx(metrics["accuracy"], abs=1e-9)
 

@@ -117,10 +117,11 @@ class MaskedExamples:
 
     @property
     def labels(self) -> np.ndarray:
-        """The tokens before any are hidden: int32 [N, L]."""
-        return self._rows(np.arange(len(self)))[0]
+        """What may be asked for: every token of the split, int32 [T]. Which row it is in, `rows` says."""
+        return self.documents.values
 
-    def _rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows `indices` [B] before anything is hidden: int32 [B, L], and which of it is no padding: bool."""
         return cut_rows(self.documents.values, indices, self.row_length, cls=self.cls, sep=self.sep, pad=self.pad)
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
@@ -129,7 +130,7 @@ class MaskedExamples:
 
     def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         """As training sees them: what is hidden is a function of the example's key; keys: uint64 [B, 1]."""
-        tokens, real = self._rows(np.maximum(members[rows, 0], 0))
+        tokens, real = self.rows(np.maximum(members[rows, 0], 0))
         return {
             **self.masking(tokens, keys[rows, 0]),
             "segments": real.astype(np.int32),

@@ -159,8 +159,9 @@ def test_rows_of_wikitext_hold_it_whole(tmp_path):
         assert len(examples.documents.lengths) == articles
         batch = examples.batch(np.arange(len(examples))[:, None])
         assert (batch["segments"][:-1] == 1).all()
-        assert (examples.labels[:, 0] == encoder.token_to_id("[CLS]")).all()
-        inner = examples.labels[:, 1:-1].ravel()[: len(examples.documents.values)]
+        rows, _ = examples.rows(np.arange(len(examples)))
+        assert (rows[:, 0] == encoder.token_to_id("[CLS]")).all()
+        inner = rows[:, 1:-1].ravel()[: len(examples.documents.values)]
         # The plain way: the whole split as one text.
         text = "\n".join(lines[split])
         for old, new in bert_mlm.WIKITEXT_REPLACE:
@@ -169,6 +170,5 @@ def test_rows_of_wikitext_hold_it_whole(tmp_path):
         separators = inner == encoder.token_to_id("[SEP]")
         assert separators.sum() == articles - 1
         assert inner[~separators].tolist() == expected
-        last = examples.labels[-1]
         assert np.count_nonzero(batch["segments"][-1]) == 2 + len(inner) - 62 * (len(examples) - 1)
-        assert last[batch["segments"][-1] > 0][-1] == encoder.token_to_id("[SEP]")
+        assert rows[-1][batch["segments"][-1] > 0][-1] == encoder.token_to_id("[SEP]")

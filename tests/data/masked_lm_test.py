@@ -181,7 +181,7 @@ def test_batches_are_what_the_model_expects():
     assert batch["tokens"][0].tolist()[12:] == [PAD] * 20
     assert batch["weight"].tolist() == [[1], [1], [0]]
     assert (batch["labels"] >= 0).sum(axis=1).tolist()[:2] == [2, 4]  # of 10 and of 29: one of the 30 is a [SEP]
-    np.testing.assert_array_equal(examples.labels[0, 1:31], examples.documents.values[:30])
+    np.testing.assert_array_equal(examples.rows(np.arange(1))[0][0, 1:31], examples.documents.values[:30])
 
 
 def test_other_examples_are_as_they_were():
@@ -234,7 +234,16 @@ def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
     masking = examples["train"].masking
     assert masking.special.tolist() == [True] * 5 + [False] * (len(masking.special) - 5)
     assert 0 < masking.continues.sum() < len(masking.continues) - 5
-    assert examples["test"].labels[0].tolist() == [2, examples["test"].documents.values[0], 3, 0, 0, 0, 0, 0]
+    assert examples["test"].rows(np.arange(1))[0].tolist()[0] == [
+        2,
+        examples["test"].documents.values[0],
+        3,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(
