@@ -234,16 +234,9 @@ def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
     masking = examples["train"].masking
     assert masking.special.tolist() == [True] * 5 + [False] * (len(masking.special) - 5)
     assert 0 < masking.continues.sum() < len(masking.continues) - 5
-    assert examples["test"].rows(np.arange(1))[0].tolist()[0] == [
-        2,
-        examples["test"].documents.values[0],
-        3,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ]
+    rows, real = examples["test"].rows(np.arange(1))
+    assert rows.tolist() == [[2, examples["test"].labels[0], 3, 0, 0, 0, 0, 0]]
+    assert real.tolist() == [[True] * 3 + [False] * 5]
 
 
 @pytest.mark.parametrize(
