@@ -92,7 +92,7 @@ def _embedded(config: ConfigDict) -> None:
     """The documentation that comes with Python; neither network nor downloads. Another Python has other texts."""
     _small(config, 4000)
     config.data.name = "python_docs"
-    config.train.epochs = 4
+    config.train.epochs = 5
     config.eval.every_steps = 200
     config.checkpoint.every_steps = 200
 

@@ -165,6 +165,8 @@ def test_evaluation_hides_the_same_tokens_every_time_and_in_any_batch():
     ]
     assert runs[0] == runs[1] == runs[2]
     assert len(runs[0]) == len(stream.examples)
+    whole = stream.examples.batch(stream.rows)["masked_positions"]
+    assert len(np.unique(whole, axis=0)) > 0.9 * len(whole)  # each row has a mask of its own
 
 
 def test_batches_are_what_the_model_expects():
