@@ -39,6 +39,10 @@ def defaults() -> ConfigDict:
                 "weight_decay": 0.0,
                 "decay_exclude": "bias|norm",  # a regex; parameters whose path it finds are not decayed
                 "clip_norm": placeholder(float),  # largest global gradient norm
+                # Factor on the learning rate from one layer of an encoder to the one below; 1: the same for all.
+                "layer_decay": 1.0,
+                # A regex; parameters whose path it finds are not trained, as "embedding|layer_[0-5]/". Empty: none.
+                "freeze": "",
             },
             "train": {
                 # One of the two. Giving one on the command line takes the other's place.

@@ -25,14 +25,14 @@ def evaluate(
     gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
     split_metrics = experiment.task.split_metrics
 
-    def collect(members: np.ndarray, label_axes: int, outputs: Any) -> None:
+    def collect(members: np.ndarray, example_axes: int, outputs: Any) -> None:
         scores, columns = jax.device_get(outputs)
         # float64 sums on the host: the order and number of batches leaves no trace.
         scores = jax.tree.map(np.float64, scores)
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
         if predictions or split_metrics:
             real = members.ravel() >= 0
-            columns = {name: np.reshape(x, (-1, *x.shape[label_axes:]))[real] for name, x in columns.items()}
+            columns = {name: np.reshape(x, (-1, *x.shape[example_axes:]))[real] for name, x in columns.items()}
             gathered.append((members.ravel()[real], columns))
 
     waiting: tuple[Any, ...] | None = None
@@ -40,7 +40,7 @@ def evaluate(
         outputs = experiment.eval_step(state, sharding.put_batch(batch, experiment.mesh))
         if waiting:  # the device works on this batch while the last one's results are taken in
             collect(*waiting)
-        waiting = (members, batch["labels"].ndim, outputs)
+        waiting = (members, batch["weight"].ndim, outputs)
     if waiting:
         collect(*waiting)
     values = metrics.compute(totals[0])

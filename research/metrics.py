@@ -38,6 +38,21 @@ class Mean:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean loss, which is in nats a token. The mean is over all batches: exp comes last."""
+
+    loss: Mean
+
+    def compute(self) -> float | None:
+        """The perplexity, or None if there was nothing to average."""
+        loss = self.loss.compute()
+        if loss is None:
+            return None
+        return math.exp(loss) if loss < 700 else math.inf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class RSquared:
     """The coefficient of determination R² = 1 − Σ(y−ŷ)² / Σ(y−ȳ)² over weighted examples."""
 

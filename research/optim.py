@@ -70,6 +70,8 @@ def optimizer(
     weight_decay: float,
     decay_exclude: str,
     clip_norm: float | None,
+    layer_decay: float,
+    freeze: str,
     total_steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The config's `optimizer` section -> (transformation, learning-rate schedule).
@@ -78,6 +80,8 @@ def optimizer(
       weight_decay: added as weight_decay × parameter to the update, before the learning rate.
       decay_exclude: a regular expression; parameters whose path it finds are not decayed.
       clip_norm: the gradient's largest global L2 norm; None does not clip.
+      layer_decay: factor on the learning rate from one layer to the one below; see `by_layer`.
+      freeze: a regular expression; parameters whose path it finds stay as they are. Empty: none.
       b1, b2, eps: AdamW and LAMB. momentum, nesterov: SGD.
     """
     parts = lookup(OPTIMIZERS, name, "optimizer.name")
@@ -90,16 +94,83 @@ def optimizer(
         end_fraction=end_fraction,
         total_steps=total_steps,
     )
-    try:
-        re.compile(decay_exclude)
-    except re.error as error:
-        raise UserError(f"optimizer.decay_exclude={decay_exclude!r} is no regular expression: {error}") from error
+    if not 0 < layer_decay <= 1:
+        raise UserError(f"optimizer.layer_decay is {layer_decay}; it must be above 0 and at most 1, which is off")
+    for key, pattern in (("decay_exclude", decay_exclude), ("freeze", freeze)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"optimizer.{key}={pattern!r} is no regular expression: {error}") from error
     decay = optax.identity()
     if weight_decay:
         decay = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_exclude))
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     chain = parts(decay, b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov)
-    return optax.chain(clip, *chain, optax.scale_by_learning_rate(learning_rates)), learning_rates
+    tx = optax.chain(clip, *chain, optax.scale_by_learning_rate(learning_rates))
+    if freeze:
+        tx = frozen(tx, freeze)
+    if layer_decay != 1:
+        tx = by_layer(tx, layer_decay)
+    return tx, learning_rates
+
+
+def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:
+    """`tx` for the parameters whose path `pattern` does not find; the others get no update and have no state.
+
+    Nor do their gradients count in the norm that is clipped. Raises UserError at `init` if it finds none, or all.
+    """
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "frozen" if re.search(pattern, path_name(path)) else "trained", params
+        )
+
+    parted = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+    def init(params: Any) -> Any:
+        found = set(jax.tree.leaves(labels(params)))
+        if len(found) < 2:
+            which = "every parameter" if found == {"frozen"} else "no parameter"
+            raise UserError(f"optimizer.freeze={pattern!r} finds {which}")
+        return parted.init(params)
+
+    return optax.GradientTransformation(init, parted.update)
+
+
+def by_layer(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """Layer-wise learning rates (Howard & Ruder 2018, section 3.2): those of `tx` times a factor for each parameter.
+
+    Of the layers layer_0 to layer_{N−1} of an encoder, layer i has the factor decay^(N − i); the encoder's embeddings,
+    below them all, have decay^(N + 1), and the parameters above (pooler, classifier) 1, as in BEiT's published code
+    (Bao et al. 2021). Weight decay is part of the update and is scaled with it. Raises UserError at `init` where there
+    is no layer_i.
+    """
+
+    def init(params: Any) -> Any:
+        if not layer_factors(params, decay):
+            raise UserError(
+                f"optimizer.layer_decay={decay} needs parameters named encoder/layer_0, …, and this model has none; "
+                "1.0 is off"
+            )
+        return tx.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, state = tx.update(updates, state, params)
+        factors = layer_factors(updates, decay)
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factors.get(path_name(path), 1), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def layer_factors(params: Any, decay: float) -> dict[str, float]:
+    """What `by_layer` multiplies the updates of an encoder's parameters by, by path; empty if it has no layers."""
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    layers = {path: int(found[1]) for path in paths if (found := re.search(r"(?:^|/)layer_(\d+)/", path))}
+    if not layers:
+        return {}
+    top = max(layers.values()) + 1
+    embeddings = {path: -1 for path in paths if path not in layers and path.startswith("encoder/")}
+    return {path: decay ** (top - layer) for path, layer in {**layers, **embeddings}.items()}
 
 
 def decay_mask(params: Any, exclude: str) -> Any:

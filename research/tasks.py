@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research.metrics import Confusion, Mean, RSquared, f1, matthews, pearson, spearman
+from research.metrics import Confusion, Mean, Perplexity, RSquared, f1, matthews, pearson, spearman
 
 Batch = dict[str, jax.Array]
 
@@ -19,14 +19,14 @@ SplitMetric = Callable[[Mapping[str, np.ndarray], np.ndarray], float | None]
 
 
 class Task(Protocol):
-    """`scores["loss"]` is what training differentiates; every array's leading axes are those of `labels`."""
+    """`scores["loss"]` is what training differentiates; every array's leading axes are those of `weight`."""
 
     def scores(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Named additive metrics of one batch."""
         ...
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-        """Per-example records; each array has the leading axes of `labels`."""
+        """Per-example records; each array has the leading axes of `weight`."""
         ...
 
     @property
@@ -121,7 +121,39 @@ def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:
     return outputs.astype(jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """Cross-entropy over the hidden tokens of each row (Devlin et al. 2018, section 3.1), each weighing the same.
+
+    Outputs: logits [B, M, V]; labels: int [B, M], −1 in slots that hide nothing; weight [B, 1].
+    """
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
+        logits, labels = outputs.astype(jnp.float32), batch["labels"]
+        weight = batch["weight"] * (labels >= 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        loss = Mean.of(losses, weight)
+        return {
+            "loss": loss,
+            "accuracy": Mean.of(jnp.argmax(logits, axis=-1) == labels, weight),
+            "perplexity": Perplexity(loss),
+        }
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """`position` in the row, `label` and `prediction` (the most probable token) of each slot: [B, 1, M]."""
+        return {
+            "position": batch["masked_positions"][:, None],
+            "label": batch["labels"][:, None],
+            "prediction": jnp.argmax(outputs, axis=-1)[:, None],
+        }
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
+    "masked_lm": MaskedLM,
     "regression": Regression,
 }

@@ -7,7 +7,6 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from research.checkpoint import Checkpoints
-from research.errors import UserError
 from research.evaluation import evaluate
 from research.experiment import Experiment, prepare
 from research.rundir import RunDir

@@ -31,6 +31,7 @@ def test_they_were_found():
 def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
     tiny.glue(monkeypatch)
+    tiny.few_documents(monkeypatch)
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset
     config.init_from = None
@@ -46,7 +47,7 @@ def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypat
     assert "loss" in scores
     scores, predictions = jax.eval_shape(experiment.eval_step, experiment.state, batch)
     assert config.eval.metric in {**scores, **experiment.task.split_metrics}
-    assert {x.shape[: batch["labels"].ndim] for x in jax.tree.leaves(predictions)} == {batch["labels"].shape}
+    assert {x.shape[: batch["weight"].ndim] for x in jax.tree.leaves(predictions)} == {batch["weight"].shape}
 
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import metrics
-from research.metrics import Confusion, Mean, RSquared, f1, matthews, pearson, spearman
+from research.metrics import Confusion, Mean, Perplexity, RSquared, f1, matthews, pearson, spearman
 
 ROWS = st.lists(st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40)
 
@@ -31,6 +31,14 @@ def test_a_nan_in_the_padding_does_not_count():
 
 def test_a_nan_in_an_example_does_count():
     assert np.isnan(Mean.of(jnp.array([2.0, jnp.nan]), jnp.array([1.0, 1.0])).compute())
+
+
+def test_perplexity_is_exp_of_the_mean_over_all_parts():
+    losses, weight = np.array([1.0, 2.0, 9.0, 0.5], np.float32), np.array([1.0, 1.0, 0.0, 1.0], np.float32)
+    parts = [Perplexity(Mean.of(jnp.asarray(losses[s]), jnp.asarray(weight[s]))) for s in (slice(0, 1), slice(1, None))]
+    assert metrics.add(*parts).compute() == pytest.approx(np.exp(3.5 / 3), rel=1e-6)
+    assert Perplexity(Mean.of(jnp.ones(2), jnp.zeros(2))).compute() is None
+    assert Perplexity(Mean.of(jnp.array([1e6]), jnp.ones(1))).compute() == np.inf
 
 
 def test_r_squared_is_scikit_learns(rng):

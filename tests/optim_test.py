@@ -6,7 +6,7 @@ import pytest
 
 from configs.defaults import defaults
 from research.errors import UserError
-from research.optim import OPTIMIZERS, learning_rate_schedule, optimizer
+from research.optim import OPTIMIZERS, decay_mask, layer_factors, learning_rate_schedule, optimizer
 
 PARAMS = {
     "dense": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
@@ -98,8 +98,124 @@ def test_end_fraction_is_where_decay_ends():
         ({"name": "adam"}, "did you mean 'adamw'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1"),
+        ({"freeze": "("}, r"optimizer.freeze='\(' is no regular expression"),
     ],
 )
 def test_bad_settings_are_one_line(change, message):
     with pytest.raises(UserError, match=message):
         _build(**change)
+
+
+# An encoder of three layers with a head, as BertClassifier names them.
+ENCODER = {
+    "encoder": {
+        "token_embedding": {"embedding": jnp.full((4, 2), 2.0)},
+        "embedding_norm": {"scale": jnp.full(2, 2.0)},
+        **{f"layer_{i}": {"mlp_in": {"kernel": jnp.full((2, 2), 2.0)}} for i in range(3)},
+    },
+    "pooler": {"kernel": jnp.full((2, 2), 2.0)},
+}
+FACTORS = {"token_embedding": 4, "embedding_norm": 4, "layer_0": 3, "layer_1": 2, "layer_2": 1}  # powers of layer_decay
+
+
+def _gradients(params, steps):
+    keys = iter(jax.random.split(jax.random.key(0), steps * len(jax.tree.leaves(params))))
+    return [jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params) for _ in range(steps)]
+
+
+def _trajectory(tx, params, gradients):
+    state, found = tx.init(params), []
+    for grads in gradients:
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(params)
+    return found, state
+
+
+def test_layer_factors_are_the_powers_of_the_distance_to_the_head():
+    factors = layer_factors(ENCODER, 0.5)
+    assert {path.split("/")[1]: factor for path, factor in factors.items()} == {k: 0.5**n for k, n in FACTORS.items()}
+    assert not any(path.startswith("pooler") for path in factors)
+    many = {"encoder": {f"layer_{i}": {"kernel": 0} for i in range(12)}}
+    assert layer_factors(many, 0.5)["encoder/layer_2/kernel"] == 0.5**10  # by number, not by spelling
+    assert layer_factors({"dense": {"kernel": 0}}, 0.5) == {}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layer_decay_is_a_learning_rate_for_each_layer(name):
+    """Each layer goes as one that is alone with learning_rate · layer_decay^n: weight decay and momentum included."""
+    settings = {"name": name, "schedule": "linear", "warmup_fraction": 0.2, "weight_decay": 0.1}
+    gradients = _gradients(ENCODER, 5)
+    tx, _ = _build(**settings, learning_rate=0.1, layer_decay=0.5)
+    found, _ = _trajectory(tx, ENCODER, gradients)
+    for part, power in {**{f"encoder/{k}": n for k, n in FACTORS.items()}, "pooler": 0}.items():
+
+        def take(tree, part=part):
+            *above, name = part.split("/")
+            return {name: tree[above[0]][name] if above else tree[name]}
+
+        tx, _ = _build(**settings, learning_rate=0.1 * 0.5**power)
+        alone, _ = _trajectory(tx, take(ENCODER), [take(g) for g in gradients])
+        for ours, theirs in zip(found, alone, strict=True):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), take(ours), theirs)
+
+
+def test_layer_decay_needs_layers():
+    tx, _ = _build(layer_decay=0.9)
+    with pytest.raises(UserError, match=r"layer_decay=0\.9 needs parameters named encoder/layer_0"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_stay_and_the_others_go_as_if_alone(name):
+    """No update, no weight decay, no share in the clipped norm, and no state."""
+    settings = {"name": name, "learning_rate": 0.1, "weight_decay": 0.1, "decay_exclude": "", "clip_norm": 0.5}
+    gradients = _gradients(ENCODER, 4)
+    tx, _ = _build(**settings, freeze="embedding|layer_[01]/")
+    found, state = _trajectory(tx, ENCODER, gradients)
+
+    def trained(tree):
+        return {"encoder": {"layer_2": tree["encoder"]["layer_2"]}, "pooler": tree["pooler"]}
+
+    for part in ("token_embedding", "embedding_norm", "layer_0", "layer_1"):
+        jax.tree.map(np.testing.assert_array_equal, found[-1]["encoder"][part], ENCODER["encoder"][part])
+    plain, _ = _build(**settings)
+    alone, alone_state = _trajectory(plain, trained(ENCODER), [trained(g) for g in gradients])
+    for ours, theirs in zip(found, alone, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, trained(ours), theirs)
+    assert [x.shape for x in jax.tree.leaves(state)] == [x.shape for x in jax.tree.leaves(alone_state)]
+
+
+@pytest.mark.parametrize(("freeze", "found"), [("layers_0", "no parameter"), (".", "every parameter")])
+def test_what_freeze_must_leave(freeze, found):
+    tx, _ = _build(freeze=freeze)
+    with pytest.raises(UserError, match=f"finds {found}"):
+        tx.init(ENCODER)
+
+
+def test_freezing_and_layer_decay_together():
+    """The factors count the frozen layers too."""
+    gradients = _gradients(ENCODER, 1)
+    settings = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0}
+    tx, _ = _build(**settings, freeze="layer_2|pooler", layer_decay=0.5)
+    (found,), _ = _trajectory(tx, ENCODER, gradients)
+    np.testing.assert_array_equal(found["pooler"]["kernel"], 2.0)
+    moved = found["encoder"]["layer_1"]["mlp_in"]["kernel"] - 2.0
+    np.testing.assert_allclose(moved, -0.25 * gradients[0]["encoder"]["layer_1"]["mlp_in"]["kernel"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_off_is_exactly_the_plain_chain(name):
+    """Parameters and optimizer state, bit for bit and of the same structure: older checkpoints can be read."""
+    section = {**defaults().optimizer.to_dict(), "name": name, "weight_decay": 0.1, "clip_norm": 1.0}
+    assert (section["layer_decay"], section["freeze"]) == (1.0, "")
+    tx, rate = optimizer(**section, total_steps=10)
+    decay = optax.add_decayed_weights(0.1, mask=lambda params: decay_mask(params, section["decay_exclude"]))
+    keys = ("b1", "b2", "eps", "momentum", "nesterov")
+    parts = OPTIMIZERS[name](decay, **{key: section[key] for key in keys})
+    plain = optax.chain(optax.clip_by_global_norm(1.0), *parts, optax.scale_by_learning_rate(rate))
+    results = [_trajectory(t, ENCODER, _gradients(ENCODER, 3)) for t in (tx, plain)]
+    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    jax.tree.map(np.testing.assert_array_equal, *results)

@@ -6,7 +6,7 @@ import scipy.stats
 import sklearn.metrics
 
 from research import metrics
-from research.tasks import Classification, Regression
+from research.tasks import Classification, MaskedLM, Regression
 
 
 def _classification_batch(rng, shape):
@@ -107,6 +107,27 @@ def test_regression_takes_one_output(rng):
     assert Regression().scores(outputs, batch)["loss"].compute() == plain
     with pytest.raises(ValueError, match="one output for a label, and the model gives 2"):
         Regression().scores(jnp.zeros((4, 3, 2)), batch)
+
+
+def test_masked_lm_scores_the_used_slots_of_real_rows(rng):
+    logits = jnp.asarray(rng.standard_normal((3, 4, 6)), jnp.float32)
+    labels = np.array([[2, 5, -1, -1], [0, -1, -1, -1], [1, 1, 1, 1]])  # the last row is padding
+    positions = rng.integers(0, 9, (3, 4))
+    batch = {"labels": labels, "weight": np.array([[1.0], [1.0], [0.0]]), "masked_positions": positions}
+    batch = {name: jnp.asarray(array) for name, array in batch.items()}
+    scores = metrics.compute(MaskedLM().scores(logits, batch))
+    used = [(0, 0), (0, 1), (1, 0)]
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    loss = -np.mean([log_p[r, s, labels[r, s]] for r, s in used])
+    assert scores["loss"] == pytest.approx(loss, rel=1e-6)
+    assert scores["perplexity"] == pytest.approx(np.exp(loss), rel=1e-6)
+    hits = [np.argmax(log_p[r, s]) == labels[r, s] for r, s in used]
+    assert scores["accuracy"] == pytest.approx(np.mean(hits), abs=1e-6)
+    records = MaskedLM().predictions(logits, batch)
+    assert {x.shape for x in records.values()} == {(3, 1, 4)}
+    np.testing.assert_array_equal(records["position"][:, 0], positions)
+    np.testing.assert_array_equal(records["label"][:, 0], labels)
+    np.testing.assert_array_equal(records["prediction"][:, 0], np.argmax(logits, axis=-1))
 
 
 def test_regression_is_scikit_learns(rng):

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from configs import bert_glue, bert_sst2, logistic_digits, resnet_digits
-from research.data import sentiment, tfds_source
+from configs import bert_glue, bert_mlm, bert_sst2, logistic_digits, resnet_digits
+from research.data import python_docs, sentiment, tfds_source
 
 
 def bert(**train):
@@ -14,6 +14,16 @@ def bert(**train):
     config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1)
     config.eval.every_steps = 5
     return _train(config, **{"steps": 10, "batch_rows": None if "batch_size" in train else 8, **train})
+
+
+def mlm(**train):
+    """Masked language modelling with dropout, tiny: rows of 16 tokens."""
+    config = bert_mlm.get_config("embedded")
+    config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, vocab_size=300)
+    config.data.transform.update(row_length=16, vocab_size=300)
+    config.optimizer.learning_rate = 1e-2
+    config.eval.every_steps = 10
+    return _train(config, **{"steps": 10, "batch_size": 8, **train})
 
 
 def resnet(**train):
@@ -100,6 +110,13 @@ def glue(monkeypatch):
     monkeypatch.setattr(tfds_source, "load", lambda name, data_dir: glue_columns(name))
     monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: None)
     monkeypatch.setattr(tfds_source, "state", lambda name, data_dir: None)
+
+
+def few_documents(monkeypatch, documents=30):
+    """Makes Python's documentation small: sentences of the generated corpus."""
+    sentences = sentiment.generate(20 * documents, validation=False, seed=0)["sentence"]
+    few = {f"document {i}": "\n".join(sentences[i::documents]) for i in range(documents)}
+    monkeypatch.setattr(python_docs, "documents", lambda: few)
 
 
 def batches(experiment, steps, start=0):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from research.data.examples import ArrayExamples, BagExamples, Examples, TextExamples
+from research.data.masked_lm import MaskedExamples
 from research.errors import UserError
 
 
@@ -41,6 +42,15 @@ def check_inputs(
                 "or lower data.transform.max_length"
             )
         _check_ids(split, "token", examples.tokens.values, "model.vocab_size", vocab_size)
+    elif isinstance(examples, MaskedExamples):
+        if max_positions is not None and examples.row_length > max_positions:
+            raise UserError(
+                f"data.transform.row_length is {examples.row_length}: model.max_positions is {max_positions}; raise it "
+                "or lower data.transform.row_length"
+            )
+        # Any token of the vocabulary may take a hidden one's place, those too that stand nowhere in the text.
+        vocabulary = np.array([len(examples.masking.special) - 1])
+        _check_ids(split, "token", vocabulary, "model.vocab_size", vocab_size)
     elif isinstance(examples, BagExamples):
         _check_ids(split, "feature", examples.ids.values, "model.num_features", num_features)
     elif isinstance(examples, ArrayExamples):

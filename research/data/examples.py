@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,18 @@ class Examples(Protocol):
         The shapes beyond the leading axis may depend on all of `members`, so that every process gives its rows the
         same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not. What stands where
         there is no example is of no account.
+        """
+        ...
+
+
+@runtime_checkable
+class RandomExamples(Protocol):
+    """Examples that are trained on in another form each time; `batch` gives the form that evaluation sees."""
+
+    def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
+        """As `Examples.batch`, of the same shapes; keys: uint64 [B, E], a function of (seed, epoch, example index).
+
+        All randomness of an example must come from its key (`research.data.draws`).
         """
         ...
 

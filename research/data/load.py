@@ -16,12 +16,15 @@ from research.data.bag import bag_of_words
 from research.data.bundled import BUNDLED
 from research.data.examples import Columns, Examples
 from research.data.kept import Kept
+from research.data.masked_lm import masked_lm
+from research.data.python_docs import python_docs
 from research.data.sentiment import sentiment
 from research.data.text import wordpiece
 from research.errors import UserError
 
 # Sources by name, each with what summary.json calls its kind. Any other name is a TFDS dataset's.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
+    "python_docs": ("embedded", python_docs),
     "sentiment": ("embedded", sentiment),
     **{name: ("sklearn", function) for name, function in BUNDLED.items()},
 }
@@ -29,6 +32,7 @@ SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
 TRANSFORMS: dict[str, Callable[..., dict[str, Examples]]] = {
     "bag_of_words": bag_of_words,
     "image": image,
+    "masked_lm": masked_lm,
     "standardize": standardize,
     "wordpiece": wordpiece,
 }

@@ -12,7 +12,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from research.data.examples import Examples, TextExamples
+from research.data import draws
+from research.data.examples import Examples, RandomExamples, TextExamples
 from research.data.packing import best_fit
 from research.errors import UserError
 
@@ -82,6 +83,11 @@ class Stream:
             found[here] = self.epoch(seed, int(epoch))[within[here]]
         return found
 
+    def keys(self, start: int, members: np.ndarray, seed: int) -> np.ndarray:
+        """A random key for each example of the rows `members` [B, E] that begin at position `start`: uint64 [B, E]."""
+        epochs = (start + np.arange(len(members))) // len(self.rows)
+        return draws.keys(seed, epochs, members)
+
     def examples_before(self, position: int, seed: int) -> int:
         """How many examples there are in the rows before `position`."""
         epochs, within = divmod(position, len(self.rows))
@@ -94,10 +100,23 @@ def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), constant_values=-1)
 
 
-def make_batch(examples: Examples, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Batch:
-    """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none."""
-    batch = examples.batch(members, rows)
-    batch["weight"] = (members[rows] >= 0).astype(np.float32).reshape(batch["labels"].shape)
+def make_batch(
+    examples: Examples,
+    members: np.ndarray,
+    rows: np.ndarray | slice = slice(None),
+    keys: np.ndarray | None = None,
+) -> Batch:
+    """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
+
+    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `RandomExamples` look at them.
+    An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E] or, where labels are [B], [B].
+    """
+    if keys is not None and isinstance(examples, RandomExamples):
+        batch = examples.drawn_batch(members, rows, keys)
+    else:
+        batch = examples.batch(members, rows)
+    weight = (members[rows] >= 0).astype(np.float32)
+    batch["weight"] = weight.reshape(weight.shape[: batch["labels"].ndim])
     return batch
 
 
@@ -123,8 +142,9 @@ class _Step:
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_rows
         stop = start + self.batch_rows if self.total_rows is None else min(start + self.batch_rows, self.total_rows)
-        members = padded(self.stream.between(start, stop, self.seed), self.batch_rows)
-        return make_batch(self.stream.examples, padded(members, self.multiple), self.own)
+        members = padded(padded(self.stream.between(start, stop, self.seed), self.batch_rows), self.multiple)
+        keys = self.stream.keys(start, members, self.seed)
+        return make_batch(self.stream.examples, members, self.own, keys)
 
 
 def training_batches(

@@ -129,7 +129,7 @@ def wordpiece(
             )
         arrays = {}
         for split in splits:
-            tokens, type_ids = _encode(encoder, texts(split), split)
+            tokens, type_ids = encode(encoder, texts(split), split)
             arrays[f"{split}.offsets"] = tokens.offsets
             arrays[f"{split}.tokens"] = tokens.values
             arrays[f"{split}.type_ids"] = type_ids.values
@@ -164,15 +164,20 @@ def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
     return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, parts: list[Sequence[str | bytes]], split: str) -> tuple[Ragged, Ragged]:
-    """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time."""
+def encode(
+    tokenizer: tokenizers.Tokenizer, parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
+) -> tuple[Ragged, Ragged]:
+    """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time.
+
+    `special`: whether the tokenizer adds its [CLS] and [SEP] to each.
+    """
     size, piece = len(parts[0]), 8192
     tokens, type_ids = [], []
     with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
         for start in range(0, size, piece):
             columns = [list(map(as_text, part[start : start + piece])) for part in parts]
             lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-            encodings = tokenizer.encode_batch_fast(lines)
+            encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
             tokens.append(Ragged.of([encoding.ids for encoding in encodings], np.int32))
             type_ids.append(Ragged.of([encoding.type_ids for encoding in encodings], np.int32))
             bar.update(len(encodings))

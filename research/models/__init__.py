@@ -4,10 +4,12 @@ from flax import linen as nn
 
 from research.models.bert import BertClassifier
 from research.models.linear import LinearRegression, LogisticRegression, SparseLogisticRegression
+from research.models.mlm import BertMaskedLM
 from research.models.resnet import ResNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "bert": BertClassifier,
+    "bert_mlm": BertMaskedLM,
     "linear": LinearRegression,
     "logistic": LogisticRegression,
     "resnet": ResNet,

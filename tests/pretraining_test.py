@@ -1,0 +1,119 @@
+"""Masked language modelling from end to end, small; and a fine-tuning run with frozen layers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from research.checkpoint import Checkpoints
+from research.data.pipeline import Rows
+from research.errors import UserError
+from research.evaluation import evaluate
+from research.experiment import prepare
+from research.loop import train_and_evaluate
+from research.rundir import RunDir
+from research.state import path_name
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    tiny.few_documents(monkeypatch)
+    tiny.few_sentences(monkeypatch)
+
+
+def _run(config, workdir, **options):
+    return train_and_evaluate(config, workdir, show=False, **options)
+
+
+def _stop_after(steps):
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= steps
+
+
+def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
+    """With dropout, an epoch's end and evaluations on both sides of the interruption."""
+    whole = _run(tiny.mlm(steps=40), tmp_path / "whole")
+    assert _run(tiny.mlm(steps=40), tmp_path / "cut", should_stop=_stop_after(23))["step"] == 23
+    rest = _run(tiny.mlm(steps=40), tmp_path / "cut")
+    assert rest["params_sha256"] == whole["params_sha256"]
+    assert rest["examples_seen"] == whole["examples_seen"] == 320
+    perplexities = [line["perplexity"] for line in RunDir(tmp_path / "whole").metrics("validation")]
+    assert len(perplexities) == 4
+    assert perplexities[-1] < 0.6 * perplexities[0]
+    assert whole["best"]["step"] == 10 * (1 + int(np.argmin(perplexities)))
+    metrics = whole["metrics"]["validation"]
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"]), rel=1e-6)
+    examples = prepare(tiny.mlm()).dataset.split("validation")
+    lines = (tmp_path / "whole/predictions/validation.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["index"] for record in records] == list(range(len(examples)))
+    rows, _ = examples.rows(np.arange(len(examples)))
+    hits = []
+    for record in records:
+        for place, label, prediction in zip(*(record[k] for k in ("position", "label", "prediction")), strict=True):
+            if label >= 0:
+                assert rows[record["index"], place] == label
+                hits.append(label == prediction)
+    assert np.mean(hits) == pytest.approx(metrics["accuracy"], abs=1e-9)
+
+
+def test_evaluation_is_exact_at_any_batch_size():
+    results = []
+    for batch_size in (3, 64):
+        config = tiny.mlm()
+        config.eval.batch_size = batch_size
+        experiment = prepare(config)
+        results.append(evaluate(experiment, experiment.init(), "validation")[0])
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-6)
+
+
+def test_each_processs_rows_are_masked_as_those_of_one_process():
+    experiment = prepare(tiny.mlm())
+    (whole,) = tiny.batches(experiment, 1)
+    for part in range(2):
+        share = prepare(tiny.mlm())
+        object.__setattr__(share, "rows", Rows(of=lambda n, part=part: np.arange(n)[part::2], multiple=8))
+        (batch,) = tiny.batches(share, 1)
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, whole[name][part::2])
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("data", {"row_length": 200}, "row_length is 200: model.max_positions is 128"),
+        ("model", {"vocab_size": 100}, r"token id \d+ in split '\w+' is out of range: model.vocab_size is 100"),
+        ("model", {"name": "bert"}, "model.num_classes is missing"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(section, change, message, tmp_path):
+    config = tiny.mlm()
+    (config.data.transform if section == "data" else config.model).update(change)
+    with pytest.raises(UserError, match=message):
+        _run(config, tmp_path)
+
+
+def test_rows_can_not_be_packed(tmp_path):
+    with pytest.raises(UserError, match=r"give train\.batch_size instead"):
+        _run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
+
+
+def test_a_fine_tuning_run_with_frozen_layers_goes_on_where_it_was(tmp_path):
+    """Its optimizer has no state for them, which a checkpoint must be able to hold and to give back."""
+    config = tiny.bert(steps=4)
+    config.optimizer.update(freeze="embedding|attention", layer_decay=0.8)
+    assert _run(config, tmp_path, should_stop=_stop_after(2))["step"] == 2
+    assert _run(config, tmp_path)["status"] == "completed"
+    experiment = prepare(config)
+    with Checkpoints(tmp_path / "checkpoints", metric="accuracy", mode="max", writable=False) as checkpoints:
+        state, _ = checkpoints.restore(experiment.state, 4)
+    start = experiment.init().params["encoder"]
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), start, state.params["encoder"])
+    for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+        assert changed == ("mlp" in path_name(path)), path
+    moments = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert any("mlp_in/kernel" in name for name in moments)
+    assert not any("attention" in name or "embedding" in name for name in moments)
