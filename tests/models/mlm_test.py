@@ -134,12 +134,15 @@ def test_the_token_embedding_learns_from_both_its_uses(rng):
     np.testing.assert_allclose(whole["output_bias"], error.sum(axis=0), atol=1e-5)
 
 
+HEAD = {"num_classes": 2, "pooler": "tanh", "pooler_dropout": 0.0, "classifier_dropout": None}
+
+
 def test_the_encoder_has_the_classifiers_parameters():
     """So that a classifier can start from a pretrained encoder."""
     batch = {**_batch(np.random.default_rng(0), [[3]]), "starts": jnp.zeros((1, 1), jnp.int32)}
     shapes = [
         jax.eval_shape(lambda m=module: m.init(jax.random.key(0), batch, train=False))["params"]["encoder"]
-        for module in (MODULE, BertClassifier(**SIZES, num_classes=2))
+        for module in (MODULE, BertClassifier(**SIZES, **HEAD))
     ]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes[0]) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes[1]
