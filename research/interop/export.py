@@ -1,6 +1,7 @@
 """A run -> a folder that transformers opens, with the same logits."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
         _write_tokenizer(folder, tokenizer, special, family, model["max_positions"])
         _write_json(folder / "config.json", settings)
         write(folder / SINGLE, family, params)
+        shutil.copymode(folder / "config.json", folder / SINGLE)  # the library leaves it to its owner alone
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}") from error
     return step

@@ -63,6 +63,7 @@ def test_the_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"step": 7, "format": "hf", "out": str(out)}
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert len(before) == 5
+    assert len({path.stat().st_mode for path in before}) == 1
     with pytest.raises(UserError, match="is there and not empty; choose another --out"):
         shell.main([f"--workdir={workdir}", f"--out={out}"])
     assert {path: path.read_bytes() for path in out.iterdir()} == before

@@ -70,7 +70,9 @@ def test_other_types_become_float32(dtype, tmp_path):
     params = _params(tmp_path)
     _rewrite(tmp_path, lambda tensors: {name: tensor.astype(dtype) for name, tensor in tensors.items()})
     expected = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
-    tiny.assert_trees_equal(_params(tmp_path), expected)
+    found = _params(tmp_path)
+    tiny.assert_trees_equal(found, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
 
 
 def test_the_head_may_be_missing(tmp_path):
