@@ -148,19 +148,13 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
         return None
     if (x == x[0]).all():
         return 0.0
-    # Scaled to length 1 before they are multiplied, so that the squares of small deviations don't vanish.
-    x, y = _unit(x - x.mean()), _unit(y - y.mean())
-    return float(np.clip(x @ y, -1.0, 1.0))
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1.0, 1.0))
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
     """Spearman's rank correlation of two arrays [N]: Pearson's of their ranks, equal values sharing their mean rank."""
     return pearson(_ranks(predictions), _ranks(labels))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = x / np.abs(x).max()
-    return x / np.linalg.norm(x)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

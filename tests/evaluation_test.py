@@ -39,12 +39,15 @@ def test_correlations_are_of_the_whole_split(monkeypatch):
     tiny.glue(monkeypatch)
     config = tiny.bert_glue_task("stsb")
     config.eval.batch_rows = 8
+    config.model.initializer_range = 0.5  # so that predictions differ before any training
     experiment = prepare(config)
     state = experiment.init()
     assert len(experiment.streams("validation").rows) > 8
     metrics, records = evaluate(experiment, state, "validation", predictions=True)
     assert evaluate(experiment, state, "validation") == (metrics, [])
     columns = [[record[name] for record in records] for name in ("prediction", "label")]
+    # The loss was summed on the device: so each prediction stands beside its own label.
+    assert metrics["loss"] == pytest.approx(sklearn.metrics.mean_squared_error(*columns), rel=1e-5)
     assert metrics["pearson"] == pytest.approx(scipy.stats.pearsonr(*columns).statistic, abs=1e-9)
     assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(*columns).statistic, abs=1e-9)
     labels = experiment.dataset.split("validation").labels
