@@ -10,6 +10,8 @@ of a left-to-right model, nor between vocabularies:
     processor time.
   wikitext: not yet measured to its end.
   base: not yet measured; it wants an accelerator.
+
+TFDS has no builder of WikiText: it is read where it lies prepared for TFDS, a line of the original files to a record.
 """
 
 from ml_collections import ConfigDict
