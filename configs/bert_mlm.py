@@ -6,9 +6,12 @@ python -m research.train --config=configs/bert_mlm.py:wikitext
 
 Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0; perplexity over hidden tokens, not comparable with that
 of a left-to-right model, nor between vocabularies:
-  embedded: not yet measured.
-  wikitext: not yet measured.
+  embedded: validation perplexity 140.9, accuracy 0.219, with the texts of Python 3.11.7; 2 minutes and 37 seconds of
+    processor time.
+  wikitext: not yet measured to its end.
   base: not yet measured; it wants an accelerator.
+
+TFDS has no builder of WikiText: it is read where it lies prepared for TFDS, a line of the original files to a record.
 """
 
 from ml_collections import ConfigDict
@@ -84,7 +87,6 @@ def _small(config: ConfigDict, vocab_size: int) -> None:
     config.model.dropout = 0.0
     config.model.attention_dropout = 0.0
     config.data.transform = _rows(vocab_size, 64)
-    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_fraction = 0.05
     config.train.batch_size = 16
     config.eval.batch_size = 64
@@ -94,6 +96,7 @@ def _embedded(config: ConfigDict) -> None:
     """The documentation that comes with Python; neither network nor downloads. Another Python has other texts."""
     _small(config, 4000)
     config.data.name = "python_docs"
+    config.optimizer.learning_rate = 2e-3
     config.train.epochs = 5
     config.eval.every_steps = 200
     config.checkpoint.every_steps = 200
@@ -105,6 +108,7 @@ def _wikitext(config: ConfigDict) -> None:
     config.data.name = "wikitext/wikitext-2-v1"
     config.data.transform.heading = WIKITEXT_HEADING
     config.data.transform.replace = WIKITEXT_REPLACE
+    config.optimizer.learning_rate = 1e-3
     config.train.epochs = 3
     config.eval.every_steps = 1000
     config.checkpoint.every_steps = 1000
