@@ -155,6 +155,7 @@ def _write_vocabulary(folder, size):
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
 
 
+@pytest.mark.realdata
 def test_minilm(minilm):
     """Measured: hidden states at most 3.4e-6 apart, pooled vectors 4e-7, logits of a random classifier 1e-7."""
     import torch
