@@ -53,7 +53,8 @@ def test_logits_loss_and_gradients(seed):
     with torch.no_grad():
         theirs.cls.predictions.bias.copy_(torch.randn(60))  # it starts at 0, where a forgotten one would go unseen
     ours = BertMaskedLM(
-        vocab_size=60, hidden_size=16, num_heads=4, mlp_size=40, activation="gelu", position_offset=0, num_layers=2, max_positions=16, type_vocab_size=2,
+        vocab_size=60, hidden_size=16, num_heads=4, mlp_size=40, activation="gelu", position_offset=0,
+        num_layers=2, max_positions=16, type_vocab_size=2,
         dropout=0.0, attention_dropout=0.0, layer_norm_eps=config.layer_norm_eps, initializer_range=0.3,
     )  # fmt: skip
     params = jax.tree.map(jnp.asarray, _params(theirs))
