@@ -20,8 +20,11 @@ from research.models import MODELS
 from research.rundir import RunDir
 from research.state import path_name
 
-# The model's inputs; only their shapes are looked at.
-_BATCH = dict.fromkeys(("tokens", "segments", "positions", "type_ids", "starts"), np.zeros((1, 1), np.int32))
+# The models that have the encoder. Only `bert` has what classifies by it.
+_MODELS = ("bert", "bert_mlm")
+# Their inputs; only the shapes are looked at.
+_INPUTS = ("tokens", "segments", "positions", "type_ids", "starts", "masked_positions")
+_BATCH = dict.fromkeys(_INPUTS, np.zeros((1, 1), np.int32))
 _TOKENIZER = ("tokenizer", "lowercase", "vocab_size")
 
 
@@ -42,7 +45,7 @@ class Start:
 
 
 def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Start:
-    """Resolves `config.init_from`: a folder, a hub id, or the run directory of a BERT.
+    """Resolves `config.init_from`: a folder, a hub id, or the run directory of a BERT, classifier or language model.
 
     The model's settings and the tokenizer are those of the weights, but for keys in `given`, which the user set. Where
     `workdir` holds a run from the same weights with a checkpoint, they are that run's, and the weights aren't needed.
@@ -52,20 +55,24 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
     """
     if not config.init_from:
         return Start(config)
-    if config.model.name != "bert":
-        raise UserError(f"init_from={config.init_from!r} is for model 'bert'; this config's is {config.model.name!r}")
+    if config.model.name not in _MODELS:
+        raise UserError(
+            f"init_from={config.init_from!r} is for models {' and '.join(_MODELS)}; this config's is "
+            f"{config.model.name!r}"
+        )
     run = RunDir(workdir)
     if run.resumable:
         saved = run.config()
-        if saved["init_from"] == config.init_from and saved["model"]["name"] == "bert":
+        if saved["init_from"] == config.init_from and saved["model"]["name"] == config.model.name:
             return Start(_with(config, saved["model"], saved["data"]["transform"], given))
 
     weights = _weights(config.init_from)
     config = _with(config, weights.model, weights.transform, given)
     params = abstract_params(config.model)
-    params.pop("classifier")  # that of the weights answers another question
-    match = weights.match(_shapes(params))
-    note = f"weights: {weights.what}; fresh: {', '.join(sorted({'classifier'} | match.fresh))}"
+    # The classifier of the weights answers another question; a language model's head is not read.
+    wanted = {name: params[name] for name in ("encoder", "pooler") if name in params}
+    match = weights.match(_shapes(wanted))
+    note = f"weights: {weights.what}; fresh: {', '.join(sorted((params.keys() - wanted.keys()) | match.fresh))}"
     return Start(config, match.initial, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
 
 
@@ -99,7 +106,7 @@ def _with(config: ConfigDict, model: Mapping[str, Any], transform: Mapping[str, 
     """A copy of the config with these settings, but for keys in `given`."""
     config = config.copy_and_resolve_references()
     for key in set(model) - {"name", "num_classes"}:
-        if f"model.{key}" not in given:
+        if f"model.{key}" not in given and key in config.model:
             config.model[key] = model[key]
     for key in _TOKENIZER:
         if f"data.transform.{key}" not in given and key in config.data.transform:
@@ -163,15 +170,19 @@ class _Run:
     def __init__(self, folder: Path):
         self._run = RunDir.open(folder)
         saved = self._run.config()
-        if saved["model"]["name"] != "bert":
-            raise UserError(f"{folder} is a run of model {saved['model']['name']!r}; init_from needs one of 'bert'")
+        if saved["model"]["name"] not in _MODELS:
+            raise UserError(
+                f"{folder} is a run of model {saved['model']['name']!r}; init_from needs one of {' or '.join(_MODELS)}"
+            )
         self.what = f"the run {folder}"
         self.model = saved["model"]
         self.transform = saved["data"]["transform"] | {"tokenizer": str(self._run.assets / "tokenizer.json")}
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
-        """As that of _Files."""
+        """As that of _Files. A language model has no pooler."""
         own = _shapes(abstract_params(self.model))
+        fresh = frozenset({"pooler"} if self.model["name"] == "bert_mlm" else ())
+        shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] not in fresh}
         for path, shape in shapes.items():
             if own.get(path) != shape:
                 has = f"has {path} of shape {own[path]}" if path in own else f"lacks {path}"
@@ -186,4 +197,4 @@ class _Run:
             with checkpoints_of(self._run) as checkpoints:
                 return {**params, **checkpoints.restore_params(abstract, step)}
 
-        return _Match(initial)
+        return _Match(initial, fresh)

@@ -197,3 +197,40 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     batch = tiny_encoder.batch(tiny_encoder.CONFIGS[family]["vocab_size"], type_ids=family == "bert")
     logits = module.apply({"params": params}, batch, train=False)[:, 0]
     np.testing.assert_allclose(logits, GOLDEN[family], atol=1e-6)
+
+
+class TestLanguageModels:
+    @pytest.fixture(autouse=True)
+    def _few_documents(self, monkeypatch):
+        tiny.few_documents(monkeypatch)
+
+    def _mlm(self, *overrides):
+        settings = ["train.steps=2", "train.batch_size=8", "eval.every_steps=0", *overrides]
+        experiment = load("configs/bert_mlm.py:embedded", settings)
+        return experiment.config, experiment.given
+
+    def test_a_classifier_starts_from_a_pretraining_run(self, tmp_path):
+        config, _ = self._mlm("model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.mlp_size=32")
+        train_and_evaluate(config, tmp_path / "mlm", show=False)
+        start = _start(tmp_path / "W", tmp_path / "mlm")
+        assert start.note == f"weights: the run {tmp_path}/mlm; fresh: classifier, pooler"
+        assert (start.config.model.hidden_size, start.config.model.pooler) == (16, "tanh")
+        params, fresh = _first(start, tmp_path / "W")
+        run = RunDir.open(tmp_path / "mlm")
+        with Checkpoints(run.checkpoints, metric="perplexity", mode="min", writable=False) as checkpoints:
+            saved = checkpoints.restore(prepare(config, run.assets).state, 2)[0].params
+        tiny.assert_trees_equal(params["encoder"], saved["encoder"])
+        for name in ("pooler", "classifier"):
+            tiny.assert_trees_equal(params[name], fresh[name])
+
+    def test_pretraining_goes_on_from_weights(self, tmp_path):
+        tiny_encoder.write(tmp_path / "F")
+        config, given = self._mlm(f"init_from={tmp_path / 'F'}", "data.transform.row_length=16")
+        start = pretrained.start(config, given, tmp_path / "W")
+        assert start.note.startswith(f"weights: {tmp_path}/F (bert); fresh: output_bias, transform, transform_norm")
+        assert start.config.model.hidden_size == 8
+        params, fresh = _first(start, tmp_path / "W")
+        table = params["encoder"]["token_embedding"]["embedding"]
+        np.testing.assert_array_equal(table, tiny_encoder.tensors("bert")["bert.embeddings.word_embeddings.weight"])
+        tiny.assert_trees_equal(params["transform"], fresh["transform"])
+        assert _run(start, tmp_path / "run")["status"] == "completed"
