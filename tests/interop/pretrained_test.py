@@ -92,7 +92,7 @@ class TestTheConfig:
 
     def test_other_models_take_none(self, tmp_path):
         experiment = load("configs/logistic_digits.py", [f"init_from={tmp_path}"])
-        with pytest.raises(UserError, match="is for model 'bert'; this config's is 'logistic'"):
+        with pytest.raises(UserError, match="is for models bert and bert_mlm; this config's is 'logistic'"):
             pretrained.start(experiment.config, experiment.given, "W")
 
 
@@ -165,7 +165,7 @@ def test_a_run_of_another_model_is_one_line(tmp_path):
     run = RunDir(tmp_path / "first")
     run.start(tiny.logistic().to_dict())
     run.checkpoints.mkdir()
-    with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of 'bert'"):
+    with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of bert or bert_mlm"):
         _start(tmp_path / "W", tmp_path / "first")
 
 
