@@ -32,6 +32,7 @@ def _stop_after(steps):
     return lambda: next(calls) >= steps
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
     """With dropout, an epoch's end and evaluations on both sides of the interruption."""
     whole = _run(tiny.mlm(steps=40), tmp_path / "whole")
@@ -101,6 +102,7 @@ def test_rows_can_not_be_packed(tmp_path):
         _run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_run_with_frozen_layers_goes_on_where_it_was(tmp_path):
     """Its optimizer has no state for them, which a checkpoint must be able to hold and to give back."""
     config = tiny.bert(steps=4)

@@ -111,6 +111,7 @@ def test_a_run_starts_from_the_weights(family, tmp_path):
     assert not np.array_equal(params["classifier"]["kernel"], expected["classifier"]["kernel"])
 
 
+@pytest.mark.slow
 def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
     tiny_encoder.write(tmp_path / "F")
     whole = _run(_start(tmp_path / "whole", tmp_path / "F", "model.num_layers=1"), tmp_path / "whole")
@@ -199,6 +200,7 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     np.testing.assert_allclose(logits, GOLDEN[family], atol=1e-6)
 
 
+@pytest.mark.slow
 class TestLanguageModels:
     @pytest.fixture(autouse=True)
     def _few_documents(self, monkeypatch):
