@@ -14,6 +14,9 @@ def defaults() -> ConfigDict:
             "dtype": "float32",
             # Pretrained weights to start from: a hub id, a folder, or a run directory. None starts from random weights.
             "init_from": placeholder(str),
+            # A regex; parameters whose path it finds start from random weights all the same. Of twelve layers the top
+            # two, and the pooler: "layer_1[01]/|pooler". Empty: all that the weights have is taken.
+            "init_fresh": "",
             # Whether the full size takes an accelerator to end in reasonable time; only the choice of preset reads it.
             "needs_accelerator": False,
             "model": {},

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -45,3 +46,11 @@ def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], w
         if parameter.default is inspect.Parameter.empty and key not in arguments and key not in extra:
             raise UserError(f"{what}.{key} is missing; {name!r} needs it")
     return function(**arguments, **extra)
+
+
+def regex(key: str, pattern: str) -> re.Pattern[str]:
+    """The config key's regular expression. Raises UserError for what is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{key}={pattern!r} is no regular expression: {error}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from research.build import lookup
+from research.build import lookup, regex
 from research.errors import UserError
 from research.state import path_name
 
@@ -97,10 +97,7 @@ def optimizer(
     if not 0 < layer_decay <= 1:
         raise UserError(f"optimizer.layer_decay is {layer_decay}; it must be above 0 and at most 1, which is off")
     for key, pattern in (("decay_exclude", decay_exclude), ("freeze", freeze)):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"optimizer.{key}={pattern!r} is no regular expression: {error}") from error
+        regex(f"optimizer.{key}", pattern)
     decay = optax.identity()
     if weight_decay:
         decay = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_exclude))

@@ -16,6 +16,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """The quick tests run each small program once or twice: a thorough compilation would take most of their time.
+
+    The others, marked, run programs as they are compiled for users.
+    """
+    quick = "not slow" in config.getoption("markexpr")
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for the processes they start
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _compile_once(tmp_path_factory):
     """Many tests compile the same small programs: keep them for the session."""

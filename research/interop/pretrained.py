@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from research.build import build
+from research.build import build, regex
 from research.checkpoint import Checkpoints
 from research.errors import UserError
 from research.interop import source
@@ -54,6 +55,10 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
       UserError: the weights can't be had or read, are another architecture's, or don't fit the settings given.
     """
     if not config.init_from:
+        if config.init_fresh:
+            raise UserError(
+                f"init_fresh={config.init_fresh!r} leaves out some of init_from's weights; init_from is None"
+            )
         return Start(config)
     if config.model.name not in _MODELS:
         raise UserError(
@@ -71,8 +76,12 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
     params = abstract_params(config.model)
     # The classifier of the weights answers another question; a language model's head is not read.
     wanted = {name: params[name] for name in ("encoder", "pooler") if name in params}
-    match = weights.match(_shapes(wanted))
-    note = f"weights: {weights.what}; fresh: {', '.join(sorted((params.keys() - wanted.keys()) | match.fresh))}"
+    match = weights.match(_without(_shapes(wanted), config.init_fresh))
+    fresh = [
+        *sorted((params.keys() - wanted.keys()) | match.fresh),
+        *([config.init_fresh] if config.init_fresh else []),
+    ]
+    note = f"weights: {weights.what}; fresh: {', '.join(fresh)}"
     return Start(config, match.initial, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
 
 
@@ -125,6 +134,21 @@ def abstract_params(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, tuple[int, ...]]:
+    """Those whose path the regex does not find, which an encoder's top layers may (Zhang et al. 2021, section 5).
+
+    Raises UserError where it finds none, or leaves none.
+    """
+    pattern = regex("init_fresh", init_fresh)
+    kept = {path: shape for path, shape in shapes.items() if not (init_fresh and pattern.search(path))}
+    if not kept or (init_fresh and len(kept) == len(shapes)):
+        which = "no" if kept else "every"
+        raise UserError(
+            f"init_fresh={init_fresh!r} finds {which} parameter that init_from has; one is {next(iter(shapes))}"
+        )
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +215,12 @@ class _Run:
             step = checkpoints.step("last")
 
         def initial(params: Any) -> Any:
-            wanted = {name: params[name] for name in {path.split("/")[0] for path in shapes}}
+            flat = flatten_dict(params, sep="/")
+            wanted = {path: flat[path] for path in shapes}
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
             jax.tree.map(lambda x: x.delete(), wanted)
             with checkpoints_of(self._run) as checkpoints:
-                return {**params, **checkpoints.restore_params(abstract, step)}
+                saved = checkpoints.restore_params(unflatten_dict(abstract, sep="/"), step)
+            return unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")
 
         return _Match(initial, fresh)

@@ -111,6 +111,41 @@ def test_a_run_starts_from_the_weights(family, tmp_path):
     assert not np.array_equal(params["classifier"]["kernel"], expected["classifier"]["kernel"])
 
 
+@pytest.mark.parametrize("source", ["files", "run"])
+def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
+    tiny_encoder.write(tmp_path / "F", num_classes=2)
+    _, weights = pretrained.load(str(tmp_path / "F"))
+    if source == "run":
+        tiny_encoder.write_run(tmp_path / "first", tmp_path / "F", num_classes=2)
+    start = _start(tmp_path / "W", tmp_path / ("F" if source == "files" else "first"), "init_fresh=layer_1/|pooler")
+    assert "fresh: classifier, layer_1/|pooler" in start.note
+    params, fresh = _first(start, tmp_path / "W")
+    for part in ("token_embedding", "embedding_norm", "layer_0"):
+        tiny.assert_trees_equal(params["encoder"][part], weights["encoder"][part])
+    tiny.assert_trees_equal(params["encoder"]["layer_1"], fresh["encoder"]["layer_1"])
+    tiny.assert_trees_equal(params["pooler"], fresh["pooler"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["init_fresh=layer_7/"], "init_fresh='layer_7/' finds no parameter that init_from has; one is encoder/"),
+        (["init_fresh=."], "init_fresh='.' finds every parameter"),
+        (["init_fresh=("], r"init_fresh='\(' is no regular expression"),
+    ],
+)
+def test_an_init_fresh_that_is_no_good_is_one_line(overrides, message, tmp_path):
+    tiny_encoder.write(tmp_path)
+    with pytest.raises(UserError, match=message):
+        _start(tmp_path / "W", tmp_path, *overrides)
+
+
+def test_init_fresh_needs_init_from():
+    experiment = load("configs/bert_sst2.py:embedded", ["init_fresh=pooler"])
+    with pytest.raises(UserError, match="init_from is None"):
+        pretrained.start(experiment.config, experiment.given, "W")
+
+
 @pytest.mark.slow
 def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
     tiny_encoder.write(tmp_path / "F")
