@@ -7,8 +7,8 @@ import numpy as np
 
 from research import metrics, sharding
 from research.data import pipeline
-from research.experiment import Experiment
-from research.state import TrainState
+from research.experiment import AVERAGE, Experiment
+from research.state import TrainState, averaged
 
 
 def evaluate(
@@ -16,8 +16,22 @@ def evaluate(
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     """The metrics of a split, and with `predictions` a record per example in the dataset's order.
 
-    A metric is None where the split's labels are hidden.
+    A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, there are
+    metrics of that too, ema_…; the predictions are its own if `eval.metric` is one of these.
     """
+    if not state.average:
+        return _evaluate(experiment, state, split, predictions)
+    ranked = experiment.config.eval.metric.startswith(AVERAGE)
+    mean = averaged(state, experiment.config.train.ema_decay)
+    values, records = _evaluate(experiment, state, split, predictions and not ranked)
+    of_average, records_of_average = _evaluate(experiment, mean, split, predictions and ranked)
+    values |= {f"{AVERAGE}{name}": value for name, value in of_average.items()}
+    return values, records_of_average if ranked else records
+
+
+def _evaluate(
+    experiment: Experiment, state: TrainState, split: str, predictions: bool
+) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     stream, section = experiment.streams(split), experiment.config.eval
     batch_rows = section.batch_rows if experiment.packed else section.batch_size
     batches = pipeline.evaluation_batches(stream, batch_rows=batch_rows, rows=experiment.rows)

@@ -23,6 +23,9 @@ from research.rundir import flatten
 from research.state import TrainState, init_state
 from research.tasks import TASKS, Task
 
+# What the metrics of the averaged parameters begin with.
+AVERAGE = "ema_"
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -106,7 +109,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     def init() -> TrainState:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch)
-        return init_state(module, tx, batch, config.seed)
+        return init_state(module, tx, batch, config.seed, average=config.train.ema_decay > 0)
 
     try:
         abstract = jax.eval_shape(init)
@@ -122,7 +125,10 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
     except ValueError as error:
         raise UserError(f"task {config.task.name!r} does not fit the model: {str(error).splitlines()[0]}") from error
-    lookup({**scores, **task.split_metrics}, config.eval.metric, "eval.metric")
+    known = {**scores, **task.split_metrics}
+    if config.train.ema_decay > 0:
+        known |= {f"{AVERAGE}{name}": score for name, score in known.items()}
+    lookup(known, config.eval.metric, "eval.metric")
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return Experiment(
@@ -149,6 +155,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
                 tx=tx,
                 seed=config.seed,
                 accumulate=config.train.accumulate,
+                ema_decay=config.train.ema_decay,
             ),
             in_shardings=(shardings, batch_sharding),
             out_shardings=(shardings, replicated),
@@ -169,6 +176,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.batch_size": (1, math.inf),
     "train.batch_rows": (1, math.inf),
     "train.accumulate": (1, math.inf),
+    "train.ema_decay": (0, 1 - 2**-20),  # in float32 a step more would leave no trace
     "train.log_every": (1, math.inf),
     "train.epochs": (0, 1e9),
     "train.max_minutes": (0, math.inf),

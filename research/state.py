@@ -1,5 +1,6 @@
-"""The train state: four parts, arrays only. What they mean only the model and the optimizer know."""
+"""The train state: five parts, arrays only. What they mean only the model and the optimizer know."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -15,19 +16,41 @@ from jax.experimental import multihost_utils
 @flax.struct.dataclass
 class TrainState:
     """step: int32 scalar, updates done so far; params: the float32 parameters;
-    model_state: other collections (batch statistics), possibly empty; opt_state: the optimizer's."""
+    model_state: other collections (batch statistics), possibly empty; opt_state: the optimizer's;
+    average: weighted sums of params and model_state, which `averaged` makes means of; empty where none is kept."""
 
     step: jax.Array
     params: Any
     model_state: Any
     opt_state: Any
+    average: Any
 
 
-def init_state(module: nn.Module, tx: optax.GradientTransformation, batch: Any, seed: int) -> TrainState:
-    """The state before the first step. `batch` gives shapes only; the values do not matter."""
+def init_state(
+    module: nn.Module, tx: optax.GradientTransformation, batch: Any, seed: int, *, average: bool = False
+) -> TrainState:
+    """The state before the first step. `batch` gives shapes only; the values do not matter.
+
+    `average`: whether an average of the parameters is to be kept.
+    """
     variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
     params = variables.pop("params")
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=variables, opt_state=tx.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=tx.init(params),
+        average=jax.tree.map(jnp.zeros_like, {"params": params, "model_state": variables}) if average else {},
+    )
+
+
+def averaged(state: TrainState, decay: float) -> TrainState:
+    """The state whose params and model_state are the average of those after each step so far, at least one.
+
+    Those of i steps ago weigh decay^i, and the weights sum to one (Kingma & Ba 2015, section 7.2).
+    """
+    mean = jax.tree.map(lambda x: x / (1 - decay**state.step).astype(x.dtype), state.average)
+    return dataclasses.replace(state, **mean)
 
 
 def path_name(path: Any) -> str:

@@ -21,11 +21,13 @@ def train_step(
     tx: optax.GradientTransformation,
     seed: int,
     accumulate: int = 1,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer update on the mean loss of the examples in `batch`.
 
     With `accumulate` = k the batch's rows go through the model in k parts, whose summed gradients are divided by the
     examples' total weight once: the same update as k = 1 up to rounding (dropout masks and batch statistics apart).
+    `ema_decay` is of the average of the parameters, where the state keeps one.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -66,16 +68,11 @@ def train_step(
         grads = jax.tree.map(lambda g: g / scores["loss"].weight, grads)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    latest = {"params": params, "model_state": model_state} if state.average else {}
+    average = jax.tree.map(lambda mean, new: ema_decay * mean + (1 - ema_decay) * new, state.average, latest)
     scores = {**scores, "grad_norm": metrics.Mean(optax.tree.norm(grads), jnp.ones(()))}
-    return (
-        TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
-            opt_state=opt_state,
-        ),
-        scores,
-    )
+    return TrainState(state.step + 1, params, model_state, opt_state, average), scores
 
 
 def eval_step(

@@ -15,6 +15,7 @@ def _state(value):
         params={"w": jnp.full((8, 4), float(value))},
         model_state={},
         opt_state=(jnp.full(3, float(value)),),
+        average={"params": {"w": jnp.full((8, 4), float(value))}, "model_state": {}},
     )
 
 

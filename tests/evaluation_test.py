@@ -1,10 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
 
+from research import sharding
+from research.errors import UserError
 from research.evaluation import evaluate
 from research.experiment import prepare
+from research.state import averaged
 from tests import tiny
 
 
@@ -62,3 +67,34 @@ def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
     metrics, records = evaluate(experiment, experiment.init(), "test", predictions=True)
     assert metrics == {"accuracy": None, "loss": None}
     assert len(records) == len(experiment.dataset.split("test"))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "ema_accuracy"])
+def test_the_average_is_evaluated_beside_the_parameters(metric):
+    """The predictions are those of the one that `eval.metric` ranks."""
+    config = tiny.logistic()
+    config.train.ema_decay = 0.5
+    config.eval.metric = metric
+    experiment = prepare(config)
+    state = experiment.init()
+    for batch in tiny.batches(experiment, 2):
+        state, _ = experiment.train_step(state, sharding.put_batch(batch, experiment.mesh))
+    metrics, records = evaluate(experiment, state, "validation", predictions=True)
+    config.train.ema_decay, config.eval.metric = 0.0, "accuracy"
+    plain = prepare(config)
+    alone, records_alone, of_mean, records_of_mean = (
+        part
+        for of in (state, averaged(state, 0.5))
+        for part in evaluate(plain, dataclasses.replace(of, average={}), "validation", predictions=True)
+    )
+    assert metrics == alone | {f"ema_{name}": value for name, value in of_mean.items()}
+    assert metrics["ema_loss"] != metrics["loss"]
+    assert records == (records_of_mean if metric == "ema_accuracy" else records_alone)
+    assert records_of_mean != records_alone
+
+
+def test_an_average_that_is_not_kept_can_not_rank():
+    config = tiny.logistic()
+    config.eval.metric = "ema_accuracy"
+    with pytest.raises(UserError, match=r"eval.metric 'ema_accuracy' is unknown; did you mean 'accuracy'"):
+        prepare(config)

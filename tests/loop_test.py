@@ -71,9 +71,9 @@ def test_what_a_run_leaves_behind(tmp_path):
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
-    """With dropout, batch statistics, momentum, an epoch's end and evaluations on both sides of the interruption."""
-    whole = _run(make(steps=20), tmp_path / "whole")
-    config = make(steps=20)
+    """With dropout, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations before and after."""
+    whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
+    config = make(steps=20, ema_decay=0.9)
     half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
     assert (half["status"], half["step"]) == ("preempted", 10)
     rest = _run(config, tmp_path / "half")
@@ -83,6 +83,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     for split in ("train", "validation"):
         assert RunDir(tmp_path / "half").metrics(split) == RunDir(tmp_path / "whole").metrics(split)
     assert rest["best"] == whole["best"]
+    assert rest["metrics"]["validation"]["ema_loss"] != rest["metrics"]["validation"]["loss"]
 
 
 def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from research import sharding
 from research.experiment import prepare
+from research.state import averaged
 from research.step import train_step
 from tests import tiny
 
@@ -147,3 +148,34 @@ def test_bfloat16_compute_keeps_float32_parameters(few):
     _, scores = experiment.train_step(experiment.init(), sharding.put_batch(batch, experiment.mesh))
     # The loss of a fresh two-class classifier; bfloat16 keeps about three digits.
     assert float(scores["loss"].compute()) == pytest.approx(np.log(2), abs=0.05)
+
+
+def test_the_average_is_of_all_parameters_and_batch_statistics_so_far():
+    """Weights decay^i that sum to one, worked out in float64. Measured: 2e-7 of each array's largest entry."""
+    config = tiny.resnet()
+    config.train.ema_decay = 0.75
+    experiment = prepare(config)
+    state, seen = experiment.init(), []
+    for batch in tiny.batches(experiment, 3):
+        state, _ = experiment.train_step(state, sharding.put_batch(batch, experiment.mesh))
+        seen.append(jax.device_get((state.params, state.model_state)))
+    weights = np.array([0.75**2, 0.75, 1.0])
+    expected = jax.tree.map(lambda *x: np.tensordot(weights / weights.sum(), np.stack(x).astype(np.float64), 1), *seen)
+    mean = averaged(state, 0.75)
+    assert _difference(expected, (mean.params, mean.model_state)) < 1e-6
+    assert _difference(expected, seen[-1]) > 1e-3
+    tiny.assert_trees_equal(mean.opt_state, state.opt_state)
+
+
+def test_without_an_average_the_update_is_the_same():
+    config = tiny.logistic()
+    states = []
+    for decay in (0.0, 0.9):
+        config.train.ema_decay = decay
+        experiment = prepare(config)
+        state = experiment.init()
+        for batch in tiny.batches(experiment, 2):
+            state, _ = experiment.train_step(state, sharding.put_batch(batch, experiment.mesh))
+        states.append(state)
+    tiny.assert_trees_equal(states[0].params, states[1].params)
+    assert states[0].average == {}
