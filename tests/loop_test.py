@@ -71,7 +71,7 @@ def test_what_a_run_leaves_behind(tmp_path):
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
-    """With dropout, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations before and after."""
+    """With dropout, batch statistics, momentum, averaged parameters, an epoch's end and evaluations on both sides."""
     whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
     config = make(steps=20, ema_decay=0.9)
     half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
