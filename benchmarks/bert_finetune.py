@@ -6,7 +6,7 @@ python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --profile      # w
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --encoder=base --row_length=512 --examples=1200  # a GPU
 
 Both sides train the same encoder (MiniLM-L6-H384's shape or BERT-base's, random weights) on the same token ids: AdamW,
-clipping at 1.0, dropout 0.1. Each side is a process of its own, which waits while the other works; every round measures
+clipping at 1.0, dropout 0.1. Each side is a process of its own (turns.py); every round measures
 all settings once, and the table gives medians over the rounds. The peer is used as its own trainer would: fused AdamW,
 sdpa attention, autocast for bfloat16, batches padded to their longest text or to 128. Prepare SST-2 for TFDS first, and
 install the `parity` extra.
@@ -16,13 +16,9 @@ import argparse
 import collections
 import gzip
 import json
-import os
-import platform
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import Results, Side, environment, serve
 
 ENCODERS = {
     "minilm": {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "vocab_size": 30_522},
@@ -218,31 +215,6 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
 # ---- the two in turn
 
 
-class Side:
-    """A process that measures one side when asked."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace):
-        command = [sys.executable, __file__, f"--serve={name}"]
-        command += [f"--{key}={getattr(arguments, key)}" for key in ("tokenizer", "examples", "encoder", "row_length")]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # a GPU has room for both
-        )
-
-    def measure(self, setting: str, steps: int) -> dict[str, float]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([setting, steps]) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
 def flops_per_token(arguments: argparse.Namespace) -> float:
     """6 for every weight of the layers' dense products; attention's own products, a few percent, left out."""
     sizes = ENCODERS[arguments.encoder]
@@ -250,41 +222,17 @@ def flops_per_token(arguments: argparse.Namespace) -> float:
     return 6.0 * sizes["num_layers"] * (4 * hidden * hidden + 2 * hidden * sizes["mlp_size"])
 
 
-def serve(measure: Callable[[str, int], dict[str, float]]) -> None:
-    for line in sys.stdin:
-        print(json.dumps(measure(*json.loads(line))), flush=True)
-
-
 def compare(arguments: argparse.Namespace) -> str:
     """Measures all settings in turn -> the report."""
-    sides = {"ours": Side("ours", arguments), "peer": Side("peer", arguments)}
+    passed_on = [f"--{key}={getattr(arguments, key)}" for key in ("tokenizer", "examples", "encoder", "row_length")]
+    sides = {name: Side(__file__, name, passed_on) for name in ("ours", "peer")}
     peers = [*PEERS, *(["dynamic bfloat16 compiled"] if shutil.which("nvidia-smi") else [])]
     settings = [("ours", setting) for setting in OURS] + [("peer", setting) for setting in peers]
     peak = sides["ours"].measure("peak", 1)["peak"]
-    found: dict[Any, list[dict[str, float]]] = collections.defaultdict(list)
-    for round_number in range(arguments.rounds):
-        for side, setting in settings:
-            result = sides[side].measure(setting, arguments.steps)
-            found[side, setting].append(result)
-            rate = result["examples"] / result["seconds"]
-            print(f"round {round_number + 1}: {side} {setting}: {rate:.1f} examples/s", file=sys.stderr, flush=True)
+    results = Results()
+    results.measure(sides, settings, rounds=arguments.rounds, steps=arguments.steps)
     for one in sides.values():
         one.close()
-
-    def rate(key: Any, what: str = "examples") -> float:
-        return statistics.median(result[what] / result["seconds"] for result in found[key])
-
-    def spread(key: Any) -> str:
-        rates = [result["examples"] / result["seconds"] for result in found[key]]
-        return f"{min(rates):.1f}–{max(rates):.1f}"
-
-    def ratio(one: str, other: str) -> str:
-        """The median over rounds of the ratio within a round: what disturbs both cancels out."""
-        rates = [
-            [result["examples"] / result["seconds"] for result in found[key]]
-            for key in (("ours", one), ("peer", other))
-        ]
-        return f"{statistics.median(a / b for a, b in zip(*rates, strict=True)):.2f}"
 
     lines = [
         f"## {arguments.examples} examples a step",
@@ -293,33 +241,33 @@ def compare(arguments: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for side, setting in settings:
-        key = side, setting
         name = "this project" if side == "ours" else "PyTorch"
-        a_step = statistics.mean(result["examples"] for result in found[key]) / arguments.steps
-        memory = max(result["memory"] for result in found[key]) / 1e9
-        mfu = rate(key, "tokens") * flops_per_token(arguments) / peak
+        a_step = statistics.mean(result["examples"] for result in results.of[side, setting]) / arguments.steps
+        memory = max(result["memory"] for result in results.of[side, setting]) / 1e9
+        mfu = results.rate(side, setting, "tokens") * flops_per_token(arguments) / peak
         lines.append(
-            f"| {name}, {setting} | {rate(key):.1f} | {spread(key)} | {rate(key, 'tokens'):.0f} | {mfu:.3f} "
+            f"| {name}, {setting} | {results.rate(side, setting):.1f} | {results.spread(side, setting)} "
+            f"| {results.rate(side, setting, 'tokens'):.0f} | {mfu:.3f} "
             f"| {a_step:.1f} | {f'{memory:.2f}' if memory else 'not known'} |"
         )
-    waited = sum(result["waited"] for result in found["ours", OURS[1]])
-    waited /= sum(result["seconds"] for result in found["ours", OURS[1]])
-    best = max([*PEERS[:4], *peers[len(PEERS) :]], key=lambda setting: rate(("peer", setting)))
+    waited = sum(result["waited"] for result in results.of["ours", OURS[1]])
+    waited /= sum(result["seconds"] for result in results.of["ours", OURS[1]])
+    best = max([*PEERS[:4], *peers[len(PEERS) :]], key=lambda setting: results.rate("peer", setting))
     lines += [
         "",
         "| this project, packed, bfloat16, over PyTorch | times |",
         "|---|---|",
-        f"| dynamic padding, float32 | {ratio(OURS[1], PEERS[0])} |",
-        f"| dynamic padding, bfloat16 | {ratio(OURS[1], PEERS[1])} |",
-        f"| its best setting ({best}) | {ratio(OURS[1], best)} |",
-        f"| padded to 128, float32 | {ratio(OURS[1], PEERS[2])} |",
-        f"| padded to 128, bfloat16 | {ratio(OURS[1], PEERS[3])} |",
+        f"| dynamic padding, float32 | {results.ratio(OURS[1], PEERS[0])} |",
+        f"| dynamic padding, bfloat16 | {results.ratio(OURS[1], PEERS[1])} |",
+        f"| its best setting ({best}) | {results.ratio(OURS[1], best)} |",
+        f"| padded to 128, float32 | {results.ratio(OURS[1], PEERS[2])} |",
+        f"| padded to 128, bfloat16 | {results.ratio(OURS[1], PEERS[3])} |",
         "",
         "| the same precision | times |",
         "|---|---|",
-        f"| packed over dynamic padding, float32 | {ratio(OURS[0], PEERS[0])} |",
-        f"| batches of the same shape, padded to {PADDED}, float32 | {ratio(OURS[2], PEERS[4])} |",
-        f"| batches of the same shape, padded to {PADDED}, bfloat16 | {ratio(OURS[3], PEERS[5])} |",
+        f"| packed over dynamic padding, float32 | {results.ratio(OURS[0], PEERS[0])} |",
+        f"| batches of the same shape, padded to {PADDED}, float32 | {results.ratio(OURS[2], PEERS[4])} |",
+        f"| batches of the same shape, padded to {PADDED}, bfloat16 | {results.ratio(OURS[3], PEERS[5])} |",
         "",
         "Tokens are real ones, padding does not count. MFU: the FLOP of their dense products, forward and backward "
         f"({flops_per_token(arguments) / 1e6:.1f}M a token), over {peak / 1e9:.0f} GFLOP/s, which a large bfloat16 "
@@ -399,20 +347,6 @@ def _by_part(folder: Path, program: str) -> Iterator[tuple[str, float]]:
     yield from spent.items()
 
 
-def environment() -> str:
-    """The machine and the versions, for the record."""
-    from importlib.metadata import version
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        text = info.read_text()
-        cpu = f"{text.count('processor')} × {re.search('model name.*: (.*)', text)[1]}"  # type: ignore[index]
-        cpu += "".join(f", {flag}" for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in text)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
-    return f"{cpu}; Python {platform.python_version()}, {versions}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="a BERT tokenizer.json, such as MiniLM's")
@@ -428,7 +362,7 @@ def main() -> None:
         serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
         return
     print(profile(arguments) if arguments.profile else compare(arguments))
-    print(f"\n{environment()}")
+    print(f"\n{environment('jax', 'flax', 'torch', 'transformers')}")
 
 
 if __name__ == "__main__":
