@@ -11,10 +11,11 @@ import numpy as np
 
 from research.build import build, nearest
 from research.data import tfds_source
-from research.data.arrays import image, standardize
+from research.data.arrays import standardize
 from research.data.bag import bag_of_words
 from research.data.bundled import BUNDLED
 from research.data.examples import Columns, Examples
+from research.data.images import image, pixels
 from research.data.kept import Kept
 from research.data.masked_lm import masked_lm
 from research.data.python_docs import python_docs
@@ -33,6 +34,7 @@ TRANSFORMS: dict[str, Callable[..., dict[str, Examples]]] = {
     "bag_of_words": bag_of_words,
     "image": image,
     "masked_lm": masked_lm,
+    "pixels": pixels,
     "standardize": standardize,
     "wordpiece": wordpiece,
 }
