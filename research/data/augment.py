@@ -193,6 +193,7 @@ def resized_crop_boxes(
     low, high = ratio
     most_wide = np.where(widths / heights > high, np.rint(heights * high), widths)
     most_tall = np.where(widths / heights < low, np.rint(widths / low), heights)
+    most_tall, most_wide = np.maximum(most_tall, 1), np.maximum(most_wide, 1)  # of an image one pixel wide
     centre = np.stack([(heights - most_tall) // 2, (widths - most_wide) // 2, most_tall, most_wide], axis=-1)[:, 0]
     return np.where(fits.any(axis=1, keepdims=True), drawn, centre).astype(np.int64)
 

@@ -94,14 +94,16 @@ class View:
         resized = self._resized(height, width)
         if resized != (height, width):
             image = resample(image, resized, self.interpolation)
-        height, width = self.shape(height, width)
-        top, left = (round((whole - part) / 2) for whole, part in zip(image.shape[:2], (height, width), strict=True))
-        if top < 0 or left < 0:
+        height, width = image.shape[:2]
+        if self.size is None:
+            return image
+        if min(height, width) < self.size:
             raise UserError(
-                f"an image of {image.shape[0]}×{image.shape[1]} is smaller than data.transform.size, {self.size}; give "
+                f"an image of {height}×{width} is smaller than data.transform.size, {self.size}; give "
                 "data.transform.resize too"
             )
-        return image[top : top + height, left : left + width]
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return image[top : top + self.size, left : left + self.size]
 
     def all(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Images [H, W, C] each, or [B, H, W, C] -> [B, h, w, C]. The sizes may differ only where `size` is given."""
