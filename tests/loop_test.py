@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import linear_diabetes
+from configs.defaults import image
 from research.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
@@ -267,8 +268,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         ({"optimizer": {"warmup_fraction": 1.5}}, "warmup_fraction is 1.5; it must be 0 to 1"),
         ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan"),
         ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0; it must be at least 1"),
-        ({"data": {"transform": {"inputs": ()}}}, "data.transform 'image' does not fit dataset digits"),
-        ({"data": {"transform": {"flatten": False}}}, "model 'logistic' needs 'features', but .* makes images, labels"),
+        ({"data": {"transform": {"inputs": ()}}}, "data.transform 'pixels' does not fit dataset digits"),
         ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
         ({"init_from": "some/model"}, "init_from='some/model' is not resolved: train_and_evaluate needs `initial`"),
         ({"mesh": {"data": 3}}, "there are 8 devices"),
@@ -280,6 +280,32 @@ def test_bad_configs_are_one_line(change, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         _run(config, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({}, "model 'logistic' needs 'features', but data.transform 'image' makes images, labels"),
+        ({"flpi": True}, r"data.transform.augment.flpi is not a key of 'augment'; did you mean 'flip'\?"),
+    ],
+)
+def test_images_that_do_not_fit_are_one_line(augment, message, tmp_path):
+    config = tiny.logistic(steps=5)
+    config.data.transform = image(channels=1)
+    config.data.transform.inputs = ("features",)
+    config.data.transform.augment.update(augment)
+    with pytest.raises(UserError, match=message):
+        _run(config, tmp_path)
+
+
+def test_only_a_classifier_is_trained_on_mixed_images(tmp_path):
+    config = tiny.logistic(steps=5)
+    config.data.transform = image(channels=1)
+    config.data.transform.inputs = ("features",)
+    config.data.transform.augment.mixup = 0.2
+    config.task = {"name": "regression", "label_shift": 0.0, "hidden_label": None}
+    with pytest.raises(UserError, match="mixes the labels of two examples, which task 'regression' does not take"):
+        _run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

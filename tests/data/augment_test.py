@@ -186,13 +186,15 @@ def test_uses_of_a_key_are_independent():
 
 def test_augmentations_never_change():
     """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
-    images = np.arange(4 * 5 * 4, dtype=np.uint8).reshape(4, 5, 4, 1)
+    images = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3, 1)
     change = dataclasses.replace(OFF, crop_padding=1, flip=True)
-    assert change(images, _keys(4), PLAIN)[:, 2, :, 0].tolist() == [
-        [9, 10, 11, 0],
-        [0, 24, 25, 26],
-        [52, 53, 54, 55],
-        [68, 69, 70, 71],
+    assert change(images, _keys(6), PLAIN)[:, 2, :, 0].tolist() == [
+        [7, 8, 0],
+        [0, 15, 16],
+        [33, 34, 35],
+        [42, 43, 44],
+        [56, 55, 54],
+        [0, 71, 70],
     ]
     sides = np.array([300, 200])
     boxes = resized_crop_boxes(sides, sides, _keys(2), scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
