@@ -106,7 +106,7 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str |
     source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
     splits = raw(name, data_dir, needed=() if other else ("train",))
     # Files that did not change hold what they held: their fingerprint is not worked out again.
-    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(1,))
+    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(2,))
     kept = Kept(assets, fingerprint)
     before = kept.text("data_fingerprint.txt", lambda: fingerprint) if other is None else fingerprint
     if before != fingerprint:

@@ -67,6 +67,7 @@ def test_every_place_is_as_likely_and_half_are_mirrored():
     mirrored = flipped(pairs, _keys(9000))[:, 0, 0, 0] == 2
     assert abs(mirrored.sum() - 4500) < 5 * 2250**0.5
     np.testing.assert_array_equal(flipped(pairs, _keys(9000)).sum(axis=2), 3)
+    assert (pairs[:, 0, 0, 0] == 1).all()  # not changed itself
 
 
 def test_mirroring_needs_enough_pixels():

@@ -55,7 +55,7 @@ def test_transparency_is_dropped():
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 3}, {"transparency": bytes(range(30))}])
 def test_palettes_are_looked_up(options):
-    image = Image.fromarray(np.arange(30, dtype=np.uint8).reshape(6, 5), "P")
+    image = Image.frombytes("P", (5, 6), bytes(range(30)))
     image.putpalette(COLOUR.tobytes())
     np.testing.assert_array_equal(decode(_file(image, **options), 3), COLOUR)
 
