@@ -86,3 +86,32 @@ def defaults() -> ConfigDict:
             },
         }
     )
+
+
+def image(*, channels: int) -> ConfigDict:
+    """A `data.transform` for images, which changes nothing about them: the augmentation of training is off."""
+    return ConfigDict(
+        {
+            "name": "image",
+            "inputs": ("image",),
+            "label": "label",
+            "channels": channels,  # 1: grey, 3: RGB
+            # How evaluation sees an image, and training where nothing is cut out at random:
+            "resize": placeholder(int),  # the shorter side is brought to so many pixels; None: it is not
+            "size": placeholder(int),  # then the square in the centre is cut out; None: all is used
+            "interpolation": "bilinear",  # bilinear, bicubic; of random_resized_crop too
+            "augment": {
+                "crop_padding": 0,  # pixels added at each side, before a crop of the same size
+                "crop_border": "zero",  # what is added: zero, reflect
+                # Or a crop of (least, most) of the area, brought to `size`; ImageNet's is (0.08, 1.0). None: no such.
+                "random_resized_crop": placeholder(tuple),
+                "aspect_ratio": (3 / 4, 4 / 3),  # of that crop, the least and the most: width / height
+                "flip": False,  # half of the images, left to right
+                "randaugment_ops": 0,  # operations of RandAugment an image
+                "randaugment_magnitude": 9,  # their strength, 0 to 30
+                "erasing": 0.0,  # the part of images in which a rectangle is erased
+                "mixup": 0.0,  # alpha; 0: no image is blended with another. 0.2 is usual for ImageNet
+                "cutmix": 0.0,  # alpha; 0: in no image a part is another's. 1 is usual
+            },
+        }
+    )

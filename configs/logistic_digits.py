@@ -22,7 +22,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
     config.data.name = "digits"
     config.data.transform = ConfigDict(
-        {"name": "image", "inputs": ("features",), "label": "label", "mean": 4.9, "std": 6.0, "flatten": True}
+        {"name": "pixels", "inputs": ("features",), "label": "label", "channels": 1, "mean": (4.9,), "std": (6.0,)}
     )
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 0.01

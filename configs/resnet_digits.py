@@ -8,7 +8,7 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 
 from ml_collections import ConfigDict
 
-from configs.defaults import defaults
+from configs.defaults import defaults, image
 
 PRESETS = ("embedded",)
 FULL = "embedded"
@@ -26,20 +26,14 @@ def get_config(preset: str = "") -> ConfigDict:
             "stage_sizes": (2, 2, 2),
             "width": 24,
             "stem": "small",
+            "mean": (4.9,),  # of each channel, in the images' own range
+            "std": (6.0,),
         }
     )
     config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
     config.data.name = "digits"
-    config.data.transform = ConfigDict(
-        {
-            "name": "image",
-            "inputs": ("features",),
-            "label": "label",
-            "mean": 4.9,
-            "std": 6.0,
-            "flatten": False,
-        }
-    )
+    config.data.transform = image(channels=1)
+    config.data.transform.inputs = ("features",)
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = "cosine"

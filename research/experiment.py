@@ -17,6 +17,7 @@ from research.build import build, lookup
 from research.data import load as data
 from research.data import pipeline
 from research.data.checks import check_inputs, check_labels
+from research.data.examples import MixedExamples
 from research.errors import UserError
 from research.models import MODELS
 from research.rundir import flatten
@@ -244,6 +245,10 @@ def _check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None
 
 def _check_data(config: Any, dataset: data.Dataset) -> None:
     _check_splits(config, dataset, training=True)
+    if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
+        raise UserError(
+            f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
+        )
     for split in config.eval.splits:
         dataset.split(split)
     main = dataset.split(config.eval.splits[0])

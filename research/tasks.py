@@ -39,6 +39,10 @@ class Task(Protocol):
 class Classification:
     """Softmax cross-entropy over classes. Outputs: logits [..., C]; labels: int [...], −1 where hidden.
 
+    Where training mixes examples, batch also has mixed_labels: int [...] and mixed_weight: float [...]; the targets are
+    then 1 − mixed_weight of the one and mixed_weight of the other (Zhang et al. 2018, section 2). The other scores are
+    those of `labels`.
+
     Two classes are also scored by F1 of class 1 and by Matthews' correlation. Hidden labels have no weight in the
     scores, their predictions are given like any other's.
     """
@@ -55,7 +59,7 @@ class Classification:
             raise ValueError("classification takes two classes at least (model.num_classes); of one output: regression")
         labels = batch["labels"]
         weight = batch["weight"] * (labels >= 0)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
+        targets = self.targets(batch, logits.shape[-1])
         classes = jnp.argmax(logits, axis=-1)
         scores: dict[str, Any] = {
             "loss": Mean.of(optax.softmax_cross_entropy(logits, targets), weight),
@@ -65,6 +69,14 @@ class Classification:
             scores["f1"] = Confusion.of(classes, labels, weight, f1)
             scores["matthews"] = Confusion.of(classes, labels, weight, matthews)
         return scores
+
+    def targets(self, batch: Batch, num_classes: int) -> jax.Array:
+        """The probabilities that the model should give the classes: [..., C]."""
+        targets = jax.nn.one_hot(batch["labels"], num_classes)
+        if "mixed_labels" in batch:
+            share = batch["mixed_weight"][..., None]
+            targets = (1 - share) * targets + share * jax.nn.one_hot(batch["mixed_labels"], num_classes)
+        return optax.smooth_labels(targets, self.label_smoothing)
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""

@@ -1,5 +1,6 @@
 """Every config and preset: complete, buildable, and abstractly stepped, without data or compilation."""
 
+import dataclasses
 import importlib
 import inspect
 from pathlib import Path
@@ -12,6 +13,7 @@ from configs import bert_glue, bert_sst2
 from configs.defaults import defaults
 from research.config import load
 from research.data import load as data
+from research.data.augment import Augment
 from research.experiment import prepare
 from research.leaderboard import TASKS as TASKS_OF_GLUE
 from research.models import MODELS
@@ -62,6 +64,8 @@ def test_every_key_is_visible(file, preset):
         given = {"name", "parent", "dtype", "splits", "kept"}
         taken = set(inspect.signature(table[section.name]).parameters) - given
         assert set(section) - {"name"} == taken
+    if config.data.transform.name == "image":
+        assert set(config.data.transform.augment) == {field.name for field in dataclasses.fields(Augment)}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import linear_diabetes
+from configs.defaults import image
 from research.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
@@ -69,9 +70,9 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert kept == {10, summary["best"]["step"]}
 
 
-@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.mixed_resnet])
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
-    """With dropout, batch statistics, momentum, averaged parameters, an epoch's end and evaluations on both sides."""
+    """With dropout, mixed images, batch statistics, momentum, averaged parameters, an epoch's end, evaluations all along."""
     whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
     config = make(steps=20, ema_decay=0.9)
     half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
@@ -268,8 +269,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         ({"optimizer": {"warmup_fraction": 1.5}}, "warmup_fraction is 1.5; it must be 0 to 1"),
         ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan"),
         ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0; it must be at least 1"),
-        ({"data": {"transform": {"inputs": ()}}}, "data.transform 'image' does not fit dataset digits"),
-        ({"data": {"transform": {"flatten": False}}}, "model 'logistic' needs 'features', but .* makes images, labels"),
+        ({"data": {"transform": {"inputs": ()}}}, "data.transform 'pixels' does not fit dataset digits"),
         ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
         ({"init_from": "some/model"}, "init_from='some/model' is not resolved: train_and_evaluate needs `initial`"),
         ({"mesh": {"data": 3}}, "there are 8 devices"),
@@ -281,6 +281,32 @@ def test_bad_configs_are_one_line(change, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         _run(config, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({}, "model 'logistic' needs 'features', but data.transform 'image' makes images, labels"),
+        ({"flpi": True}, r"data.transform.augment.flpi is not a key of 'augment'; did you mean 'flip'\?"),
+    ],
+)
+def test_images_that_do_not_fit_are_one_line(augment, message, tmp_path):
+    config = tiny.logistic(steps=5)
+    config.data.transform = image(channels=1)
+    config.data.transform.inputs = ("features",)
+    config.data.transform.augment.update(augment)
+    with pytest.raises(UserError, match=message):
+        _run(config, tmp_path)
+
+
+def test_only_a_classifier_is_trained_on_mixed_images(tmp_path):
+    config = tiny.logistic(steps=5)
+    config.data.transform = image(channels=1)
+    config.data.transform.inputs = ("features",)
+    config.data.transform.augment.mixup = 0.2
+    config.task = {"name": "regression", "label_shift": 0.0, "hidden_label": None}
+    with pytest.raises(UserError, match="mixes the labels of two examples, which task 'regression' does not take"):
+        _run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """On the real datasets, prepared where TFDS looks for them."""
 
+import zlib
+
 import numpy as np
 import pytest
 import scipy.stats
+import tensorflow_datasets as tfds
 
+from configs import defaults
 from research.config import load
 from research.data import load as data
 from research.data import tfds_source
@@ -26,10 +30,41 @@ def test_sst2_is_whole():
     assert isinstance(columns["train"]["sentence"][0], bytes)
 
 
-def test_images_are_decoded_without_tensorflow():
-    columns = tfds_source.load("mnist", None)
-    assert np.shape(columns["test"]["image"][0]) == (28, 28, 1)
-    assert len(columns["train"]["label"]) == 60_000
+def _images(name, channels):
+    section = {"name": name, "data_dir": None, "transform": defaults.image(channels=channels)}
+    splits = data.load(section).splits
+    return {split: (examples.plain.store.images, examples.labels) for split, examples in splits.items()}
+
+
+def test_mnist_is_whole():
+    """The class counts of LeCun et al.'s files."""
+    (images, labels), (test_images, test_labels) = (_images("mnist", 1)[split] for split in ("train", "test"))
+    assert (images.shape, images.dtype) == ((60_000, 28, 28, 1), np.uint8)
+    assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert test_images.shape == (10_000, 28, 28, 1)
+    assert np.bincount(test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    # What everybody's recipes normalize with: mean 0.1307, standard deviation 0.3081.
+    assert images.mean(dtype=float) / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert images.std(dtype=float) / 255 == pytest.approx(0.3081, abs=5e-5)
+
+
+def test_cifar10_is_whole():
+    (images, labels), (test_images, test_labels) = (_images("cifar10", 3)[split] for split in ("train", "test"))
+    assert (images.shape, images.dtype) == ((50_000, 32, 32, 3), np.uint8)
+    assert np.bincount(labels).tolist() == [5000] * 10
+    assert test_images.shape == (10_000, 32, 32, 3)
+    assert np.bincount(test_labels).tolist() == [1000] * 10
+    # What everybody's recipes normalize with, to four digits.
+    means, stds = images.mean(axis=(0, 1, 2), dtype=float) / 255, images.std(axis=(0, 1, 2), dtype=float) / 255
+    assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
+    assert stds == pytest.approx([0.2470, 0.2435, 0.2616], abs=5e-5)
+    # The first images are those that TFDS itself decodes, and their labels stay theirs.
+    source = tfds.data_source("cifar10", split="train")
+    for index in range(20):
+        np.testing.assert_array_equal(images[index], source[index]["image"])
+        assert labels[index] == source[index]["label"]
+    assert labels[:8].tolist() == [7, 8, 4, 4, 6, 5, 2, 9]
+    assert zlib.crc32(np.ascontiguousarray(images[:1000])) == 3_060_660_846
 
 
 def test_no_preset_takes_the_real_sst2():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from research import metrics
 from research.tasks import Classification, MaskedLM, Regression
@@ -39,6 +41,36 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(rng):
     expected = np.average(-(target * log_p).sum(axis=1), weights=batch["weight"])
     loss = Classification(label_smoothing=0.1).scores(logits, batch)["loss"].compute()
     assert loss == pytest.approx(expected, rel=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 1)), min_size=6, max_size=6),
+    smoothing=st.floats(0, 0.9),
+)
+def test_targets_of_mixed_examples_are_distributions(rows, smoothing):
+    labels, mixed_labels, shares = (np.array(column) for column in zip(*rows, strict=True))
+    batch = {"labels": labels, "mixed_labels": mixed_labels, "mixed_weight": shares.astype(np.float32)}
+    targets = np.asarray(Classification(smoothing).targets(batch, 5))
+    np.testing.assert_allclose(targets.sum(axis=1), 1, atol=5e-7)  # a few rounding errors of float32
+    assert targets.min() >= 0
+    one, other = np.eye(5)[labels], np.eye(5)[mixed_labels]
+    expected = (1 - smoothing) * ((1 - shares[:, None]) * one + shares[:, None] * other) + smoothing / 5
+    np.testing.assert_allclose(targets, expected, atol=5e-7)
+
+
+def test_the_loss_of_mixed_examples_is_mixed_and_their_accuracy_is_that_of_labels(rng):
+    logits, batch = _classification_batch(rng, (50,))
+    other = {**batch, "labels": jnp.asarray(rng.integers(0, 4, 50))}
+    share = jnp.asarray(rng.random(50), jnp.float32)
+    mixed = {**batch, "mixed_labels": other["labels"], "mixed_weight": share}
+    task = Classification()
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    first, second = (-log_p[np.arange(50), np.asarray(part["labels"])] for part in (batch, other))
+    expected = np.average((1 - share) * first + share * second, weights=batch["weight"])
+    scores = metrics.compute(task.scores(logits, mixed))
+    assert scores["loss"] == pytest.approx(expected, rel=1e-6)
+    assert scores["accuracy"] == metrics.compute(task.scores(logits, batch))["accuracy"]
 
 
 def test_hidden_labels_have_predictions_but_no_scores(rng):

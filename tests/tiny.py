@@ -33,6 +33,13 @@ def resnet(**train):
     return _train(config, **{"steps": 10, "batch_size": 16, **train})
 
 
+def mixed_resnet(**train):
+    """The same on images that are cropped, flipped and mixed."""
+    config = resnet(**train)
+    config.data.transform.augment.update(crop_padding=1, flip=True, mixup=0.2, cutmix=1.0)
+    return config
+
+
 def logistic(**train):
     """Logistic regression on digits: compiles at once."""
     return _train(logistic_digits.get_config("embedded"), **{"steps": 10, "batch_size": 16, **train})

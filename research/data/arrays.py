@@ -1,4 +1,4 @@
-"""Feature vectors and images -> float32 arrays."""
+"""Feature vectors -> float32 arrays."""
 
 import json
 from collections.abc import Mapping
@@ -32,28 +32,5 @@ def standardize(
         check_finite(f"{name} of split {split!r}", values)
         features = ((values - mean[None, :]) * scale[None, :]).astype(np.float32)
         return ArrayExamples({"features": features, "labels": as_labels(column(splits[split], label, split))})
-
-    return {split: encode(split) for split in splits}
-
-
-def image(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    label: str,
-    mean: float,
-    std: float,
-    flatten: bool,
-) -> dict[str, Examples]:
-    """Column `inputs` [N, H, W, C] as (value − mean) / std; `flatten` makes it `features` [N, H·W·C]."""
-    (name,) = inputs
-
-    def encode(split: str) -> ArrayExamples:
-        images = (np.asarray(column(splits[split], name, split), np.float32) - mean) / std
-        labels = as_labels(column(splits[split], label, split))
-        if flatten:
-            return ArrayExamples({"features": images.reshape(len(images), -1), "labels": labels})
-        return ArrayExamples({"images": images, "labels": labels})
 
     return {split: encode(split) for split in splits}

@@ -40,6 +40,9 @@ def uniform(numbers: np.ndarray) -> np.ndarray:
     return (numbers >> np.uint64(11)) * 2.0**-53
 
 
-def below(numbers: np.ndarray, limit: int) -> np.ndarray:
-    """As int64 in [0, limit); up to a limit of 2^20 no value is likelier than another by more than 2^-33 of that."""
+def below(numbers: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
+    """As int64 in [0, limit), for one limit or one each.
+
+    Up to a limit of 2^20 no value is likelier than another by more than 2^-33 of that.
+    """
     return (uniform(numbers) * limit).astype(np.int64)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,9 +42,42 @@ class RandomExamples(Protocol):
         ...
 
 
-def _first(members: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+@runtime_checkable
+class MixedExamples(Protocol):
+    """Examples each of which is trained on together with another one: that of the next row of its epoch.
+
+    Behind an epoch's last row comes its first. So what an example is mixed with is a function of (seed, epoch, example
+    index) too.
+    """
+
+    def mixed_batch(
+        self,
+        members: np.ndarray,
+        rows: np.ndarray | slice,
+        keys: np.ndarray,
+        others: np.ndarray,
+        other_keys: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """As `RandomExamples.drawn_batch`; others: int [B, E], of the next rows, and their keys, uint64 [B, E].
+
+        It may have more entries than `Examples.batch`, always the same ones.
+        """
+        ...
+
+
+def first(members: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
     """The indices of the only example of each row; 0 where there is none."""
     return np.maximum(members[rows, 0], 0)
+
+
+def sent(array: np.ndarray) -> np.ndarray | Path:
+    """What travels to another process for an array: the name of its file where it is mapped from disk."""
+    return Path(array.filename) if isinstance(array, np.memmap) and array.filename else array
+
+
+def arrived(make: Callable[..., Any], *arrays: Any) -> Any:
+    """`make` of arrays that were `sent`."""
+    return make(*(np.load(array, mmap_mode="r") if isinstance(array, Path) else array for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +94,7 @@ class ArrayExamples:
         return len(self.labels)
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        indices = _first(members, rows)
+        indices = first(members, rows)
         return {name: column[indices] for name, column in self.columns.items()}
 
 
@@ -86,11 +119,7 @@ class Ragged:
         return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to another process as the names of its files where it is mapped from disk."""
-        return _ragged, tuple(
-            Path(array.filename) if isinstance(array, np.memmap) and array.filename else array
-            for array in (self.values, self.offsets)
-        )
+        return arrived, (type(self), *map(sent, (self.values, self.offsets)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -101,6 +130,10 @@ class Ragged:
         """The lengths of some: int64, of the shape of `indices`."""
         return self.offsets[indices + 1] - self.offsets[indices]
 
+    def take(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The sequences `indices` [B], one by one."""
+        return [self.values[self.offsets[index] : self.offsets[index + 1]] for index in indices]
+
     def padded(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """The sequences `indices` [B] side by side, zeros behind them -> values [B, length], real: bool [B, length]."""
         column = np.arange(length)[None, :]
@@ -109,10 +142,6 @@ class Ragged:
         if not len(self.values):
             return np.zeros(where.shape, self.values.dtype), real
         return np.where(real, self.values[where], np.zeros((), self.values.dtype)), real
-
-
-def _ragged(*arrays: Any) -> Ragged:
-    return Ragged(*(np.load(array, mmap_mode="r") if isinstance(array, Path) else array for array in arrays))
 
 
 def padded_length(lengths: np.ndarray, allowed: tuple[int, ...]) -> int:
@@ -181,7 +210,7 @@ class BagExamples:
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         length = padded_length(self.ids.length(np.maximum(members[:, 0], 0)), self.pad_to)
-        indices = _first(members, rows)
+        indices = first(members, rows)
         return {
             "ids": self.ids.padded(indices, length)[0],
             "values": self.values.padded(indices, length)[0],

@@ -72,8 +72,9 @@ class Kept:
         folder = cache_folder() / "data" / f"{name}-{digest(self.source, *key)}"
         arrays = _read_arrays(folder)
         if arrays is None:
-            arrays = make()
-            _write_arrays(folder, arrays)
+            made = make()
+            _write_arrays(folder, made)
+            arrays = _read_arrays(folder) or made  # mapped, so that memory and other processes have no copy of it
         return arrays
 
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from research.build import build, nearest
 from research.data import tfds_source
-from research.data.arrays import image, standardize
+from research.data.arrays import standardize
 from research.data.bag import bag_of_words
 from research.data.bundled import BUNDLED
 from research.data.examples import Columns, Examples
+from research.data.images import image, pixels
 from research.data.kept import Kept
 from research.data.masked_lm import masked_lm
 from research.data.python_docs import python_docs
@@ -33,6 +34,7 @@ TRANSFORMS: dict[str, Callable[..., dict[str, Examples]]] = {
     "bag_of_words": bag_of_words,
     "image": image,
     "masked_lm": masked_lm,
+    "pixels": pixels,
     "standardize": standardize,
     "wordpiece": wordpiece,
 }
@@ -104,7 +106,7 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str |
     source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
     splits = raw(name, data_dir, needed=() if other else ("train",))
     # Files that did not change hold what they held: their fingerprint is not worked out again.
-    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(1,))
+    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(2,))
     kept = Kept(assets, fingerprint)
     before = kept.text("data_fingerprint.txt", lambda: fingerprint) if other is None else fingerprint
     if before != fingerprint:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from research.data import draws
-from research.data.examples import Examples, RandomExamples, TextExamples
+from research.data.examples import Examples, MixedExamples, RandomExamples, TextExamples
 from research.data.packing import best_fit
 from research.errors import UserError
 
@@ -73,14 +73,17 @@ class Stream:
         substitute[-1] = -1  # what −1 in a row stands for
         return substitute[self.rows[random.permutation(len(self.rows))]]
 
-    def between(self, start: int, stop: int, seed: int) -> np.ndarray:
-        """The rows at the positions [start, stop): int64 [stop − start, E]."""
+    def between(self, start: int, stop: int, seed: int, ahead: int = 0) -> np.ndarray:
+        """The rows at the positions [start, stop): int64 [stop − start, E].
+
+        `ahead` n: the rows n places behind those in the same epoch, whose first follows its last.
+        """
         positions = np.arange(start, stop)
         epochs, within = np.divmod(positions, len(self.rows))
         found = np.empty((len(positions), self.rows.shape[1]), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            found[here] = self.epoch(seed, int(epoch))[within[here]]
+            found[here] = self.epoch(seed, int(epoch))[(within[here] + ahead) % len(self.rows)]
         return found
 
     def keys(self, start: int, members: np.ndarray, seed: int) -> np.ndarray:
@@ -105,13 +108,17 @@ def make_batch(
     members: np.ndarray,
     rows: np.ndarray | slice = slice(None),
     keys: np.ndarray | None = None,
+    others: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Batch:
     """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
 
-    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `RandomExamples` look at them.
+    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `RandomExamples` and `MixedExamples` look at
+    them, and only the latter at `others`, the next rows' members and keys, which they need to train on.
     An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E] or, where labels are [B], [B].
     """
-    if keys is not None and isinstance(examples, RandomExamples):
+    if keys is not None and others is not None and isinstance(examples, MixedExamples):
+        batch = examples.mixed_batch(members, rows, keys, *others)
+    elif keys is not None and isinstance(examples, RandomExamples):
         batch = examples.drawn_batch(members, rows, keys)
     else:
         batch = examples.batch(members, rows)
@@ -142,9 +149,15 @@ class _Step:
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_rows
         stop = start + self.batch_rows if self.total_rows is None else min(start + self.batch_rows, self.total_rows)
-        members = padded(padded(self.stream.between(start, stop, self.seed), self.batch_rows), self.multiple)
-        keys = self.stream.keys(start, members, self.seed)
-        return make_batch(self.stream.examples, members, self.own, keys)
+
+        def rows(ahead: int) -> tuple[np.ndarray, np.ndarray]:
+            members = self.stream.between(start, stop, self.seed, ahead)
+            members = padded(padded(members, self.batch_rows), self.multiple)
+            return members, self.stream.keys(start, members, self.seed)
+
+        members, keys = rows(0)
+        others = rows(1) if isinstance(self.stream.examples, MixedExamples) else None
+        return make_batch(self.stream.examples, members, self.own, keys, others)
 
 
 def training_batches(

@@ -1,10 +1,13 @@
 """TensorFlow Datasets without TensorFlow: prepared array_record data, or the official download where it can be had."""
 
+import dataclasses
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from research.data.examples import Columns
 from research.data.kept import digest
@@ -20,21 +23,45 @@ _PROBE_SECONDS = 4.0
 IN_MEMORY_BYTES = 2**31
 
 
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The files of a split, in the order in which its records are numbered, and how many each holds."""
+
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    def path(self, index: int) -> str:
+        """The file that holds the record `index`."""
+        return self.paths[int(np.searchsorted(np.cumsum(self.sizes), index, side="right"))]
+
+
+class Values(list[Any]):
+    """One feature of a split's records, in memory."""
+
+    def __init__(self, values: Iterable[Any], shards: Shards):
+        super().__init__(values)
+        self.shards = shards
+
+
 class Records(Sequence[Any]):
     """One feature of a split's records, read when asked for."""
 
-    def __init__(self, source: Any, key: str):
+    def __init__(self, source: Any, key: str, shards: Shards):
         self._source = source
         self._key = key
+        self.shards = shards
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            wanted = list(range(len(self))[index])
-            return [record[self._key] for record in self._source.__getitems__(wanted)] if wanted else []
+            return self.take(np.arange(len(self))[index])
         return self._source[index][self._key]
+
+    def take(self, indices: np.ndarray) -> list[Any]:
+        """The records `indices` [B]; quicker than one by one."""
+        return [record[self._key] for record in self._source.__getitems__(indices.tolist())] if len(indices) else []
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self), 4096):
@@ -99,10 +126,17 @@ def _unreachable_hosts(builder: Any) -> list[str]:
     return hosts
 
 
+def _decoders(builder: Any) -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    return {key: tfds.decode.SkipDecoding() for key in features if isinstance(features[key], tfds.features.Image)}
+
+
 def load(name: str, data_dir: str | None) -> dict[str, Columns]:
     """All splits as columns, downloading and preparing the dataset first where that must and can be done.
 
-    Raises UserError if it can't be had or read.
+    Images are given as the bytes of their files, as they were encoded. Raises UserError if it can't be had or read.
     """
     reason = missing(name, data_dir)
     if reason:
@@ -112,13 +146,14 @@ def load(name: str, data_dir: str | None) -> dict[str, Columns]:
         if not prepared(name, data_dir):
             builder.download_and_prepare(file_format="array_record")
         columns: dict[str, Columns] = {}
-        for split in builder.info.splits:
-            source = builder.as_data_source(split=split)
+        for split, info in builder.info.splits.items():
+            source = builder.as_data_source(split=split, decoders=_decoders(builder))
+            shards = Shards(tuple(map(str, info.filepaths)), tuple(info.shard_lengths))
             if builder.info.dataset_size > IN_MEMORY_BYTES:
-                columns[split] = {key: Records(source, key) for key in builder.info.features}
+                columns[split] = {key: Records(source, key, shards) for key in builder.info.features}
                 continue
             records = source.__getitems__(list(range(len(source)))) if len(source) else []
-            columns[split] = {key: [record[key] for record in records] for key in builder.info.features}
+            columns[split] = {key: Values((record[key] for record in records), shards) for key in builder.info.features}
         return columns
     except Exception as error:  # TFDS raises whatever its readers and its downloads raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

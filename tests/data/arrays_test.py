@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from research.data.arrays import image, standardize
+from research.data.arrays import standardize
 from research.data.kept import Kept
 from research.errors import UserError
 
@@ -39,11 +39,3 @@ def test_values_that_are_not_finite_are_named(rng, bad, split):
     splits[split]["x"][7, 2] = bad
     with pytest.raises(UserError, match=rf"x of split '{split}' holds {bad} at \[7, 2\]"):
         standardize(splits, Kept(), inputs=("x",), label="y")
-
-
-def test_images_are_scaled_and_flattened(rng):
-    splits = {"train": {"x": rng.integers(0, 17, (5, 8, 8, 1)), "y": [0, 1, 2, 3, 4]}}
-    whole = image(splits, Kept(), inputs=("x",), label="y", mean=4.0, std=2.0, flatten=False)["train"].columns["images"]
-    np.testing.assert_allclose(whole, (splits["train"]["x"] - 4.0) / 2.0)
-    flat = image(splits, Kept(), inputs=("x",), label="y", mean=4.0, std=2.0, flatten=True)["train"].columns["features"]
-    np.testing.assert_array_equal(flat, whole.reshape(5, 64))

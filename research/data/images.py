@@ -1,0 +1,191 @@
+"""Images as a model takes them: as they are, as training changes and mixes them, or as feature vectors."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from research.build import build
+from research.data import image_store
+from research.data.augment import Augment
+from research.data.decoding import View
+from research.data.examples import Columns, Examples, first
+from research.data.image_store import Decoded, Encoded
+from research.data.kept import Kept
+from research.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageExamples:
+    """Images as evaluation sees them. A batch has images [B, h, w, C], uint8 or, where the source has them, float32."""
+
+    store: Decoded | Encoded
+    labels: np.ndarray
+    view: View
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        indices = first(members, rows)
+        return {"images": self.view.all(self.store.take(indices)), "labels": self.labels[indices]}
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentedImages:
+    """Images that training sees changed, in another way each epoch."""
+
+    plain: ImageExamples
+    augment: Augment
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.plain.labels
+
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        return self.plain.batch(members, rows)
+
+    def drawn(self, indices: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The images `indices` [B], as changed by keys uint64 [B]: [B, h, w, C]."""
+        return self.augment(self.plain.store.take(indices), keys, self.plain.view)
+
+    def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
+        indices = first(members, rows)
+        return {"images": self.drawn(indices, keys[rows, 0]), "labels": self.labels[indices]}
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedImages:
+    """Images each of which training sees mixed with the next one of the epoch, after either was changed by itself.
+
+    A training batch also has mixed_labels int32 [B], the other image's, and mixed_weight float32 [B], its share.
+    """
+
+    images: AugmentedImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.images.labels
+
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        return self.images.batch(members, rows)
+
+    def mixed_batch(
+        self,
+        members: np.ndarray,
+        rows: np.ndarray | slice,
+        keys: np.ndarray,
+        others: np.ndarray,
+        other_keys: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        own, other = first(members, rows), first(others, rows)
+        # Nearly every row's other image is the next row's own: each is made once.
+        indices, drawn_keys = np.concatenate([own, other]), np.concatenate([keys[rows, 0], other_keys[rows, 0]])
+        wanted, places = np.unique(np.stack([indices.astype(np.uint64), drawn_keys]), axis=1, return_inverse=True)
+        made = self.images.drawn(wanted[0].astype(np.int64), wanted[1])
+        here, there = made[places.reshape(2, -1)]
+        images, shares = self.images.augment.mixed(here, there, keys[rows, 0])
+        return {
+            "images": images,
+            "labels": self.labels[own],
+            "mixed_labels": self.labels[other],
+            "mixed_weight": shares,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelExamples:
+    """Images as feature vectors: features float32 [B, H·W·C], (value − mean) / std, those of each channel [C]."""
+
+    plain: ImageExamples
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.plain.labels
+
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        batch = self.plain.batch(members, rows)
+        images = (batch["images"].astype(np.float32) - self.mean) / self.std
+        return {"features": images.reshape(len(images), -1), "labels": batch["labels"]}
+
+
+def image(
+    splits: Mapping[str, Columns],
+    kept: Kept,
+    *,
+    inputs: tuple[str, ...],
+    label: str,
+    channels: int,
+    resize: int | None,
+    size: int | None,
+    interpolation: str,
+    augment: Mapping[str, Any],
+) -> dict[str, Examples]:
+    """Column `inputs`, encoded images or arrays [N, H, W, C], as images in the range that they come in.
+
+    Args:
+      channels: 1 or 3; encoded images are converted (research/data/decoding.py), arrays must have as many.
+      resize, size, interpolation: how evaluation sees an image; see `View`.
+      augment: what training does to it; see `Augment`.
+    """
+    view = View(resize, size, interpolation)
+    changes = build({"augment": Augment}, {"name": "augment", **augment}, "data.transform.augment")
+    needs_bytes = ["resize"] * bool(resize) + [f"augment.{key}" for key in changes.needs_bytes]
+    examples: dict[str, Examples] = {}
+    for split, plain in _plain(splits, kept, inputs, label, channels, view).items():
+        if needs_bytes and isinstance(plain.store, Decoded) and plain.store.images.dtype != np.uint8:
+            raise UserError(
+                f"data.transform.{needs_bytes[0]} takes images of bytes; those of split {split!r} are floating-point"
+            )
+        if changes.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
+            raise UserError(f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are none")
+        augmented = AugmentedImages(plain, changes)
+        examples[split] = MixedImages(augmented) if changes.mixes else augmented
+    return examples
+
+
+def pixels(
+    splits: Mapping[str, Columns],
+    kept: Kept,
+    *,
+    inputs: tuple[str, ...],
+    label: str,
+    channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Examples]:
+    """Column `inputs` as in `image`, as feature vectors; `mean` and `std` have a number for each channel."""
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or (key == "std" and min(values) <= 0):
+            positive = "positive " if key == "std" else ""
+            raise UserError(f"data.transform.{key} is {tuple(values)}; it must be {channels} {positive}numbers")
+    found = _plain(splits, kept, inputs, label, channels, View(None, None, "bilinear"))
+    middle, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return {split: PixelExamples(plain, middle, scale) for split, plain in found.items()}
+
+
+def _plain(
+    splits: Mapping[str, Columns], kept: Kept, inputs: tuple[str, ...], label: str, channels: int, view: View
+) -> dict[str, ImageExamples]:
+    (name,) = inputs
+    examples = {}
+    for split, (store, labels) in image_store.read(splits, kept, name=name, label=label, channels=channels).items():
+        if isinstance(store, Encoded) and view.size is None:
+            raise UserError(
+                f"images of split {split!r} differ in size, or are too many to be kept decoded; transform image with "
+                "data.transform.size brings them to one size"
+            )
+        examples[split] = ImageExamples(store, labels, view)
+    return examples

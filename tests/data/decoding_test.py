@@ -1,0 +1,144 @@
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research.data.decoding import View, decode
+from research.errors import UserError
+from tests.data.tiny_images import encoded
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def _file(image, file_format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+GREY = np.random.default_rng(0).integers(0, 256, (6, 5), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+
+def test_a_png_is_what_was_encoded():
+    np.testing.assert_array_equal(decode(encoded(COLOUR), 3), COLOUR)
+    np.testing.assert_array_equal(decode(encoded(GREY), 1), GREY[:, :, None])
+    np.testing.assert_array_equal(decode(np.frombuffer(encoded(GREY), np.uint8), 1), GREY[:, :, None])
+
+
+def test_a_jpeg_is_decoded():
+    smooth = np.linspace(0, 255, 48).astype(np.uint8).reshape(6, 8, 1).repeat(3, axis=2)
+    found = decode(_file(Image.fromarray(smooth), "JPEG", quality=95), 3)
+    assert np.abs(found.astype(int) - smooth).max() < 12  # measured 6
+
+
+def test_grey_and_colour_become_each_other():
+    np.testing.assert_array_equal(decode(encoded(GREY), 3), np.repeat(GREY[:, :, None], 3, axis=2))
+    luma = COLOUR @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    np.testing.assert_allclose(decode(encoded(COLOUR), 1)[:, :, 0], luma, atol=1)
+
+
+def test_transparency_is_dropped():
+    alpha = np.full((6, 5), 7, np.uint8)
+    np.testing.assert_array_equal(decode(encoded(np.dstack([COLOUR, alpha])), 3), COLOUR)
+    np.testing.assert_array_equal(
+        decode(_file(Image.merge("LA", [*map(Image.fromarray, (GREY, alpha))])), 1)[..., 0], GREY
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 3}, {"transparency": bytes(range(30))}])
+def test_palettes_are_looked_up(options):
+    image = Image.frombytes("P", (5, 6), bytes(range(30)))
+    image.putpalette(COLOUR.tobytes())
+    np.testing.assert_array_equal(decode(_file(image, **options), 3), COLOUR)
+
+
+def test_of_16_bits_the_upper_eight_are_kept():
+    values = np.array([[0, 255, 256, 30_000, 65_535]], np.uint16)
+    assert decode(encoded(values), 1)[:, :, 0].tolist() == [[0, 0, 1, 117, 255]]
+    assert decode(encoded(values), 3)[:, :, 2].tolist() == [[0, 0, 1, 117, 255]]
+
+
+def test_one_bit_is_black_and_white():
+    bits = np.array([[True, False, True]])
+    assert decode(encoded(bits), 1)[:, :, 0].tolist() == [[255, 0, 255]]
+
+
+def test_the_orientation_of_a_camera_is_not_looked_at():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert decode(_file(Image.fromarray(COLOUR), exif=exif), 3).shape == (6, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (b"", "it is no image"),
+        (b"a text", "it is no image"),
+        (encoded(COLOUR)[:80], "truncated"),
+        (_file(Image.fromarray(COLOUR), "JPEG")[:-20], "truncated"),
+        (_file(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floating-point"),
+        (_file(Image.fromarray(np.full((2, 2), 2**17, np.int32)), "TIFF"), "more than 16 bits"),
+    ],
+)
+def test_what_is_wrong_is_one_line(file, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        decode(file, 3)
+    assert "\n" not in str(caught.value)
+    assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("view", "shape", "expected"),
+    [
+        ((None, None), (9, 6), (9, 6)),
+        ((None, 4), (9, 6), (4, 4)),
+        ((4, None), (9, 6), (6, 4)),
+        ((4, None), (7, 9), (4, 5)),  # 36 / 7 is cut down, as torchvision does
+        ((6, 4), (30, 20), (4, 4)),
+        ((6, 4), (4, 4), (4, 4)),
+    ],
+)
+def test_the_size_in_which_evaluation_sees_an_image(view, shape, expected):
+    view = View(*view, "bilinear")
+    assert view.shape(*shape) == expected
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert view(image).shape == (*expected, 3)
+    assert view.all(np.stack([image, image])).shape == (2, *expected, 3)
+
+
+def test_the_centre_is_cut_out_and_nothing_done_to_what_fits():
+    image = np.arange(7 * 8, dtype=np.uint8).reshape(7, 8, 1)
+    np.testing.assert_array_equal(View(None, 4, "bilinear")(image), image[2:6, 2:6])  # round(1.5) is 2
+    batch = np.stack([image, image])
+    assert View(None, None, "bilinear").all(batch) is batch  # not even a copy
+    np.testing.assert_array_equal(View(9, 7, "bilinear")(image[:, :7]), image[:, :7])
+
+
+@pytest.mark.parametrize(("interpolation", "support"), [("bilinear", 1), ("bicubic", 2)])
+def test_shrinking_is_antialiased(interpolation, support):
+    """Stripes one pixel wide become grey, up to what the edges add; without antialiasing they stay black and white."""
+    stripes = np.tile(np.array([0, 255], np.uint8), (40, 20))[:, :, None]
+    small = View(10, None, interpolation)(stripes)[:, support:-support]
+    assert small.min() > 110  # measured 127
+    assert small.max() < 145  # measured 128
+    rows = View(10, None, interpolation)(np.swapaxes(stripes, 0, 1))[support:-support]
+    assert rows.min() > 110
+
+
+def test_bad_sizes_are_one_line():
+    with pytest.raises(UserError, match=r"interpolation is 'cubic'; known: bilinear, bicubic"):
+        View(None, None, "cubic")
+    with pytest.raises(UserError, match=r"data.transform.size is 0; it must be at least 1"):
+        View(None, 0, "bilinear")
+    with pytest.raises(UserError, match=r"resize is 3, less than data.transform.size, 4"):
+        View(3, 4, "bilinear")
+    with pytest.raises(UserError, match=r"an image of 3×9 is smaller than data.transform.size, 4; give"):
+        View(None, 4, "bilinear")(np.zeros((3, 9, 1), np.uint8))

@@ -1,0 +1,153 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from research.data import image_store, tfds_source
+from research.data.examples import Ragged
+from research.data.image_store import Decoded, Encoded, read
+from research.data.kept import Kept
+from research.data.tfds_source import Records, Shards, Values
+from research.errors import UserError
+from tests.data.tiny_images import TinyImages, encoded, pixels
+
+OPTIONS = {"name": "image", "label": "label", "channels": 3}
+
+
+def _columns(images, labels=None):
+    shards = Shards(("a.array_record-00000", "a.array_record-00001"), (2, len(images) - 2))
+    return {"image": Values(images, shards), "label": np.arange(len(images)) if labels is None else labels}
+
+
+def _splits(tmp_path):
+    assert TinyImages.name == "tiny_images"  # imported, so TFDS knows it
+    return tfds_source.load("tiny_images", str(tmp_path))
+
+
+def test_tfds_gives_images_as_their_files_bytes(tmp_path):
+    train = _splits(tmp_path)["train"]
+    assert train["image"] == [encoded(pixels(index)) for index in range(7)]
+    assert train["image"].shards.path(6).startswith(str(tmp_path))
+
+
+def test_images_of_one_size_are_decoded_and_others_kept_as_they_are(tmp_path):
+    for _ in range(2):  # made, then read from the cache
+        found = read(_splits(tmp_path), Kept(source="tiny images"), **OPTIONS)
+        (train, labels), (test, test_labels) = found["train"], found["test"]
+        assert isinstance(train, Decoded)
+        assert train.images.dtype == np.uint8
+        np.testing.assert_array_equal(train.images, [pixels(index) for index in range(7)])
+        np.testing.assert_array_equal(train.take(np.array([3, 1])), [pixels(3), pixels(1)])
+        assert isinstance(test, Encoded)
+        assert isinstance(test.files, Ragged)
+        for index, image in zip((2, 0), test.take(np.array([2, 0])), strict=True):
+            np.testing.assert_array_equal(image, pixels(7 + index, 6 + index))
+        assert labels.tolist() == [0, 1, 2, 3, 4, 5, 6]
+        assert test_labels.tolist() == [7, 8, 9]
+        assert labels.dtype == np.int32
+
+
+def test_the_second_time_nothing_is_read(tmp_path):
+    class Unread(dict):
+        def __getitem__(self, *_):
+            raise AssertionError("the columns were read")
+
+        __iter__ = __getitem__
+
+    kept = Kept(source="these images")
+    read(_splits(tmp_path), kept, **OPTIONS)
+    assert set(read(Unread(), kept, **OPTIONS)) == {"train", "test"}
+    for other in ({"name": "other"}, {"label": "other"}, {"channels": 1}):
+        with pytest.raises(AssertionError, match="were read"):
+            read(Unread(), kept, **{**OPTIONS, **other})
+
+
+def test_what_takes_too_much_memory_stays_encoded(tmp_path, monkeypatch):
+    """Room for one split's pixels only; and a dataset that is not read into memory at all."""
+    monkeypatch.setattr(image_store, "DECODED_BYTES", 7 * 6 * 5 * 3)
+    splits = _splits(tmp_path)
+    found = read({"train": splits["train"], "again": splits["train"]}, Kept(), **OPTIONS)
+    assert isinstance(found["train"][0], Decoded)
+    assert isinstance(found["again"][0], Encoded)
+    np.testing.assert_array_equal(found["again"][0].take(np.arange(7)), found["train"][0].images)
+
+    monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
+    for room, kind in ((0, Encoded), (10_000, Decoded)):
+        monkeypatch.setattr(image_store, "DECODED_BYTES", room)
+        again = read(_splits(tmp_path), Kept(), **OPTIONS)
+        assert isinstance(again["train"][0], kind)
+        np.testing.assert_array_equal(again["train"][0].take(np.arange(7)), found["train"][0].images)
+        assert again["train"][1].tolist() == [0, 1, 2, 3, 4, 5, 6]
+        assert isinstance(again["test"][0].files, Records)
+        np.testing.assert_array_equal(again["test"][0].take(np.array([1]))[0], pixels(8, 7))
+
+
+def test_a_store_travels_as_the_names_of_its_files(tmp_path, monkeypatch):
+    """A worker process must not be sent the images; what is read by TFDS travels too."""
+    large = _columns([encoded(pixels(i, 60, 50)) for i in range(9)])
+    uneven = _columns([encoded(pixels(i, 60 + i, 50)) for i in range(9)])
+    found = read({"large": large, "uneven": uneven}, Kept(source="travel"), **OPTIONS)
+    for store, _ in found.values():
+        message = pickle.dumps(store)
+        assert len(message) < 2_000
+        for image, same in zip(pickle.loads(message).take(np.arange(9)), store.take(np.arange(9)), strict=True):
+            np.testing.assert_array_equal(image, same)
+    monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
+    store, _ = read(_splits(tmp_path), Kept(), **OPTIONS)["test"]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).take(np.array([2]))[0], pixels(9, 8))
+
+
+@pytest.mark.parametrize("height", [6, 7])
+def test_an_image_that_cannot_be_decoded_is_named(height, tmp_path, monkeypatch):
+    """Before training, whether the sizes differ or not; where nothing is in memory, when it is asked for."""
+    images = [encoded(pixels(0, height)), *(encoded(pixels(i)) for i in range(1, 600))]
+    images[399] = images[399][:60]
+    named = r"image 399 of split 'test' \(a\.array_record-00001\) can't be decoded: .*truncated"
+    with pytest.raises(UserError, match=named):
+        read({"test": _columns(images)}, Kept(), **OPTIONS)
+
+
+def test_a_bad_image_that_is_read_later_is_named_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(image_store, "DECODED_BYTES", 0)
+    splits = _splits(tmp_path)
+    store, _ = read(splits, Kept(), **OPTIONS)["train"]
+    monkeypatch.setattr(Records, "take", lambda self, indices: [b"no image"] * len(indices))
+    with pytest.raises(
+        UserError, match=r"image 4 of split 'train' \(/.*array_record-00000-of-00001\) can't be decoded"
+    ):
+        store.take(np.array([4]))
+
+
+def test_arrays_are_taken_as_they_are():
+    bytes_, floats = pixels(0)[None], np.linspace(0, 16, 90).reshape(1, 6, 5, 3)
+    splits = {"a": {"image": bytes_, "label": [1]}, "b": {"image": floats, "label": [0.5]}}
+    found = read(splits, Kept(), **OPTIONS)
+    np.testing.assert_array_equal(found["a"][0].images, bytes_)
+    assert found["b"][0].images.dtype == np.float32
+    np.testing.assert_allclose(found["b"][0].images, floats, rtol=1e-6)
+    empty = read({"none": {"image": [], "label": []}}, Kept(), **OPTIONS)["none"]
+    assert len(empty[0].images) == len(empty[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "message"),
+    [
+        (
+            np.zeros((2, 5, 5, 1)),
+            3,
+            r"images of split 's' have the shape \[2, 5, 5, 1\]; .* data.transform.channels, 3",
+        ),
+        (np.zeros((2, 5, 5)), 1, r"have the shape \[2, 5, 5\]"),
+        (np.full((1, 1, 2, 1), np.nan), 1, r"images of split 's' holds nan at \[0, 0, 0, 0\]"),
+        (np.zeros((2, 5, 5, 2)), 2, "data.transform.channels is 2; it must be 1 or 3"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_line(images, channels, message):
+    with pytest.raises(UserError, match=message):
+        read({"s": {"image": images, "label": [0]}}, Kept(), **{**OPTIONS, "channels": channels})
+
+
+def test_the_file_of_a_record():
+    shards = Shards(("a", "b", "c", "d"), (2, 0, 3, 1))
+    assert [shards.path(index) for index in range(6)] == ["a", "a", "c", "c", "c", "d"]

@@ -1,0 +1,232 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import defaults
+from research.data import draws, tfds_source
+from research.data.images import image, pixels
+from research.data.kept import Kept
+from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
+from research.errors import UserError
+from tests.data import tiny_images
+
+
+def _transform(columns, *, channels=3, **options):
+    section = dict(defaults.image(channels=channels))
+    augment = {**section["augment"], **options.pop("augment", {})}
+    section = {key: value for key, value in section.items() if key != "name"}
+    return image({"train": columns}, Kept(), **{**section, **options, "augment": augment})["train"]
+
+
+def _columns(count=23, height=8, width=8):
+    images = np.stack([tiny_images.pixels(index, height, width) for index in range(count)])
+    return {"image": images, "label": np.arange(count) % 10}
+
+
+CHANGES = {
+    "flip": {"flip": True},
+    "all": {"crop_padding": 2, "flip": True, "randaugment_ops": 2, "erasing": 0.5},
+    "mixup": {"mixup": 0.4},
+    "cutmix": {"crop_padding": 2, "cutmix": 1.0},
+    "both": {"random_resized_crop": (0.3, 1.0), "flip": True, "mixup": 0.2, "cutmix": 1.0},
+}
+
+
+def _training(examples, *, batch_rows=8, start=0, steps=15, seed=0, rows=None, **options):
+    return training_batches(
+        Stream.unpacked(examples),
+        batch_rows=batch_rows,
+        start_step=start,
+        steps=steps,
+        total_rows=None,
+        seed=seed,
+        rows=rows or Rows(),
+        **options,
+    )
+
+
+def _as_rows(batches):
+    """Every row of the batches, as bytes."""
+    return [
+        tuple(batch[name][row].tobytes() for name in sorted(batch))
+        for batch in batches
+        for row in range(len(batch["weight"]))
+    ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_training_sees_does_not_depend_on_the_batch_nor_on_a_resume(change):
+    """120 rows over five epochs of 23: in batches of 8, of 5, begun in the middle, and by eight processes."""
+    examples = _transform(_columns(), augment=CHANGES[change])
+    whole = _as_rows(_training(examples))
+    assert _as_rows(_training(examples, batch_rows=5, steps=24)) == whole
+    assert _as_rows(_training(examples, start=6)) == whole[6 * 8 :]
+    for part in range(8):
+        share = _training(examples, rows=Rows(of=lambda n, part=part: np.arange(n)[part::8]))
+        assert _as_rows(share) == whole[part::8]
+    assert _as_rows(_training(examples, seed=1)) != whole
+    assert len(set(whole)) > (40 if change == "flip" else 100)
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches():
+    examples = _transform(_columns(), augment=CHANGES["both"])
+    assert _as_rows(_training(examples, workers=2)) == _as_rows(_training(examples))
+
+
+def test_off_by_default_training_sees_what_evaluation_sees():
+    examples = _transform(_columns())
+    for batch in _training(examples, steps=3):
+        assert set(batch) == {"images", "labels", "weight"}
+        assert batch["images"].dtype == np.uint8
+        for row in batch["images"]:
+            assert any(np.array_equal(row, tiny_images.pixels(index, 8, 8)) for index in range(23))
+
+
+def test_evaluation_sees_images_as_they_are():
+    examples = _transform(_columns(), augment=CHANGES["both"])
+    for members, batch in evaluation_batches(Stream.unpacked(examples), batch_rows=6, rows=Rows()):
+        assert set(batch) == {"images", "labels", "weight"}
+        for row, member in zip(batch["images"], members[:, 0], strict=True):
+            if member >= 0:
+                np.testing.assert_array_equal(row, tiny_images.pixels(member, 8, 8))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    count=st.integers(1, 9),
+    batch_rows=st.integers(1, 12),
+    seed=st.integers(0, 9),
+    change=st.sampled_from([{"mixup": 0.7}, {"cutmix": 1.0}, {"crop_padding": 1, "flip": True, "mixup": 1.0}]),
+)
+def test_an_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, change):
+    """Each as it is when it is not mixed; the epoch's last with its first."""
+    examples = _transform(_columns(count), augment=change)
+    plain = Stream.unpacked(examples.images)  # the same, before anything is mixed
+    position = 0
+    for batch in _training(examples, batch_rows=batch_rows, steps=4, seed=seed):
+        for row in range(batch_rows):
+            epoch, place = divmod(position, count)
+            order = plain.epoch(seed, epoch)
+            pair = np.stack([order[place], order[(place + 1) % count]])
+            keys = draws.keys(seed, np.full(2, epoch), pair)
+            one, other = make_batch(plain.examples, pair, slice(None), keys)["images"].astype(float)
+            share = batch["mixed_weight"][row]
+            assert (batch["labels"][row], batch["mixed_labels"][row]) == tuple(pair[:, 0] % 10)
+            found = batch["images"][row]
+            if "cutmix" in change:
+                assert ((found == one) | (found == other)).all()
+            else:
+                np.testing.assert_allclose(found, (1 - share) * one + share * other, atol=0.501)
+            position += 1
+
+
+def test_a_mixed_batch_has_the_same_entries_to_the_end():
+    """Padding too: the last step of a run in epochs, on a multiple of rows."""
+    examples = _transform(_columns(5), augment={"mixup": 0.2})
+    stream = Stream.unpacked(examples)
+    batches = training_batches(stream, batch_rows=4, start_step=0, steps=2, total_rows=5, seed=0, rows=Rows(multiple=3))
+    first, last = batches
+    assert {name: (array.shape, array.dtype) for name, array in first.items()} == {
+        "images": ((6, 8, 8, 3), np.uint8),
+        "labels": ((6,), np.int32),
+        "mixed_labels": ((6,), np.int32),
+        "mixed_weight": ((6,), np.float32),
+        "weight": ((6,), np.float32),
+    }
+    assert {name: (array.shape, array.dtype) for name, array in last.items()} == {
+        name: (array.shape, array.dtype) for name, array in first.items()
+    }
+    assert first["weight"].tolist() == [1, 1, 1, 1, 0, 0]
+    assert last["weight"].tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_few_images_are_made_twice(monkeypatch):
+    """Of a batch and the other images of its rows, all but one are the same."""
+    examples = _transform(_columns(), augment={"mixup": 0.2, "flip": True})
+    made = []
+    take = type(examples.images.plain.store).take
+    monkeypatch.setattr(
+        type(examples.images.plain.store),
+        "take",
+        lambda self, indices: made.append(len(indices)) or take(self, indices),
+    )
+    list(_training(examples, steps=2))
+    assert made == [9, 9]
+
+
+def test_images_of_differing_sizes_are_brought_to_one(tmp_path):
+    splits = tfds_source.load("tiny_images", str(tmp_path))
+    section = dict(defaults.image(channels=3))
+    del section["name"]
+    with pytest.raises(
+        UserError, match=r"images of split 'test' differ in size, .*; transform image with data.transform"
+    ):
+        image(splits, Kept(), **section)
+    changes = {**section["augment"], "random_resized_crop": (0.5, 1.0)}
+    section |= {"resize": 6, "size": 4, "augment": changes}
+    found = image(splits, Kept(), **section)
+    for examples in found.values():
+        for batch in (*_training(examples, steps=2), examples.batch(np.array([[0], [2]]))):
+            assert batch["images"].shape[1:] == (4, 4, 3)
+
+
+def test_features_are_pixels_less_the_mean():
+    columns, grey = _columns(4), np.linspace(0, 16, 4 * 64).reshape(4, 8, 8, 1)
+    options = {"inputs": ("image",), "label": "label"}
+    found = pixels({"s": columns}, Kept(), **options, channels=3, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))["s"]
+    batch = found.batch(np.array([[3], [1], [-1]]))
+    assert batch["features"].dtype == np.float32
+    expected = (columns["image"][[3, 1]].astype(float) - [1, 2, 3]) / [4, 5, 6]
+    np.testing.assert_allclose(batch["features"][:2], expected.reshape(2, -1), rtol=1e-6)
+    assert batch["labels"].tolist()[:2] == [3, 1]
+    found = pixels({"s": {"image": grey, "label": [0] * 4}}, Kept(), **options, channels=1, mean=(4.9,), std=(6.0,))[
+        "s"
+    ]
+    np.testing.assert_allclose(found.batch(np.array([[2]]))["features"][0], (grey[2].ravel() - 4.9) / 6, rtol=1e-5)
+    for change, message in (
+        ({"mean": (0.0,)}, r"data.transform.mean is \(0.0,\); it must be 3 numbers"),
+        ({"std": (1.0, 0.0, 1.0)}, r"data.transform.std is \(1.0, 0.0, 1.0\); it must be 3 positive numbers"),
+    ):
+        section = {"channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3, **change}
+        with pytest.raises(UserError, match=message):
+            pixels({"s": columns}, Kept(), **options, **section)
+
+
+FLOATS = {"image": np.zeros((3, 8, 8, 3)), "label": [0, 1, 2]}
+
+
+def test_float_images_are_cropped_flipped_and_mixed():
+    images = np.random.default_rng(0).random((5, 8, 8, 3)) * 16
+    columns = {"image": images, "label": np.arange(5)}
+    changes = {"crop_padding": 1, "crop_border": "reflect", "flip": True, "mixup": 1.0}
+    (batch,) = _training(_transform(columns, augment=changes), steps=1)
+    assert batch["images"].dtype == np.float32
+    assert len(np.unique(batch["images"])) > 500  # nothing is rounded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resize": 6}, "data.transform.resize takes images of bytes; those of split 'train' are floating-point"),
+        ({"augment": {"erasing": 0.5}}, "data.transform.augment.erasing takes images of bytes"),
+        ({"augment": {"randaugment_ops": 1}}, "data.transform.augment.randaugment_ops takes images of bytes"),
+        ({"augment": {"flpi": True}}, r"data.transform.augment.flpi is not a key of 'augment'; did you mean 'flip'\?"),
+        ({"augment": {"crop_padding": -1}}, "data.transform.augment.crop_padding is -1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        _transform(FLOATS, **options)
+
+
+def test_a_missing_key_and_labels_that_are_no_classes_are_named():
+    augment = dict(defaults.image(channels=3).augment)
+    del augment["flip"]
+    section = {**defaults.image(channels=3), "augment": augment}
+    del section["name"]
+    with pytest.raises(UserError, match=r"data.transform.augment.flip is missing"):
+        image({"train": FLOATS}, Kept(), **section)
+    with pytest.raises(UserError, match=r"mixes classes \(mixup, cutmix\); labels of split 'train' are none"):
+        _transform({**FLOATS, "label": [0.5, 1.0, 2.0]}, augment={"mixup": 0.2})
