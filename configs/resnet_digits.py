@@ -3,7 +3,7 @@
 python -m research.train --config=configs/resnet_digits.py
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-40 s; test accuracy 0.9917, validation 0.9944.
+40 s; test accuracy 0.9917, validation 0.9972.
 """
 
 from ml_collections import ConfigDict
@@ -22,12 +22,16 @@ def get_config(preset: str = "") -> ConfigDict:
         {
             "name": "resnet",
             "num_classes": 10,
-            "block": "basic",
+            "block": "basic",  # basic, bottleneck
             "stage_sizes": (2, 2, 2),
             "width": 24,
-            "stem": "small",
+            "stem": "small",  # imagenet, small
+            "shortcut": "projection",  # projection, pad
+            "norm": "batch",  # batch, group
+            "stochastic_depth": 0.0,  # drop rate of the last block; linear over depth
             "mean": (4.9,),  # of each channel, in the images' own range
             "std": (6.0,),
+            "test_flip": False,  # whether evaluation also looks at an image's mirror image
         }
     )
     config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})

@@ -1,6 +1,7 @@
 """Build things from a config section: look the name up in a table, call it with the rest of the section."""
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,22 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
+def keys_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keys that a section may have for `function`. What a `partial` has bound is part of its name, and no key."""
+    # Flax modules take `parent` and `name` themselves; those are not for configs.
+    fixed = {"parent", "name", *(function.keywords if isinstance(function, functools.partial) else ())}
+    return {key: value for key, value in inspect.signature(function).parameters.items() if key not in fixed}
+
+
+def spelt_out(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section whose name is a `partial`'s, by the name of what it is a variant of and with all keys."""
+    function = table[section["name"]]
+    if not isinstance(function, functools.partial):
+        return dict(section)
+    name = next(name for name, whole in table.items() if whole is function.func)
+    return {**function.keywords, **section, "name": name}
+
+
 def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], what: str, **extra: Any) -> Any:
     """Calls `table[section["name"]]` with the section's other keys and `extra`.
 
@@ -33,12 +50,7 @@ def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], w
     arguments = dict(section)
     name = arguments.pop("name")
     function = lookup(table, name, f"{what}.name")
-    # Flax modules take `parent` and `name` themselves; those are not for configs.
-    parameters = {
-        key: parameter
-        for key, parameter in inspect.signature(function).parameters.items()
-        if key not in ("parent", "name")
-    }
+    parameters = keys_of(function)
     for key in arguments:
         if key not in parameters or key in extra:
             raise UserError(f"{what}.{key} is not a key of {name!r}; {nearest(key, set(parameters) - set(extra))}")

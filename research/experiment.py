@@ -203,6 +203,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.num_layers": (1, math.inf),
     "model.num_heads": (1, math.inf),
     "model.width": (1, math.inf),
+    "model.stochastic_depth": (0, 1),
     "task.label_smoothing": (0, 1),
 }
 

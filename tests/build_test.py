@@ -1,6 +1,8 @@
+import functools
+
 import pytest
 
-from research.build import build, lookup, nearest
+from research.build import build, keys_of, lookup, nearest, spelt_out
 from research.errors import UserError
 
 
@@ -42,3 +44,20 @@ def test_a_section_that_does_not_fit_is_one_line(section, message):
 def test_with_nothing_near_all_are_named():
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
     assert lookup({"a": 1}, "a", "letter") == 1
+
+
+VARIANTS = {**TABLE, "large": functools.partial(_make, size=9)}
+
+
+def test_what_a_variant_binds_is_no_key():
+    assert build(VARIANTS, {"name": "large", "scale": 2.0}, "thing") == (9, 2.0, None)
+    assert set(keys_of(VARIANTS["large"])) == {"scale", "split"}
+    with pytest.raises(UserError, match=r"thing\.size is not a key of 'large'"):
+        build(VARIANTS, {"name": "large", "size": 1}, "thing")
+
+
+def test_a_variant_spelt_out_is_the_same_thing():
+    section = {"name": "large", "scale": 2.0}
+    assert spelt_out(VARIANTS, section) == {"name": "make", "size": 9, "scale": 2.0}
+    assert build(VARIANTS, spelt_out(VARIANTS, section), "thing") == build(VARIANTS, section, "thing")
+    assert spelt_out(VARIANTS, {"name": "make", "size": 1}) == {"name": "make", "size": 1}

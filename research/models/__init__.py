@@ -1,17 +1,24 @@
-"""The models, by the name that a config's `model.name` gives. Each is `module(batch, *, train) -> outputs`."""
+"""The models, by the name that a config's `model.name` gives. Each makes a `module(batch, *, train) -> outputs`."""
+
+from collections.abc import Callable
 
 from flax import linen as nn
 
 from research.models.bert import BertClassifier
+from research.models.cnn import CNN
 from research.models.linear import LinearRegression, LogisticRegression, SparseLogisticRegression
 from research.models.mlm import BertMaskedLM
-from research.models.resnet import ResNet
+from research.models.mlp import MLP
+from research.models.resnet import VARIANTS, ResNet
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "bert": BertClassifier,
     "bert_mlm": BertMaskedLM,
+    "cnn": CNN,
     "linear": LinearRegression,
     "logistic": LogisticRegression,
+    "mlp": MLP,
     "resnet": ResNet,
     "sparse_logistic": SparseLogisticRegression,
+    **VARIANTS,
 }

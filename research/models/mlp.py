@@ -1,0 +1,30 @@
+"""A multilayer perceptron."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from research.models.layers import Dense, Dropout
+
+# For ReLUs: variance 2 / fan-in (He et al. 2015, "Delving deep", section 2.2). A classifier is followed by none.
+he_normal, lecun_normal = nn.initializers.he_normal(), nn.initializers.lecun_normal()
+
+
+class MLP(nn.Module):
+    """Dense layers of `hidden_sizes`, each with a ReLU and dropout, and a linear classifier."""
+
+    num_classes: int
+    hidden_sizes: tuple[int, ...]
+    dropout: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
+        """Reads features, float [B, D] -> logits [B, num_classes]."""
+        x = batch["features"].astype(self.dtype)
+        for i, size in enumerate(self.hidden_sizes):
+            x = nn.relu(Dense(size, dtype=self.dtype, kernel_init=he_normal, name=f"dense_{i}")(x))
+            x = Dropout(self.dropout)(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, kernel_init=lecun_normal, name="classifier")(x)

@@ -1,0 +1,37 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.models.mlp import MLP
+
+
+def test_it_is_relus_between_affine_maps(rng):
+    module = MLP(num_classes=3, hidden_sizes=(8, 5), dropout=0.5)
+    x = rng.standard_normal((4, 6)).astype(np.float32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), {"features": x}, train=False))["params"]
+    p, expected = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes), x
+    for name in ("dense_0", "dense_1"):
+        expected = np.maximum(expected @ p[name]["kernel"] + p[name]["bias"], 0)
+    expected = expected @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+    logits = module.apply({"params": p}, {"features": x}, train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_on_in_training_only(rng):
+    batch = {"features": jnp.asarray(rng.standard_normal((4, 6)), jnp.float32)}
+    module = MLP(num_classes=3, hidden_sizes=(8,), dropout=0.5)
+    variables = module.init(jax.random.key(0), batch, train=False)
+    rngs = {"dropout": jax.random.key(1)}
+    evaluated = module.apply(variables, batch, train=False, rngs=rngs)
+    assert not np.array_equal(module.apply(variables, batch, train=True, rngs=rngs), evaluated)
+    plain = MLP(num_classes=3, hidden_sizes=(8,), dropout=0.0)
+    np.testing.assert_array_equal(plain.apply(variables, batch, train=True, rngs=rngs), evaluated)
+
+
+def test_without_hidden_layers_it_is_logistic_regression():
+    variables = jax.eval_shape(
+        lambda: MLP(num_classes=3, hidden_sizes=(), dropout=0.0).init(
+            jax.random.key(0), {"features": jnp.zeros((1, 6))}, train=False
+        )
+    )
+    assert jax.tree.map(lambda x: x.shape, variables["params"]) == {"classifier": {"kernel": (6, 3), "bias": (3,)}}
