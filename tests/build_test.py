@@ -52,7 +52,7 @@ VARIANTS = {**TABLE, "large": functools.partial(_make, size=9)}
 def test_what_a_variant_binds_is_no_key():
     assert build(VARIANTS, {"name": "large", "scale": 2.0}, "thing") == (9, 2.0, None)
     assert set(keys_of(VARIANTS["large"])) == {"scale", "split"}
-    with pytest.raises(UserError, match="thing.size is not a key of 'large'"):
+    with pytest.raises(UserError, match=r"thing.size is not a key of 'large'"):
         build(VARIANTS, {"name": "large", "size": 1}, "thing")
 
 
