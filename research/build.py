@@ -35,7 +35,7 @@ def keys_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def spelt_out(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]) -> dict[str, Any]:
     """A section whose name is a `partial`'s, by the name of what it is a variant of and with all keys."""
-    function = table[section["name"]]
+    function = table.get(section["name"])
     if not isinstance(function, functools.partial):
         return dict(section)
     name = next(name for name, whole in table.items() if whole is function.func)

@@ -7,6 +7,7 @@ written while training goes on; a checkpoint that was cut off while being writte
 import dataclasses
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,24 @@ class Checkpoints:
         history = tuple((int(at), float(value)) for at, value in metadata["history"])
         return state, Progress(step=step, position=int(metadata["position"]), history=history)
 
-    def restore_params(self, abstract_params: Any, step: int) -> Any:
-        """Of what was saved at `step` only the parameters that `abstract_params`, a part of their tree, names.
+    def variables(self, step: int) -> dict[str, Any]:
+        """The shapes and types of the variables saved at `step`, as Flax has them: {"params": …, "batch_stats": …}."""
+        saved = self._checkpointer.metadata(step).metadata
+        shapes = {"params": saved["params"], **saved["model_state"]}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+
+    def restore_variables(self, abstract: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Of what was saved at `step` only the variables that `abstract`, a part of `variables`, names.
 
         Raises as `restore`.
         """
+        model_state = {name: collection for name, collection in abstract.items() if name != "params"}
+        parts = {"params": abstract["params"], "model_state": model_state}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            return self._load(step, {"params": abstract_params})["params"]
+            loaded = self._load(step, {name: part for name, part in parts.items() if part})
+        return {"params": loaded["params"], **loaded.get("model_state", {})}
 
     def _load(self, step: int, abstract: Any) -> Any:
         try:

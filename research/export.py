@@ -9,7 +9,7 @@ from research import cli
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m research.export",
-        description="Write a checkpoint of a run as a folder that other libraries open. hf: transformers, for a BERT.",
+        description="Write a checkpoint of a BERT or a ResNet as a folder for other libraries (hf: transformers).",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", help="the run directory (needed)")

@@ -41,8 +41,8 @@ def train_and_evaluate(
 
     Args:
       note: one line for summary.json: why a preset stands in for another.
-      initial: makes the parameters to start from of fresh ones, which it may give up; needed where the config has
-        `init_from` (research/interop/pretrained.py). A run that goes on does not call it.
+      initial: makes the variables to start from, {"params": …, "batch_stats": …}, of fresh ones, which it may give up;
+        needed where the config has `init_from` (research/interop/pretrained.py). A run that goes on does not call it.
       should_stop: asked after every step (with several processes, every `train.log_every`); once it says so, the run
         saves its state and ends as "preempted".
       show: whether to print and to draw a progress bar.
@@ -94,8 +94,11 @@ def restore_or_init(
             "research.interop.pretrained.start"
         )
     state = experiment.init()
-    # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
-    return (dataclasses.replace(state, params=initial(state.params)) if initial else state), Progress()
+    if initial:
+        variables = dict(initial({"params": state.params, **state.model_state}))
+        # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
+        state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
+    return state, Progress()
 
 
 def _train(

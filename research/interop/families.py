@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
+from research.interop.kinds import labels
+from research.interop.tensors import Naming
 
 # Theirs -> ours; of several that are one function the first is written.
 _ACTIVATIONS = {
@@ -22,36 +24,36 @@ class Family:
 
     Attributes:
       architecture: its class for classifying sentences.
-      prefix: of the encoder's tensors in that class; a file of the bare encoder lacks it.
       keys: a key of `model` -> theirs.
       defaults: what transformers takes where a config.json lacks one of their keys; the others must be there.
       fixed: keys of `model` that their config has no say in.
-      modules: a module here -> theirs in that class; `{}` is the layer's number.
+      naming: of that class' tensors.
       reads_type_ids: whether it takes `token_type_ids`.
     """
 
     model_type: str
     architecture: str
-    prefix: str
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any]
-    modules: Mapping[str, str]
+    naming: Naming
     reads_type_ids: bool
 
 
-def _encoder(prefix: str, layer: str, theirs: str) -> dict[str, str]:
-    """`theirs`: the eight modules of a layer, in the order of those here."""
+def _naming(prefix: str, layer: str, theirs: str, **heads: str) -> Naming:
+    """`theirs`: the eight modules of a layer, in the order of those here; `heads`: those outside the encoder."""
     ours = "attention/query attention/key attention/value attention/output attention_norm mlp_in mlp_out mlp_norm"
-    return {
+    embeddings = {
         "encoder/token_embedding": f"{prefix}.embeddings.word_embeddings",
         "encoder/position_embedding": f"{prefix}.embeddings.position_embeddings",
         "encoder/type_embedding": f"{prefix}.embeddings.token_type_embeddings",
         "encoder/embedding_norm": f"{prefix}.embeddings.LayerNorm",
-    } | {
+    }
+    layers = {
         f"encoder/layer_{{}}/{own}": f"{prefix}.{layer}.{{}}.{name}"
         for own, name in zip(ours.split(), theirs.split(), strict=True)
     }
+    return Naming(prefix, embeddings | layers | heads)
 
 
 _BERT_LAYER = (
@@ -90,30 +92,27 @@ _BERT_DEFAULTS = {
 BERT = Family(
     model_type="bert",
     architecture="BertForSequenceClassification",
-    prefix="bert",
     keys=_BERT_KEYS,
     defaults=_BERT_DEFAULTS,
     fixed={"position_offset": 0, "pooler": "tanh", "pooler_dropout": 0.0},
-    modules=_encoder("bert", "encoder.layer", _BERT_LAYER)
-    | {"pooler": "bert.pooler.dense", "classifier": "classifier"},
+    naming=_naming("bert", "encoder.layer", _BERT_LAYER, pooler="bert.pooler.dense", classifier="classifier"),
     reads_type_ids=True,
 )
 # Its position_offset, max_positions and pooler_dropout follow from several of its settings: read_config, write_config.
 ROBERTA = Family(
     model_type="roberta",
     architecture="RobertaForSequenceClassification",
-    prefix="roberta",
     keys=_BERT_KEYS,
     defaults=_BERT_DEFAULTS,
     fixed={"pooler": "tanh"},
-    modules=_encoder("roberta", "encoder.layer", _BERT_LAYER)
-    | {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
+    naming=_naming(
+        "roberta", "encoder.layer", _BERT_LAYER, pooler="classifier.dense", classifier="classifier.out_proj"
+    ),
     reads_type_ids=False,
 )
 DISTILBERT = Family(
     model_type="distilbert",
     architecture="DistilBertForSequenceClassification",
-    prefix="distilbert",
     keys={
         "vocab_size": "vocab_size",
         "hidden_size": "dim",
@@ -141,11 +140,13 @@ DISTILBERT = Family(
         "pooler_dropout": 0.0,
         "layer_norm_eps": 1e-12,
     },
-    modules=_encoder("distilbert", "transformer.layer", _DISTILBERT_LAYER)
-    | {"pooler": "pre_classifier", "classifier": "classifier"},
+    naming=_naming(
+        "distilbert", "transformer.layer", _DISTILBERT_LAYER, pooler="pre_classifier", classifier="classifier"
+    ),
     reads_type_ids=False,
 )
 FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, DISTILBERT)}
+UNNAMED = "bert"  # the model_type of a config.json without one: BERT's first files
 
 # Settings under which an encoder would compute something else.
 _EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
@@ -157,14 +158,11 @@ _KINDS = {
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
-    """A config.json of transformers -> its family, and every key of `model` but `name` and `num_classes`.
+    """A config.json of a family -> the family, and every key of `model` but `name` and `num_classes`.
 
-    Raises UserError, which names `where`, for another architecture and for what is missing or of the wrong type.
+    Raises UserError, which names `where`, for settings that are not known here, are missing or of the wrong type.
     """
-    model_type = config.get("model_type", "bert")  # BERT's first files do not name it
-    if model_type not in FAMILIES:
-        raise UserError(f"{where} is of model_type {model_type!r}; known: {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
+    family = FAMILIES[config.get("model_type", UNNAMED)]
     for key, expected in _EXPECTED.items():
         if config.get(key, expected) not in (expected, None):
             raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is known here")
@@ -172,7 +170,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str
     model = dict(family.fixed)
     for key, theirs in family.keys.items():
         if theirs not in config and key not in family.defaults:
-            raise UserError(f"{where} has no {theirs}, which {model_type} needs")
+            raise UserError(f"{where} has no {theirs}, which {family.model_type} needs")
         value = config.get(theirs, family.defaults.get(key))
         kinds = _KINDS.get(key, (int,))
         if not isinstance(value, kinds) or isinstance(value, bool):
@@ -213,15 +211,12 @@ def write_config(model: Mapping[str, Any], *, pad_token_id: int) -> tuple[Family
             )
     if family is DISTILBERT and config["seq_classif_dropout"] is None:
         config["seq_classif_dropout"] = model["dropout"]
-    labels = {str(i): f"LABEL_{i}" for i in range(model["num_classes"])}
     return family, {
         "model_type": family.model_type,
         "architectures": [family.architecture],
         **config,
         "pad_token_id": pad_token_id,
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
-        "problem_type": "single_label_classification",
+        **labels(model["num_classes"]),
     }
 
 

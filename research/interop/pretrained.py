@@ -1,4 +1,8 @@
-"""A config with `init_from` -> the config that is run, and what makes its fresh parameters pretrained ones."""
+"""A config with `init_from` -> the config that is run, and what makes its fresh variables pretrained ones.
+
+Variables are Flax's, {"params": …} and, where there are batch statistics, {"batch_stats": …}; the first part of their
+paths is that name, the second a module of the whole network.
+"""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -7,26 +11,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from research.build import build, regex
+from research.build import build, regex, spelt_out
 from research.checkpoint import Checkpoints
 from research.errors import UserError
-from research.interop import source
-from research.interop.tensors import Tensors, replaced, some
+from research.interop import KINDS, source
+from research.interop.kinds import Kind
+from research.interop.tensors import Tensors, module_of, replaced, some
 from research.models import MODELS
 from research.rundir import RunDir
 from research.state import path_name
-
-# The models that have the encoder. Only `bert` has what classifies by it.
-_MODELS = ("bert", "bert_mlm")
-# Their inputs; only the shapes are looked at.
-_INPUTS = ("tokens", "segments", "positions", "type_ids", "starts", "masked_positions")
-_BATCH = dict.fromkeys(_INPUTS, np.zeros((1, 1), np.int32))
-_TOKENIZER = ("tokenizer", "lowercase", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +31,10 @@ class Start:
     """How a run starts.
 
     Attributes:
-      config: with the architecture and the tokenizer of the weights in it.
-      initial: fresh parameters, which are given up -> those with the encoder's and the pooler's replaced by
-        pretrained ones; None where the run needs none.
+      config: with what follows the weights in it: the architecture, and an encoder's tokenizer or a ResNet's `mean` and
+        `std`. A variant of a model is spelt out in it.
+      initial: fresh variables, which are given up -> those with all but the head's replaced by pretrained ones; None
+        where the run needs none.
       note: one line for the user.
     """
 
@@ -46,10 +44,11 @@ class Start:
 
 
 def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Start:
-    """Resolves `config.init_from`: a folder, a hub id, or the run directory of a BERT, classifier or language model.
+    """Resolves `config.init_from`: a folder, a hub id, or the run directory of a model of the same kind.
 
-    The model's settings and the tokenizer are those of the weights, but for keys in `given`, which the user set. Where
-    `workdir` holds a run from the same weights with a checkpoint, they are that run's, and the weights aren't needed.
+    What follows the weights is theirs, but for keys in `given`, which the user set. The head is always fresh, even
+    where the weights have one of as many classes: it answers another question. Where `workdir` holds a run from the
+    same weights with a checkpoint, all is that run's, and the weights aren't needed.
 
     Raises:
       UserError: the weights can't be had or read, are another architecture's, or don't fit the settings given.
@@ -60,50 +59,69 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
                 f"init_fresh={config.init_fresh!r} leaves out some of init_from's weights; init_from is None"
             )
         return Start(config)
-    if config.model.name not in _MODELS:
-        raise UserError(
-            f"init_from={config.init_from!r} is for models {' and '.join(_MODELS)}; this config's is "
-            f"{config.model.name!r}"
-        )
+    name = spelt_out(MODELS, config.model)["name"]
+    kind = next((kind for kind in KINDS if name in kind.models), None)
+    if kind is None:
+        known = ", ".join(model for kind in KINDS for model in kind.models)
+        raise UserError(f"init_from={config.init_from!r} is for models {known}; this config's is {config.model.name!r}")
     run = RunDir(workdir)
     if run.resumable:
         saved = run.config()
-        if saved["init_from"] == config.init_from and saved["model"]["name"] == config.model.name:
-            return Start(_with(config, saved["model"], saved["data"]["transform"], given))
+        if saved["init_from"] == config.init_from and saved["model"]["name"] == name:
+            return Start(_with(config, kind, saved["model"], saved["data"]["transform"], given))
 
     weights = _weights(config.init_from)
-    config = _with(config, weights.model, weights.transform, given)
-    params = abstract_params(config.model)
-    # The classifier of the weights answers another question; a language model's head is not read.
-    wanted = {name: params[name] for name in ("encoder", "pooler") if name in params}
-    match = weights.match(_without(_shapes(wanted), config.init_fresh))
-    fresh = [
-        *sorted((params.keys() - wanted.keys()) | match.fresh),
-        *([config.init_fresh] if config.init_fresh else []),
-    ]
-    note = f"weights: {weights.what}; fresh: {', '.join(fresh)}"
-    return Start(config, match.initial, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
+    if weights.kind is not kind:
+        raise UserError(
+            f"init_from={config.init_from!r} has weights for models {', '.join(weights.kind.models)}; this config's is "
+            f"{config.model.name!r}"
+        )
+    config = _with(config, kind, weights.model, weights.transform, given)
+    abstract = _abstract(config.model, weights.batch)
+    wanted = {path: shape for path, shape in _shapes(abstract).items() if module_of(path) not in kind.heads}
+    wanted = _without(wanted, config.init_fresh)
+    match = weights.match(wanted)
+    fresh = sorted((abstract["params"].keys() & set(kind.heads)) | match.fresh)
+    note = f"weights: {weights.what}; fresh: {', '.join([*fresh, *([config.init_fresh] if config.init_fresh else [])])}"
+
+    def initial(variables: Any) -> Any:
+        for path, shape in _shapes(variables).items():  # images may have other channels than the weights are for
+            expected = wanted.get(path, shape)
+            if shape != expected:
+                raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
+        return match.initial(variables)
+
+    return Start(config, initial, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
 
 
-def load(init_from: str, num_classes: int = 2, *, seed: int = 0) -> tuple[nn.Module, Any]:
-    """A model and its parameters, the classifier's too where the weights have one -> (module, params).
+def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
+    """A classifier and its variables, the head's too where the weights have one -> (module, variables).
 
-    What the weights lack of the pooler and the classifier is random. Raises as `start`.
+    `num_classes`: of the head; None for those of the weights. What the weights lack of the head is random. Raises as
+    `start`.
     """
     weights = _weights(init_from)
-    model = {**weights.model, "name": "bert", "num_classes": num_classes}
-    match = weights.match(_shapes(abstract_params(model)))
+    kind = weights.kind
+    num_classes = weights.num_classes if num_classes is None else num_classes
+    model = {**kind.free, **weights.model, "name": kind.models[0], "num_classes": num_classes}
+    match = weights.match(_shapes(_abstract(model, weights.batch)))
     module = build(MODELS, model, "model")
 
     @jax.jit
-    def fresh() -> dict[str, Any]:
-        params = module.init(jax.random.key(seed), _BATCH, train=False)["params"]
+    def fresh() -> Any:
+        variables = module.init(jax.random.key(seed), weights.batch, train=False)
         # Random numbers that are about to be replaced would take seconds to compile.
-        return {
-            name: part if name in match.fresh else jax.tree.map(jnp.zeros_like, part) for name, part in params.items()
-        }
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if module_of(path_name(path)) in match.fresh else jnp.zeros_like(leaf), variables
+        )
 
     return module, match.initial(fresh())
+
+
+def checkpoints_of(run: RunDir) -> Checkpoints:
+    """The checkpoints of a run, to read."""
+    ranking = run.config()["eval"]
+    return Checkpoints(run.checkpoints, metric=ranking["metric"], mode=ranking["mode"], writable=False)
 
 
 def _weights(init_from: str) -> "_Files | _Run":
@@ -111,29 +129,38 @@ def _weights(init_from: str) -> "_Files | _Run":
     return _Run(folder) if RunDir(folder).checkpoints.is_dir() else _Files(folder)
 
 
-def _with(config: ConfigDict, model: Mapping[str, Any], transform: Mapping[str, Any], given: Collection[str]) -> Any:
-    """A copy of the config with these settings, but for keys in `given`."""
+def _with(
+    config: ConfigDict,
+    kind: Kind,
+    model: Mapping[str, Any],
+    transform: Mapping[str, Any],
+    given: Collection[str],
+) -> ConfigDict:
+    """A copy of the config with what follows the weights, but for keys in `given`."""
     config = config.copy_and_resolve_references()
-    for key in set(model) - {"name", "num_classes"}:
-        if f"model.{key}" not in given and key in config.model:
+    if "model.name" in given:  # then all that a variant stands for is
+        given = {*given, *(f"model.{key}" for key in set(spelt_out(MODELS, config.model)) - set(config.model))}
+    config.model = ConfigDict(spelt_out(MODELS, config.model))
+    for key in set(model) & set(config.model) - {"name", "num_classes", *kind.free}:
+        if f"model.{key}" not in given:
             config.model[key] = model[key]
-    for key in _TOKENIZER:
+    for key in kind.transform:
         if f"data.transform.{key}" not in given and key in config.data.transform:
             config.data.transform[key] = transform[key]
     return config
 
 
-def abstract_params(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The shapes of a BERT's parameters. Raises UserError for one that can't be built."""
+def _abstract(model: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of a model's variables. Raises UserError for one that can't be built."""
     module = build(MODELS, model, "model")
     try:
-        return jax.eval_shape(lambda: module.init(jax.random.key(0), _BATCH, train=False))["params"]
+        return jax.eval_shape(lambda: module.init(jax.random.key(0), batch, train=False))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
 
 
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
 
 
 def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, tuple[int, ...]]:
@@ -153,7 +180,7 @@ def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, t
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """What replaces parameters, as in Start; the modules that have no weights; tensors that are not used."""
+    """What replaces variables, as in Start; the modules that have no weights; tensors that are not used."""
 
     initial: Callable[[Any], Any]
     fresh: frozenset[str] = frozenset()
@@ -164,28 +191,24 @@ class _Files:
     """A folder in the layout of transformers."""
 
     def __init__(self, folder: Path):
-        self._encoder = source.read_encoder(folder)
+        self.kind, config = source.kind_of(folder)
+        self._described = self.kind.read(folder, config)
         self._tensors = Tensors(folder)
-        self.what = f"{folder} ({self._encoder.family.model_type})"
-        self.model = self._encoder.model
-        values = (str(self._encoder.tokenizer), self._encoder.lowercase, self.model["vocab_size"])
-        self.transform = dict(zip(_TOKENIZER, values, strict=True))
+        self.what = f"{folder} ({self._described.model_type})"
+        self.model = self._described.model
+        self.transform = self._described.transform
+        self.batch = self._described.batch
+        self.num_classes = len(config.get("id2label", (0, 1)))  # two are not written down
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
-        """`shapes`: of the parameters that are asked for, by path. Raises UserError where the weights don't fit."""
+        """`shapes`: of the variables that are asked for, by path. Raises UserError where the weights don't fit."""
         tensors = self._tensors
-        found, unused = tensors.match(self._encoder.family, shapes)
+        found, unused = tensors.match(self._described.naming, shapes, optional=self.kind.optional)
 
-        def initial(params: Any) -> Any:
-            return replaced(params, lambda path: tensors.read(path, found[path]) if path in found else None)
+        def initial(variables: Any) -> Any:
+            return replaced(variables, lambda path: tensors.read(path, found[path]) if path in found else None)
 
-        return _Match(initial, frozenset(path.split("/")[0] for path in shapes.keys() - found.keys()), tuple(unused))
-
-
-def checkpoints_of(run: RunDir) -> Checkpoints:
-    """The checkpoints of a run, to read."""
-    ranking = run.config()["eval"]
-    return Checkpoints(run.checkpoints, metric=ranking["metric"], mode=ranking["mode"], writable=False)
+        return _Match(initial, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))
 
 
 class _Run:
@@ -194,33 +217,37 @@ class _Run:
     def __init__(self, folder: Path):
         self._run = RunDir.open(folder)
         saved = self._run.config()
-        if saved["model"]["name"] not in _MODELS:
-            raise UserError(
-                f"{folder} is a run of model {saved['model']['name']!r}; init_from needs one of {' or '.join(_MODELS)}"
-            )
+        self.model = spelt_out(MODELS, saved["model"])
+        kind = next((kind for kind in KINDS if self.model["name"] in kind.models), None)
+        if kind is None:
+            known = ", ".join(model for kind in KINDS for model in kind.models)
+            raise UserError(f"{folder} is a run of model {saved['model']['name']!r}; init_from needs one of {known}")
+        self.kind = kind
         self.what = f"the run {folder}"
-        self.model = saved["model"]
         self.transform = saved["data"]["transform"] | {"tokenizer": str(self._run.assets / "tokenizer.json")}
+        self.num_classes = self.model.get("num_classes", 2)
+        with checkpoints_of(self._run) as checkpoints:
+            self._step = checkpoints.step("last")
+            self._shapes = _shapes(checkpoints.variables(self._step))
+        self.batch = kind.batch(self._shapes)
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
-        """As that of _Files. A language model has no pooler."""
-        own = _shapes(abstract_params(self.model))
-        fresh = frozenset({"pooler"} if self.model["name"] == "bert_mlm" else ())
-        shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] not in fresh}
+        """As that of _Files."""
+        own = self._shapes
+        fresh = frozenset(self.kind.optional).intersection(map(module_of, shapes)).difference(map(module_of, own))
+        shapes = {path: shape for path, shape in shapes.items() if module_of(path) not in fresh}
         for path, shape in shapes.items():
             if own.get(path) != shape:
                 has = f"has {path} of shape {own[path]}" if path in own else f"lacks {path}"
                 raise UserError(f"the run {self._run.path} {has}; the model of this config needs {shape}")
-        with checkpoints_of(self._run) as checkpoints:
-            step = checkpoints.step("last")
 
-        def initial(params: Any) -> Any:
-            flat = flatten_dict(params, sep="/")
+        def initial(variables: Any) -> Any:
+            flat = flatten_dict(variables, sep="/")
             wanted = {path: flat[path] for path in shapes}
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
             jax.tree.map(lambda x: x.delete(), wanted)
             with checkpoints_of(self._run) as checkpoints:
-                saved = checkpoints.restore_params(unflatten_dict(abstract, sep="/"), step)
-            return unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")
+                saved = checkpoints.restore_variables(unflatten_dict(abstract, sep="/"), self._step)
+            return {**variables, **unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")}
 
         return _Match(initial, fresh)

@@ -1,12 +1,13 @@
 """Where pretrained weights are: in a folder, or on the hub, whose files are downloaded once."""
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.data.text import read_tokenizer
 from research.errors import UserError
-from research.interop.families import Family, read_config
+from research.interop import KINDS
+from research.interop.families import UNNAMED
+from research.interop.kinds import Kind
 from research.interop.tensors import read_json, weight_files
 
 # No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
@@ -18,8 +19,8 @@ _FILES = (
     "vocab.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "preprocessor_config.json",
 )
-_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first that is there is used
 _PROBE_SECONDS = 4.0
 
 
@@ -57,11 +58,13 @@ def _downloaded(hub_id: str) -> Path | None:
 
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=list(_FILES), local_files_only=True))
-        needed = [*weight_files(folder), folder / "config.json"]
+        kind = _kind(read_json(folder / "config.json"))
+        weights = weight_files(folder)
     except (LocalEntryNotFoundError, OSError, UserError):
         return None
     # Another program, or a download that was cut off, may have left some of them only.
-    whole = all(path.is_file() for path in needed) and any((folder / name).is_file() for name in _TOKENIZERS)
+    beside = [folder / name for name in kind.beside] if kind else []
+    whole = all(path.is_file() for path in weights) and (not beside or any(path.is_file() for path in beside))
     return folder if whole else None
 
 
@@ -85,38 +88,16 @@ def folder(init_from: str) -> Path:
         raise UserError(f"pretrained weights {init_from} can't be downloaded: {lines[0]}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """What a folder's config files say of its encoder.
-
-    model: every key of a config's `model` but `name` and `num_classes`; tokenizer: a tokenizer.json or a vocab.txt;
-    lowercase: how the latter is to be read.
-    """
-
-    family: Family
-    model: dict[str, Any]
-    tokenizer: Path
-    lowercase: bool
+def kind_of(folder: Path) -> tuple[Kind, dict[str, Any]]:
+    """What kind of weights a folder holds, and its config.json. Raises UserError if it has none, or of another kind."""
+    config = read_json(folder / "config.json")
+    kind = _kind(config)
+    if kind is None:
+        known = ", ".join(known for kind in KINDS for known in kind.model_types)
+        raise UserError(f"{folder / 'config.json'} is of model_type {config['model_type']!r}; known: {known}")
+    return kind, config
 
 
-def read_encoder(folder: Path) -> Encoder:
-    """Raises UserError for a folder without config.json or tokenizer, of another architecture, or whose tokenizer
-    has more or fewer tokens than the embedding has rows: it would give them another meaning."""
-    family, model = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
-    settings = folder / "tokenizer_config.json"
-    options = read_json(settings) if settings.is_file() else {}
-    name = next((name for name in _TOKENIZERS if (folder / name).is_file()), None)
-    if name is None:
-        raise UserError(f"{folder} has neither {' nor '.join(_TOKENIZERS)}")
-    if name == "vocab.txt" and (
-        options.get("strip_accents") is not None or not options.get("tokenize_chinese_chars", 1)
-    ):
-        raise UserError(f"{settings} sets strip_accents or tokenize_chinese_chars, which vocab.txt alone can't follow")
-    lowercase = options.get("do_lower_case", True)
-    tokens = max(read_tokenizer(str(folder / name), lowercase=lowercase).get_vocab().values()) + 1
-    if tokens != model["vocab_size"]:
-        raise UserError(
-            f"the vocabulary of {folder / name} has {tokens} tokens, but the embedding {model['vocab_size']} "
-            "(vocab_size in config.json)"
-        )
-    return Encoder(family, model, folder / name, lowercase)
+def _kind(config: Mapping[str, Any]) -> Kind | None:
+    model_type = config.get("model_type", UNNAMED)
+    return next((kind for kind in KINDS if model_type in kind.model_types), None)

@@ -1,8 +1,13 @@
-"""Safetensors files and this project's parameters: names, shapes, reading and writing, one tensor at a time."""
+"""Safetensors files and this project's variables: names, shapes, reading and writing, one tensor at a time.
 
+Variables are Flax's: {"params": …} and, where there are batch statistics, {"batch_stats": …}. A path begins with the
+collection: "params/encoder/layer_0/mlp_in/kernel".
+"""
+
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +17,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from research.errors import UserError
-from research.interop.families import Family
 from research.state import path_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # A leaf here -> its names there, the present one first, then that of BERT's first files.
-_LEAVES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("bias", "beta")}
+_LEAVES = {
+    "kernel": ("weight",),
+    "embedding": ("weight",),
+    "scale": ("weight", "gamma"),
+    "bias": ("bias", "beta"),
+    "mean": ("running_mean",),
+    "var": ("running_var",),
+}
+# torch counts the batches that went into a running variance, and uses it only where it has no momentum.
+_COUNTER = "num_batches_tracked"
+# The order in which a kernel's axes are there: [I, O] is [O, I] and [H, W, I, O] is [O, I, H, W].
+_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def tensor_names(family: Family, path: str) -> list[str]:
-    """What the parameter `path` ("encoder/layer_0/mlp_in/kernel") may be called in a file, first the name to write."""
-    module, _, leaf = path.rpartition("/")
-    layer = re.search(r"(?<=layer_)\d+", module)
-    theirs = family.modules[re.sub(r"(?<=layer_)\d+", "{}", module)].format(layer and layer.group())
-    bare = theirs.removeprefix(f"{family.prefix}.")
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """What a class of transformers calls its modules.
+
+    prefix: of all modules but the head's; a file of the bare network lacks it.
+    modules: a module here -> theirs. `{}` is the number of a layer, a stage or a block.
+    """
+
+    prefix: str
+    modules: Mapping[str, str]
+
+
+def tensor_names(naming: Naming, path: str) -> list[str]:
+    """What the variable at `path` may be called in a file, first the name to write."""
+    module, _, leaf = path.partition("/")[2].rpartition("/")
+    number = r"(?<=layer_|stage_|block_)\d+"
+    theirs = naming.modules[re.sub(number, "{}", module)].format(*re.findall(number, module))
+    bare = theirs.removeprefix(f"{naming.prefix}.")
     return [f"{name}.{ending}" for name in dict.fromkeys((theirs, bare)) for ending in _LEAVES[leaf]]
 
 
-def theirs(path: str, of: Any) -> Any:
-    """An array or a shape turned as it is there: a kernel, [I, O] here, is [O, I]. It is its own inverse."""
-    if not path.endswith("/kernel"):
-        return of
-    return of[::-1] if isinstance(of, tuple) else of.T
+def module_of(path: str) -> str:
+    """The module of the whole network that a variable is of: "encoder" of "params/encoder/layer_0/mlp_in/kernel"."""
+    return path.split("/")[1]
+
+
+def _axes(path: str, count: int) -> tuple[int, ...]:
+    """Where each of their axes is here."""
+    return _AXES[count] if path.endswith("/kernel") else tuple(range(count))
 
 
 class Tensors:
@@ -55,26 +85,29 @@ class Tensors:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} can't be read, it may be cut off: {error}") from error
 
-    def match(self, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, str], list[str]]:
-        """The tensor of each parameter of `shapes` -> {path: tensor}, and the tensors that are none's.
+    def match(
+        self, naming: Naming, shapes: Mapping[str, tuple[int, ...]], *, optional: Collection[str]
+    ) -> tuple[dict[str, str], list[str]]:
+        """The tensor of each variable of `shapes` -> {path: tensor}, and the tensors that are none's.
 
-        Only the pooler and the classifier may lack theirs.
+        Only the modules that are `optional` may lack theirs.
 
         Raises:
-          UserError: a tensor of the encoder is missing, or one has another shape or is not of floats.
+          UserError: a tensor that is needed is missing, or one has another shape or is not of floats.
         """
         found, missing = {}, []
         for path, shape in shapes.items():
-            names = tensor_names(family, path)
+            names = tensor_names(naming, path)
             name = next((name for name in names if name in self._files), None)
             if name is not None:
-                self._check(name, theirs(path, shape))
+                self._check(name, tuple(shape[axis] for axis in _axes(path, len(shape))))
                 found[path] = name
-            elif path.startswith("encoder/"):
+            elif module_of(path) not in optional:
                 missing.append(names[0])
         if missing:
-            raise UserError(f"{self._folder} lacks {some(missing)}, which the encoder needs")
-        return found, sorted(set(self._files) - set(found.values()))
+            raise UserError(f"{self._folder} lacks {some(missing)}, which the model needs")
+        unused = sorted(set(self._files) - set(found.values()))
+        return found, [name for name in unused if not name.endswith(f".{_COUNTER}")]
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
         header = self._files[name].get_slice(name)
@@ -89,8 +122,9 @@ class Tensors:
             )
 
     def read(self, path: str, name: str) -> np.ndarray:
-        """The tensor `name` as the parameter `path` has it, in float32."""
-        return theirs(path, self._files[name].get_tensor(name).astype(np.float32, copy=False))
+        """The tensor `name` as the variable at `path` has it, in float32."""
+        tensor = self._files[name].get_tensor(name).astype(np.float32, copy=False)
+        return tensor.transpose(np.argsort(_axes(path, tensor.ndim)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -127,7 +161,7 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3] if more else names) + more
 
 
-def replaced(params: Any, read: Callable[[str], np.ndarray | None]) -> Any:
+def replaced(variables: Any, read: Callable[[str], np.ndarray | None]) -> Any:
     """The tree with each leaf replaced, in its place on the devices, by `read(path)` where that is not None.
 
     A leaf that is replaced is freed at once, so that no more than one tensor is held twice.
@@ -141,13 +175,16 @@ def replaced(params: Any, read: Callable[[str], np.ndarray | None]) -> Any:
         leaf.delete()
         return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, lambda index: array[index]))
 
-    return jax.tree_util.tree_map_with_path(replace, params)
+    return jax.tree_util.tree_map_with_path(replace, variables)
 
 
-def write(path: Path, family: Family, params: Any) -> None:
-    """Writes parameters as one safetensors file, under the names and in the layout of `family`."""
+def write(path: Path, naming: Naming, variables: Any) -> None:
+    """Writes variables as one safetensors file, under the names and in the layout of `naming`."""
     tensors = {}
-    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(leaf_path)
-        tensors[tensor_names(family, name)[0]] = np.ascontiguousarray(theirs(name, np.asarray(leaf)))
+    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        leaf_name = path_name(leaf_path)
+        name = tensor_names(naming, leaf_name)[0]
+        tensors[name] = np.ascontiguousarray(np.asarray(leaf).transpose(_axes(leaf_name, leaf.ndim)))
+        if leaf_name.endswith("/var"):
+            tensors[name.removesuffix("running_var") + _COUNTER] = np.zeros((), np.int64)
     save_file(tensors, path, metadata={"format": "pt"})

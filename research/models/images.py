@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def normalized(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
-    """(images − mean) / std, worked out in float32, as `dtype`: uint8 or float [B, H, W, C] -> [B, H, W, C].
+    """(images − mean) / std, worked out in float32 at least, as `dtype`: uint8 or float [B, H, W, C] -> [B, H, W, C].
 
     `mean` and `std` are in the units of `images`, 0 to 255 for uint8: one number for each channel, or one for all.
     uint8 images cross to the device in a quarter of the bytes of normalized ones.
@@ -20,5 +20,6 @@ def normalized(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...
             raise ValueError(f"model.{name} has {len(values)} values {tuple(values)}; images have {channels} channels")
     if min(std) <= 0:
         raise ValueError(f"model.std is {tuple(std)}; it must be above 0")
-    shift, scale = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (mean, std))
-    return ((images.astype(jnp.float32) - shift) / scale).astype(dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    shift, scale = (jnp.asarray(values, wide).reshape(1, 1, 1, -1) for values in (mean, std))
+    return ((images.astype(wide) - shift) / scale).astype(dtype)

@@ -19,7 +19,7 @@ class BatchNorm(nn.Module):
     counted once, where Flax's `mask` sums a mask of the input's size. And training that goes through padding only
     gives zeros where a mean of nothing would be NaN.
 
-    The statistics are those of the whole batch, whatever devices it lies on, and float32 whatever `dtype` is.
+    The statistics are those of the whole batch, whatever devices it lies on, and of float32 at least.
     """
 
     dtype: Any
@@ -33,7 +33,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         if train:
             count = jnp.sum(real) * (x.shape[1] * x.shape[2])
             visible = jnp.where(real[:, None, None, None], x, 0)

@@ -135,7 +135,7 @@ class ResNet(nn.Module):
                     norm=norm,
                     name=f"stage_{i}_block_{j}",
                 )(x, real, train=train)
-        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        x = jnp.mean(x.astype(jnp.promote_types(self.dtype, jnp.float32)), axis=(1, 2))
         logits = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)
         return jnp.mean(logits.reshape(-1, 2, self.num_classes), axis=1) if flip else logits
 

@@ -83,7 +83,7 @@ def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
 
 def test_what_cannot_be_exported_is_one_line(tmp_path):
     RunDir(tmp_path / "logistic").start(tiny.logistic().to_dict())
-    with pytest.raises(UserError, match="is a run of model 'logistic'; only 'bert' can be exported"):
+    with pytest.raises(UserError, match="is a run of model 'logistic'; only bert and resnet can be exported"):
         export(tmp_path / "logistic", tmp_path / "out")
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir = write_run(tmp_path / "W", tmp_path / "F")

@@ -57,7 +57,6 @@ def test_an_old_file_without_model_type_is_berts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "F is of model_type 'gpt2'; known: bert, roberta, distilbert"),
         ({"hidden_act": "swish"}, "F has the activation 'swish'; known: gelu"),
         ({"hidden_size": "8"}, "F has hidden_size '8', which is no int"),
         ({"hidden_size": True}, "F has hidden_size True, which is no int"),

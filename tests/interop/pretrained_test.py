@@ -75,7 +75,7 @@ class TestTheConfig:
         [
             (
                 ["model.num_layers=3"],
-                r"lacks bert.encoder.layer.2.attention\S+, .* and 13 more, which the encoder needs",
+                r"lacks bert.encoder.layer.2.attention\S+, .* and 13 more, which the model needs",
             ),
             (["model.hidden_size=16"], r"has shape \(8,\); the model of this config needs \(16,\)"),
             (["model.num_heads=3"], "model.num_heads=3 does not divide model.hidden_size=8"),
@@ -92,7 +92,7 @@ class TestTheConfig:
 
     def test_other_models_take_none(self, tmp_path):
         experiment = load("configs/logistic_digits.py", [f"init_from={tmp_path}"])
-        with pytest.raises(UserError, match="is for models bert and bert_mlm; this config's is 'logistic'"):
+        with pytest.raises(UserError, match="is for models bert, bert_mlm, resnet; this config's is 'logistic'"):
             pretrained.start(experiment.config, experiment.given, "W")
 
 
@@ -104,7 +104,7 @@ def test_a_run_starts_from_the_weights(family, tmp_path):
     params, fresh = _first(start, tmp_path / "W")
     table = tensors[f"{family}.embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(params["encoder"]["token_embedding"]["embedding"], table)
-    _, expected = pretrained.load(str(tmp_path / "F"))
+    expected = pretrained.load(str(tmp_path / "F"))[1]["params"]
     for name in ("encoder", "pooler"):
         tiny.assert_trees_equal(params[name], expected[name])
     tiny.assert_trees_equal(params["classifier"], fresh["classifier"])
@@ -178,7 +178,7 @@ def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
 
 def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=2)
-    _, trained = pretrained.load(str(tmp_path / "F"))
+    trained = pretrained.load(str(tmp_path / "F"), 2)[1]["params"]
     run = tiny_encoder.write_run(tmp_path / "first", tmp_path / "F", num_classes=2)
     shutil.rmtree(tmp_path / "F")
 
@@ -191,9 +191,9 @@ def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
     for name in ("encoder", "pooler"):
         tiny.assert_trees_equal(params[name], trained[name])
     assert not np.array_equal(params["classifier"]["kernel"], trained["classifier"]["kernel"])
-    tiny.assert_trees_equal(jax.device_get(pretrained.load(str(run))[1]), jax.device_get(trained))
+    tiny.assert_trees_equal(jax.device_get(pretrained.load(str(run))[1]["params"]), jax.device_get(trained))
 
-    with pytest.raises(UserError, match=r"first lacks encoder/layer_2/\S+; the model of this config needs"):
+    with pytest.raises(UserError, match=r"first lacks params/encoder/layer_2/\S+; the model of this config needs"):
         _start(tmp_path / "W", run, "model.num_layers=3")
 
 
@@ -201,7 +201,7 @@ def test_a_run_of_another_model_is_one_line(tmp_path):
     run = RunDir(tmp_path / "first")
     run.start(tiny.logistic().to_dict())
     run.checkpoints.mkdir()
-    with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of bert or bert_mlm"):
+    with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of bert, bert_mlm, resnet"):
         _start(tmp_path / "W", tmp_path / "first")
 
 
@@ -227,11 +227,11 @@ GOLDEN = {
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_logits_are_those_of_transformers(family, tmp_path):
-    """Measured: at most … apart."""
+    """Measured: at most 1e-7 apart."""
     tiny_encoder.write(tmp_path, family, num_classes=3)
-    module, params = pretrained.load(str(tmp_path), num_classes=3)
+    module, variables = pretrained.load(str(tmp_path), num_classes=3)
     batch = tiny_encoder.batch(tiny_encoder.CONFIGS[family]["vocab_size"], type_ids=family == "bert")
-    logits = module.apply({"params": params}, batch, train=False)[:, 0]
+    logits = module.apply(variables, batch, train=False)[:, 0]
     np.testing.assert_allclose(logits, GOLDEN[family], atol=1e-6)
 
 

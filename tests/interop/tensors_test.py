@@ -16,7 +16,7 @@ from tests.interop import tiny_encoder
 
 
 def _params(folder, num_classes=3):
-    return pretrained.load(str(folder), num_classes)[1]
+    return pretrained.load(str(folder), num_classes)[1]["params"]
 
 
 def _rewrite(folder, change):
@@ -96,7 +96,7 @@ MLP = "bert.encoder.layer.0.intermediate.dense.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without(f"{QUERY}.bias"), f"lacks {QUERY}.bias, which the encoder needs"),
+        (_without(f"{QUERY}.bias"), f"lacks {QUERY}.bias, which the model needs"),
         (lambda tensors: {"x": np.zeros(1)}, r"lacks bert.\S+, bert.\S+, bert.\S+ and 34 more, which"),
         (
             lambda tensors: {**tensors, f"{QUERY}.weight": np.zeros((8, 9), np.float32)},

@@ -159,9 +159,9 @@ def write_run(folder, init_from, num_classes=3):
     tokenizer.enable_truncation(4)  # as some published files ask for
     tokenizer.enable_padding()
     tokenizer.save(str(run.assets / "tokenizer.json"))
-    _, params = pretrained.load(str(init_from), num_classes)
+    _, variables = pretrained.load(str(init_from), num_classes)
     state = TrainState(
-        step=np.zeros((), np.int32), params=params, model_state={}, opt_state=optax.EmptyState(), average={}
+        step=np.zeros((), np.int32), **variables, model_state={}, opt_state=optax.EmptyState(), average={}
     )
     with Checkpoints(run.checkpoints, metric="accuracy", mode="max") as checkpoints:
         checkpoints.save(state, Progress(step=7), 0.5)

@@ -88,7 +88,8 @@ def _draw(seed):
 
 def _ours(folder, batch, labels):
     """(hidden states [B, L, D], what the pooler gives [B, D], logits [B, C]), the loss's gradients, and parameters."""
-    module, params = pretrained.load(str(folder), CLASSES)
+    module, variables = pretrained.load(str(folder), CLASSES)
+    params = variables["params"]
 
     def loss(params):
         logits, found = module.apply({"params": params}, batch, train=False, capture_intermediates=True)
@@ -142,7 +143,7 @@ def test_random_encoders(seed, tmp_path):
     largest = max(np.abs(gradient).max() for gradient in expected_gradients.values())
     for path, ours in jax.tree_util.tree_leaves_with_path(gradients):
         path = path_name(path)
-        expected = expected_gradients.pop(tensor_names(FAMILIES[family], path)[0])
+        expected = expected_gradients.pop(tensor_names(FAMILIES[family].naming, f"params/{path}")[0])
         expected = expected.T if path.endswith("kernel") else expected
         # Those of the key biases are 0 but for rounding: softmax does not see a constant.
         scale = 0.1 * largest if path.endswith("key/bias") else np.abs(expected).max()
@@ -191,7 +192,7 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, tmp_path):
 
     tiny_encoder.write(tmp_path / "F", family, num_classes=CLASSES)
     export(tiny_encoder.write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
-    module, params = pretrained.load(str(tmp_path / "out"), CLASSES)
+    module, variables = pretrained.load(str(tmp_path / "out"), CLASSES)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
@@ -210,7 +211,7 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, tmp_path):
             "type_ids": types,
             "starts": np.zeros((len(texts), 1), np.int64),
         }
-        logits = module.apply({"params": params}, batch, train=False)[:, 0]
+        logits = module.apply(variables, batch, train=False)[:, 0]
         np.testing.assert_allclose(logits, expected, atol=1e-5)
         run_tokenizer = read_tokenizer(str(tmp_path / "W/assets/tokenizer.json"), lowercase=True)
         run_tokenizer.no_padding()
@@ -230,8 +231,9 @@ def test_tokens_are_those_of_transformers(dataset, columns, file, minilm):
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(minilm)
-    encoder = source.read_encoder(minilm)
-    ours = read_tokenizer(str(minilm / file), lowercase=encoder.lowercase)
+    kind, config = source.kind_of(minilm)
+    transform = kind.read(minilm, config).transform
+    ours = read_tokenizer(str(minilm / file), lowercase=transform["lowercase"])
     ours.no_padding()
     ours.enable_truncation(32, strategy="longest_first")
     cut = 0

@@ -1,0 +1,98 @@
+"""Text encoders with their tokenizers: BERT, RoBERTa and DistilBERT."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from research.data.text import read_tokenizer
+from research.errors import UserError
+from research.interop.families import FAMILIES, read_config, write_config
+from research.interop.kinds import Described, Exported, Kind, Shapes
+from research.interop.tensors import read_json
+
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first that is there is used
+_INPUTS = ("tokens", "segments", "positions", "type_ids", "starts", "masked_positions")
+# What the special tokens are called, in BERT's vocabularies and in RoBERTa's.
+_SPECIAL = (
+    {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"},
+)
+
+
+def _batch(_: Shapes) -> dict[str, Any]:
+    return dict.fromkeys(_INPUTS, np.zeros((1, 1), np.int32))
+
+
+def read(folder: Path, config: Mapping[str, Any]) -> Described:
+    """Raises UserError for a folder without tokenizer, of settings that are not known here, or whose tokenizer has more
+    or fewer tokens than the embedding has rows: it would give them another meaning."""
+    family, model = read_config(config, str(folder / "config.json"))
+    settings = folder / "tokenizer_config.json"
+    options = read_json(settings) if settings.is_file() else {}
+    name = next((name for name in _TOKENIZERS if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder} has neither {' nor '.join(_TOKENIZERS)}")
+    if name == "vocab.txt" and (
+        options.get("strip_accents") is not None or not options.get("tokenize_chinese_chars", 1)
+    ):
+        raise UserError(f"{settings} sets strip_accents or tokenize_chinese_chars, which vocab.txt alone can't follow")
+    lowercase = options.get("do_lower_case", True)
+    tokens = max(read_tokenizer(str(folder / name), lowercase=lowercase).get_vocab().values()) + 1
+    if tokens != model["vocab_size"]:
+        raise UserError(
+            f"the vocabulary of {folder / name} has {tokens} tokens, but the embedding {model['vocab_size']} "
+            "(vocab_size in config.json)"
+        )
+    transform = {"tokenizer": str(folder / name), "lowercase": lowercase, "vocab_size": tokens}
+    return Described(family.model_type, family.naming, model, transform, _batch({}))
+
+
+def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
+    """config.json and the tokenizer. Raises UserError where that can't be read, or no family computes the same."""
+    tokenizer, special = _tokenizer(assets / "tokenizer.json")
+    pad = tokenizer.token_to_id(special["pad_token"])
+    assert pad is not None
+    family, config = write_config(model, pad_token_id=pad)
+    settings = {
+        # The class that takes tokenizer.json as it is; a model's own would rebuild it from other settings.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model["max_positions"],
+        "model_input_names": ["input_ids", *(["token_type_ids"] if family.reads_type_ids else []), "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    texts = {"config.json": config, "special_tokens_map.json": special, "tokenizer_config.json": settings}
+    files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in texts.items()}
+    return Exported(family.naming, {**files, "tokenizer.json": tokenizer.to_str(pretty=True)})
+
+
+def _tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """A run's tokenizer and its special tokens, {"pad_token": "[PAD]", …}."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{path} can't be read: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for names in _SPECIAL:
+        if all(tokenizer.token_to_id(token) is not None for token in names.values()):
+            return tokenizer, {f"{role}_token": token for role, token in names.items()}
+    raise UserError(f"{path} has neither {', '.join(_SPECIAL[0].values())} nor {', '.join(_SPECIAL[1].values())}")
+
+
+ENCODERS = Kind(
+    models=("bert", "bert_mlm"),
+    model_types=tuple(FAMILIES),
+    beside=_TOKENIZERS,
+    heads=("classifier", "transform", "transform_norm", "output_bias"),
+    optional=("pooler", "classifier"),
+    free={},
+    transform=("tokenizer", "lowercase", "vocab_size"),
+    batch=_batch,
+    read=read,
+    write=write,
+)

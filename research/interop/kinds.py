@@ -1,0 +1,78 @@
+"""What a kind of networks says of itself, so that reading and writing weights need not ask which it is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from research.interop.tensors import Naming
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What a folder's own files say of its weights.
+
+    Attributes:
+      model_type: what transformers calls the architecture.
+      naming: what its tensors are called.
+      model: every key of a config's `model` that follows the weights.
+      transform: the keys of a config's `data.transform` that do.
+      batch: inputs that fit the weights; only their shapes are looked at.
+    """
+
+    model_type: str
+    naming: Naming
+    model: dict[str, Any]
+    transform: dict[str, Any]
+    batch: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What stands beside the weights of an exported run: `files`, {name: text}. `naming`: as in Described."""
+
+    naming: Naming
+    files: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of networks that transformers has too.
+
+    Attributes:
+      models: the names, in MODELS, of those that can start from its weights. The first is a classifier: what is
+        loaded and exported.
+      model_types: what transformers calls its architectures.
+      beside: files of which one must lie beside the weights; empty: none need to.
+      heads: modules that answer the question they were trained on: a run's own are always fresh.
+      optional: modules that weights may lack.
+      free: keys of the classifier's `model` that weights have no say in, with the values they are loaded with.
+      transform: keys of a config's `data.transform` that follow the weights.
+      batch: the shapes of a run's variables, by path -> inputs that fit them.
+      read: a folder and its config.json -> what they say. Raises UserError for what is not known here.
+      write: the `model` section of a run, its assets and the shapes of its variables -> what is written of them. Raises
+        UserError for a network that transformers has nothing alike of.
+    """
+
+    models: tuple[str, ...]
+    model_types: tuple[str, ...]
+    beside: tuple[str, ...]
+    heads: tuple[str, ...]
+    optional: tuple[str, ...]
+    free: Mapping[str, Any]
+    transform: tuple[str, ...]
+    batch: Callable[[Shapes], dict[str, Any]]
+    read: Callable[[Path, Mapping[str, Any]], Described]
+    write: Callable[[Mapping[str, Any], Path, Shapes], Exported]
+
+
+def labels(num_classes: int) -> dict[str, Any]:
+    """What a config.json says of a classifier's labels. They are LABEL_0, …: a run does not know their names."""
+    names = {str(i): f"LABEL_{i}" for i in range(num_classes)}
+    return {
+        "id2label": names,
+        "label2id": {name: int(i) for i, name in names.items()},
+        "problem_type": "single_label_classification",
+    }

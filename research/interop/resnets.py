@@ -1,0 +1,159 @@
+"""ResNets, with the normalization of their images."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.errors import UserError
+from research.interop.kinds import Described, Exported, Kind, Shapes, labels
+from research.interop.tensors import Naming, read_json
+
+_PREPROCESSOR = "preprocessor_config.json"
+# Of ImageNet's pixels between 0 and 1: what ResNets there were trained with.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_WHITE = 255.0  # the largest value of a stored pixel, 1 in transformers
+_WIDENING = {"basic": 1, "bottleneck": 4}
+
+# What transformers takes where a config.json lacks a key.
+_DEFAULTS: dict[str, Any] = {
+    "num_channels": 3,
+    "embedding_size": 64,
+    "hidden_sizes": [256, 512, 1024, 2048],
+    "depths": [3, 4, 6, 3],
+    "layer_type": "bottleneck",
+}
+# Settings under which a ResNet would compute something else; True for the last is v1, with the stride on a 1×1.
+_EXPECTED = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+# What a ResNet of transformers is here.
+_FIXED = {"stem": "imagenet", "shortcut": "projection", "norm": "batch"}
+
+_BLOCK = {
+    **{f"{part}_{i}": f"layer.{i - 1}" for i in (1, 2, 3) for part in ("conv", "norm")},
+    **{f"{part}_shortcut": "shortcut" for part in ("conv", "norm")},
+}
+_PARTS = {"conv": "convolution", "norm": "normalization"}
+NAMING = Naming(
+    prefix="resnet",
+    modules={
+        "conv_stem": "resnet.embedder.embedder.convolution",
+        "norm_stem": "resnet.embedder.embedder.normalization",
+        "classifier": "classifier.1",
+    }
+    | {
+        f"stage_{{}}_block_{{}}/{own}": f"resnet.encoder.stages.{{}}.layers.{{}}.{name}.{_PARTS[own[:4]]}"
+        for own, name in _BLOCK.items()
+    },
+)
+
+
+def read(folder: Path, config: Mapping[str, Any]) -> Described:
+    """Raises UserError for a ResNet that is not known here, and for settings of the wrong type."""
+    where = folder / "config.json"
+    for key, expected in _EXPECTED.items():
+        if config.get(key, expected) != expected:
+            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is known here")
+    settings = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
+    for key, default in _DEFAULTS.items():
+        value = settings[key]
+        kind, items = type(default), value if isinstance(value, list) else ()
+        if type(value) is not kind or any(type(item) is not int for item in items):
+            raise UserError(f"{where} has {key} {value!r}, which is no {kind.__name__}{' of int' * (kind is list)}")
+    block, width, depths = settings["layer_type"], settings["embedding_size"], settings["depths"]
+    if block not in _WIDENING:
+        raise UserError(f"{where} has layer_type {block!r}; known: {', '.join(_WIDENING)}")
+    known = _hidden_sizes(block, width, len(depths))
+    if settings["hidden_sizes"] != known:
+        raise UserError(
+            f"{where} has hidden_sizes {settings['hidden_sizes']}; only {known} is known here for {len(depths)} stages "
+            f"after an embedding_size of {width}"
+        )
+    mean, std = _normalization(folder)
+    model = {**_FIXED, "block": block, "stage_sizes": tuple(depths), "width": width, "mean": mean, "std": std}
+    return Described("resnet", NAMING, model, {}, _inputs(settings["num_channels"]))
+
+
+def write(model: Mapping[str, Any], _: Path, shapes: Shapes) -> Exported:
+    """config.json and preprocessor_config.json, which takes images of any size as they are.
+
+    model.test_flip is not the network's: transformers gives the logits of one image.
+
+    Raises UserError for a ResNet that transformers lacks.
+    """
+    differing = [f"model.{key}={model[key]!r}" for key, value in _FIXED.items() if model[key] != value]
+    if differing:
+        raise UserError(f"the ResNet of transformers has no {', '.join(differing)}")
+    channels = _channels(shapes)
+    config = {
+        "model_type": "resnet",
+        "architectures": ["ResNetForImageClassification"],
+        "num_channels": channels,
+        "embedding_size": model["width"],
+        "hidden_sizes": _hidden_sizes(model["block"], model["width"], len(model["stage_sizes"])),
+        "depths": list(model["stage_sizes"]),
+        "layer_type": model["block"],
+        **_EXPECTED,
+        **labels(model["num_classes"]),
+    }
+    images = {
+        "image_processor_type": "ConvNextImageProcessor",  # the one that transformers has for ResNets
+        "do_resize": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / _WHITE,
+        "do_normalize": True,
+        **{
+            f"image_{key}": [value / _WHITE for value in np.broadcast_to(model[key], channels).tolist()]
+            for key in ("mean", "std")
+        },
+    }
+    texts = {"config.json": config, _PREPROCESSOR: images}
+    return Exported(NAMING, {name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()})
+
+
+def _hidden_sizes(block: str, width: int, stages: int) -> list[int]:
+    return [_WIDENING[block] * width * 2**i for i in range(stages)]
+
+
+def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation of stored pixels, that is before they are scaled to between 0 and 1."""
+    path = folder / _PREPROCESSOR
+    settings = read_json(path) if path.is_file() else {}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    for key in ("do_rescale", "do_normalize"):
+        if not settings.get(key, True):
+            raise UserError(f"{path} has {key} {settings[key]!r}; only True is known here")
+    factor = settings.get("rescale_factor", 1 / _WHITE)
+    found = []
+    for key, default in (("image_mean", _MEAN), ("image_std", _STD)):
+        values = settings.get(key, default)
+        try:
+            found.append(tuple(float(value) / factor for value in values))
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"{path} has {key} {values!r} and rescale_factor {factor!r}, which are no numbers"
+            ) from error
+    return found[0], found[1]
+
+
+def _channels(shapes: Shapes) -> int:
+    return shapes["params/conv_stem/kernel"][2]
+
+
+def _inputs(channels: int) -> dict[str, Any]:
+    return {"images": np.zeros((1, 32, 32, channels), np.float32), "weight": np.ones(1, np.float32)}
+
+
+RESNETS = Kind(
+    models=("resnet",),
+    model_types=("resnet",),
+    beside=(),
+    heads=("classifier",),
+    optional=("classifier",),
+    free={"stochastic_depth": 0.0, "test_flip": False},
+    transform=(),
+    batch=lambda shapes: _inputs(_channels(shapes)),
+    read=read,
+    write=write,
+)

@@ -1,0 +1,54 @@
+import pytest
+
+from research.errors import UserError
+from research.interop import source
+from tests.interop import tiny_encoder
+
+
+def _read(folder):
+    kind, config = source.kind_of(folder)
+    return kind.read(folder, config)
+
+
+class TestTheFolder:
+    """What its config and tokenizer files say."""
+
+    def test_it_is_read(self, tmp_path):
+        tiny_encoder.write(tmp_path)
+        assert _read(tmp_path).transform == {"tokenizer": f"{tmp_path}/vocab.txt", "lowercase": True, "vocab_size": 57}
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+        assert not _read(tmp_path).transform["lowercase"]
+
+    def test_tokenizer_json_comes_first(self, tmp_path):
+        tiny_encoder.write(tmp_path, "roberta")
+        (tmp_path / "vocab.txt").write_text("x\n")
+        assert _read(tmp_path).transform["tokenizer"] == f"{tmp_path}/tokenizer.json"
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({"config.json": None}, r"config.json can't be read: \[Errno 2\] No such file"),
+            ({"config.json": "{"}, "config.json can't be read: Expecting property name"),
+            ({"config.json": "[]"}, "config.json holds no JSON object"),
+            ({"config.json": '{"model_type": "gpt2"}'}, "config.json is of model_type 'gpt2'; known: bert, .*, resnet"),
+            ({"vocab.txt": None}, "has neither tokenizer.json nor vocab.txt"),
+            ({"vocab.txt": "[PAD]\n[UNK]\n"}, r"vocab.txt lacks \[CLS\], \[SEP\], \[MASK\]"),
+            ({"tokenizer.json": "{}"}, "tokenizer.json can't be read"),
+            ({"tokenizer_config.json": '{"strip_accents": false}'}, "sets strip_accents or tokenize_chinese_chars"),
+            (
+                {"vocab.txt": "\n".join(tiny_encoder.VOCABULARY[:-1])},
+                r"the vocabulary of \S+vocab.txt has 56 tokens, but the embedding 57 \(vocab_size in config.json\)",
+            ),
+            (
+                {"vocab.txt": "\n".join([*tiny_encoder.VOCABULARY, "more"])},
+                "has 58 tokens, but the embedding 57",
+            ),
+        ],
+    )
+    def test_what_is_not_good_is_one_line(self, files, message, tmp_path):
+        tiny_encoder.write(tmp_path)
+        for name, content in files.items():
+            (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=message) as caught:
+            _read(tmp_path)
+        assert "\n" not in str(caught.value)
