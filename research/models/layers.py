@@ -3,6 +3,7 @@
 Measured on 2 CPU cores (AVX-512 with bfloat16) for a 6-layer, 384-wide encoder: benchmarks/results/bert_finetune.md.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,32 +14,37 @@ Initializer = Any
 DType = Any
 
 
-@jax.custom_vjp
-def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool = False) -> jax.Array:
     """x · kernel + bias: [..., I], float32 [I, O], float32 [O] -> [..., O] of x's type.
 
     The products take operands of x's type and accumulate in float32, which is what matrix units do. Left to itself
     autodiff would multiply bfloat16 by float32 in the backward pass, outside those units, and would sum the bias's
     gradient by a reduction that is slower than a product with ones.
+
+    `by_row`: the kernel is [O, I], as an embedding's table is. To transpose it outside would transpose its gradient,
+    and XLA's CPU backend has no product of bfloat16 whose float32 result is transposed.
     """
-    return _affine_forward(x, kernel, bias)[0]
+    return _affine_forward(x, kernel, bias, by_row)[0]
 
 
-def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
+def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool) -> tuple[jax.Array, Any]:
     kernel = kernel.astype(x.dtype)
-    y = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+    y = jnp.einsum("...i,oi->...o" if by_row else "...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
     return (y + jnp.expand_dims(bias, range(y.ndim - 1))).astype(x.dtype), (x, kernel)
 
 
-def _affine_backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _affine_backward(by_row: bool, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel = saved
     leading = tuple(range(x.ndim - 1))  # contracted as they are: on the CPU flattening them first is half as fast
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.lax.dot_general(a, b, ((leading, leading), ((), ())), preferred_element_type=jnp.float32)
 
-    x_grad = jnp.einsum("...o,io->...i", grad, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
-    return x_grad, product(x, grad), product(jnp.ones(grad.shape[:-1], grad.dtype), grad)
+    form = "...o,oi->...i" if by_row else "...o,io->...i"
+    x_grad = jnp.einsum(form, grad, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+    kernel_grad = product(grad, x) if by_row else product(x, grad)
+    return x_grad, kernel_grad, product(jnp.ones(grad.shape[:-1], grad.dtype), grad)
 
 
 affine.defvjp(_affine_forward, _affine_backward)

@@ -62,4 +62,4 @@ class BertMaskedLM(nn.Module):
         hidden = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="transform_norm")(hidden)
         table = encoder.variables["params"]["token_embedding"]["embedding"]  # [vocab_size, D]
         bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
-        return affine(hidden, table.T, bias)
+        return affine(hidden, table, bias, True)

@@ -114,7 +114,7 @@ def test_a_run_starts_from_the_weights(family, tmp_path):
 @pytest.mark.parametrize("source", ["files", "run"])
 def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=2)
-    _, weights = pretrained.load(str(tmp_path / "F"))
+    weights = pretrained.load(str(tmp_path / "F"))[1]["params"]
     if source == "run":
         tiny_encoder.write_run(tmp_path / "first", tmp_path / "F", num_classes=2)
     start = _start(tmp_path / "W", tmp_path / ("F" if source == "files" else "first"), "init_fresh=layer_1/|pooler")
@@ -129,7 +129,10 @@ def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["init_fresh=layer_7/"], "init_fresh='layer_7/' finds no parameter that init_from has; one is encoder/"),
+        (
+            ["init_fresh=layer_7/"],
+            "init_fresh='layer_7/' finds no parameter that init_from has; one is params/",
+        ),
         (["init_fresh=."], "init_fresh='.' finds every parameter"),
         (["init_fresh=("], r"init_fresh='\(' is no regular expression"),
     ],

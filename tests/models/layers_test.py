@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,25 @@ def test_affine_in_bfloat16_accumulates_in_float32(rng):
     assert (x_grad.dtype, kernel_grad.dtype, bias_grad.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
     np.testing.assert_array_equal(kernel_grad[:, 0], np.asarray(x, np.float64).sum(axis=(0, 1)))
     np.testing.assert_array_equal(bias_grad, [12, 12])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_affine_by_row_is_affine_of_the_transpose(rng, dtype):
+    """Jitted, where XLA has a product for the layout of each gradient; the numbers are small integers, so exact."""
+    x, kernel = (jnp.asarray(rng.integers(-3, 4, shape), dtype) for shape in ((4, 3, 8), (8, 5)))
+    kernel, bias = kernel.astype(jnp.float32), jnp.arange(5.0)
+
+    @partial(jax.jit, static_argnums=1)
+    def outputs_and_gradients(kernel, by_row):
+        y, backward = jax.vjp(lambda *inputs: affine(*inputs, by_row), x, kernel, bias)
+        return y, backward(y)
+
+    y, (x_grad, kernel_grad, bias_grad) = outputs_and_gradients(kernel, False)
+    by_row, (x_grad_by_row, kernel_grad_by_row, bias_grad_by_row) = outputs_and_gradients(kernel.T, True)
+    np.testing.assert_array_equal(by_row, y)
+    np.testing.assert_array_equal(x_grad_by_row, x_grad)
+    np.testing.assert_array_equal(kernel_grad_by_row, kernel_grad.T)
+    np.testing.assert_array_equal(bias_grad_by_row, bias_grad)
 
 
 def test_dense_has_the_parameters_of_flaxs(rng):
