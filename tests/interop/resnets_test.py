@@ -201,6 +201,21 @@ class TestARun:
         tiny.assert_trees_equal(state.model_state["batch_stats"], expected["batch_stats"])
         tiny.assert_trees_equal(pretrained.load(str(run))[1], expected)
 
+    def test_going_on_needs_no_weights(self, tmp_path):
+        """The run's own settings come back, whatever variant its config names."""
+        tiny_resnet.write(tmp_path / "F", "bottleneck")
+        workdir = tiny_resnet.write_run(tmp_path / "W", tmp_path / "F")
+        config = json.loads((workdir / "config.json").read_text())
+        (workdir / "config.json").write_text(json.dumps({**config, "init_from": "gone/away"}))
+        experiment = load("configs/resnet_digits.py", ["init_from=gone/away"])
+        keys = ("num_classes", "norm", "stochastic_depth", "mean", "std", "test_flip")
+        experiment.config.model = {"name": "resnet18"} | {key: experiment.config.model[key] for key in keys}
+        start = pretrained.start(experiment.config, experiment.given, workdir)
+        assert start.initial is None
+        model = start.config.model
+        assert (model.name, model.block, model.stage_sizes, model.width) == ("resnet", "bottleneck", (1, 2), 4)
+        assert model.mean == pytest.approx((102.0, 127.5, 153.0))
+
     def test_images_of_other_channels_are_one_line(self, tmp_path):
         """Digits have one, these weights three."""
         tiny_resnet.write(tmp_path / "F")
