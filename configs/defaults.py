@@ -12,6 +12,8 @@ def defaults() -> ConfigDict:
             "seed": 0,
             # Compute type: float32 or bfloat16. Parameters and optimizer state are always float32.
             "dtype": "float32",
+            # What XLA's compiler for a CPU is set for: default, or convolutions (other devices have one setting).
+            "compiler": "default",
             # Pretrained weights to start from: a hub id, a folder, or a run directory. None starts from random weights.
             "init_from": placeholder(str),
             # A regex; parameters whose path it finds start from random weights all the same. Of twelve layers the top
@@ -31,9 +33,10 @@ def defaults() -> ConfigDict:
             "optimizer": {
                 "name": "adamw",  # adamw, lamb, sgd
                 "learning_rate": 1e-3,  # the peak
-                "schedule": "constant",  # after the warm-up: constant, linear, cosine
+                "schedule": "constant",  # after the warm-up: constant, linear, cosine, step
                 "warmup_fraction": 0.0,  # of all steps
                 "end_fraction": 0.0,  # of the peak, at the last step of linear and cosine
+                "drops": (0.5, 0.75),  # step: where in the run the rate becomes a tenth of what it was
                 "b1": 0.9,  # adamw, lamb
                 "b2": 0.999,
                 "eps": 1e-8,

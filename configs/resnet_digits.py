@@ -18,6 +18,7 @@ def get_config(preset: str = "") -> ConfigDict:
     """Preset: `embedded`."""
     config = defaults()
     config.preset = preset or FULL
+    config.compiler = "convolutions"
     config.model = ConfigDict(
         {
             "name": "resnet",

@@ -20,6 +20,7 @@ from research.data.checks import check_inputs, check_labels
 from research.data.examples import MixedExamples
 from research.errors import UserError
 from research.models import MODELS
+from research.platform import compiler_options
 from research.rundir import flatten
 from research.state import TrainState, init_state
 from research.tasks import TASKS, Task
@@ -121,6 +122,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         ) from error
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
+    options = compiler_options(config.compiler)
     eval_step = functools.partial(step.eval_step, module=module, task=task)
     try:
         scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
@@ -161,8 +163,14 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
             in_shardings=(shardings, batch_sharding),
             out_shardings=(shardings, replicated),
             donate_argnums=0,
+            compiler_options=options,
         ),
-        eval_step=jax.jit(eval_step, in_shardings=(shardings, batch_sharding), out_shardings=replicated),
+        eval_step=jax.jit(
+            eval_step,
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=replicated,
+            compiler_options=options,
+        ),
     )
 
 

@@ -13,13 +13,25 @@ from research.state import path_name
 
 
 def learning_rate_schedule(
-    name: str, *, learning_rate: float, warmup_fraction: float, end_fraction: float, total_steps: int
+    name: str,
+    *,
+    learning_rate: float,
+    warmup_fraction: float,
+    end_fraction: float,
+    drops: tuple[float, ...],
+    total_steps: int,
 ) -> optax.Schedule:
     """The learning rate as a function of the step (0-based).
 
     Warm-up is linear from 0 over `warmup_fraction` of the steps; then `constant`, or `linear` or `cosine` decay to
-    `end_fraction` of the peak at `total_steps`.
+    `end_fraction` of the peak at `total_steps`, or `step`: a tenth of what it was at each of `drops`, fractions of all
+    steps.
     """
+    if not all(warmup_fraction < drop < 1 for drop in drops):
+        raise UserError(
+            f"optimizer.drops is {tuple(drops)}; its fractions of the run must lie between optimizer.warmup_fraction, "
+            f"{warmup_fraction}, and 1"
+        )
     warmup = round(warmup_fraction * total_steps)
     end = learning_rate * end_fraction
     rest = max(1, total_steps - warmup)
@@ -28,6 +40,9 @@ def learning_rate_schedule(
             "constant": lambda: optax.constant_schedule(learning_rate),
             "linear": lambda: optax.linear_schedule(learning_rate, end, rest),
             "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest, alpha=end_fraction),
+            "step": lambda: optax.piecewise_constant_schedule(
+                learning_rate, {round(drop * total_steps) - warmup: 0.1 for drop in drops}
+            ),
         },
         name,
         "optimizer.schedule",
@@ -62,6 +77,7 @@ def optimizer(
     schedule: str,
     warmup_fraction: float,
     end_fraction: float,
+    drops: tuple[float, ...],
     b1: float,
     b2: float,
     eps: float,
@@ -92,6 +108,7 @@ def optimizer(
         learning_rate=learning_rate,
         warmup_fraction=warmup_fraction,
         end_fraction=end_fraction,
+        drops=drops,
         total_steps=total_steps,
     )
     if not 0 < layer_decay <= 1:

@@ -1,4 +1,4 @@
-"""Settings of the process, made by the command-line shells before JAX computes anything; never at import."""
+"""What is set for this machine: for the process, by the command-line shells, and for the compiler. Never at import."""
 
 import ctypes
 import hashlib
@@ -6,14 +6,43 @@ import platform
 import sys
 from pathlib import Path
 
+from research.build import lookup
 from research.data.kept import cache_folder
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
+_FUSION = "xla_cpu_experimental_ynn_fusion_type"
+_DOT, _ELTWISE, _REDUCE = (f"LIBRARY_FUSION_TYPE_{name}" for name in ("DOT", "ELTWISE", "REDUCE"))
+
+# XLA's options for a CPU, by the config's `compiler` and by jaxlib's version. They suit a kind of network: what makes a
+# ResNet's step 1.4 times as fast makes an encoder's slower. Measured: benchmarks/results/resnet_train.md.
+_CPU_OPTIONS: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
+    "default": {},
+    "convolutions": {
+        (0, 10): {_FUSION: f"{_DOT},{_ELTWISE},{_REDUCE}"},
+        (0, 12): {_FUSION: f"{_ELTWISE},{_REDUCE}"},
+    },
+}
+
+
+def compiler_options(kind: str) -> dict[str, str] | None:
+    """Options of `jax.jit` for what the config's `compiler` names: none but on a CPU, with a jaxlib that was measured.
+
+    Raises UserError for an unknown name.
+    """
+    import jax
+    import jaxlib
+
+    by_version = lookup(_CPU_OPTIONS, kind, "compiler")
+    if jax.default_backend() != "cpu":
+        return None
+    return by_version.get(tuple(map(int, jaxlib.__version__.split(".")[:2])))
+
+
 def prepare_process() -> None:
-    """What makes JAX faster on this machine. XLA's flags are left alone: none of those tried made a step faster."""
+    """What makes JAX faster on this machine."""
     keep_freed_memory()
     keep_compiled_programs()
 

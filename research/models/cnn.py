@@ -13,13 +13,15 @@ he_normal, lecun_normal = nn.initializers.he_normal(), nn.initializers.lecun_nor
 
 
 class CNN(nn.Module):
-    """Two 3×3 convolutions of 32 and 64 channels, without padding, each with a ReLU and a 2×2 max-pool; a dense layer
-    of 64 with a ReLU and dropout; a linear classifier.
+    """Two 3×3 convolutions of 32 and 64 channels, each with a ReLU and a 2×2 max-pool; a dense layer of 64 with a ReLU
+    and dropout; a linear classifier.
 
-    `mean` and `std` are of the images, as they are stored: see `normalized`.
+    `padding` of the convolutions: "VALID", none, or "SAME", for images smaller than 10×10. `mean` and `std` are of the
+    images, as they are stored: see `normalized`.
     """
 
     num_classes: int
+    padding: str
     dropout: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -27,12 +29,20 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
-        """Reads images, uint8 or float [B, H, W, C], H and W 10 or more -> logits [B, num_classes]."""
+        """Reads images, uint8 or float [B, H, W, C] -> logits [B, num_classes]."""
+        if self.padding not in ("VALID", "SAME"):
+            raise ValueError(f"model.padding is {self.padding!r}; known: VALID, SAME")
         x = normalized(batch["images"], self.mean, self.std, self.dtype)
-        if min(x.shape[1:3]) < 10:
-            raise ValueError(f"images of {x.shape[1]}×{x.shape[2]} are too small for model 'cnn': 10×10 at least")
+        smallest = 10 if self.padding == "VALID" else 4
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"images of {x.shape[1]}×{x.shape[2]} are too small for model 'cnn' with padding {self.padding}: "
+                f"{smallest}×{smallest} at least"
+            )
         for i, features in enumerate((32, 64)):
-            conv = nn.Conv(features, (3, 3), padding="VALID", dtype=self.dtype, kernel_init=he_normal, name=f"conv_{i}")
+            conv = nn.Conv(
+                features, (3, 3), padding=self.padding, dtype=self.dtype, kernel_init=he_normal, name=f"conv_{i}"
+            )
             x = nn.max_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
         x = x.reshape(len(x), -1)
         x = nn.relu(Dense(64, dtype=self.dtype, kernel_init=he_normal, name="dense")(x))
