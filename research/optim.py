@@ -27,7 +27,7 @@ def learning_rate_schedule(
     `end_fraction` of the peak at `total_steps`, or `step`: a tenth of what it was at each of `drops`, fractions of all
     steps.
     """
-    if not all(warmup_fraction < drop < 1 for drop in drops):
+    if name == "step" and not all(warmup_fraction < drop < 1 for drop in drops):
         raise UserError(
             f"optimizer.drops is {tuple(drops)}; its fractions of the run must lie between optimizer.warmup_fraction, "
             f"{warmup_fraction}, and 1"

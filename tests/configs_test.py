@@ -32,7 +32,7 @@ def test_they_were_found():
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
-    tiny.glue(monkeypatch)
+    tiny.tfds(monkeypatch)
     tiny.few_documents(monkeypatch)
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset

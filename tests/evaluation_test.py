@@ -41,7 +41,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
 
 def test_correlations_are_of_the_whole_split(monkeypatch):
     """Over several batches, as scipy has them of the predictions that are written; none where labels are hidden."""
-    tiny.glue(monkeypatch)
+    tiny.tfds(monkeypatch)
     config = tiny.bert_glue_task("stsb")
     config.eval.batch_rows = 8
     config.model.initializer_range = 0.5  # so that predictions differ before any training

@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
     """Three runs of 10 steps, evaluated after 5 and 10, of which the first is made to be the best."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        tiny.glue(monkeypatch)
+        tiny.tfds(monkeypatch)
         falling = itertools.count(0, -1)
         monkeypatch.setattr(loop, "_ranking", lambda metrics, name: float(next(falling)))
         for task in ("cola", "stsb", "mnli"):
@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
-    tiny.glue(monkeypatch)
+    tiny.tfds(monkeypatch)
 
 
 def _lines(path):

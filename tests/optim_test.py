@@ -82,13 +82,33 @@ def test_clipping_scales_the_whole_gradient():
     ],
 )
 def test_schedules(name, expected):
-    rate = learning_rate_schedule(name, learning_rate=1.0, warmup_fraction=1 / 3, end_fraction=0.0, total_steps=6)
+    rate = learning_rate_schedule(
+        name, learning_rate=1.0, warmup_fraction=1 / 3, end_fraction=0.0, drops=(), total_steps=6
+    )
     np.testing.assert_allclose([float(rate(step)) for step in range(6)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2])
+def test_a_stepwise_rate_drops_to_a_tenth_at_fractions_of_the_run(warmup):
+    rate = learning_rate_schedule(
+        "step", learning_rate=1.0, warmup_fraction=warmup, end_fraction=0.0, drops=(0.5, 0.7), total_steps=10
+    )
+    after = [float(rate(step)) for step in range(round(10 * warmup), 10)]
+    np.testing.assert_allclose(after, [*[1.0] * (5 - round(10 * warmup)), 0.1, 0.1, 0.01, 0.01, 0.01], rtol=1e-6)
+
+
+@pytest.mark.parametrize("drops", [(0.1,), (0.5, 1.0)])
+def test_drops_lie_behind_the_warm_up_and_before_the_end(drops):
+    with pytest.raises(UserError, match=r"optimizer.drops is .*must lie between optimizer.warmup_fraction, 0.2, and 1"):
+        _build(schedule="step", warmup_fraction=0.2, drops=drops)
+    _build(schedule="linear", warmup_fraction=0.2, drops=drops)  # which does not look at them
 
 
 def test_end_fraction_is_where_decay_ends():
     for name in ("linear", "cosine"):
-        rate = learning_rate_schedule(name, learning_rate=2.0, warmup_fraction=0.0, end_fraction=0.1, total_steps=7)
+        rate = learning_rate_schedule(
+            name, learning_rate=2.0, warmup_fraction=0.0, end_fraction=0.1, drops=(), total_steps=7
+        )
         assert float(rate(7)) == pytest.approx(0.2)
 
 

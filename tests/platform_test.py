@@ -1,7 +1,9 @@
 import jax
+import jax.numpy as jnp
 import pytest
 
-from research.platform import keep_compiled_programs
+from research.errors import UserError
+from research.platform import compiler_options, keep_compiled_programs
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +30,24 @@ def test_a_choice_of_the_users_stays(own):
     jax.config.update("jax_compilation_cache_dir", own)
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == own
+
+
+def test_the_compiler_knows_its_options():
+    """A name that this jaxlib does not have is an error of XLA's."""
+    options = compiler_options("convolutions")
+    if tuple(map(int, jax.__version__.split(".")[:2])) in ((0, 10), (0, 12)):
+        assert options
+    x = jnp.ones((2, 4, 4, 3))
+    convolved = jax.jit(lambda x: jax.lax.conv(x, jnp.ones((2, 4, 3, 3)), (1, 1), "SAME"), compiler_options=options)
+    assert convolved(x).shape == (2, 2, 4, 3)
+    assert not compiler_options("default")
+
+
+def test_other_devices_have_no_options(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options("convolutions") is None
+
+
+def test_an_unknown_setting_of_the_compiler_names_the_nearest():
+    with pytest.raises(UserError, match="compiler 'convolution' is unknown; did you mean 'convolutions'"):
+        compiler_options("convolution")

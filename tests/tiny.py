@@ -112,13 +112,27 @@ def glue_columns(name):
     return {split: columns(split, size) for split, size in sizes.items()}
 
 
-def glue(monkeypatch):
-    """Puts the stand-ins where TFDS's datasets are read; one for WikiText too."""
-    texts = {"text": [b"superbly dullest filming", b"a dull film", b"not bad"]}
-    wikitext = dict.fromkeys(("train", "validation"), texts)
-    monkeypatch.setattr(
-        tfds_source, "load", lambda name, data_dir: glue_columns(name) if name.startswith("glue/") else wikitext
-    )
+def image_columns(shape):
+    """A small stand-in for a TFDS dataset of images, as PNG files."""
+    from tests.data.tiny_images import encoded, pixels
+
+    images = [encoded(pixels(i, *shape)) for i in range(8)]
+    return {split: {"image": images, "label": list(range(8))} for split in ("train", "validation", "test")}
+
+
+def tfds_columns(name, data_dir):
+    """As `tfds_source.load`."""
+    if name.startswith("glue/"):
+        return glue_columns(name)
+    if name.startswith("wikitext/"):
+        texts = {"text": [b"superbly dullest filming", b"a dull film", b"not bad"]}
+        return dict.fromkeys(("train", "validation"), texts)
+    return image_columns({"mnist": (28, 28), "cifar10": (32, 32), "imagenet2012": (180, 200)}[name])
+
+
+def tfds(monkeypatch):
+    """Puts the stand-ins where TFDS's datasets are read."""
+    monkeypatch.setattr(tfds_source, "load", tfds_columns)
     monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: None)
     monkeypatch.setattr(tfds_source, "state", lambda name, data_dir: None)
 

@@ -7,7 +7,7 @@ from research.models.cnn import CNN
 
 
 def _model(**changes):
-    return CNN(**{"num_classes": 10, "dropout": 0.5, "mean": (0.0,), "std": (1.0,), **changes})
+    return CNN(**{"num_classes": 10, "padding": "VALID", "dropout": 0.5, "mean": (0.0,), "std": (1.0,), **changes})
 
 
 def test_parameters_for_digits_of_28x28():
@@ -49,5 +49,13 @@ def test_the_layers_in_numpy(rng):
 
 
 def test_too_small_an_image_is_named():
-    with pytest.raises(ValueError, match=r"images of 8×8 are too small for model 'cnn': 10×10 at least"):
+    with pytest.raises(ValueError, match=r"images of 8×8 are too small for model 'cnn' with padding VALID: 10×10"):
         _model().init(jax.random.key(0), {"images": jnp.zeros((1, 8, 8, 1))}, train=False)
+
+
+def test_padding_is_for_smaller_images():
+    batch = {"images": jnp.zeros((2, 8, 8, 1), jnp.uint8)}
+    params = jax.eval_shape(lambda: _model(padding="SAME").init(jax.random.key(0), batch, train=False))["params"]
+    assert params["dense"]["kernel"].shape == (2 * 2 * 64, 64)
+    with pytest.raises(ValueError, match=r"model\.padding is 'FULL'; known: VALID, SAME"):
+        jax.eval_shape(lambda: _model(padding="FULL").init(jax.random.key(0), batch, train=False))
