@@ -37,6 +37,9 @@ def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypat
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset
     config.init_from = None
+    config.data.workers = 0
+    if config.train.batch_size is not None:
+        config.train.batch_size = min(config.train.batch_size, 8)  # making large batches of images takes time
     if "num_layers" in config.model:
         config.model.num_layers = min(config.model.num_layers, 2)  # they are all alike, and tracing each takes time
     experiment = prepare(config)
