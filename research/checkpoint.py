@@ -15,7 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from research.errors import UserError
-from research.state import TrainState
+from research.state import TrainState, unbiased
 
 # What it prints at level INFO and the advice it warns of are for its own developers.
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -126,17 +126,23 @@ class Checkpoints:
         shapes = {"params": saved["params"], **saved["model_state"]}
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
 
-    def restore_variables(self, abstract: Mapping[str, Any], step: int) -> dict[str, Any]:
+    def restore_variables(
+        self, abstract: Mapping[str, Any], step: int, *, average: float | None = None
+    ) -> dict[str, Any]:
         """Of what was saved at `step` only the variables that `abstract`, a part of `variables`, names.
 
-        Raises as `restore`.
+        `average`: the decay of the average of them that the run kept, to have that instead. Raises as `restore`.
         """
         model_state = {name: collection for name, collection in abstract.items() if name != "params"}
         parts = {"params": abstract["params"], "model_state": model_state}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            loaded = self._load(step, {name: part for name, part in parts.items() if part})
+            wanted = {name: part for name, part in parts.items() if part}
+            if average is None:
+                loaded = self._load(step, wanted)
+            else:
+                loaded = unbiased(self._load(step, {"average": wanted})["average"], average, step)
         return {"params": loaded["params"], **loaded.get("model_state", {})}
 
     def _load(self, step: int, abstract: Any) -> Any:

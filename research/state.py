@@ -49,8 +49,12 @@ def averaged(state: TrainState, decay: float) -> TrainState:
 
     Those of i steps ago weigh decay^i, and the weights sum to one (Kingma & Ba 2015, section 7.2).
     """
-    mean = jax.tree.map(lambda x: x / (1 - decay**state.step).astype(x.dtype), state.average)
-    return dataclasses.replace(state, **mean)
+    return dataclasses.replace(state, **unbiased(state.average, decay, state.step))
+
+
+def unbiased(average: Any, decay: float, step: jax.Array | int) -> Any:
+    """Means of the sums that a state's `average` holds after `step` steps."""
+    return jax.tree.map(lambda x: x / (1 - jnp.float32(decay) ** step).astype(x.dtype), average)
 
 
 def path_name(path: Any) -> str:

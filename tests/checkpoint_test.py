@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,20 @@ def test_what_is_saved_comes_back(tmp_path):
         state, restored = checkpoints.restore(ABSTRACT, 3)
     assert restored == progress
     jax.tree.map(np.testing.assert_array_equal, state, _state(3))
+
+
+def test_of_the_variables_those_asked_for_come_back_or_their_average(tmp_path):
+    """The average is a weighted sum as it is saved: after 3 steps with a decay of 0.5 its weights sum to 0.875."""
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(
+            dataclasses.replace(_state(3), average={"params": {"w": jnp.full((8, 4), 7.0)}}), Progress(3), 0
+        )
+    with _open(tmp_path) as checkpoints:
+        abstract = checkpoints.variables(3)
+        np.testing.assert_array_equal(checkpoints.restore_variables(abstract, 3)["params"]["w"], 3.0)
+        mean = checkpoints.restore_variables(abstract, 3, average=0.5)
+    assert mean["params"]["w"].shape == (8, 4)
+    np.testing.assert_array_equal(mean["params"]["w"], 8.0)
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):

@@ -8,6 +8,7 @@ from jax.sharding import SingleDeviceSharding
 
 from research.build import spelt_out
 from research.errors import UserError
+from research.experiment import AVERAGE
 from research.interop import KINDS
 from research.interop.pretrained import checkpoints_of
 from research.interop.tensors import SINGLE, write
@@ -20,7 +21,8 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     """Writes the "last" or the "best" checkpoint of a run of a BERT or a ResNet to the folder `out` -> its step.
 
     The folder gets config.json, model.safetensors in float32, and the tokenizer or the images' normalization. Labels
-    are called LABEL_0, …: a run does not know their names.
+    are called LABEL_0, …: a run does not know their names. A run that ranks its checkpoints by a metric of its averaged
+    parameters, ema_…, gives these.
 
     Raises UserError, with nothing written, for a folder that is not empty, for a run of another model or without such
     a checkpoint, and for a model that transformers has nothing alike of.
@@ -28,7 +30,8 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     run, folder = RunDir.open(workdir), Path(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; choose another --out")
-    model = spelt_out(MODELS, run.config()["model"])
+    config = run.config()
+    model = spelt_out(MODELS, config["model"])
     kind = next((kind for kind in KINDS if kind.models[0] == model["name"]), None)
     if kind is None:
         known = " and ".join(kind.models[0] for kind in KINDS)
@@ -41,7 +44,8 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
         exported = kind.write(model, run.assets, shapes)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved)
-        variables = checkpoints.restore_variables(abstract, step)
+        average = config["train"]["ema_decay"] if config["eval"]["metric"].startswith(AVERAGE) else None
+        variables = checkpoints.restore_variables(abstract, step, average=average)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

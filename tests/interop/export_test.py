@@ -9,9 +9,13 @@ from safetensors.numpy import load_file
 
 from research import export as shell
 from research.errors import UserError
+from research.experiment import prepare
 from research.interop import pretrained
 from research.interop.export import export
+from research.interop.pretrained import checkpoints_of
+from research.loop import train_and_evaluate
 from research.rundir import RunDir
+from research.state import averaged
 from tests import tiny
 from tests.interop import tiny_encoder
 from tests.interop.tiny_encoder import write_run
@@ -54,6 +58,25 @@ def test_the_other_files(family, tmp_path):
     assert settings["pad_token"] == special["pad_token"]
     assert settings["model_max_length"] == 32
     assert ("token_type_ids" in settings["model_input_names"]) == (family == "bert")
+
+
+@pytest.mark.slow
+def test_a_run_that_ranks_by_averaged_parameters_gives_these(tmp_path, monkeypatch):
+    tiny.few_sentences(monkeypatch, train=60, validation=20)
+    for metric in ("accuracy", "ema_accuracy"):
+        config = tiny.bert(steps=3, batch_size=8, ema_decay=0.5)
+        config.eval.metric = metric
+        config.model.vocab_size = config.data.transform.vocab_size = 300
+        train_and_evaluate(config, tmp_path / metric, show=False)
+        export(tmp_path / metric, tmp_path / f"{metric}-out")
+    experiment = prepare(config, RunDir(tmp_path / metric).assets)
+    with checkpoints_of(RunDir(tmp_path / metric)) as checkpoints:
+        state, _ = checkpoints.restore(experiment.state, 3)
+    for metric, params in (("accuracy", state.params), ("ema_accuracy", averaged(state, 0.5).params)):
+        exported = pretrained.load(str(tmp_path / f"{metric}-out"))[1]["params"]
+        # One division or the other of float32 numbers: measured 0 apart.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), exported, params)
+    assert not np.allclose(state.params["classifier"]["kernel"], averaged(state, 0.5).params["classifier"]["kernel"])
 
 
 def test_the_command_line(tmp_path, capsys):
