@@ -5,7 +5,9 @@ python -m research.train --config=configs/bert_glue.py           # mnli where it
 python -m research.glue --workdirs runs/bert_glue-* --out=submission   # scores, and the files for the leaderboard
 
 Hardware: an accelerator; `embedded` (bert_sst2's: generated sentences, no task of GLUE) takes 2 minutes on 2 CPU cores.
-Measured: not yet.
+Measured: stsb from all-MiniLM-L6-v2 (--config.init_from=FOLDER --config.optimizer.learning_rate=1e-4), 2 CPU cores (AMD
+EPYC, AVX-512), JAX 0.10.2, seed 0: dev Pearson 0.8629, Spearman 0.8629; 3 minutes, with other work on the machine.
+Of the others nothing yet.
 """
 
 from ml_collections import ConfigDict
