@@ -12,7 +12,7 @@ def defaults() -> ConfigDict:
             "seed": 0,
             # Compute type: float32 or bfloat16. Parameters and optimizer state are always float32.
             "dtype": "float32",
-            # What XLA's compiler for a CPU is set for: default, or convolutions (other devices have one setting).
+            # What XLA's compiler for a CPU is set for: default, convolutions (the same but with jaxlib 0.10 and 0.12).
             "compiler": "default",
             # Pretrained weights to start from: a hub id, a folder, or a run directory. None starts from random weights.
             "init_from": placeholder(str),

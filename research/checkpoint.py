@@ -134,7 +134,7 @@ class Checkpoints:
         `average`: the decay of the average of them that the run kept, to have that instead. Raises as `restore`.
         """
         model_state = {name: collection for name, collection in abstract.items() if name != "params"}
-        parts = {"params": abstract["params"], "model_state": model_state}
+        parts = {"params": abstract.get("params"), "model_state": model_state}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
@@ -143,7 +143,7 @@ class Checkpoints:
                 loaded = self._load(step, wanted)
             else:
                 loaded = unbiased(self._load(step, {"average": wanted})["average"], average, step)
-        return {"params": loaded["params"], **loaded.get("model_state", {})}
+        return {**{name: loaded[name] for name in ("params",) if name in loaded}, **loaded.get("model_state", {})}
 
     def _load(self, step: int, abstract: Any) -> Any:
         try:

@@ -34,7 +34,9 @@ def _evaluate(
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     stream, section = experiment.streams(split), experiment.config.eval
     batch_rows = section.batch_rows if experiment.packed else section.batch_size
-    batches = pipeline.evaluation_batches(stream, batch_rows=batch_rows, rows=experiment.rows)
+    batches = pipeline.evaluation_batches(
+        stream, batch_rows=batch_rows, rows=experiment.rows, workers=experiment.config.data.workers
+    )
     totals: list[dict[str, Any]] = []
     gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
     split_metrics = experiment.task.split_metrics

@@ -185,7 +185,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.batch_size": (1, math.inf),
     "train.batch_rows": (1, math.inf),
     "train.accumulate": (1, math.inf),
-    "train.ema_decay": (0, 1 - 2**-20),  # in float32 a step more would leave no trace
+    "train.ema_decay": (0, 1 - 2**-20),  # beyond, a step changes less than float32 can tell
     "train.log_every": (1, math.inf),
     "train.epochs": (0, 1e9),
     "train.max_minutes": (0, math.inf),

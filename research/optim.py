@@ -1,5 +1,6 @@
 """Optimizers and schedules: config -> optax. Weight decay always comes before the learning rate is applied."""
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -27,11 +28,8 @@ def learning_rate_schedule(
     `end_fraction` of the peak at `total_steps`, or `step`: a tenth of what it was at each of `drops`, fractions of all
     steps.
     """
-    if name == "step" and not all(warmup_fraction < drop < 1 for drop in drops):
-        raise UserError(
-            f"optimizer.drops is {tuple(drops)}; its fractions of the run must lie between optimizer.warmup_fraction, "
-            f"{warmup_fraction}, and 1"
-        )
+    if name == "step":
+        _check_drops(drops, warmup_fraction)
     warmup = round(warmup_fraction * total_steps)
     end = learning_rate * end_fraction
     rest = max(1, total_steps - warmup)
@@ -40,8 +38,9 @@ def learning_rate_schedule(
             "constant": lambda: optax.constant_schedule(learning_rate),
             "linear": lambda: optax.linear_schedule(learning_rate, end, rest),
             "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest, alpha=end_fraction),
-            "step": lambda: optax.piecewise_constant_schedule(
-                learning_rate, {round(drop * total_steps) - warmup: 0.1 for drop in drops}
+            "step": lambda: optax.join_schedules(
+                [optax.constant_schedule(learning_rate * 0.1**i) for i in range(len(drops) + 1)],
+                [round(drop * total_steps) - warmup for drop in drops],
             ),
         },
         name,
@@ -50,6 +49,17 @@ def learning_rate_schedule(
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+
+
+def _check_drops(drops: tuple[Any, ...], warmup_fraction: float) -> None:
+    bounds = (warmup_fraction, *drops, 1)
+    if not all(isinstance(drop, (int, float)) for drop in drops) or any(
+        low >= high for low, high in itertools.pairwise(bounds)
+    ):
+        raise UserError(
+            f"optimizer.drops is {tuple(drops)}; it must be ascending fractions of the run, between "
+            f"optimizer.warmup_fraction, {warmup_fraction}, and 1"
+        )
 
 
 def _adamw(decay: Any, *, b1: float, b2: float, eps: float, **_: Any) -> list[Any]:

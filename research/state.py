@@ -54,7 +54,8 @@ def averaged(state: TrainState, decay: float) -> TrainState:
 
 def unbiased(average: Any, decay: float, step: jax.Array | int) -> Any:
     """Means of the sums that a state's `average` holds after `step` steps."""
-    return jax.tree.map(lambda x: x / (1 - jnp.float32(decay) ** step).astype(x.dtype), average)
+    weight = -jnp.expm1(step * jnp.log1p(-jnp.float32(1 - decay)))  # 1 − decay^step, to all its digits
+    return jax.tree.map(lambda x: x / weight.astype(x.dtype), average)
 
 
 def path_name(path: Any) -> str:

@@ -70,7 +70,8 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     latest = {"params": params, "model_state": model_state} if state.average else {}
-    average = jax.tree.map(lambda mean, new: ema_decay * mean + (1 - ema_decay) * new, state.average, latest)
+    # One product with 1 − decay: with decay beside it, the two rounded, the weights would not sum to one.
+    average = jax.tree.map(lambda mean, new: mean + (1 - ema_decay) * (new - mean), state.average, latest)
     scores = {**scores, "grad_norm": metrics.Mean(optax.tree.norm(grads), jnp.ones(()))}
     return TrainState(state.step + 1, params, model_state, opt_state, average), scores
 

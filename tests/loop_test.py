@@ -3,6 +3,7 @@
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -85,6 +86,14 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
         assert RunDir(tmp_path / "half").metrics(split) == RunDir(tmp_path / "whole").metrics(split)
     assert rest["best"] == whole["best"]
     assert rest["metrics"]["validation"]["ema_loss"] != rest["metrics"]["validation"]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [tiny.bert, tiny.mixed_resnet])
+def test_so_it_does_in_programs_as_they_are_compiled_for_users(make, tmp_path):
+    """The quick tests leave most of XLA's optimizations out."""
+    assert not jax.config.jax_disable_most_optimizations
+    test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path)
 
 
 def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path):

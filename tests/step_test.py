@@ -1,15 +1,18 @@
 """The train step: padding has no effect, accumulation and the number of devices do not change the update."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from research import sharding
 from research.experiment import prepare
-from research.state import averaged
+from research.metrics import Mean
+from research.state import TrainState, averaged
 from research.step import train_step
 from tests import tiny
 
@@ -179,3 +182,20 @@ def test_without_an_average_the_update_is_the_same():
         states.append(state)
     tiny.assert_trees_equal(states[0].params, states[1].params)
     assert states[0].average == {}
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999, 1 - 2**-20])
+@pytest.mark.parametrize("steps", [1, 1000])
+def test_the_averages_weights_sum_to_one(decay, steps):
+    """So the average of a constant is that constant. Measured: 6e-7."""
+    latest = {"w": jnp.array([1.0, -3.0])}
+    tx = optax.set_to_zero()
+    state = TrainState(jnp.int32(0), latest, {}, tx.init(latest), {"params": {"w": jnp.zeros(2)}, "model_state": {}})
+
+    def step(state, _):
+        task = SimpleNamespace(scores=lambda outputs, batch: {"loss": Mean(jnp.sum(outputs["w"]), jnp.float32(1))})
+        model = SimpleNamespace(apply=lambda variables, *_, **__: (variables["params"], {}))
+        return train_step(state, {}, module=model, task=task, tx=tx, seed=0, ema_decay=decay)[0], None
+
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(state)
+    np.testing.assert_allclose(averaged(state, decay).params["w"], latest["w"], rtol=2e-6)

@@ -88,6 +88,10 @@ class Augment:
         """The settings in use that only images of bytes can go through."""
         return [key for key in ("random_resized_crop", "randaugment_ops", "erasing") if getattr(self, key)]
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UserError where images of this size, as evaluation sees them, are too small to be changed so."""
+        _check_padding(self.crop_padding, self.crop_border, height, width)
+
     @property
     def mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
@@ -131,17 +135,21 @@ def padded_crops(images: np.ndarray, keys: np.ndarray, *, padding: int, border: 
     likely as any other. Raises UserError where there is too little to mirror.
     """
     batch, height, width, channels = images.shape
-    if border == "reflect" and padding >= min(height, width):
-        raise UserError(
-            f"data.transform.augment.crop_padding is {padding}; images of {height}×{width} can be mirrored by "
-            f"{min(height, width) - 1} at the most"
-        )
+    _check_padding(padding, border, height, width)
     top, left = draws.below(draws.numbers(keys, 2), 2 * padding + 1).T
     wider = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), BORDERS[border])  # type: ignore[call-overload]
     # A view of all crops, a line's pixels side by side: it is quicker than an index for each pixel.
     lines = wider.reshape(batch, height + 2 * padding, -1)
     crops = sliding_window_view(lines, (height, width * channels), axis=(1, 2))
     return crops[np.arange(batch), top, left * channels].reshape(images.shape)
+
+
+def _check_padding(padding: int, border: str, height: int, width: int) -> None:
+    if border == "reflect" and padding >= min(height, width):
+        raise UserError(
+            f"data.transform.augment.crop_padding is {padding}; images of {height}×{width} can be mirrored by "
+            f"{min(height, width) - 1} at the most"
+        )
 
 
 def flipped(images: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -149,6 +149,8 @@ def image(
             raise UserError(
                 f"data.transform.{needs_bytes[0]} takes images of bytes; those of split {split!r} are floating-point"
             )
+        if len(plain) and isinstance(plain.store, Decoded):
+            changes.check_size(*view.shape(*plain.store.images.shape[1:3]))
         if changes.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
             raise UserError(f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are none")
         augmented = AugmentedImages(plain, changes)

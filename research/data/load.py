@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from research.build import build, nearest
 from research.data import tfds_source
@@ -106,7 +107,7 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str |
     source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
     splits = raw(name, data_dir, needed=() if other else ("train",))
     # Files that did not change hold what they held: their fingerprint is not worked out again.
-    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(2,))
+    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(3,))
     kept = Kept(assets, fingerprint)
     before = kept.text("data_fingerprint.txt", lambda: fingerprint) if other is None else fingerprint
     if before != fingerprint:
@@ -132,6 +133,11 @@ def _fingerprint(columns: Mapping[str, Columns]) -> str:
         for name in sorted(columns[split]):
             values = columns[split][name]
             digest.update(f"{split}/{name}/{len(values)}\n".encode())
-            for value in values:
-                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode() + b"\0")
+            # Of a set that is read a piece at a time this goes through the whole of it.
+            for value in tqdm(values, desc=f"hashing {split}/{name}", unit="", delay=2, leave=False, disable=None):
+                if isinstance(value, bytes):
+                    digest.update(len(value).to_bytes(8, "little"))
+                    digest.update(value)
+                else:
+                    digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode() + b"\0")
     return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ p mod R of epoch p // R; a batch may reach over the end of an epoch, so nothing 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -178,18 +179,37 @@ def training_batches(
     """
     own = rows.of(len(padded(np.empty((batch_rows, 1)), rows.multiple)))
     step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own)
+    return _made_ahead(step, start_step, steps, workers)
+
+
+def _made_ahead(make: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
+    """`make` of the numbers from `start` to `stop`, in order."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    batches = grain.MapDataset.range(start_step, steps).map(step).to_iter_dataset(options)
+    made = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain asks for flags of its own; they have their defaults
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(made)
 
 
-def evaluation_batches(stream: Stream, *, batch_rows: int, rows: Rows) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every example once -> (the global batch's members [B, E], −1 for none; this process's rows of it)."""
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """From a number to a batch of an evaluation; a class for the same reason as `_Step`."""
+
+    stream: Stream
+    size: int
+    own: np.ndarray
+
+    def __call__(self, number: int) -> tuple[np.ndarray, Batch]:
+        start = number * self.size
+        members = padded(self.stream.rows[start : start + self.size], self.size)
+        return members, make_batch(self.stream.examples, members, self.own)
+
+
+def evaluation_batches(
+    stream: Stream, *, batch_rows: int, rows: Rows, workers: int = 0
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example once -> (the global batch's members [B, E], −1 for none; this process's rows of it), made ahead."""
     size = len(padded(np.empty((batch_rows, 1)), rows.multiple))
-    for start in range(0, len(stream.rows), size):
-        members = padded(stream.rows[start : start + size], size)
-        yield members, make_batch(stream.examples, members, rows.of(size))
+    return _made_ahead(_Part(stream, size, rows.of(size)), 0, -(-len(stream.rows) // size), workers)

@@ -8,9 +8,8 @@ from jax.sharding import SingleDeviceSharding
 
 from research.build import spelt_out
 from research.errors import UserError
-from research.experiment import AVERAGE
 from research.interop import KINDS
-from research.interop.pretrained import checkpoints_of
+from research.interop.pretrained import average_of, checkpoints_of
 from research.interop.tensors import SINGLE, write
 from research.models import MODELS
 from research.rundir import RunDir
@@ -30,8 +29,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     run, folder = RunDir.open(workdir), Path(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; choose another --out")
-    config = run.config()
-    model = spelt_out(MODELS, config["model"])
+    model = spelt_out(MODELS, run.config()["model"])
     kind = next((kind for kind in KINDS if kind.models[0] == model["name"]), None)
     if kind is None:
         known = " and ".join(kind.models[0] for kind in KINDS)
@@ -44,8 +42,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
         exported = kind.write(model, run.assets, shapes)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved)
-        average = config["train"]["ema_decay"] if config["eval"]["metric"].startswith(AVERAGE) else None
-        variables = checkpoints.restore_variables(abstract, step, average=average)
+        variables = checkpoints.restore_variables(abstract, step, average=average_of(run))
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

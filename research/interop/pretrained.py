@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from research.build import build, regex, spelt_out
 from research.checkpoint import Checkpoints
 from research.errors import UserError
+from research.experiment import AVERAGE
 from research.interop import KINDS, source
 from research.interop.kinds import Kind
 from research.interop.tensors import Tensors, module_of, replaced, some
@@ -169,12 +170,12 @@ def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, t
     Raises UserError where it finds none, or leaves none.
     """
     pattern = regex("init_fresh", init_fresh)
-    kept = {path: shape for path, shape in shapes.items() if not (init_fresh and pattern.search(path))}
+    # Paths as `freeze` sees them: without the collection that a module's variables are in.
+    names = {path: path.partition("/")[2] for path in shapes}
+    kept = {path: shape for path, shape in shapes.items() if not (init_fresh and pattern.search(names[path]))}
     if not kept or (init_fresh and len(kept) == len(shapes)):
-        which = "no" if kept else "every"
-        raise UserError(
-            f"init_fresh={init_fresh!r} finds {which} parameter that init_from has; one is {next(iter(shapes))}"
-        )
+        which, one = "no" if kept else "every", next(iter(names.values()))
+        raise UserError(f"init_fresh={init_fresh!r} finds {which} parameter that init_from has; one is {one}")
     return kept
 
 
@@ -211,8 +212,14 @@ class _Files:
         return _Match(initial, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))
 
 
+def average_of(run: RunDir) -> float | None:
+    """The decay of a run's averaged parameters where these are what it is about: `eval.metric` ranks by them."""
+    config = run.config()
+    return config["train"]["ema_decay"] if config["eval"]["metric"].startswith(AVERAGE) else None
+
+
 class _Run:
-    """A run directory of this project: its last checkpoint."""
+    """A run directory of this project: its last checkpoint, of the averaged parameters if it ranks by these."""
 
     def __init__(self, folder: Path):
         self._run = RunDir.open(folder)
@@ -247,7 +254,8 @@ class _Run:
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
             jax.tree.map(lambda x: x.delete(), wanted)
             with checkpoints_of(self._run) as checkpoints:
-                saved = checkpoints.restore_variables(unflatten_dict(abstract, sep="/"), self._step)
+                wanted = unflatten_dict(abstract, sep="/")
+                saved = checkpoints.restore_variables(wanted, self._step, average=average_of(self._run))
             return {**variables, **unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")}
 
         return _Match(initial, fresh)

@@ -23,6 +23,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads features, float [B, D] -> logits [B, num_classes]."""
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError(f"model.hidden_sizes is {tuple(self.hidden_sizes)}; each must be at least 1")
         x = batch["features"].astype(self.dtype)
         for i, size in enumerate(self.hidden_sizes):
             x = nn.relu(Dense(size, dtype=self.dtype, kernel_init=he_normal, name=f"dense_{i}")(x))

@@ -106,6 +106,8 @@ class ResNet(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"model.{key} is {value!r}; known: {', '.join(known)}")
+        if not self.stage_sizes or min(self.stage_sizes) < 1:
+            raise ValueError(f"model.stage_sizes is {tuple(self.stage_sizes)}; every stage needs a block")
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
         norm = partial(NORMS[self.norm], train=train, dtype=self.dtype)
         x, real = normalized(batch["images"], self.mean, self.std, self.dtype), batch["weight"] > 0

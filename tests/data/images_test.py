@@ -230,3 +230,10 @@ def test_a_missing_key_and_labels_that_are_no_classes_are_named():
         image({"train": FLOATS}, Kept(), **section)
     with pytest.raises(UserError, match=r"mixes classes \(mixup, cutmix\); labels of split 'train' are none"):
         _transform({**FLOATS, "label": [0.5, 1.0, 2.0]}, augment={"mixup": 0.2})
+
+
+def test_a_border_that_is_wider_than_the_images_is_refused_before_training():
+    changes = {"crop_padding": 8, "crop_border": "reflect"}
+    with pytest.raises(UserError, match=r"crop_padding is 8; images of 8×8 can be mirrored by 7 at the most"):
+        _transform(_columns(), augment=changes)
+    _transform(_columns(), augment={**changes, "crop_border": "zero"})

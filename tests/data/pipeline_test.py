@@ -176,6 +176,10 @@ def test_starting_at_a_step_gives_that_steps_batch(packed):
 def test_worker_processes_make_the_same_batches():
     stream = _stream([3, 9, 4, 1, 12] * 9, packed=True)
     _assert_equal(_training(stream, 3, workers=2), _training(stream, 3))
+    here, there = (list(evaluation_batches(stream, batch_rows=4, rows=Rows(), workers=workers)) for workers in (0, 2))
+    for (members, _), (other_members, _) in zip(here, there, strict=True):
+        np.testing.assert_array_equal(members, other_members)
+    _assert_equal([batch for _, batch in there], [batch for _, batch in here])
 
 
 @pytest.mark.parametrize("mine", [[0, 1, 2, 3], [2, 3, 8, 9, 14, 15], [5]])

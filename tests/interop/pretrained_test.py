@@ -131,7 +131,7 @@ def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
     [
         (
             ["init_fresh=layer_7/"],
-            "init_fresh='layer_7/' finds no parameter that init_from has; one is params/",
+            "init_fresh='layer_7/' finds no parameter that init_from has; one is encoder/",
         ),
         (["init_fresh=."], "init_fresh='.' finds every parameter"),
         (["init_fresh=("], r"init_fresh='\(' is no regular expression"),

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from research.models.mlp import MLP
 
@@ -35,3 +36,9 @@ def test_without_hidden_layers_it_is_logistic_regression():
         )
     )
     assert jax.tree.map(lambda x: x.shape, variables["params"]) == {"classifier": {"kernel": (6, 3), "bias": (3,)}}
+
+
+def test_a_layer_has_a_unit_at_least():
+    module = MLP(num_classes=3, hidden_sizes=(4, 0), dropout=0.0)
+    with pytest.raises(ValueError, match=r"model.hidden_sizes is \(4, 0\); each must be at least 1"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), {"features": jnp.ones((1, 2))}, train=False))

@@ -270,3 +270,9 @@ def test_bytes_are_normalized_inside(rng):
 def test_unknown_settings_are_named(rng, key, known):
     with pytest.raises(ValueError, match=f"model.{key} is 'x'; known: {known}"):
         _shapes(_model(**{key: "x"}), _batch(rng, 8))
+
+
+@pytest.mark.parametrize("stage_sizes", [(), (1, 0)])
+def test_a_stage_has_a_block_at_least(stage_sizes, rng):
+    with pytest.raises(ValueError, match=r"model.stage_sizes is \(.*\); every stage needs a block"):
+        _abstract(_model(stage_sizes=stage_sizes), _batch(rng, 8))
