@@ -126,7 +126,7 @@ def _base(config: ConfigDict) -> None:
 
 def _minilm(config: ConfigDict) -> None:
     """As `base`, with an encoder of six narrow layers (Wang et al. 2020, arXiv:2002.10957). A CPU trains it in minutes,
-    and it wants a higher learning rate and smaller batches."""
+    and it wants a higher learning rate."""
     _base(config)
     config.model = _model(384, 6, 12, vocab_size=30_522, max_positions=512)
     config.init_from = "sentence-transformers/all-MiniLM-L6-v2"
@@ -134,7 +134,6 @@ def _minilm(config: ConfigDict) -> None:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_fraction = 0.06
     config.train.epochs = 1
-    config.train.batch_rows = 2  # about 17 examples
 
 
 def _large(config: ConfigDict) -> None:
