@@ -12,7 +12,7 @@ from configs.defaults import image
 from research.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
-from research.data.examples import ArrayExamples
+from research.data.images import PixelExamples
 from research.errors import UserError
 from research.experiment import prepare
 from research.loop import stalled, train_and_evaluate
@@ -173,13 +173,13 @@ def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
 @pytest.fixture
 def slow_data(monkeypatch):
     """Batches take long, and runs are judged by it from their start."""
-    batch = ArrayExamples.batch
+    batch = PixelExamples.batch
 
     def slow(*arguments):
         time.sleep(0.05)
         return batch(*arguments)
 
-    monkeypatch.setattr(ArrayExamples, "batch", slow)
+    monkeypatch.setattr(PixelExamples, "batch", slow)
     monkeypatch.setattr("research.loop.SETTLED_SECONDS", 0.0)
 
 
