@@ -5,9 +5,9 @@ python -m research.train --config=configs/resnet_cifar10.py:embedded
 python -m research.train --config=configs/resnet_cifar10.py:resnet20
 
 Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-  embedded: not yet.
-  resnet20: not yet.
-  resnet20_published, resnet18, fast: not yet measured; they want an accelerator. Published: 91.25 % for the first.
+  embedded: test accuracy 0.9917, validation 0.9889; half a minute.
+  resnet20: test accuracy 0.8603; 46 minutes, with other work on the machine. (Published, in 164 epochs: 0.9125.)
+  resnet20_published, resnet18, fast: not yet measured; they want an accelerator.
 
 CIFAR-10 has no validation split: the last step's parameters are evaluated on `test`, once; nothing is chosen by it.
 """
