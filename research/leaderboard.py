@@ -11,6 +11,7 @@ from typing import Any
 from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
+from research.experiment import AVERAGE
 from research.rundir import RunDir
 from research.trained import Trained
 
@@ -125,12 +126,13 @@ def submit(
         task = TASKS[name]
         say(f"{task.name}: step {checkpoint.step} of {checkpoint.run.path}")
         values = [checkpoint.predictions(split)[0] for split in task.validation]
+        whose = AVERAGE if checkpoint.config.eval.metric.startswith(AVERAGE) else ""  # as the predictions
         scored.append(
             Scored(
                 task,
                 checkpoint.step,
                 checkpoint.run.path,
-                tuple(metrics.get(metric) for metrics in values for metric in task.metrics),
+                tuple(metrics.get(whose + metric) for metrics in values for metric in task.metrics),
             )
         )
         for file, (other, split) in task.files.items():
