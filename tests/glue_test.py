@@ -305,3 +305,12 @@ def test_without_the_diagnostic_set_the_rest_is_written(runs, tmp_path, monkeypa
     assert glue.main(["--workdirs", str(runs / "mnli"), f"--out={tmp_path}"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
     assert "not written: AX.tsv (can't be had)" in capsys.readouterr().err
+
+
+def test_a_run_that_ranks_by_its_averaged_parameters_is_scored_by_these(tmp_path):
+    config = _quick("cola")
+    config.train.ema_decay, config.eval.metric = 0.9, "ema_matthews"
+    metrics = loop.train_and_evaluate(config, tmp_path / "run", show=False)["metrics"]["validation"]
+    runs = leaderboard.task_runs([tmp_path / "run"])
+    (scored,), _ = leaderboard.submit(runs, tmp_path / "out", which="last", overwrite=False, say=lambda text: None)
+    assert scored.values[0] == metrics["ema_matthews"] != metrics["matthews"]
