@@ -6,6 +6,11 @@ import socket
 os.environ.pop("JAX_PLATFORMS", None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Eight devices on few cores wait for each other: on a busy machine longer than XLA allows before it ends the process.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_warn_stuck_timeout_seconds=300 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 import jax
 import numpy as np
