@@ -188,7 +188,9 @@ class Checkpoint:
 
     def __init__(self, run, which):
         self.run, self.step = run, 7
-        self.config = types.SimpleNamespace(data=types.SimpleNamespace(data_dir=None))
+        self.config = types.SimpleNamespace(
+            data=types.SimpleNamespace(data_dir=None), eval=types.SimpleNamespace(metric="accuracy")
+        )
 
     def predictions(self, split, *, data=None):
         name = data or self.run.config()["data"]["name"]
