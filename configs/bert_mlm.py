@@ -25,6 +25,7 @@ from configs.defaults import defaults
 
 PRESETS = ("embedded", "wikitext", "base")
 FULL = "base"
+ON_CPU = "wikitext"
 
 # WikiText comes cut into words, rare ones replaced, and with signs within a word set apart (Merity et al. 2016).
 WIKITEXT_HEADING = r"^ = [^=].* = \n?$"  # of an article; those of its sections have more than one "="

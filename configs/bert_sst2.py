@@ -24,6 +24,7 @@ from configs.defaults import defaults
 
 PRESETS = ("embedded", "scratch", "minilm", "base", "large")
 FULL = "base"
+ON_CPU = "minilm"
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -39,13 +39,13 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
     """
     path, _, preset = spec.partition(":")
     module = _import(Path(path))
-    note = None
+    overrides, note = list(overrides), None
     if preset in ("", "auto"):
-        preset, note = _choose(path, module)
+        preset, note = _choose(path, module, overrides)
     elif preset not in module.PRESETS:
         raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
     config = module.get_config(preset)
-    given = _override(config, list(overrides))
+    given = _override(config, overrides)
     return Experiment(config, Path(path).stem, note, given)
 
 
@@ -55,19 +55,29 @@ def unavailable(config: ConfigDict) -> list[str]:
     return [reason for reason in reasons if reason]
 
 
-def _choose(path: str, module: ModuleType) -> tuple[str, str | None]:
-    """The full-size preset, or `embedded` and a line that says why."""
+# What decides whether the full size can be had; an override of one counts.
+_DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir")
+
+
+def _choose(path: str, module: ModuleType, overrides: Sequence[str]) -> tuple[str, str | None]:
+    """The full-size preset, or `embedded` and a line that says why.
+
+    A config file's ON_CPU names a preset on real data or real weights that needs no accelerator; the line names it too.
+    """
     if module.FULL == "embedded":
         return module.FULL, None
     full = module.get_config(module.FULL)
-    reasons = unavailable(full)
+    _override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
+    reasons, others = unavailable(full), [("the full job", module.FULL)]
     if full.needs_accelerator and jax.default_backend() == "cpu":
         reasons.insert(0, "no accelerator (JAX sees only the CPU)")
+        if hasattr(module, "ON_CPU"):
+            others.insert(0, ("made for a CPU", module.ON_CPU))
     if not reasons:
         return module.FULL, None
     return "embedded", (
         f"preset {module.FULL} can't be had here: {'; '.join(reasons)}. Running preset embedded instead; "
-        f"the full job: python -m research.train --config={path}:{module.FULL}"
+        + "; ".join(f"{what}: python -m research.train --config={path}:{preset}" for what, preset in others)
     )
 
 
@@ -89,12 +99,17 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
+def _parsed(override: str) -> tuple[str, str, str]:
+    """An override's key, "=" if it has one, and value."""
+    return override.removeprefix("--").removeprefix("config.").partition("=")
+
+
 def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     """Applies "key=value" strings in place -> the keys they set."""
     arguments, keys = [""], set()
     known = flatten(config.to_dict())
     for override in overrides:
-        key, equals, value = override.removeprefix("--").removeprefix("config.").partition("=")
+        key, equals, value = _parsed(override)
         if not equals:
             raise UserError(f"override {override!r} has no value; write --config.{key}=VALUE")
         if key not in known:

@@ -70,6 +70,25 @@ class TestAuto:
         assert experiment.config.preset == "embedded"
         assert "no accelerator" in experiment.note
 
+    def test_what_the_overrides_name_is_what_is_looked_for(self, monkeypatch, tmp_path):
+        """The weights and the data given, not those of the preset; and an accelerator only where one is asked for."""
+        looked = []
+        monkeypatch.setattr(data, "missing", lambda section: looked.append(section.data_dir))
+        given = [f"--config.init_from={tmp_path}", f"data.data_dir={tmp_path}", "model.num_classes=3"]
+        experiment = load("configs/bert_sst2.py", given)
+        assert looked == [str(tmp_path)]
+        assert experiment.config.preset == "embedded"
+        assert "pretrained weights" not in experiment.note
+        experiment = load("configs/bert_sst2.py", [*given, "needs_accelerator=False"])
+        assert (experiment.config.preset, experiment.note) == ("base", None)
+        assert experiment.given == {"init_from", "data.data_dir", "model.num_classes", "needs_accelerator"}
+
+    def test_the_note_names_the_preset_for_a_cpu(self, monkeypatch):
+        monkeypatch.setattr(data, "missing", lambda section: "no data")
+        note = load("configs/bert_sst2.py").note
+        assert "made for a CPU: python -m research.train --config=configs/bert_sst2.py:minilm; the full job: " in note
+        assert "made for a CPU" not in load("configs/logistic_sst2.py").note
+
     def test_a_named_preset_is_never_replaced(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         assert load("configs/logistic_sst2.py:sst2").config.preset == "sst2"

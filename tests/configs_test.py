@@ -75,6 +75,9 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
     module = importlib.import_module(f"configs.{file}")
     assert "embedded" in module.PRESETS
     assert module.FULL in module.PRESETS
+    if hasattr(module, "ON_CPU"):
+        assert module.get_config(module.FULL).needs_accelerator
+        assert not module.get_config(module.ON_CPU).needs_accelerator
     own = {
         key for key in flatten(module.get_config("embedded").to_dict()) if not key.startswith(("model", "task", "data"))
     }
