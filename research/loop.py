@@ -66,7 +66,14 @@ def train_and_evaluate(
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints, initial)
             run.forget_metrics_after(progress.step)
-            reporter = Reporter(run, progress.step, experiment.total_steps, experiment.learning_rate, show=show)
+            reporter = Reporter(
+                run,
+                progress.step,
+                experiment.total_steps,
+                experiment.learning_rate,
+                metric=config.eval.metric,
+                show=show,
+            )
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
                 summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)

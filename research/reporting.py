@@ -14,13 +14,14 @@ from research.rundir import RunDir
 
 
 class Reporter:
-    """Writes a run's metrics wherever they go. Use as a context manager."""
+    """Writes a run's metrics wherever they go; of evaluations the bar shows `metric`. Use as a context manager."""
 
-    def __init__(self, run: RunDir, start: int, total: int, learning_rate: Any, *, show: bool):
+    def __init__(self, run: RunDir, start: int, total: int, learning_rate: Any, *, metric: str, show: bool):
         from tensorboardX import SummaryWriter
 
         self._run = run
         self._learning_rate = learning_rate
+        self._metric = metric
         self._pending: list[tuple[int, list[Any], float]] = []
         self._steps: list[Any] = []
         self._latest: dict[str, str] = {}
@@ -84,9 +85,9 @@ class Reporter:
         """Writes an evaluation's metrics."""
         self._check_finite(values, f"the loss on {split} at step {step}", step)
         self._line(step, split, values)
-        for name in ("accuracy", "r2"):
-            if values.get(name) is not None:
-                self._latest[f"{split} {name}"] = f"{values[name]:.4f}"
+        value = values[self._metric]
+        if value is not None:
+            self._latest[f"{split} {self._metric}"] = f"{value:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
     def _check_finite(self, values: dict[str, float | None], what: str, step: int) -> None:
