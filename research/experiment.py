@@ -120,6 +120,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
             f"model {config.model.name!r} needs {error}, but data.transform {config.data.transform.name!r} makes "
             f"{', '.join(abstract_batch)}"
         ) from error
+    except UserError:  # of the optimizer, which looks at the parameters
+        raise
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
     options = compiler_options(config.compiler)
@@ -185,9 +187,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.batch_size": (1, math.inf),
     "train.batch_rows": (1, math.inf),
     "train.accumulate": (1, math.inf),
-    "train.ema_decay": (0, 1 - 2**-20),  # beyond, a step changes less than float32 can tell
+    "train.ema_decay": (0, 0.999999),  # beyond, a step changes less than float32 can tell
     "train.log_every": (1, math.inf),
-    "train.epochs": (0, 1e9),
+    "train.epochs": (0, 10**9),
     "train.max_minutes": (0, math.inf),
     "train.max_data_wait_fraction": (0, 1),
     "data.workers": (0, 1024),
@@ -224,6 +226,11 @@ def _check_keys(config: Any) -> None:
             raise UserError(
                 f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
             )
+    if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
+        raise UserError(
+            f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
+            "which keeps none; it must be above 0"
+        )
     if config["eval"]["mode"] not in ("max", "min"):
         raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
     if not config["eval"]["splits"]:

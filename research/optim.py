@@ -155,7 +155,9 @@ def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTran
         found = set(jax.tree.leaves(labels(params)))
         if len(found) < 2:
             which = "every parameter" if found == {"frozen"} else "no parameter"
-            raise UserError(f"optimizer.freeze={pattern!r} finds {which}")
+            paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+            some = ", ".join(paths[:: -(-len(paths) // 3)])
+            raise UserError(f"optimizer.freeze={pattern!r} finds {which}; some of the {len(paths)} are {some}")
         return parted.init(params)
 
     return optax.GradientTransformation(init, parted.update)
