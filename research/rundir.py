@@ -37,6 +37,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def same_source(one: str | None, other: str | None) -> bool:
+    """Whether two values of `init_from` name the same weights, though perhaps with "~" or from another folder."""
+    if one is None or other is None:
+        return one is other
+    return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
+
+
 class RunDir:
     """Paths and files of one run. Only the process with `writer` True writes."""
 
@@ -103,10 +110,16 @@ class RunDir:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         old, new = flatten(self.config()), flatten(jsonable(config))
+
+        def same(key: str) -> bool:
+            if key == "init_from":
+                return same_source(old.get(key), new.get(key))
+            return old.get(key) == new.get(key) or key.startswith(FREE_KEYS)
+
         differing = [
             f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+            if not same(key)
         ]
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""

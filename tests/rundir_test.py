@@ -41,6 +41,19 @@ def test_another_configs_run_is_refused_untouched(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("there", "here"), [("~/weights", "HOME/weights"), ("HOME/a/../weights", "~/weights"), ("hub/id", "hub/id")]
+)
+def test_one_folder_of_weights_is_one_however_it_is_written(there, here, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # which need not be there, nor the weights
+    run, home = tmp_path / "run", str(tmp_path / "home")
+    _start(run, {"init_from": there.replace("HOME", home)}).append_metrics({"step": 1, "split": "train"})
+    _start(run, {"init_from": here.replace("HOME", home)})
+    for other in ("~/other", "hub/other", None):
+        with pytest.raises(UserError, match=r"init_from is .* there and .* here"):
+            _start(run, {"init_from": other})
+
+
 def test_a_run_that_never_began_makes_way(tmp_path):
     """A config that was refused can be corrected in the same workdir."""
     (_start(tmp_path, CONFIG).assets / "tokenizer.json").write_text("of the refused config")

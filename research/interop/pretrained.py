@@ -23,7 +23,7 @@ from research.interop import KINDS, source
 from research.interop.kinds import Kind
 from research.interop.tensors import Tensors, module_of, replaced, some
 from research.models import MODELS
-from research.rundir import RunDir
+from research.rundir import RunDir, same_source
 from research.state import path_name
 
 
@@ -68,7 +68,7 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
     run = RunDir(workdir)
     if run.resumable:
         saved = run.config()
-        if saved["init_from"] == config.init_from and saved["model"]["name"] == name:
+        if same_source(saved["init_from"], config.init_from) and saved["model"]["name"] == name:
             return Start(_with(config, kind, saved["model"], saved["data"]["transform"], given))
 
     weights = _weights(config.init_from)

@@ -1,6 +1,7 @@
 """ResNets in transformers' layout: read, started from, exported."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -206,8 +207,8 @@ class TestARun:
         tiny_resnet.write(tmp_path / "F", "bottleneck")
         workdir = tiny_resnet.write_run(tmp_path / "W", tmp_path / "F")
         config = json.loads((workdir / "config.json").read_text())
-        (workdir / "config.json").write_text(json.dumps({**config, "init_from": "gone/away"}))
-        experiment = load("configs/resnet_digits.py", ["init_from=gone/away"])
+        (workdir / "config.json").write_text(json.dumps({**config, "init_from": str(Path.home() / "gone/away")}))
+        experiment = load("configs/resnet_digits.py", ["init_from=~/gone/away"])
         keys = ("num_classes", "norm", "stochastic_depth", "mean", "std", "test_flip")
         experiment.config.model = {"name": "resnet18"} | {key: experiment.config.model[key] for key in keys}
         start = pretrained.start(experiment.config, experiment.given, workdir)
