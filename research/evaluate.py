@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from research import cli
 
@@ -28,7 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     from research.trained import Trained
 
     trained = Trained(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
-    print(json.dumps(trained.evaluate(arguments.split, data=arguments.data)))
+    evaluation = trained.evaluate(arguments.split, data=arguments.data)
+    print(json.dumps(evaluation))
+    if all(value is None for value in evaluation["metrics"].values()):
+        print(
+            f"no metrics: the labels of split {arguments.split!r} are hidden; predictions: {evaluation['predictions']}",
+            file=sys.stderr,
+        )
     return 0
 
 
