@@ -33,7 +33,7 @@ def test_sst2_is_whole():
 def _images(name, channels):
     section = {"name": name, "data_dir": None, "transform": defaults.image(channels=channels)}
     splits = data.load(section).splits
-    return {split: (examples.plain.store.images, examples.labels) for split, examples in splits.items()}
+    return {split: (examples.store.images, examples.labels) for split, examples in splits.items()}
 
 
 def test_mnist_is_whole():

@@ -33,49 +33,29 @@ class ImageExamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentedImages:
-    """Images that training sees changed, in another way each epoch."""
+class _ChangedImages(ImageExamples):
+    """Images that training sees changed, in another way each epoch; evaluation sees them as they are."""
 
-    plain: ImageExamples
     augment: Augment
-
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.plain.labels
-
-    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        return self.plain.batch(members, rows)
 
     def drawn(self, indices: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """The images `indices` [B], as changed by keys uint64 [B]: [B, h, w, C]."""
-        return self.augment(self.plain.store.take(indices), keys, self.plain.view)
+        return self.augment(self.store.take(indices), keys, self.view)
+
+
+class AugmentedImages(_ChangedImages):
+    """Images each of which is changed by itself."""
 
     def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         indices = first(members, rows)
         return {"images": self.drawn(indices, keys[rows, 0]), "labels": self.labels[indices]}
 
 
-@dataclasses.dataclass(frozen=True)
-class MixedImages:
+class MixedImages(_ChangedImages):
     """Images each of which training sees mixed with the next one of the epoch, after either was changed by itself.
 
     A training batch also has mixed_labels int32 [B], the other image's, and mixed_weight float32 [B], its share.
     """
-
-    images: AugmentedImages
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.images.labels
-
-    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        return self.images.batch(members, rows)
 
     def mixed_batch(
         self,
@@ -89,9 +69,9 @@ class MixedImages:
         # Nearly every row's other image is the next row's own: each is made once.
         indices, drawn_keys = np.concatenate([own, other]), np.concatenate([keys[rows, 0], other_keys[rows, 0]])
         wanted, places = np.unique(np.stack([indices.astype(np.uint64), drawn_keys]), axis=1, return_inverse=True)
-        made = self.images.drawn(wanted[0].astype(np.int64), wanted[1])
+        made = self.drawn(wanted[0].astype(np.int64), wanted[1])
         here, there = made[places.reshape(2, -1)]
-        images, shares = self.images.augment.mixed(here, there, keys[rows, 0])
+        images, shares = self.augment.mixed(here, there, keys[rows, 0])
         return {
             "images": images,
             "labels": self.labels[own],
@@ -101,22 +81,14 @@ class MixedImages:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelExamples:
+class PixelExamples(ImageExamples):
     """Images as feature vectors: features float32 [B, H·W·C], (value − mean) / std, those of each channel [C]."""
 
-    plain: ImageExamples
     mean: np.ndarray
     std: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.plain.labels
-
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        batch = self.plain.batch(members, rows)
+        batch = super().batch(members, rows)
         images = (batch["images"].astype(np.float32) - self.mean) / self.std
         return {"features": images.reshape(len(images), -1), "labels": batch["labels"]}
 
@@ -153,8 +125,8 @@ def image(
             changes.check_size(*view.shape(*plain.store.images.shape[1:3]))
         if changes.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
             raise UserError(f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are none")
-        augmented = AugmentedImages(plain, changes)
-        examples[split] = MixedImages(augmented) if changes.mixes else augmented
+        make = MixedImages if changes.mixes else AugmentedImages
+        examples[split] = make(plain.store, plain.labels, plain.view, changes)
     return examples
 
 
@@ -175,7 +147,9 @@ def pixels(
             raise UserError(f"data.transform.{key} is {tuple(values)}; it must be {channels} {positive}numbers")
     found = _plain(splits, kept, inputs, label, channels, View(None, None, "bilinear"))
     middle, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    return {split: PixelExamples(plain, middle, scale) for split, plain in found.items()}
+    return {
+        split: PixelExamples(plain.store, plain.labels, plain.view, middle, scale) for split, plain in found.items()
+    }
 
 
 def _plain(

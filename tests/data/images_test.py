@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from configs import defaults
 from research.data import draws, tfds_source
-from research.data.images import image, pixels
+from research.data.images import AugmentedImages, image, pixels
 from research.data.kept import Kept
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
 from research.errors import UserError
@@ -103,7 +103,8 @@ def test_evaluation_sees_images_as_they_are():
 def test_an_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, change):
     """Each as it is when it is not mixed; the epoch's last with its first."""
     examples = _transform(_columns(count), augment=change)
-    plain = Stream.unpacked(examples.images)  # the same, before anything is mixed
+    # The same, before anything is mixed.
+    plain = Stream.unpacked(AugmentedImages(examples.store, examples.labels, examples.view, examples.augment))
     position = 0
     for batch in _training(examples, batch_rows=batch_rows, steps=4, seed=seed):
         for row in range(batch_rows):
@@ -146,9 +147,9 @@ def test_few_images_are_made_twice(monkeypatch):
     """Of a batch and the other images of its rows, all but one are the same."""
     examples = _transform(_columns(), augment={"mixup": 0.2, "flip": True})
     made = []
-    take = type(examples.images.plain.store).take
+    take = type(examples.store).take
     monkeypatch.setattr(
-        type(examples.images.plain.store),
+        type(examples.store),
         "take",
         lambda self, indices: made.append(len(indices)) or take(self, indices),
     )
