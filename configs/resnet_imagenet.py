@@ -5,8 +5,10 @@ python -m research.train --config=configs/resnet_imagenet.py:a3 --config.data.da
 python -m research.train --config=configs/resnet_imagenet.py:embedded
 
 FOLDER holds TFDS's imagenet2012, prepared as array_record; its images are decoded by `data.workers` processes.
-Not yet measured: resnet50, a3 (both want accelerators), embedded. Published: 76.3 to 77.1 % for recipes like
-`resnet50`, 78.1 % for A3 (Wightman et al. 2021).
+Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
+  embedded: test accuracy 0.9917, validation 0.9889; 15 seconds.
+  resnet50, a3: not yet measured; they want accelerators. Published: 76.3 to 77.1 % for recipes like `resnet50`, 78.1 %
+    for A3 (Wightman et al. 2021).
 """
 
 from ml_collections import ConfigDict

