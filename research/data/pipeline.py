@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from research.data import draws
-from research.data.examples import Examples, MixedExamples, RandomExamples, TextExamples
+from research.data.examples import BagExamples, Examples, MixedExamples, RandomExamples, TextExamples
 from research.data.packing import best_fit
 from research.errors import UserError
 
@@ -37,7 +37,7 @@ class Stream:
 
     examples: Examples
     rows: np.ndarray
-    lengths: np.ndarray | None = None  # int [N], the tokens of each example, where rows are packed
+    lengths: np.ndarray | None = None  # int [N], the tokens (of a bag: terms) of each example, where rows are packed
 
     @classmethod
     def unpacked(cls, examples: Examples) -> "Stream":
@@ -46,10 +46,10 @@ class Stream:
 
     @classmethod
     def packed(cls, examples: Examples) -> "Stream":
-        """As many texts to a row as fit. Raises UserError where the examples are not texts or one is too long."""
-        if not isinstance(examples, TextExamples):
+        """As many texts or bags to a row as fit. Raises UserError for other examples, and where one is too long."""
+        if not isinstance(examples, TextExamples | BagExamples):
             raise UserError("train.batch_rows packs texts, and these examples are none; give train.batch_size instead")
-        lengths = examples.tokens.lengths
+        lengths = examples.lengths
         order = np.random.RandomState(_PLAN_SEED).permutation(len(examples))
         rows = best_fit(lengths, examples.row_length, order)
         return cls(dataclasses.replace(examples, pad_to=(examples.row_length,)), rows, lengths)
@@ -57,8 +57,8 @@ class Stream:
     @property
     def fullness(self) -> float:
         """Of packed rows, the fraction of their tokens that are not padding."""
-        assert isinstance(self.examples, TextExamples)
-        return len(self.examples.tokens.values) / (len(self.rows) * self.examples.row_length)
+        assert isinstance(self.examples, TextExamples | BagExamples)
+        return int(self.examples.lengths.sum()) / (len(self.rows) * self.examples.row_length)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a few small arrays, for as long as the run lasts
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
