@@ -295,15 +295,16 @@ def test_what_takes_one_seed_refuses_several(run, tmp_path):
 
 
 def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_path, monkeypatch):
-    """The number that it names fits."""
+    """Fewer for an evaluation's batch, which is the larger one here; the number that it names fits."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)
     with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for their state, and there are 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))
     monkeypatch.setattr("research.experiment.memory.check_state", lambda *_: None)
-    with pytest.raises(UserError, match=r"for a step, .*: at most train.seeds=\d+ fits") as caught:
+    with pytest.raises(UserError, match=r"GiB a device for a step, .*: at most train.seeds=\d+ fits") as caught:
         _run(_with_seeds(_mlp(), seeds=100), tmp_path / "many")
     most = int(str(caught.value).split("train.seeds=")[2].split()[0])
     assert 1 <= most < 100
+    assert not RunDir(tmp_path / "many").metrics()
     assert _run(_with_seeds(_mlp(steps=1), seeds=most), tmp_path / "most")["status"] == "completed"
 
 
