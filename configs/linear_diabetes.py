@@ -12,25 +12,27 @@ from ml_collections.config_dict import placeholder
 
 from configs.defaults import defaults
 
-PRESETS = ("embedded",)
+PRESETS = ("embedded", "ridge", "lbfgs", "sgd")
 FULL = "embedded"
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """Preset: `embedded`."""
+    """Presets: `embedded` (the closed form), `ridge`, `lbfgs`, `sgd`."""
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "linear"})
     config.task = ConfigDict({"name": "regression", "label_shift": 150.0, "hidden_label": placeholder(float)})
     config.data.name = "diabetes"
     config.data.transform = ConfigDict({"name": "standardize", "inputs": ("features",), "label": "label"})
-    config.optimizer.name = "sgd"
-    # The standardized features' covariance has eigenvalues from 0.008 to 4: heavy-ball momentum near its optimum for
+    config.optimizer.name = {"sgd": "sgd", "lbfgs": "lbfgs"}.get(config.preset, "closed_form")
+    config.optimizer.alpha = {"ridge": 1.0}.get(config.preset)
+    config.optimizer.tolerance = 1e-2  # of a loss near 3,000
+    # sgd: the standardized features' covariance has eigenvalues from 0.008 to 4: heavy-ball momentum near its optimum for
     # that range (Polyak 1964) converges in hundreds of steps where plain gradient descent takes thousands.
     config.optimizer.learning_rate = 0.2
     config.optimizer.momentum = 0.9
-    config.train.steps = 600
-    config.train.batch_size = 265  # all training examples
+    config.train.steps = 600 if config.preset == "sgd" else 1
+    config.train.batch_size = -1
     config.eval.splits = ("validation", "test")
     config.eval.every_steps = 100
     config.eval.metric = "loss"

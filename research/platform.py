@@ -1,5 +1,6 @@
 """What is set for this machine: for the process, by the command-line shells, and for the compiler. Never at import."""
 
+import contextlib
 import ctypes
 import hashlib
 import platform
@@ -39,6 +40,13 @@ def compiler_options(kind: str) -> dict[str, str] | None:
     if jax.default_backend() != "cpu":
         return None
     return by_version.get(tuple(map(int, jaxlib.__version__.split(".")[:2])))
+
+
+def x64(dtype: str) -> contextlib.AbstractContextManager[None]:
+    """Where a run of the config's `dtype` is compiled and computed: float64 is off in JAX but where it is asked for."""
+    import jax
+
+    return jax.enable_x64(dtype == "float64")
 
 
 def prepare_process() -> None:

@@ -105,13 +105,18 @@ def placed_ahead(
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done."""
+    """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done.
+
+    float64 stays what it is only where `jax.enable_x64` is on.
+    """
     sharding, parts = batch_sharding(mesh), batch_parts(mesh)
     own_parts = len(process_rows(mesh, parts))  # with one row a part, rows are parts
     batch_rows = len(next(iter(batch.values()))) * parts // own_parts
     rows = process_rows(mesh, batch_rows)
 
     def put(array: np.ndarray) -> jax.Array:
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
         def local(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(batch_rows)
             first = int(np.searchsorted(rows, start))

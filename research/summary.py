@@ -56,8 +56,9 @@ def summarize(
     progress: Progress,
     metrics: dict[str, Any],
     throughput: dict[str, Any],
+    training: dict[str, Any],
 ) -> dict[str, Any]:
-    """The summary of a run that ended with `state`."""
+    """The summary of a run that ended with `state`; `training` is its last line of training metrics."""
     config, dataset = experiment.config, experiment.dataset
     sign = {"max": 1, "min": -1}[config.eval.mode]
     best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
@@ -68,6 +69,8 @@ def summarize(
         "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
         "preset": config.preset,
         "metrics": metrics,
+        "training": training,
+        "warnings": experiment.warnings(training),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,

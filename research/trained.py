@@ -9,6 +9,7 @@ from ml_collections import FrozenConfigDict
 from research.checkpoint import Checkpoints
 from research.evaluation import evaluate
 from research.experiment import Experiment, prepare
+from research.platform import x64
 from research.rundir import RunDir
 from research.state import TrainState
 
@@ -39,10 +40,11 @@ class Trained:
         Raises:
           UserError: the dataset or the split can't be had, or does not fit the model.
         """
-        experiment, state = self._loaded
-        if data is not None:
-            experiment = experiment.on(data, self.run.assets)
-        metrics, records = evaluate(experiment, state, split, predictions=True)
+        with x64(self.config.dtype):
+            experiment, state = self._loaded
+            if data is not None:
+                experiment = experiment.on(data, self.run.assets)
+            metrics, records = evaluate(experiment, state, split, predictions=True)
         evaluation = {"step": self.step, "split": split, "metrics": metrics}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
         return {**evaluation, "predictions": str(path)}

@@ -1,4 +1,4 @@
-"""Feature vectors -> float32 arrays."""
+"""Feature vectors -> float64 arrays, which the devices have in the run's type."""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +30,9 @@ def standardize(
     def encode(split: str) -> ArrayExamples:
         values = np.asarray(column(splits[split], name, split), np.float64)
         check_finite(f"{name} of split {split!r}", values)
-        features = ((values - mean[None, :]) * scale[None, :]).astype(np.float32)
-        return ArrayExamples({"features": features, "labels": as_labels(column(splits[split], label, split))})
+        labels = np.asarray(column(splits[split], label, split))
+        # Labels that are no integers keep their digits too.
+        labels = as_labels(labels) if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.float64)
+        return ArrayExamples({"features": (values - mean[None, :]) * scale[None, :], "labels": labels})
 
     return {split: encode(split) for split in splits}

@@ -42,8 +42,14 @@ def digits() -> dict[str, Columns]:
     return _load("load_digits", stratify=True, shape=(8, 8, 1))
 
 
+def iris() -> dict[str, Columns]:
+    """150 irises, 4 features -> the species (0, 1, 2)."""
+    return _load("load_iris", stratify=True)
+
+
 BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {
     "breast_cancer": breast_cancer,
     "diabetes": diabetes,
     "digits": digits,
+    "iris": iris,
 }

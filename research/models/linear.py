@@ -21,7 +21,10 @@ class LinearRegression(nn.Module):
 
 
 class LogisticRegression(nn.Module):
-    """Logits x·W + b over the classes, from W = 0 and b = 0; the task's softmax makes probabilities of them."""
+    """Logits x·W + b over the classes, from W = 0 and b = 0; the task's softmax makes probabilities of them.
+
+    Two classes have one column of weights, the second's, and the first's logit is 0: their softmax is the sigmoid.
+    """
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -29,11 +32,16 @@ class LogisticRegression(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads features, float [B, D] -> logits [B, num_classes]."""
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros, name="linear")(batch["features"])
+        columns = _columns(self.num_classes)
+        outputs = nn.Dense(columns, dtype=self.dtype, kernel_init=zeros, name="linear")(batch["features"])
+        return _logits(outputs, self.num_classes)
 
 
 class SparseLogisticRegression(nn.Module):
-    """Logistic regression on sparse features: a row names its K non-zero ones, so only their weights are read."""
+    """Logistic regression on sparse features: a row names its K non-zero ones, so only their weights are read.
+
+    Two classes have one column of weights, as in LogisticRegression.
+    """
 
     num_classes: int
     num_features: int
@@ -42,8 +50,17 @@ class SparseLogisticRegression(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads ids, int [B, K] below num_features, and values, float [B, K] -> logits [B, num_classes]."""
-        shape = (self.num_features, self.num_classes)
-        kernel = self.param("kernel", zeros, shape).astype(self.dtype)
-        bias = self.param("bias", zeros, (self.num_classes,)).astype(self.dtype)
-        logits = jnp.einsum("bk,bkc->bc", batch["values"].astype(self.dtype), kernel[batch["ids"]])
-        return logits + bias[None, :]
+        columns = _columns(self.num_classes)
+        kernel = self.param("kernel", zeros, (self.num_features, columns)).astype(self.dtype)
+        bias = self.param("bias", zeros, (columns,)).astype(self.dtype)
+        outputs = jnp.einsum("bk,bkc->bc", batch["values"].astype(self.dtype), kernel[batch["ids"]])
+        return _logits(outputs + bias[None, :], self.num_classes)
+
+
+def _columns(num_classes: int) -> int:
+    return 1 if num_classes == 2 else num_classes
+
+
+def _logits(outputs: jax.Array, num_classes: int) -> jax.Array:
+    """[B, C] of the columns' outputs."""
+    return jnp.pad(outputs, ((0, 0), (num_classes - outputs.shape[-1], 0)))
