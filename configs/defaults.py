@@ -10,7 +10,7 @@ def defaults() -> ConfigDict:
         {
             "preset": "embedded",
             "seed": 0,
-            # Compute type: float32, bfloat16 or float64. Parameters and optimizer state are float32, or float64 as well.
+            # Compute type: float32, bfloat16, float64. Parameters and optimizer state are float64 too, or else float32.
             "dtype": "float32",
             # What XLA's compiler for a CPU is set for: default, convolutions (the same but with jaxlib 0.10 and 0.12).
             "compiler": "default",
@@ -61,8 +61,8 @@ def defaults() -> ConfigDict:
                 # One of the two. Giving one on the command line takes the other's place.
                 "epochs": placeholder(float),
                 "steps": placeholder(int),
-                # One of the two, for all devices together: examples an update (-1: all), or rows an update, into each of which
-                # as many texts are packed as fit (data.transform.row_length). The other becomes None likewise.
+                # One of the two, for all devices together: examples an update (-1: all), or rows an update, into each
+                # of which as many texts are packed as fit (data.transform.row_length). The other becomes None likewise.
                 "batch_size": placeholder(int),
                 "batch_rows": placeholder(int),
                 "accumulate": 1,  # parts that a batch goes through the model in

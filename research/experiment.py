@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Experiment:
     total_rows: int | None  # where the run is given in epochs
     mesh: jax.sharding.Mesh
     rows: pipeline.Rows
-    warnings: Callable[[Mapping[str, Any]], list[str]]  # the last training metrics -> what to know of them
+    weight_decay: float  # as optimizer.weight_decay, C or alpha has it
     state: TrainState
     init: Callable[[], TrainState]
     train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
@@ -97,9 +97,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
     task = with_class_weights(task, stream.examples.labels, config.model.get("num_classes"))
-    decay = optim.weight_decay(
-        config.optimizer, config.task.name, training_weight(task, stream.examples.labels)
-    )
+    decay = optim.weight_decay(config.optimizer, config.task.name, training_weight(task, stream.examples.labels))
     name = config.optimizer.name
     solving = name in solvers.SOLVERS
     if solving:
@@ -108,10 +106,9 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         tx, learning_rate = optax.identity(), optax.constant_schedule(1.0)
     else:
         lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
-        others = {key: value for key, value in config.optimizer.items() if key not in ("C", "alpha", *solvers.KEYS)}
         tx, learning_rate = build(
             {name: functools.partial(optim.optimizer, name)},
-            {**others, "weight_decay": decay},
+            {**config.optimizer, "weight_decay": decay},
             "optimizer",
             total_steps=total_steps,
         )
@@ -157,9 +154,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
             solvers.solve_step,
             module=module,
             task=task,
-            solver=functools.partial(
-                solvers.SOLVERS[name], **{key: config.optimizer[key] for key in solvers.KEYS}
-            ),
+            solver=functools.partial(solvers.SOLVERS[name], **{key: config.optimizer[key] for key in solvers.KEYS}),
             weight_decay=decay,
             decay_exclude=config.optimizer.decay_exclude,
             devices=parts,
@@ -191,7 +186,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         total_rows=total_rows,
         mesh=mesh,
         rows=pipeline.Rows(of=functools.partial(sharding.process_rows, mesh), multiple=parts * blocks),
-        warnings=functools.partial(solvers.warnings, config, decay),
+        weight_decay=decay,
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
         init=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(
@@ -294,9 +289,7 @@ def _check_data(config: Any, dataset: data.Dataset) -> None:
     _check_splits(config, dataset, training=True)
     labels = dataset.split("train").labels
     if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
-        raise UserError(
-            f"all training examples of {dataset.name} have the label {labels[0]}; a classifier needs two classes at least"
-        )
+        raise UserError(f"all training examples of {dataset.name} have the label {labels[0]}; a classifier needs two")
     if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
         raise UserError(
             f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"

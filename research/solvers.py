@@ -75,21 +75,40 @@ class Problem:
         return objective
 
 
-# (problem, params) -> (params, iterations, whether it counts as converged: (gradient's max norm at the start, and at
-# the end) -> bool)
-Solver = Callable[..., tuple[Any, jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]]
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Parameters with the objective's value and gradient there."""
+
+    params: Any
+    value: jax.Array
+    grad: Any
+
+    @classmethod
+    def of(cls, objective: Callable[[Any], jax.Array], params: Any) -> "Point":
+        return cls(params, *jax.value_and_grad(objective)(params))
+
+
+# (problem, objective, where to start) -> (solution, iterations, the largest gradient that counts as converged)
+Solver = Callable[..., tuple[Point, jax.Array, Any]]
 
 
 def _max_norm(tree: Any) -> jax.Array:
     return jnp.max(jnp.abs(ravel_pytree(tree)[0]))
 
 
-def lbfgs(problem: Problem, params: Any, *, tolerance: float, max_iterations: int, factorization: str) -> Any:
+def lbfgs(
+    problem: Problem,
+    objective: Callable[[Any], jax.Array],
+    start: Point,
+    *,
+    tolerance: float,
+    max_iterations: int,
+    factorization: str,
+) -> tuple[Point, jax.Array, Any]:
     """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), to a gradient whose largest entry is `tolerance`.
 
     It also ends where ten iterations brought no lower objective: that is the type's precision.
     """
-    objective = problem.objective(params)
     tx = optax.lbfgs(memory_size=10)
 
     def going_on(carry: Any) -> jax.Array:
@@ -101,24 +120,45 @@ def lbfgs(problem: Problem, params: Any, *, tolerance: float, max_iterations: in
         updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=objective)
         params = optax.apply_updates(params, updates)
         value, grad = optax.tree.get(state, "value"), optax.tree.get(state, "grad")
-        return iteration + 1, jnp.where(value < best, 0, since + 1), jnp.minimum(best, value), params, value, grad, state
+        return (
+            iteration + 1,
+            jnp.where(value < best, 0, since + 1),
+            jnp.minimum(best, value),
+            params,
+            value,
+            grad,
+            state,
+        )
 
-    value, grad = jax.value_and_grad(objective)(params)
-    start = (jnp.int32(0), jnp.int32(0), value, params, value, grad, tx.init(params))
-    iterations, _, _, params, *_ = jax.lax.while_loop(going_on, iterate, start)
-    return params, iterations, lambda start, end: end <= tolerance
+    zero = jnp.int32(0)
+    carry = (zero, zero, start.value, start.params, start.value, start.grad, tx.init(start.params))
+    iterations, _, _, params, value, grad, _ = jax.lax.while_loop(going_on, iterate, carry)
+    return Point(params, value, grad), iterations, tolerance
 
 
-def closed_form(problem: Problem, params: Any, *, tolerance: float, max_iterations: int, factorization: str) -> Any:
+def closed_form(
+    problem: Problem,
+    objective: Callable[[Any], jax.Array],
+    start: Point,
+    *,
+    tolerance: float,
+    max_iterations: int,
+    factorization: str,
+) -> tuple[Point, jax.Array, Any]:
     """The least-squares solution of a model that is linear in its parameters: one exact Gauss–Newton step.
 
     Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
     takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
     normal equations is faster and needs a problem with a single solution.
     """
-    start, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(start.params)
     decayed = np.concatenate(
-        [np.full(p.size, m) for p, m in zip(*map(jax.tree.leaves, (params, decay_mask(params, problem.decay_exclude))))]
+        [
+            np.full(p.size, m)
+            for p, m in zip(
+                *map(jax.tree.leaves, (start.params, decay_mask(start.params, problem.decay_exclude))), strict=True
+            )
+        ]
     )
     # Columns that are not penalised come first: the others are then solved for in what these leave over.
     order = np.argsort(decayed, kind="stable")
@@ -132,42 +172,42 @@ def closed_form(problem: Problem, params: Any, *, tolerance: float, max_iteratio
     def rows(block: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Jacobian [B, P], residuals [B] and weights [B]."""
         of_one = jax.grad(lambda flat, example: outputs(flat, jax.tree.map(lambda x: x[None], example))[0])
-        jacobian = jax.vmap(of_one, (None, 0))(start, block)[:, order]
-        return jacobian, block["labels"].astype(start.dtype) - outputs(start, block), block["weight"]
+        jacobian = jax.vmap(of_one, (None, 0))(flat, block)[:, order]
+        return jacobian, block["labels"].astype(flat.dtype) - outputs(flat, block), block["weight"]
 
     weight = problem.sum(lambda block: jnp.sum(block["weight"]))
-    gradient = jax.grad(problem.objective(params))
     # In the columns' order, from here on.
     step = solve(
         problem,
         rows,
         weight=weight,
-        penalty=jnp.asarray(penalty, start.dtype),
+        penalty=jnp.asarray(penalty, flat.dtype),
         free=int(np.sum(~decayed)),
-        params=start[order],
-        gradient=lambda moved: ravel_pytree(gradient(unravel(start.at[order].set(moved))))[0][order],
+        params=flat[order],
+        grad=ravel_pytree(start.grad)[0][order],
+        gradient=lambda step: ravel_pytree(jax.grad(objective)(unravel(flat.at[order].add(step))))[0][order],
     )
-    found = start.at[order].add(jnp.where(jnp.all(jnp.isfinite(step)), step, 0))
+    found = flat.at[order].add(jnp.where(jnp.all(jnp.isfinite(step)), step, 0))
     # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
-    small = math.sqrt(jnp.finfo(start.dtype).eps)
-    return unravel(found), jnp.int32(1), lambda start, end: end <= jnp.maximum(tolerance, small * start)
+    bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * _max_norm(start.grad))
+    return Point.of(objective, unravel(found)), jnp.int32(1), bound
 
 
 def _cholesky_step(
-    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, gradient: Any
+    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, grad: Any, gradient: Any
 ) -> jax.Array:
     def gram(block: Batch) -> jax.Array:
         jacobian, _, weights = rows(block)
         return jacobian.T @ (jacobian * weights[:, None])
 
     factor = jax.scipy.linalg.cho_factor(2 * problem.sum(gram) / weight + jnp.diag(penalty))
-    step = -jax.scipy.linalg.cho_solve(factor, gradient(params))
+    step = -jax.scipy.linalg.cho_solve(factor, grad)
     # Once more, for what rounding left over.
-    return step - jax.scipy.linalg.cho_solve(factor, gradient(params + step))
+    return step - jax.scipy.linalg.cho_solve(factor, gradient(step))
 
 
 def _qr_step(
-    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, gradient: Any
+    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, grad: Any, gradient: Any
 ) -> jax.Array:
     def scaled(block: Batch) -> jax.Array:
         jacobian, residuals, weights = rows(block)
@@ -214,19 +254,18 @@ def solve_step(
     with jax.default_matmul_precision("highest"):
         problem = Problem(module, task, jax.tree.map(in_blocks, batch), weight_decay, decay_exclude)
         objective = problem.objective(state.params)
-        before = jax.grad(objective)(state.params)
-        params, iterations, converged = solver(problem, state.params)
-        value, grad = jax.value_and_grad(objective)(params)
-        scores = problem.sum(lambda block: problem.scores(params, block))
+        end, iterations, bound = solver(problem, objective, Point.of(objective, state.params))
+        scores = problem.sum(lambda block: problem.scores(end.params, block))
+    grad_norm = _max_norm(end.grad)
     found = {
-        "objective": value,
-        "grad_norm": _max_norm(grad),
+        "objective": end.value,
+        "grad_norm": grad_norm,
         "iterations": iterations,
-        "converged": converged(_max_norm(before), _max_norm(grad)),
+        "converged": grad_norm <= bound,
     }
-    one = jnp.ones((), value.dtype)
-    scores |= {name: metrics.Mean(x.astype(value.dtype), one) for name, x in found.items()}
-    return dataclasses.replace(state, step=state.step + 1, params=params), scores
+    one = jnp.ones((), end.value.dtype)
+    scores |= {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
+    return dataclasses.replace(state, step=state.step + 1, params=end.params), scores
 
 
 def check(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> None:
@@ -240,7 +279,9 @@ def check(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> Non
         if section[key] != off:
             raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
     if config.train.ema_decay:
-        raise UserError(f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off")
+        raise UserError(
+            f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
+        )
     if section.factorization not in FACTORIZATIONS:
         raise UserError(
             f"optimizer.factorization is {section.factorization!r}; known: {', '.join(sorted(FACTORIZATIONS))}"
@@ -268,7 +309,9 @@ def check_model(name: str, module: nn.Module, task: Task, batch: Mapping[str, An
 
     zero, one, two = map(outputs, (0.0, 1.0, 2.0))
     if np.abs(two - 2 * one + zero).max() > 1e-2 * (np.abs(two).max() + np.abs(zero).max()):
-        raise UserError("optimizer 'closed_form' solves models that are linear in their parameters, and this one is not")
+        raise UserError(
+            "optimizer 'closed_form' solves models that are linear in their parameters, and this one is not"
+        )
 
 
 def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int) -> int:
@@ -287,8 +330,8 @@ def warnings(config: Any, weight_decay: float, training: Mapping[str, Any]) -> l
         return found
     if training.get("converged") == 0:
         reason = (
-            f"optimizer.max_iterations={section.max_iterations} were not enough, or {config.dtype} is not: raise it, or "
-            "give dtype=float64, a larger optimizer.tolerance or more regularization"
+            f"optimizer.max_iterations={section.max_iterations} were not enough, or {config.dtype} is not: give more, "
+            "dtype=float64, a larger optimizer.tolerance or more regularization"
             if section.name == "lbfgs"
             else "columns depend on each other: give optimizer.factorization=qr, dtype=float64 or optimizer.alpha"
         )
@@ -298,7 +341,7 @@ def warnings(config: Any, weight_decay: float, training: Mapping[str, Any]) -> l
         )
     if not weight_decay and training.get("accuracy") == 1:
         found.append(
-            "all training examples are right and nothing is penalised: the classes can be separated, so the loss has no "
-            "minimum and the parameters depend on where the solver stopped; give optimizer.C"
+            "all training examples are right and nothing is penalised: the classes can be separated, so the loss has "
+            "no minimum and the parameters depend on where the solver stopped; give optimizer.C"
         )
     return found

@@ -9,6 +9,7 @@ import flax
 import jax
 import optax
 
+from research import solvers
 from research.checkpoint import Progress
 from research.experiment import Experiment
 from research.state import TrainState, param_count, params_sha256
@@ -70,7 +71,7 @@ def summarize(
         "preset": config.preset,
         "metrics": metrics,
         "training": training,
-        "warnings": experiment.warnings(training),
+        "warnings": solvers.warnings(config, experiment.weight_decay, training),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,

@@ -41,7 +41,7 @@ class Trained:
           UserError: the dataset or the split can't be had, or does not fit the model.
         """
         with x64(self.config.dtype):
-            experiment, state = self._loaded
+            experiment, state = self.loaded
             if data is not None:
                 experiment = experiment.on(data, self.run.assets)
             metrics, records = evaluate(experiment, state, split, predictions=True)
@@ -66,7 +66,8 @@ class Trained:
         return Checkpoints(self.run.checkpoints, metric=section.metric, mode=section.mode, writable=False)
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Experiment, TrainState]:
+    def loaded(self) -> tuple[Experiment, TrainState]:
+        """Model, data and state; to be asked for, and used, under `research.platform.x64` of the config's dtype."""
         experiment = prepare(self.config, self.run.assets)
         with self._checkpoints() as checkpoints:
             state, _ = checkpoints.restore(experiment.state, self.step)

@@ -25,15 +25,23 @@ def test_sparse_logistic_is_dense_logistic(rng):
     values = np.array([[0.5, 1.0, -2.0], [3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
     for row in range(4):
         np.add.at(dense[row], ids[row], values[row])
-    kernel, bias = jnp.asarray(rng.standard_normal((10, 2)), jnp.float32), jnp.array([0.1, -0.2])
-    sparse = SparseLogisticRegression(num_classes=2, num_features=10).apply(
+    kernel, bias = jnp.asarray(rng.standard_normal((10, 3)), jnp.float32), jnp.array([0.1, -0.2, 0.3])
+    sparse = SparseLogisticRegression(num_classes=3, num_features=10).apply(
         {"params": {"kernel": kernel, "bias": bias}},
         {"ids": jnp.asarray(ids), "values": jnp.asarray(values)},
         train=False,
     )
-    expected = LogisticRegression(num_classes=2).apply(
+    expected = LogisticRegression(num_classes=3).apply(
         {"params": {"linear": {"kernel": kernel, "bias": bias}}},
         {"features": jnp.asarray(dense)},
         train=False,
     )
     np.testing.assert_allclose(sparse, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_two_classes_have_one_column_whose_softmax_is_the_sigmoid(rng):
+    x, w = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 1)).astype(np.float32)
+    params = {"linear": {"kernel": jnp.asarray(w), "bias": jnp.array([0.5])}}
+    logits = LogisticRegression(num_classes=2).apply({"params": params}, {"features": jnp.asarray(x)}, train=False)
+    np.testing.assert_array_equal(logits[:, 0], 0)
+    np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], 1 / (1 + np.exp(-x @ w - 0.5))[:, 0], rtol=1e-5)
