@@ -1,11 +1,14 @@
 """The solvers against scikit-learn in float64, and what becomes of problems without a good solution."""
 
+import functools
+
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn import linear_model
 from sklearn.svm import LinearSVC
 
 from research.config import load
@@ -14,8 +17,12 @@ from research.errors import UserError
 from research.evaluation import evaluate
 from research.experiment import prepare
 from research.loop import train_and_evaluate
+from research.models.linear import LinearRegression
 from research.platform import x64
 from research.rundir import RunDir
+from research.solvers import closed_form, solve_step
+from research.state import init_state
+from research.tasks import Regression
 from research.trained import Trained
 from tests import tiny
 
@@ -50,11 +57,11 @@ def _linear(*overrides, preset="closed_form"):
 @pytest.mark.parametrize(
     ("preset", "overrides", "peer"),
     [
-        ("closed_form", (), LinearRegression()),
-        ("closed_form", ("optimizer.factorization=cholesky",), LinearRegression()),
-        ("ridge", (), Ridge(alpha=1.0)),
-        ("ridge", ("optimizer.factorization=cholesky", "optimizer.alpha=100.0"), Ridge(alpha=100.0)),
-        ("lbfgs", ("optimizer.alpha=1.0", "optimizer.tolerance=1e-7"), Ridge(alpha=1.0)),
+        ("closed_form", (), linear_model.LinearRegression()),
+        ("closed_form", ("optimizer.factorization=cholesky",), linear_model.LinearRegression()),
+        ("ridge", (), linear_model.Ridge(alpha=1.0)),
+        ("ridge", ("optimizer.factorization=cholesky", "optimizer.alpha=100.0"), linear_model.Ridge(alpha=100.0)),
+        ("lbfgs", ("optimizer.alpha=1.0", "optimizer.tolerance=1e-7"), linear_model.Ridge(alpha=1.0)),
     ],
 )
 def test_least_squares_are_scikit_learns(preset, overrides, peer):
@@ -95,7 +102,9 @@ def test_logistic_regression_is_scikit_learns(name, c, class_weight):
     experiment, kernel, bias, training, records = _solve(config)
     features, labels = _columns(experiment, "train")
     weights = dict(enumerate(class_weight)) if isinstance(class_weight, tuple) else class_weight
-    peer = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-12, class_weight=weights).fit(features, labels)
+    peer = linear_model.LogisticRegression(C=c, solver="newton-cholesky", tol=1e-12, class_weight=weights).fit(
+        features, labels
+    )
 
     counts = np.bincount(labels)
     of_class = {None: np.ones(len(counts)), "balanced": len(labels) / (len(counts) * counts)}
@@ -146,46 +155,75 @@ def _source(monkeypatch, name, features, labels):
     )
 
 
-def _regression_on(monkeypatch, features, labels, *overrides):
-    _source(monkeypatch, "diabetes", features, labels)
-    return _solve(_linear(*overrides))
+@functools.cache
+def _least_squares():
+    solver = functools.partial(closed_form, tolerance=1e-4, max_iterations=1, factorization="qr")
+    step = functools.partial(
+        solve_step,
+        module=LinearRegression(dtype=np.float64),
+        task=Regression(),
+        solver=solver,
+        weight_decay=0.0,
+        decay_exclude="bias",
+        devices=1,
+        blocks=2,
+    )
+    return jax.jit(step)
 
 
-@settings(max_examples=10, deadline=None)
+def _peer(features, labels):
+    """Of all solutions the one whose coefficients have the smallest norm; scikit-learn's cuts off at 1e-6 by default."""
+    mean = features.mean(axis=0)
+    coefficients, *_ = np.linalg.lstsq(features - mean, labels - labels.mean(), rcond=None)
+    return coefficients, labels.mean() - mean @ coefficients
+
+
+def _fitted(features, labels):
+    """Coefficients [D], intercept and training metrics of least squares in float64."""
+    with x64("float64"):
+        batch = {"features": features, "labels": labels, "weight": np.ones(len(labels), np.float32)}
+        module = LinearRegression(dtype=np.float64)
+        state = init_state(module, optax.identity(), batch, 0, dtype=np.float64)
+        state, scores = _least_squares()(state, batch)
+        linear = jax.tree.map(np.asarray, state.params["linear"])
+    return linear["kernel"][:, 0], linear["bias"][0], {name: score.compute() for name, score in scores.items()}
+
+
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16), condition=st.floats(0, 8), size=st.sampled_from([(30, 4), (12, 12)]))
-def test_ill_conditioned_least_squares_reach_scikit_learns_objective(seed, condition, size):
+def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition, size):
     rng = np.random.default_rng(seed)
     left, _ = np.linalg.qr(rng.standard_normal(size))
     right, _ = np.linalg.qr(rng.standard_normal((size[1], size[1])))
     features = left @ np.diag(10 ** np.linspace(0, -condition, size[1])) @ right
     labels = rng.standard_normal(size[0])
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        experiment, kernel, bias, _, _ = _regression_on(monkeypatch, features, labels)
-    features, _ = _columns(experiment, "train")
-    peer = LinearRegression().fit(features, labels)
-    best = np.mean((labels - peer.predict(features)) ** 2)
+    kernel, bias, _ = _fitted(features, labels)
+    coefficients, intercept = _peer(features, labels)
+    best = np.mean((labels - features @ coefficients - intercept) ** 2)
     # With as many columns as examples the best is a rounding error.
-    assert np.mean((labels - features @ kernel[0] - bias[0]) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
+    assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
 
 
-def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(monkeypatch, rng):
+def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng):
     features, labels = rng.standard_normal((20, 40)), rng.standard_normal(20)
-    experiment, kernel, bias, training, _ = _regression_on(monkeypatch, features, labels)
-    peer = LinearRegression().fit(_columns(experiment, "train")[0], labels)
-    np.testing.assert_allclose(kernel[0], peer.coef_, atol=1e-10)
-    np.testing.assert_allclose(bias[0], peer.intercept_, atol=1e-10)
+    kernel, bias, training = _fitted(features, labels)
+    coefficients, intercept = _peer(features, labels)
+    np.testing.assert_allclose(kernel, coefficients, atol=1e-10)
+    np.testing.assert_allclose(bias, intercept, atol=1e-10)
     assert training["converged"] == 1
 
 
-def test_constant_repeated_and_huge_columns(monkeypatch, rng):
+def test_constant_repeated_and_huge_columns(rng):
     features, labels = rng.standard_normal((50, 5)), rng.standard_normal(50)
     features[:, 1], features[:, 2] = 3.0, features[:, 0]
-    features[:, 3] *= 1e12
-    experiment, kernel, _, _, _ = _regression_on(monkeypatch, features, labels)
-    peer = LinearRegression().fit(_columns(experiment, "train")[0], labels)
-    np.testing.assert_allclose(kernel[0], peer.coef_, atol=1e-10)
-    assert kernel[0][1] == 0
-    assert kernel[0][0] == pytest.approx(kernel[0][2])
+    features[:, 3] *= 1e8
+    kernel, bias, training = _fitted(features, labels)
+    coefficients, intercept = _peer(features, labels)
+    np.testing.assert_allclose(kernel, coefficients, atol=1e-8)
+    np.testing.assert_allclose(bias, intercept, atol=1e-8)
+    assert kernel[1] == pytest.approx(0, abs=1e-8)
+    assert kernel[0] == pytest.approx(kernel[2])
+    assert training["converged"] == 1
 
 
 def test_cholesky_of_dependent_columns_is_a_warning_and_leaves_the_parameters(monkeypatch, rng, tmp_path):
