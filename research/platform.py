@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from research.build import lookup
@@ -42,11 +43,18 @@ def compiler_options(kind: str) -> dict[str, str] | None:
     return by_version.get(tuple(map(int, jaxlib.__version__.split(".")[:2])))
 
 
-def x64(dtype: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def x64(dtype: str) -> Iterator[None]:
     """Where a run of the config's `dtype` is compiled and computed: float64 is off in JAX but where it is asked for."""
     import jax
 
-    return jax.enable_x64(dtype == "float64")
+    # For the whole process: `jax.enable_x64` is of one thread, and checkpoints are read and written by others.
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def prepare_process() -> None:

@@ -172,7 +172,7 @@ def _least_squares():
 
 
 def _peer(features, labels):
-    """Of all solutions the one whose coefficients have the smallest norm; scikit-learn's cuts off at 1e-6 by default."""
+    """Of all solutions the one whose coefficients have the smallest norm; scikit-learn's cuts off at 1e-6."""
     mean = features.mean(axis=0)
     coefficients, *_ = np.linalg.lstsq(features - mean, labels - labels.mean(), rcond=None)
     return coefficients, labels.mean() - mean @ coefficients
