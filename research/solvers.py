@@ -325,7 +325,8 @@ def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int
 
 def warnings(config: Any, weight_decay: float, training: Mapping[str, Any]) -> list[str]:
     """What to know of a solution whose last training metrics are `training`; nothing for other optimizers."""
-    section, found = config.optimizer, []
+    section = config.optimizer
+    found: list[str] = []
     if section.name not in SOLVERS:
         return found
     if training.get("converged") == 0:
