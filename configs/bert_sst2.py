@@ -31,7 +31,7 @@ def get_config(preset: str = "") -> ConfigDict:
     """Presets: `embedded`, `scratch`, `minilm`, `base`, `large`."""
     config = defaults()
     config.preset = preset or FULL
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_fraction = 0.1
     config.optimizer.weight_decay = 0.01

@@ -10,7 +10,7 @@ def defaults() -> ConfigDict:
         {
             "preset": "embedded",
             "seed": 0,
-            # Compute type: float32 or bfloat16. Parameters and optimizer state are always float32.
+            # Compute type: float32, bfloat16, float64. Parameters and optimizer state are float64 too, or else float32.
             "dtype": "float32",
             # What XLA's compiler for a CPU is set for: default, convolutions (the same but with jaxlib 0.10 and 0.12).
             "compiler": "default",
@@ -31,7 +31,8 @@ def defaults() -> ConfigDict:
                 "workers": 0,  # processes that make batches; 0: a thread of the training process does
             },
             "optimizer": {
-                "name": "adamw",  # adamw, lamb, sgd
+                # adamw, lamb, sgd; or a solver, whose one step fits all training examples: closed_form, lbfgs
+                "name": "adamw",
                 "learning_rate": 1e-3,  # the peak
                 "schedule": "constant",  # after the warm-up: constant, linear, cosine, step
                 "warmup_fraction": 0.0,  # of all steps
@@ -43,19 +44,25 @@ def defaults() -> ConfigDict:
                 "momentum": 0.9,  # sgd
                 "nesterov": False,
                 "weight_decay": 0.0,
+                # In its place, with sgd and the solvers, scikit-learn's: LogisticRegression's C and Ridge's alpha.
+                "C": placeholder(float),
+                "alpha": placeholder(float),
                 "decay_exclude": "bias|norm",  # a regex; parameters whose path it finds are not decayed
                 "clip_norm": placeholder(float),  # largest global gradient norm
                 # Factor on the learning rate from one layer of an encoder to the one below; 1: the same for all.
                 "layer_decay": 1.0,
                 # A regex; parameters whose path it finds are not trained, as "embedding|layer_[0-5]/". Empty: none.
                 "freeze": "",
+                "tolerance": 1e-4,  # lbfgs ends where no entry of the objective's gradient is larger
+                "max_iterations": 1000,  # lbfgs
+                "factorization": "qr",  # closed_form: qr, cholesky
             },
             "train": {
                 # One of the two. Giving one on the command line takes the other's place.
                 "epochs": placeholder(float),
                 "steps": placeholder(int),
-                # One of the two, for all devices together: examples an update, or rows an update, into each of which
-                # as many texts are packed as fit (data.transform.row_length). The other becomes None likewise.
+                # One of the two, for all devices together: examples an update (-1: all), or rows an update, into each
+                # of which as many texts are packed as fit (data.transform.row_length). The other becomes None likewise.
                 "batch_size": placeholder(int),
                 "batch_rows": placeholder(int),
                 "accumulate": 1,  # parts that a batch goes through the model in

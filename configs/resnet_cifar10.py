@@ -14,6 +14,7 @@ CIFAR-10 has no validation split: the last step's parameters are evaluated on `t
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.defaults import defaults, image
 
@@ -26,7 +27,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.compiler = "convolutions"
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
     config.optimizer.name = "sgd"
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4

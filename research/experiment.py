@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from research import memory, optim, sharding, step
+from research import memory, optim, sharding, solvers, step
 from research.build import build, lookup
 from research.data import load as data
 from research.data import pipeline
@@ -23,8 +23,8 @@ from research.errors import UserError
 from research.models import MODELS
 from research.platform import compiler_options
 from research.rundir import flatten
-from research.state import TrainState, init_state
-from research.tasks import TASKS, Task
+from research.state import TrainState, init_state, param_count
+from research.tasks import TASKS, Task, training_weight, with_class_weights
 from research.throughput import Compiled
 
 # What the metrics of the averaged parameters begin with.
@@ -48,6 +48,7 @@ class Experiment:
     total_rows: int | None  # where the run is given in epochs
     mesh: jax.sharding.Mesh
     rows: pipeline.Rows
+    weight_decay: float  # as optimizer.weight_decay, C or alpha has it
     state: TrainState
     init: Callable[[], TrainState]
     train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
@@ -87,13 +88,15 @@ class Experiment:
 def prepare(config: Any, assets: Path | None = None) -> Experiment:
     """Builds and checks everything a config names; compiles nothing. Raises UserError for what does not fit.
 
+    With dtype float64 it has to be called, and the steps too, where `jax.enable_x64` is on (`research.platform.x64`).
+
     `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
     """
     _check_keys(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(config.dtype)
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}.get(config.dtype)
     if dtype is None:
-        raise UserError(f"dtype is {config.dtype!r}; known: float32, bfloat16")
+        raise UserError(f"dtype is {config.dtype!r}; known: float32, bfloat16, float64")
     module = build(MODELS, config.model, "model", dtype=dtype)
     task = build(TASKS, config.task, "task")
 
@@ -103,25 +106,33 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     streams = _streams(dataset, packed)
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
-    tx, learning_rate = build(
-        {config.optimizer.name: functools.partial(optim.optimizer, config.optimizer.name)},
-        config.optimizer,
-        "optimizer",
-        total_steps=total_steps,
-    )
+    task = with_class_weights(task, stream.examples.labels, config.model.get("num_classes"))
+    decay = optim.weight_decay(config.optimizer, config.task.name, training_weight(task, stream.examples.labels))
+    name = config.optimizer.name
+    solving = name in solvers.SOLVERS
+    if solving:
+        solvers.check(config, task=task, full_batch=batch_rows == len(stream.rows), total_steps=total_steps)
+        tx, learning_rate = optax.identity(), optax.constant_schedule(1.0)
+    else:
+        lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
+        tx, learning_rate = build(
+            {name: functools.partial(optim.optimizer, name)},
+            {**config.optimizer, "weight_decay": decay},
+            "optimizer",
+            total_steps=total_steps,
+        )
 
-    rows = pipeline.Rows(
-        of=functools.partial(sharding.process_rows, mesh),
-        multiple=sharding.batch_parts(mesh) * config.train.accumulate,
-    )
     # Only shapes matter here: one row a device is enough to see every parameter's.
     parts = sharding.batch_parts(mesh)
     shapes = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
-    abstract_batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+    abstract_batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), shapes
+    )
 
     def init(seed: Any = config.seed) -> TrainState:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch)
-        return init_state(module, tx, batch, seed, average=config.train.ema_decay > 0)
+        wide = dtype if config.dtype == "float64" else jnp.float32
+        return init_state(module, tx, batch, seed, average=config.train.ema_decay > 0, dtype=wide)
 
     try:
         abstract = jax.eval_shape(init)
@@ -144,17 +155,34 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     if config.train.ema_decay > 0:
         known |= {f"{AVERAGE}{name}": score for name, score in known.items()}
     lookup(known, config.eval.metric, "eval.metric")
+    blocks = config.train.accumulate
+    if solving:
+        solvers.check_model(name, module, task, shapes)
+        blocks = max(
+            blocks, solvers.blocks(shapes, rows=batch_rows, devices=parts, parameters=param_count(abstract.params))
+        )
+        train_step = functools.partial(
+            solvers.solve_step,
+            module=module,
+            task=task,
+            solver=functools.partial(solvers.SOLVERS[name], **{key: config.optimizer[key] for key in solvers.KEYS}),
+            weight_decay=decay,
+            decay_exclude=config.optimizer.decay_exclude,
+            devices=parts,
+            blocks=blocks,
+        )
+    else:
+        train_step = functools.partial(
+            step.train_step,
+            module=module,
+            task=task,
+            tx=tx,
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+        )
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    train_step = functools.partial(
-        step.train_step,
-        module=module,
-        task=task,
-        tx=tx,
-        seed=config.seed,
-        accumulate=config.train.accumulate,
-        ema_decay=config.train.ema_decay,
-    )
     first, training_sharding = init, batch_sharding
     if config.train.seeds is not None:
         numbers = config.seed + np.arange(config.train.seeds, dtype=np.uint32)
@@ -187,7 +215,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         total_steps=total_steps,
         total_rows=total_rows,
         mesh=mesh,
-        rows=rows,
+        rows=pipeline.Rows(of=functools.partial(sharding.process_rows, mesh), multiple=parts * blocks),
+        weight_decay=decay,
         state=state,
         init=jax.jit(first, out_shardings=shardings),
         train_step=jax.jit(
@@ -253,6 +282,8 @@ def _check_keys(config: Any) -> None:
     flat = flatten(config.to_dict())
     for key, (low, high) in _LIMITS.items():
         value = flat.get(key)
+        if (key, value) == ("train.batch_size", -1):  # all
+            continue
         if value is not None and not low <= value <= high:
             raise UserError(
                 f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
@@ -298,6 +329,9 @@ def _check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None
 
 def _check_data(config: Any, dataset: data.Dataset) -> None:
     _check_splits(config, dataset, training=True)
+    labels = dataset.split("train").labels
+    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
+        raise UserError(f"all training examples of {dataset.name} have the label {labels[0]}; a classifier needs two")
     if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
         raise UserError(
             f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
@@ -318,6 +352,8 @@ def _length(train: Any, rows: int) -> tuple[int, int, int | None]:
         if (train[one] is None) == (train[other] is None):
             raise UserError(f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of the two")
     batch_rows = train.batch_size if train.batch_rows is None else train.batch_rows
+    if batch_rows == -1:
+        batch_rows = rows
     if train.steps is not None:
         steps, total = train.steps, None
     else:

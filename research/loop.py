@@ -16,6 +16,7 @@ from research.checkpoint import Checkpoints, Progress
 from research.errors import UserError
 from research.evaluation import check_memory, evaluate
 from research.experiment import Experiment, prepare
+from research.platform import x64
 from research.reporting import Reporter, plot_training_curve
 from research.rundir import RunDir
 from research.seeds import Value, described, mean
@@ -56,6 +57,18 @@ def train_and_evaluate(
       UserError: the config, the data or the workdir is not good. A workdir that is refused is not touched.
     """
     config = FrozenConfigDict(config)
+    with x64(config.dtype):
+        return _run(config, workdir, note, initial, should_stop, show)
+
+
+def _run(
+    config: Any,
+    workdir: str | Path,
+    note: str | None,
+    initial: Callable[[Any], Any] | None,
+    should_stop: Callable[[], bool],
+    show: bool,
+) -> dict[str, Any]:
     run = RunDir(workdir, writer=jax.process_index() == 0)
     run.start(config.to_dict())
     summary = run.summary() or {}
@@ -204,6 +217,7 @@ def _train(
         progress=progress,
         metrics=results,
         throughput=speed,
+        training={k: v for k, v in (run.metrics("train") or [{}])[-1].items() if k not in ("step", "split")},
     )
     reporter.say(_conclude(summary, run))
     return summary
@@ -281,6 +295,7 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
 
 def _conclude(summary: dict[str, Any], run: RunDir) -> str:
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
+    lines += [f"  warning: {warning}" for warning in summary["warnings"]]
     for split, values in summary["metrics"].items():
         bands = summary["intervals"][split] if "intervals" in summary else {}
         text = ", ".join(

@@ -16,6 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """`x` as it is in float64, and else in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
@@ -27,8 +32,8 @@ class Mean:
     @classmethod
     def of(cls, values: jax.Array, weight: jax.Array) -> "Mean":
         """The mean of `values`, each counted `weight` times (same shape); NaN at zero weight does not count."""
-        weight = weight.astype(jnp.float32)
-        values = jnp.where(weight > 0, values.astype(jnp.float32), 0.0)
+        weight, values = at_least_float32(weight), at_least_float32(values)
+        values = jnp.where(weight > 0, values, 0.0)
         return cls(jnp.sum(values * weight), jnp.sum(weight))
 
     def compute(self) -> float | None:

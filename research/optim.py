@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -98,6 +98,11 @@ def optimizer(
     clip_norm: float | None,
     layer_decay: float,
     freeze: str,
+    C: float | None,
+    alpha: float | None,
+    tolerance: float,
+    max_iterations: int,
+    factorization: str,
     total_steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The config's `optimizer` section -> (transformation, learning-rate schedule).
@@ -109,6 +114,8 @@ def optimizer(
       layer_decay: factor on the learning rate from one layer to the one below; see `by_layer`.
       freeze: a regular expression; parameters whose path it finds stay as they are. Empty: none.
       b1, b2, eps: AdamW and LAMB. momentum, nesterov: SGD.
+      C, alpha: not read here; `weight_decay` below makes one of them. tolerance,
+      max_iterations, factorization: the solvers'.
     """
     parts = lookup(OPTIMIZERS, name, "optimizer.name")
     if clip_norm is not None and clip_norm <= 0:
@@ -136,6 +143,35 @@ def optimizer(
     if layer_decay != 1:
         tx = by_layer(tx, layer_decay)
     return tx, learning_rates
+
+
+def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
+    """The weight decay that `weight_decay`, `C` or `alpha` ask for, beside a mean loss over examples of sum `weight`.
+
+    scikit-learn's LogisticRegression minimises ‖w‖² / 2 + C · Σ loss and its Ridge Σ (y − ŷ)² + alpha · ‖w‖².
+    Raises UserError if more than one is given, or one that the task or the optimizer does not take.
+    """
+    given = {key: section[key] for key in ("weight_decay", "C", "alpha") if section[key] is not None}
+    if not given["weight_decay"]:
+        del given["weight_decay"]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(f'optimizer.{k}={v}' for k, v in given.items())} are given; give one of them")
+    for key, tasks in (("C", ("classification", "squared_hinge")), ("alpha", ("regression",))):
+        value = section[key]
+        if value is None:
+            continue
+        if task not in tasks:
+            raise UserError(f"optimizer.{key} is {value}; task {task!r} does not take it, give optimizer.weight_decay")
+        if section["name"] in ("adamw", "lamb"):
+            raise UserError(
+                f"optimizer.{key} is {value}; {section['name']!r} decays weights apart from the loss, so give "
+                "optimizer.weight_decay, or name another optimizer: lbfgs, sgd"
+            )
+        if value < 0 or (key == "C" and value == 0):
+            raise UserError(f"optimizer.{key} is {value}; it must be " + ("above 0" if key == "C" else "at least 0"))
+    if section["C"] is not None:
+        return 1 / (section["C"] * weight)
+    return section["weight_decay"] if section["alpha"] is None else 2 * section["alpha"] / weight
 
 
 def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:

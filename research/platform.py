@@ -1,9 +1,11 @@
 """What is set for this machine: for the process, by the command-line shells, and for the compiler. Never at import."""
 
+import contextlib
 import ctypes
 import hashlib
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from research.build import lookup
@@ -39,6 +41,20 @@ def compiler_options(kind: str) -> dict[str, str] | None:
     if jax.default_backend() != "cpu":
         return None
     return by_version.get(tuple(map(int, jaxlib.__version__.split(".")[:2])))
+
+
+@contextlib.contextmanager
+def x64(dtype: str) -> Iterator[None]:
+    """Where a run of the config's `dtype` is compiled and computed: float64 is off in JAX but where it is asked for."""
+    import jax
+
+    # For the whole process: `jax.enable_x64` is of one thread, and checkpoints are read and written by others.
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def prepare_process() -> None:

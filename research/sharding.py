@@ -112,7 +112,8 @@ def placed_ahead(
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done.
 
-    `axis`: where the rows are counted; 1 where those of several seeds are side by side.
+    `axis`: where the rows are counted; 1 where those of several seeds are side by side. float64 stays what it is only
+    where `jax.enable_x64` is on.
     """
     sharding, parts = batch_sharding(mesh, axis), batch_parts(mesh)
     own_parts = len(process_rows(mesh, parts))  # with one row a part, rows are parts
@@ -120,6 +121,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[s
     rows = process_rows(mesh, batch_rows)
 
     def put(array: np.ndarray) -> jax.Array:
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
         def local(index: Any) -> np.ndarray:
             start, stop, _ = index[axis].indices(batch_rows)
             first = int(np.searchsorted(rows, start))

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates done so far; params: the float32 parameters;
+    """step: int32 scalar, updates done so far; params: the parameters, float32 or float64;
     model_state: other collections (batch statistics), possibly empty; opt_state: the optimizer's;
     average: weighted sums of params and model_state, which `averaged` makes means of; empty where none is kept."""
 
@@ -27,14 +27,20 @@ class TrainState:
 
 
 def init_state(
-    module: nn.Module, tx: optax.GradientTransformation, batch: Any, seed: int, *, average: bool = False
+    module: nn.Module,
+    tx: optax.GradientTransformation,
+    batch: Any,
+    seed: int,
+    *,
+    average: bool = False,
+    dtype: Any = jnp.float32,
 ) -> TrainState:
     """The state before the first step. `batch` gives shapes only; the values do not matter.
 
-    `average`: whether an average of the parameters is to be kept.
+    `average`: whether an average of the parameters is to be kept. `dtype`: of the parameters.
     """
     variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
-    params = variables.pop("params")
+    params = jax.tree.map(lambda x: x.astype(dtype), variables.pop("params"))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -9,6 +9,7 @@ import flax
 import jax
 import optax
 
+from research import solvers
 from research.checkpoint import Progress
 from research.experiment import Experiment
 from research.seeds import Value, intervals, means
@@ -57,8 +58,9 @@ def summarize(
     progress: Progress,
     metrics: dict[str, dict[str, Value]],
     throughput: dict[str, Any],
+    training: dict[str, Any],
 ) -> dict[str, Any]:
-    """The summary of a run that ended with `state`."""
+    """The summary of a run that ended with `state`; `training` is its last line of training metrics."""
     config, dataset, seeds = experiment.config, experiment.dataset, experiment.config.train.seeds
     sign = {"max": 1, "min": -1}[config.eval.mode]
     best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
@@ -69,6 +71,8 @@ def summarize(
         "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
         "preset": config.preset,
         "metrics": {split: means(values) for split, values in metrics.items()},
+        "training": training,
+        "warnings": solvers.warnings(config, experiment.weight_decay, training),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research.metrics import Confusion, Mean, Perplexity, RSquared, f1, matthews, pearson, spearman
+from research.errors import UserError
+from research.metrics import Confusion, Mean, Perplexity, RSquared, at_least_float32, f1, matthews, pearson, spearman
 
 Batch = dict[str, jax.Array]
 
@@ -45,30 +46,29 @@ class Classification:
 
     Two classes are also scored by F1 of class 1 and by Matthews' correlation. Hidden labels have no weight in the
     scores, their predictions are given like any other's.
+
+    Attributes:
+      class_weight: how much an example of each class weighs in the loss, and only there; "balanced": N / (classes ×
+        examples of the class) of the training split, as in scikit-learn (`with_class_weights` works it out).
     """
 
     label_smoothing: float = 0.0
+    class_weight: tuple[float, ...] | str | None = None
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:
         return {}
 
     def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
-        logits = outputs.astype(jnp.float32)
+        logits = at_least_float32(outputs)
         if logits.shape[-1] < 2:
             raise ValueError("classification takes two classes at least (model.num_classes); of one output: regression")
         labels = batch["labels"]
         weight = batch["weight"] * (labels >= 0)
         targets = self.targets(batch, logits.shape[-1])
-        classes = jnp.argmax(logits, axis=-1)
-        scores: dict[str, Any] = {
-            "loss": Mean.of(optax.softmax_cross_entropy(logits, targets), weight),
-            "accuracy": Mean.of(classes == labels, weight),
-        }
-        if logits.shape[-1] == 2:
-            scores["f1"] = Confusion.of(classes, labels, weight, f1)
-            scores["matthews"] = Confusion.of(classes, labels, weight, matthews)
-        return scores
+        losses = optax.softmax_cross_entropy(logits, targets)
+        loss = Mean.of(losses, weight * _of_class(self.class_weight, labels))
+        return {"loss": loss, **_class_scores(logits, labels, weight)}
 
     def targets(self, batch: Batch, num_classes: int) -> jax.Array:
         """The probabilities that the model should give the classes: [..., C]."""
@@ -80,8 +80,84 @@ class Classification:
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""
-        probabilities = jax.nn.softmax(outputs.astype(jnp.float32), axis=-1)
+        probabilities = jax.nn.softmax(at_least_float32(outputs), axis=-1)
         return {"prediction": jnp.argmax(probabilities, axis=-1), "scores": probabilities}
+
+
+def _class_scores(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> dict[str, Any]:
+    classes = jnp.argmax(logits, axis=-1)
+    scores: dict[str, Any] = {"accuracy": Mean.of(classes == labels, weight)}
+    if logits.shape[-1] == 2:
+        scores["f1"] = Confusion.of(classes, labels, weight, f1)
+        scores["matthews"] = Confusion.of(classes, labels, weight, matthews)
+    return scores
+
+
+def _of_class(class_weight: Any, labels: jax.Array) -> Any:
+    """What each example weighs by its class."""
+    if class_weight is None:
+        return 1.0
+    return jnp.asarray(class_weight, jnp.result_type(float))[labels]
+
+
+def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) -> Task:
+    """The task with its class_weight as numbers, one a class, from the training split's labels [N].
+
+    Raises UserError where they are too many, too few or negative, or unknown.
+    """
+    given = getattr(task, "class_weight", None)
+    if given is None:
+        return task
+    if isinstance(given, str):
+        if given != "balanced":
+            raise UserError(f"task.class_weight is {given!r}; known: balanced, or a number for each class")
+        counts = np.bincount(labels, minlength=num_classes or 0)
+        given = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+    elif len(given) != num_classes or min(given) < 0:
+        raise UserError(f"task.class_weight is {tuple(given)}; it must be {num_classes} numbers, none below 0")
+    return dataclasses.replace(task, class_weight=tuple(map(float, given)))  # type: ignore[type-var]
+
+
+def training_weight(task: Task, labels: np.ndarray) -> float:
+    """What the training split's examples, of these labels [N], weigh together in the loss."""
+    weights = getattr(task, "class_weight", None)
+    return float(len(labels)) if weights is None else float(np.asarray(weights)[labels].sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredHinge:
+    """The linear support vector machine's loss, max(0, 1 − y·z)² (Fan et al. 2008, section 2), y being 1 or −1.
+
+    Outputs: [..., C]; labels: int [...], −1 where hidden. Of two classes z is the second output minus the first; of
+    several the losses of each against the rest are summed, z being its output. `class_weight`: as in Classification.
+    """
+
+    class_weight: tuple[float, ...] | str | None = None
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
+        outputs, labels = at_least_float32(outputs), batch["labels"]
+        if outputs.shape[-1] < 2:
+            raise ValueError("squared_hinge takes two classes at least (model.num_classes)")
+        weight = batch["weight"] * (labels >= 0)
+        margins = _decisions(outputs) * (2 * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) - 1)
+        losses = jnp.sum(jax.nn.relu(1 - margins) ** 2, axis=-1)
+        if outputs.shape[-1] == 2:
+            losses = losses / 2  # both say the same
+        loss = Mean.of(losses, weight * _of_class(self.class_weight, labels))
+        return {"loss": loss, **_class_scores(outputs, labels, weight)}
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """`prediction`: the class; `scores`: each class's decision value z [..., C]."""
+        return {"prediction": jnp.argmax(outputs, axis=-1), "scores": _decisions(at_least_float32(outputs))}
+
+
+def _decisions(outputs: jax.Array) -> jax.Array:
+    """z of each class [..., C]; of two classes, −z and z."""
+    return outputs - outputs[..., ::-1] if outputs.shape[-1] == 2 else outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +201,12 @@ class Regression:
 
 
 def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:
-    """float32 [...] of outputs [...] or [..., 1]. Raises ValueError where there are several for a label."""
+    """float [...] of outputs [...] or [..., 1]. Raises ValueError where there are several for a label."""
     if outputs.ndim == ndim + 1 and outputs.shape[-1] == 1:
         outputs = jnp.squeeze(outputs, axis=-1)
     if outputs.ndim != ndim:
         raise ValueError(f"regression takes one output for a label, and the model gives {outputs.shape[-1]}")
-    return outputs.astype(jnp.float32)
+    return at_least_float32(outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +221,7 @@ class MaskedLM:
         return {}
 
     def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
-        logits, labels = outputs.astype(jnp.float32), batch["labels"]
+        logits, labels = at_least_float32(outputs), batch["labels"]
         weight = batch["weight"] * (labels >= 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         loss = Mean.of(losses, weight)
@@ -168,4 +244,5 @@ TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "masked_lm": MaskedLM,
     "regression": Regression,
+    "squared_hinge": SquaredHinge,
 }

@@ -9,6 +9,7 @@ from ml_collections import FrozenConfigDict
 from research.checkpoint import Checkpoints
 from research.evaluation import evaluate
 from research.experiment import Experiment, prepare
+from research.platform import x64
 from research.rundir import RunDir
 from research.seeds import described
 from research.state import TrainState
@@ -40,10 +41,11 @@ class Trained:
         Raises:
           UserError: the dataset or the split can't be had, or does not fit the model.
         """
-        experiment, state = self._loaded
-        if data is not None:
-            experiment = experiment.on(data, self.run.assets)
-        metrics, records = evaluate(experiment, state, split, predictions=True)
+        with x64(self.config.dtype):
+            experiment, state = self.loaded
+            if data is not None:
+                experiment = experiment.on(data, self.run.assets)
+            metrics, records = evaluate(experiment, state, split, predictions=True)
         evaluation = {"step": self.step, "split": split, **described(metrics)}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
         return {**evaluation, "predictions": str(path)}
@@ -65,7 +67,8 @@ class Trained:
         return Checkpoints(self.run.checkpoints, metric=section.metric, mode=section.mode, writable=False)
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Experiment, TrainState]:
+    def loaded(self) -> tuple[Experiment, TrainState]:
+        """Model, data and state; to be asked for, and used, under `research.platform.x64` of the config's dtype."""
         experiment = prepare(self.config, self.run.assets)
         with self._checkpoints() as checkpoints:
             state, _ = checkpoints.restore(experiment.state, self.step)

@@ -124,6 +124,7 @@ def test_a_task_of_glue_changes_only_what_is_the_tasks(task):
         "model.num_classes",
         "task.name",
         "task.label_smoothing",
+        "task.class_weight",
         "task.label_shift",
         "task.hidden_label",
         "data.name",

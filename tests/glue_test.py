@@ -163,7 +163,7 @@ def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
         ({"task": {"hidden_label": 5.0}}, "split 'train' has the label 5.0: task.hidden_label can't be trained on"),
         ({"eval": {"splits": ("test",)}}, "the labels of split 'test' are hidden; name another one first"),
         (
-            {"task": ConfigDict({"name": "classification", "label_smoothing": 0.0})},
+            {"task": ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": None})},
             "task 'classification' does not fit the model: classification takes two classes at least",
         ),
     ],

@@ -62,7 +62,7 @@ def test_configs_know_ml_collections_only():
     ("module", "allowed"),
     [
         ("research.step", {"research.state", "research.tasks", "research.metrics", "research"}),
-        ("research.tasks", {"research.metrics", "research"}),
+        ("research.tasks", {"research.errors", "research.metrics", "research"}),
         ("research.metrics", set()),
         ("research.state", set()),
     ],

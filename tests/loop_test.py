@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan; it must be 0 to 1000000000$"),
         ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0; it must be at least 1"),
         ({"data": {"transform": {"inputs": ()}}}, "data.transform 'pixels' does not fit dataset digits"),
-        ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
+        ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16, float64"),
         ({"init_from": "some/model"}, "init_from='some/model' is not resolved: train_and_evaluate needs `initial`"),
         ({"mesh": {"data": 3}}, "there are 8 devices"),
     ],

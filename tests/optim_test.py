@@ -6,7 +6,7 @@ import pytest
 
 from configs.defaults import defaults
 from research.errors import UserError
-from research.optim import OPTIMIZERS, decay_mask, layer_factors, learning_rate_schedule, optimizer
+from research.optim import OPTIMIZERS, decay_mask, layer_factors, learning_rate_schedule, optimizer, weight_decay
 
 PARAMS = {
     "dense": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
@@ -239,3 +239,12 @@ def test_off_is_exactly_the_plain_chain(name):
     results = [_trajectory(t, ENCODER, _gradients(ENCODER, 3)) for t in (tx, plain)]
     assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
+    section = {**defaults().optimizer.to_dict(), "name": "sgd"}
+    assert weight_decay({**section, "weight_decay": 0.1}, "regression", 50) == 0.1
+    assert weight_decay({**section, "C": 0.5}, "classification", 50) == 1 / 25
+    assert weight_decay({**section, "alpha": 3.0}, "regression", 50) == 6 / 50
+    with pytest.raises(UserError, match=r"weight_decay=0.1 and optimizer.alpha=0.0 are given"):
+        weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", 50)

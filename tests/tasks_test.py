@@ -2,13 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.metrics
+import sklearn.utils.class_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import metrics
-from research.tasks import Classification, MaskedLM, Regression
+from research.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
 
 
 def _classification_batch(rng, shape):
@@ -171,3 +173,31 @@ def test_regression_is_scikit_learns(rng):
         sklearn.metrics.mean_absolute_error(labels, outputs), rel=1e-5
     )
     assert scores["r2"] == pytest.approx(sklearn.metrics.r2_score(labels, outputs), abs=1e-5)
+
+
+def test_classes_weigh_in_the_loss_only(rng):
+    logits, batch = _classification_batch(rng, (30,))
+    labels, weight = np.asarray(batch["labels"]), np.asarray(batch["weight"])
+    task = with_class_weights(Classification(class_weight="balanced"), labels, 4)
+    of_class = sklearn.utils.class_weight.compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    np.testing.assert_allclose(task.class_weight, of_class)
+    assert training_weight(task, labels) == pytest.approx(30)
+    scores = metrics.compute(task.scores(logits, batch))
+    probabilities = scipy.special.softmax(np.asarray(logits, np.float64), axis=1)
+    expected = sklearn.metrics.log_loss(labels, probabilities, sample_weight=weight * of_class[labels])
+    assert scores["loss"] == pytest.approx(expected, rel=1e-5)
+    assert scores["accuracy"] == metrics.compute(Classification().scores(logits, batch))["accuracy"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_squared_hinge(rng, classes):
+    outputs, labels = rng.standard_normal((40, classes)).astype(np.float32), rng.integers(0, classes, 40)
+    batch = {"labels": jnp.asarray(labels), "weight": jnp.ones(40)}
+    margins = outputs[:, 1:] - outputs[:, :1] if classes == 2 else outputs
+    signs = 2 * (labels[:, None] == np.arange(classes)) - 1
+    losses = np.sum(np.maximum(0, 1 - margins * (signs[:, 1:] if classes == 2 else signs)) ** 2, axis=1)
+    scores = metrics.compute(SquaredHinge().scores(jnp.asarray(outputs), batch))
+    assert scores["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert scores["accuracy"] == np.mean(outputs.argmax(1) == labels)
+    assert ("f1" in scores) == (classes == 2)
+    np.testing.assert_allclose(SquaredHinge().predictions(outputs, batch)["scores"][:, -1:], margins[:, -1:])

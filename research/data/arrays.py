@@ -1,7 +1,8 @@
-"""Feature vectors -> float32 arrays."""
+"""Feature vectors -> float64 arrays, which the devices have in the run's type."""
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,21 @@ def standardize(
         check_finite(f"{name} of split 'train'", values)
         return json.dumps({"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()})
 
-    learnt = json.loads(kept.text("standardize.json", fit))
-    mean, std = np.asarray(learnt["mean"]), np.asarray(learnt["std"])
-    varies = std > 1e-12 * np.abs(mean)  # equal values have a standard deviation of a few rounding errors
-    scale = np.where(varies, 1 / np.where(varies, std, 1), 0)
+    mean, scale = standardization(json.loads(kept.text("standardize.json", fit)))
 
     def encode(split: str) -> ArrayExamples:
         values = np.asarray(column(splits[split], name, split), np.float64)
         check_finite(f"{name} of split {split!r}", values)
-        features = ((values - mean[None, :]) * scale[None, :]).astype(np.float32)
-        return ArrayExamples({"features": features, "labels": as_labels(column(splits[split], label, split))})
+        labels = np.asarray(column(splits[split], label, split))
+        # Labels that are no integers keep their digits too.
+        labels = as_labels(labels) if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.float64)
+        return ArrayExamples({"features": (values - mean[None, :]) * scale[None, :], "labels": labels})
 
     return {split: encode(split) for split in splits}
+
+
+def standardization(learnt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """mean and scale [D] of what standardize.json holds: a feature x becomes (x − mean) · scale."""
+    mean, std = np.asarray(learnt["mean"]), np.asarray(learnt["std"])
+    varies = std > 1e-12 * np.abs(mean)  # equal values have a standard deviation of a few rounding errors
+    return mean, np.where(varies, 1 / np.where(varies, std, 1), 0)

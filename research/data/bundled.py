@@ -42,8 +42,21 @@ def digits() -> dict[str, Columns]:
     return _load("load_digits", stratify=True, shape=(8, 8, 1))
 
 
+def iris() -> dict[str, Columns]:
+    """150 irises, 4 features -> the species (0, 1, 2)."""
+    return _load("load_iris", stratify=True)
+
+
+def feature_names(name: str) -> tuple[str, ...]:
+    """What the columns of a bundled dataset's features are called; empty where they have no names."""
+    import sklearn.datasets
+
+    return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
+
+
 BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {
     "breast_cancer": breast_cancer,
     "diabetes": diabetes,
     "digits": digits,
+    "iris": iris,
 }

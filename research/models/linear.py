@@ -21,7 +21,10 @@ class LinearRegression(nn.Module):
 
 
 class LogisticRegression(nn.Module):
-    """Logits x·W + b over the classes, from W = 0 and b = 0; the task's softmax makes probabilities of them."""
+    """Logits x·W + b over the classes, from W = 0 and b = 0; the task's softmax makes probabilities of them.
+
+    Two classes have one column of weights, the second's, and the first's logit is 0: their softmax is the sigmoid.
+    """
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -29,7 +32,9 @@ class LogisticRegression(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads features, float [B, D] -> logits [B, num_classes]."""
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros, name="linear")(batch["features"])
+        columns = _columns(self.num_classes)
+        outputs = nn.Dense(columns, dtype=self.dtype, kernel_init=zeros, name="linear")(batch["features"])
+        return _logits(outputs, self.num_classes)
 
 
 class SparseLogisticRegression(nn.Module):
@@ -49,7 +54,7 @@ class SparseLogisticRegression(nn.Module):
         Reads ids, int [R, L] below num_features, their values, float [R, L] (0 in padding), segments, int [R, L]: which
         bag of the row, 1 to E; and of weight [R, E] the shape. Weights are read in `dtype`, and summed in float32.
         """
-        columns = 1 if self.num_classes == 2 else self.num_classes
+        columns = _columns(self.num_classes)
         kernel = self.param("kernel", zeros, (self.num_features, columns)).astype(self.dtype)
         bias = self.param("bias", zeros, (columns,))
         terms = batch["values"][:, :, None] * kernel[batch["ids"]]  # [R, L, C]
@@ -59,5 +64,14 @@ class SparseLogisticRegression(nn.Module):
         def sums(terms: jax.Array, segments: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(terms, segments, bags + 1)[1:]
 
-        logits = jax.vmap(sums)(terms, batch["segments"]) + bias[None, None, :]
-        return jnp.pad(logits, ((0, 0), (0, 0), (1, 0))) if self.num_classes == 2 else logits
+        outputs = jax.vmap(sums)(terms, batch["segments"])
+        return _logits(outputs + bias[None, None, :], self.num_classes)
+
+
+def _columns(num_classes: int) -> int:
+    return 1 if num_classes == 2 else num_classes
+
+
+def _logits(outputs: jax.Array, num_classes: int) -> jax.Array:
+    """[..., C] of the columns' outputs."""
+    return jnp.pad(outputs, (*[(0, 0)] * (outputs.ndim - 1), (num_classes - outputs.shape[-1], 0)))

@@ -103,3 +103,11 @@ def test_rows_of_bags_stay_on_their_devices(rng):
     assert "all-reduce" in program
     assert "all-gather" not in program
     assert "all-to-all" not in program
+
+
+def test_two_classes_have_one_column_whose_softmax_is_the_sigmoid(rng):
+    x, w = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 1)).astype(np.float32)
+    params = {"linear": {"kernel": jnp.asarray(w), "bias": jnp.array([0.5])}}
+    logits = LogisticRegression(num_classes=2).apply({"params": params}, {"features": jnp.asarray(x)}, train=False)
+    np.testing.assert_array_equal(logits[:, 0], 0)
+    np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], 1 / (1 + np.exp(-x @ w - 0.5))[:, 0], rtol=1e-5)

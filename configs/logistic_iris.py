@@ -1,0 +1,30 @@
+"""Multinomial logistic regression on iris (150 flowers, 4 features), L2-regularised: scikit-learn's C=1.
+
+python -m research.train --config=configs/logistic_iris.py
+
+Hardware: any. Not yet measured.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs.defaults import defaults
+
+PRESETS = ("embedded",)
+FULL = "embedded"
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Preset: `embedded`."""
+    config = defaults()
+    config.preset = preset or FULL
+    config.model = ConfigDict({"name": "logistic", "num_classes": 3})
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.data.name = "iris"
+    config.data.transform = ConfigDict({"name": "standardize", "inputs": ("features",), "label": "label"})
+    config.optimizer.name = "lbfgs"
+    config.optimizer.C = 1.0
+    config.train.steps = 1
+    config.train.batch_size = -1
+    config.eval.splits = ("validation", "test")
+    return config

@@ -1,0 +1,132 @@
+"""What a linear model learnt, in the units of the data: its standardisation is folded back into the coefficients."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.data.arrays import standardization
+from research.data.bundled import feature_names
+from research.errors import UserError
+from research.experiment import Experiment
+from research.platform import x64
+from research.rundir import RunDir
+from research.state import TrainState
+from research.tasks import Classification, Regression
+from research.trained import Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """D features, C columns of weights: one for regression and for two classes (the second's), else one a class.
+
+    The standard errors and the ends of the 95 % intervals are those of unpenalised models: of least squares
+    s² (XᵀX)⁻¹ with Student's t, of logistic regression the inverse Hessian of the log-likelihood with the normal
+    distribution (Wald; Hastie et al. 2009, sections 3.2 and 4.4). None where a penalty or class weights make them
+    wrong, and where the features depend on each other.
+    """
+
+    names: tuple[str, ...]  # [D]
+    values: np.ndarray  # [D, C], of the features as they were given
+    intercept: np.ndarray  # [C]
+    standardized: np.ndarray  # [D, C], of the features with standard deviation 1, as the model reads them
+    standardized_intercept: np.ndarray  # [C]
+    errors: np.ndarray | None  # [D, C], standard errors of `values`
+    intercept_errors: np.ndarray | None  # [C]
+    low: np.ndarray | None  # [D, C]
+    high: np.ndarray | None  # [D, C]
+
+
+def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
+    """Those of the `last` or `best` checkpoint of a run. Raises UserError where its model is not linear."""
+    run = RunDir.open(workdir)
+    trained = Trained(run, which)
+    with x64(trained.config.dtype):
+        experiment, state = trained.loaded
+        linear = {name: np.asarray(x, np.float64) for name, x in _linear(experiment, state).items()}
+    kernel, bias = linear["kernel"], linear["bias"]
+    mean, scale = _affine(experiment, run, len(kernel))
+    # (x − mean) · scale · w + b, as a linear map of the parameters [w; b].
+    fold = np.block([[np.diag(scale), np.zeros((len(kernel), 1))], [-(mean * scale)[None, :], np.ones((1, 1))]])
+    raw = fold @ np.vstack([kernel, bias])
+    errors, reach = _errors(experiment, kernel, bias, fold)
+    return Coefficients(
+        names=_names(experiment, run, len(kernel)),
+        values=raw[:-1],
+        intercept=raw[-1],
+        standardized=kernel,
+        standardized_intercept=bias,
+        errors=None if errors is None else errors[:-1],
+        intercept_errors=None if errors is None else errors[-1],
+        low=None if errors is None else raw[:-1] - reach * errors[:-1],
+        high=None if errors is None else raw[:-1] + reach * errors[:-1],
+    )
+
+
+def _linear(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    params = state.params.get("linear", state.params)
+    if set(params) != {"kernel", "bias"}:
+        raise UserError(
+            f"model {experiment.config.model.name!r} has no coefficients; linear, logistic and sparse_logistic have"
+        )
+    return jax.device_get(params)
+
+
+def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale [D] with which the transform made features: (x − mean) · scale."""
+    transform = experiment.config.data.transform
+    if transform.name == "standardize":
+        return standardization(json.loads((run.assets / "standardize.json").read_text()))
+    if transform.name == "pixels":
+        mean, std = (np.resize(np.asarray(transform[key], np.float64), features) for key in ("mean", "std"))
+        return mean, 1 / std
+    return np.zeros(features), np.ones(features)
+
+
+def _names(experiment: Experiment, run: RunDir, features: int) -> tuple[str, ...]:
+    if experiment.config.data.transform.name == "bag_of_words":
+        known = json.loads((run.assets / "bag_of_words.json").read_text())["terms"]
+    else:
+        known = feature_names(experiment.dataset.name)
+    return tuple(known) if len(known) == features else tuple(f"feature {i}" for i in range(features))
+
+
+def _errors(
+    experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, fold: np.ndarray
+) -> tuple[np.ndarray | None, float]:
+    """Standard errors [D + 1, C] of the folded coefficients, intercepts last, and how many of them 95 % reach."""
+    from scipy import stats
+
+    task, examples = experiment.task, experiment.dataset.split("train")
+    if experiment.weight_decay or getattr(task, "class_weight", None) is not None:
+        return None, 0.0
+    batch = examples.batch(np.arange(len(examples))[:, None])
+    if "features" not in batch or not isinstance(task, (Classification, Regression)):
+        return None, 0.0
+    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(examples))])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        return None, 0.0
+    outputs = design @ np.vstack([kernel, bias])  # [N, C]
+    if isinstance(task, Regression):
+        freedom = len(design) - design.shape[1]
+        if freedom < 1:
+            return None, 0.0
+        variance = np.sum((batch["labels"][:, None] - outputs) ** 2) / freedom
+        covariance, reach = variance * np.linalg.inv(design.T @ design), stats.t.ppf(0.975, freedom)
+    else:
+        logits = np.column_stack([np.zeros(len(outputs)), outputs]) if outputs.shape[1] == 1 else outputs
+        probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])[:, -outputs.shape[1] :]
+        classes = np.arange(outputs.shape[1])
+        # Of several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
+        second = -probabilities[:, :, None] * probabilities[:, None, :]
+        second[:, classes, classes] += probabilities
+        hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
+        size = design.shape[1] * len(classes)
+        covariance, reach = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm.ppf(0.975)
+    columns = kernel.shape[1]
+    whole = np.kron(fold, np.eye(columns))
+    variances = np.einsum("ij,jk,ik->i", whole, covariance, whole, optimize=True)
+    return np.sqrt(np.maximum(variances, 0)).reshape(-1, columns), float(reach)

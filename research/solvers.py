@@ -1,0 +1,350 @@
+"""Solvers: optimizers whose one step fits the whole training set, for models that have one optimum.
+
+A solver minimises the task's mean loss + weight_decay / 2 · Σ p² over the parameters p that `decay_exclude` does not
+find, so an intercept is not penalised. It goes through the batch a block of rows at a time, each small enough to stay
+in the processor's cache: the second use of a row, for the gradient, then costs no second reading from memory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+from research import metrics
+from research.errors import UserError
+from research.optim import decay_mask
+from research.state import TrainState
+from research.tasks import Batch, Regression, Task
+
+# What a solver takes of the config's `optimizer` section, beside the penalty.
+KEYS = ("tolerance", "max_iterations", "factorization")
+FACTORIZATIONS = ("qr", "cholesky")
+# Rows that are in the cache together; more where the gradient itself, which each block adds to, is large.
+BLOCK_BYTES = 2**20
+BLOCK_PER_GRADIENT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is minimised, over a batch in blocks: each of its arrays [K, B, …]."""
+
+    module: nn.Module
+    task: Task
+    batch: Batch
+    weight_decay: float
+    decay_exclude: str
+
+    def scores(self, params: Any, batch: Batch) -> dict[str, Any]:
+        return self.task.scores(self.module.apply({"params": params}, batch, train=False), batch)
+
+    def sum(self, function: Callable[[Batch], Any]) -> Any:
+        """The sum over the blocks of a tree of arrays."""
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(function, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batch)),
+        )
+        return jax.lax.scan(lambda total, block: (metrics.add(total, function(block)), None), zeros, self.batch)[0]
+
+    def decayed(self, params: Any) -> Any:
+        """The parameters that the penalty takes, and 0 for the others."""
+        return jax.tree.map(lambda p, mask: p * mask, params, decay_mask(params, self.decay_exclude))
+
+    def objective(self, params: Any) -> Callable[[Any], jax.Array]:
+        """The objective as a function of parameters like `params`. Its gradient comes in the same pass as its value."""
+        weight = self.sum(lambda block: self.scores(params, block)["loss"].weight)
+
+        def value_and_grad(params: Any) -> tuple[jax.Array, Any]:
+            loss = jax.value_and_grad(lambda params, block: self.scores(params, block)["loss"].total)
+            total, grads = self.sum(lambda block: loss(params, block))
+            penalised = self.decayed(params)
+            value = total / weight + self.weight_decay / 2 * optax.tree.norm(penalised, squared=True)
+            return value, jax.tree.map(lambda g, p: g / weight + self.weight_decay * p, grads, penalised)
+
+        @jax.custom_vjp
+        def objective(params: Any) -> jax.Array:
+            return value_and_grad(params)[0]
+
+        objective.defvjp(value_and_grad, lambda grad, scale: (jax.tree.map(lambda g: scale * g, grad),))
+        return objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Parameters with the objective's value and gradient there."""
+
+    params: Any
+    value: jax.Array
+    grad: Any
+
+    @classmethod
+    def of(cls, objective: Callable[[Any], jax.Array], params: Any) -> "Point":
+        return cls(params, *jax.value_and_grad(objective)(params))
+
+
+# (problem, objective, where to start) -> (solution, iterations, the largest gradient that counts as converged)
+Solver = Callable[..., tuple[Point, jax.Array, Any]]
+
+
+def _max_norm(tree: Any) -> jax.Array:
+    return jnp.max(jnp.abs(ravel_pytree(tree)[0]))
+
+
+def lbfgs(
+    problem: Problem,
+    objective: Callable[[Any], jax.Array],
+    start: Point,
+    *,
+    tolerance: float,
+    max_iterations: int,
+    factorization: str,
+) -> tuple[Point, jax.Array, Any]:
+    """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), to a gradient whose largest entry is `tolerance`.
+
+    It also ends where ten iterations brought no lower objective: that is the type's precision.
+    """
+    tx = optax.lbfgs(memory_size=10)
+
+    def going_on(carry: Any) -> jax.Array:
+        iteration, since, _, _, _, grad, _ = carry
+        return (iteration < max_iterations) & (since < 10) & (_max_norm(grad) > tolerance)
+
+    def iterate(carry: Any) -> Any:
+        iteration, since, best, params, value, grad, state = carry
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=objective)
+        params = optax.apply_updates(params, updates)
+        value, grad = optax.tree.get(state, "value"), optax.tree.get(state, "grad")
+        return (
+            iteration + 1,
+            jnp.where(value < best, 0, since + 1),
+            jnp.minimum(best, value),
+            params,
+            value,
+            grad,
+            state,
+        )
+
+    zero = jnp.int32(0)
+    carry = (zero, zero, start.value, start.params, start.value, start.grad, tx.init(start.params))
+    iterations, _, _, params, value, grad, _ = jax.lax.while_loop(going_on, iterate, carry)
+    return Point(params, value, grad), iterations, tolerance
+
+
+def closed_form(
+    problem: Problem,
+    objective: Callable[[Any], jax.Array],
+    start: Point,
+    *,
+    tolerance: float,
+    max_iterations: int,
+    factorization: str,
+) -> tuple[Point, jax.Array, Any]:
+    """The least-squares solution of a model that is linear in its parameters: one exact Gauss–Newton step.
+
+    Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
+    takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
+    normal equations is faster and needs a problem with a single solution.
+    """
+    flat, unravel = ravel_pytree(start.params)
+    decayed = np.concatenate(
+        [
+            np.full(p.size, m)
+            for p, m in zip(
+                *map(jax.tree.leaves, (start.params, decay_mask(start.params, problem.decay_exclude))), strict=True
+            )
+        ]
+    )
+    # Columns that are not penalised come first: the others are then solved for in what these leave over.
+    order = np.argsort(decayed, kind="stable")
+    penalty = problem.weight_decay * decayed[order]
+    solve = {"qr": _qr_step, "cholesky": _cholesky_step}[factorization]
+
+    def outputs(flat: jax.Array, batch: Batch) -> jax.Array:
+        variables = {"params": unravel(flat)}
+        return problem.task.predictions(problem.module.apply(variables, batch, train=False), batch)["prediction"]
+
+    def rows(block: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Jacobian [B, P], residuals [B] and weights [B]."""
+        of_one = jax.grad(lambda flat, example: outputs(flat, jax.tree.map(lambda x: x[None], example))[0])
+        jacobian = jax.vmap(of_one, (None, 0))(flat, block)[:, order]
+        return jacobian, block["labels"].astype(flat.dtype) - outputs(flat, block), block["weight"]
+
+    weight = problem.sum(lambda block: jnp.sum(block["weight"]))
+    # In the columns' order, from here on.
+    step = solve(
+        problem,
+        rows,
+        weight=weight,
+        penalty=jnp.asarray(penalty, flat.dtype),
+        free=int(np.sum(~decayed)),
+        params=flat[order],
+        grad=ravel_pytree(start.grad)[0][order],
+        gradient=lambda step: ravel_pytree(jax.grad(objective)(unravel(flat.at[order].add(step))))[0][order],
+    )
+    found = flat.at[order].add(jnp.where(jnp.all(jnp.isfinite(step)), step, 0))
+    # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
+    bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * _max_norm(start.grad))
+    return Point.of(objective, unravel(found)), jnp.int32(1), bound
+
+
+def _cholesky_step(
+    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, grad: Any, gradient: Any
+) -> jax.Array:
+    def gram(block: Batch) -> jax.Array:
+        jacobian, _, weights = rows(block)
+        return jacobian.T @ (jacobian * weights[:, None])
+
+    factor = jax.scipy.linalg.cho_factor(2 * problem.sum(gram) / weight + jnp.diag(penalty))
+    step = -jax.scipy.linalg.cho_solve(factor, grad)
+    # Once more, for what rounding left over.
+    return step - jax.scipy.linalg.cho_solve(factor, gradient(step))
+
+
+def _qr_step(
+    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, grad: Any, gradient: Any
+) -> jax.Array:
+    def scaled(block: Batch) -> jax.Array:
+        jacobian, residuals, weights = rows(block)
+        return jnp.column_stack([jacobian, residuals]) * jnp.sqrt(weights / weight)[:, None]
+
+    # R of [J | r], with the penalty's rows below, holds all there is to know; the other factor is not made.
+    size = len(params)
+    root = jnp.sqrt(penalty / 2)
+    stacked = jax.lax.map(scaled, problem.batch).reshape(-1, size + 1)
+    below = jnp.column_stack([jnp.diag(root), -root * params])
+    triangle = jnp.linalg.qr(jnp.concatenate([stacked, below]), mode="r")
+    factor, right = triangle[:size, :size], triangle[:size, size]
+    cutoff = jnp.finfo(params.dtype).eps * max(stacked.shape[0], size)  # of numpy.linalg.lstsq
+    penalised = jnp.linalg.pinv(factor[free:, free:], rtol=cutoff) @ right[free:]
+    rest = right[:free] - factor[:free, free:] @ penalised
+    return jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
+
+
+SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "lbfgs": lbfgs}
+
+
+def solve_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    module: nn.Module,
+    task: Task,
+    solver: Solver,
+    weight_decay: float,
+    decay_exclude: str,
+    devices: int,
+    blocks: int,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The parameters that fit `batch`, all training examples, and their scores.
+
+    Beside the task's scores there are `objective`, `grad_norm` (its gradient's largest entry), `iterations` and
+    `converged` (1 or 0). The rows of `batch`, split over `devices`, are a multiple of devices × blocks.
+    """
+
+    def in_blocks(x: jax.Array) -> jax.Array:  # each device keeps its own rows
+        parts = x.reshape(devices, blocks, -1, *x.shape[1:]).swapaxes(0, 1)
+        return parts.reshape(blocks, -1, *x.shape[1:])
+
+    with jax.default_matmul_precision("highest"):
+        problem = Problem(module, task, jax.tree.map(in_blocks, batch), weight_decay, decay_exclude)
+        objective = problem.objective(state.params)
+        end, iterations, bound = solver(problem, objective, Point.of(objective, state.params))
+        scores = problem.sum(lambda block: problem.scores(end.params, block))
+    grad_norm = _max_norm(end.grad)
+    found = {
+        "objective": end.value,
+        "grad_norm": grad_norm,
+        "iterations": iterations,
+        "converged": grad_norm <= bound,
+    }
+    one = jnp.ones((), end.value.dtype)
+    scores |= {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
+    return dataclasses.replace(state, step=state.step + 1, params=end.params), scores
+
+
+def check(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> None:
+    """Raises UserError for what the solver that `config` names can't do."""
+    section, name = config.optimizer, config.optimizer.name
+    if not full_batch or total_steps != 1:
+        raise UserError(
+            f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1"
+        )
+    for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
+        if section[key] != off:
+            raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
+    if config.train.seeds is not None:
+        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} finds the same with every seed, give none")
+    if config.train.ema_decay:
+        raise UserError(
+            f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
+        )
+    if section.factorization not in FACTORIZATIONS:
+        raise UserError(
+            f"optimizer.factorization is {section.factorization!r}; known: {', '.join(sorted(FACTORIZATIONS))}"
+        )
+    if name == "closed_form" and not isinstance(task, Regression):
+        raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
+
+
+def check_model(name: str, module: nn.Module, task: Task, batch: Mapping[str, Any]) -> None:
+    """Raises UserError where the model keeps more than parameters, or is not linear in them and must be.
+
+    `batch` is a few examples: along a line of parameters the outputs for them must lie on a line.
+    """
+    variables = jax.jit(lambda batch: module.init({"params": jax.random.key(0)}, batch, train=False))(batch)
+    if set(variables) != {"params"}:
+        raise UserError(f"optimizer {name!r} fits parameters only, and the model also keeps {', '.join(variables)}")
+    if name != "closed_form":
+        return
+    start, unravel = ravel_pytree(variables["params"])
+    direction = jax.random.normal(jax.random.key(1), start.shape, start.dtype)
+
+    def outputs(distance: float) -> np.ndarray:
+        params = unravel(start + distance * direction)
+        return np.asarray(jax.jit(lambda: module.apply({"params": params}, batch, train=False))(), np.float64)
+
+    zero, one, two = map(outputs, (0.0, 1.0, 2.0))
+    if np.abs(two - 2 * one + zero).max() > 1e-2 * (np.abs(two).max() + np.abs(zero).max()):
+        raise UserError(
+            "optimizer 'closed_form' solves models that are linear in their parameters, and this one is not"
+        )
+
+
+def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int) -> int:
+    """Into how many blocks to cut `rows` like those of `batch`, for each device: 1 where there is no cache to fill."""
+    if jax.default_backend() != "cpu":
+        return 1
+    row_bytes = sum(x.size * x.dtype.itemsize for x in batch.values()) / len(batch["weight"])
+    gradient_bytes = 4 * parameters
+    return max(1, math.ceil(rows * row_bytes / devices / max(BLOCK_BYTES, BLOCK_PER_GRADIENT * gradient_bytes)))
+
+
+def warnings(config: Any, weight_decay: float, training: Mapping[str, Any]) -> list[str]:
+    """What to know of a solution whose last training metrics are `training`; nothing for other optimizers."""
+    section = config.optimizer
+    found: list[str] = []
+    if section.name not in SOLVERS:
+        return found
+    if training.get("converged") == 0:
+        reason = (
+            f"optimizer.max_iterations={section.max_iterations} were not enough, or {config.dtype} is not: give more, "
+            "dtype=float64, a larger optimizer.tolerance or more regularization"
+            if section.name == "lbfgs"
+            else "columns depend on each other: give optimizer.factorization=qr, dtype=float64 or optimizer.alpha"
+        )
+        found.append(
+            f"{section.name} did not converge: the gradient's largest entry is {training['grad_norm']:.3g} after "
+            f"{training['iterations']:.0f} iterations; {reason}"
+        )
+    if not weight_decay and training.get("accuracy") == 1:
+        found.append(
+            "all training examples are right and nothing is penalised: the classes can be separated, so the loss has "
+            "no minimum and the parameters depend on where the solver stopped; give optimizer.C"
+        )
+    return found

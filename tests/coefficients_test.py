@@ -1,0 +1,73 @@
+"""Coefficients in the data's units, and their standard errors, against the textbook's formulas on the raw features."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from research.coefficients import coefficients
+from research.config import load
+from research.data import load as data
+from research.errors import UserError
+from research.loop import train_and_evaluate
+from tests import tiny
+
+
+def _run(tmp_path, name, *overrides):
+    config = load(f"configs/{name}", ["dtype=float64", *overrides]).config
+    train_and_evaluate(config, tmp_path, show=False)
+    columns = data.SOURCES[config.data.name][1]()["train"]
+    return coefficients(tmp_path), np.asarray(columns["features"], np.float64), columns["label"]
+
+
+def test_least_squares_have_the_classical_errors(tmp_path):
+    found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
+    design = np.column_stack([features, np.ones(len(features))])
+    solution, *_ = np.linalg.lstsq(design, labels, rcond=None)
+    np.testing.assert_allclose(np.append(found.values[:, 0], found.intercept), solution, rtol=1e-9)
+    freedom = len(design) - design.shape[1]
+    variance = np.sum((labels - design @ solution) ** 2) / freedom
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose(np.append(found.errors[:, 0], found.intercept_errors), errors, rtol=1e-9)
+    reach = stats.t.ppf(0.975, freedom)
+    np.testing.assert_allclose(found.high[:, 0], solution[:-1] + reach * errors[:-1], rtol=1e-9)
+    np.testing.assert_allclose(found.low[:, 0], solution[:-1] - reach * errors[:-1], rtol=1e-9)
+    assert found.names[:3] == ("age", "sex", "bmi")
+    np.testing.assert_allclose(found.standardized, found.values * features.std(axis=0)[:, None], rtol=1e-9)
+
+
+def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatch, rng):
+    features = rng.standard_normal((200, 3)) * [1, 10, 100] + [0, 5, 1]
+    labels = (features @ [1, 0.1, -0.01] + rng.logistic(size=200) > 0).astype(int)
+    columns = {"features": features, "label": labels}
+    splits = dict.fromkeys(("train", "validation", "test"), columns)
+    monkeypatch.setitem(data.SOURCES, "breast_cancer", ("sklearn", lambda: splits))
+    config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
+    config.optimizer.C = None  # any penalty makes the errors too small
+    train_and_evaluate(config, tmp_path, show=False)
+    two = coefficients(tmp_path)
+    design = np.column_stack([features, np.ones(len(features))])
+    probability = 1 / (1 + np.exp(-design @ np.append(two.values[:, 0], two.intercept)))
+    hessian = design.T @ (design * (probability * (1 - probability))[:, None])
+    expected = np.sqrt(np.diag(np.linalg.inv(hessian)))
+    np.testing.assert_allclose(np.append(two.errors[:, 0], two.intercept_errors), expected, rtol=1e-7)
+    assert two.names == ("feature 0", "feature 1", "feature 2")
+
+
+def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
+    found, features, labels = _run(tmp_path, "logistic_iris.py", "optimizer.tolerance=1e-10")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    peer = LogisticRegression(tol=1e-10, max_iter=10_000).fit(scaler.transform(features), labels)
+    logits = features @ found.values + found.intercept
+    expected = peer.decision_function(scaler.transform(features))
+    np.testing.assert_allclose(logits - logits.mean(1)[:, None], expected - expected.mean(1)[:, None], atol=1e-6)
+    assert found.errors is None
+    assert found.names[0] == "sepal length (cm)"
+
+
+def test_other_models_have_none(tmp_path):
+    train_and_evaluate(tiny.resnet(steps=1), tmp_path, show=False)
+    with pytest.raises(UserError, match="model 'resnet' has no coefficients"):
+        coefficients(tmp_path)

@@ -1,0 +1,302 @@
+"""The solvers against scikit-learn in float64, and what becomes of problems without a good solution."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import linear_model
+from sklearn.svm import LinearSVC
+
+from research.config import load
+from research.data import load as data
+from research.errors import UserError
+from research.evaluation import evaluate
+from research.experiment import prepare
+from research.loop import train_and_evaluate
+from research.models.linear import LinearRegression
+from research.platform import x64
+from research.rundir import RunDir
+from research.solvers import closed_form, solve_step
+from research.state import init_state
+from research.tasks import Regression
+from research.trained import Trained
+from tests import tiny
+
+
+def _solve(config):
+    """In float64 -> the experiment, coefficients [C, D], intercepts [C], the training metrics, the test predictions."""
+    config.dtype = "float64"
+    with x64(config.dtype):
+        experiment = prepare(config)
+        (batch,) = tiny.batches(experiment, 1)
+        state, scores = experiment.train_step(experiment.init(), jax.tree.map(jax.numpy.asarray, batch))
+        linear = jax.tree.map(np.asarray, state.params["linear"])
+        _, records = evaluate(experiment, state, config.eval.splits[-1], predictions=True)
+    return (
+        experiment,
+        linear["kernel"].T,
+        linear["bias"],
+        {name: score.compute() for name, score in scores.items()},
+        records,
+    )
+
+
+def _columns(experiment, split):
+    batch = experiment.dataset.split(split).batch(np.arange(len(experiment.dataset.split(split)))[:, None])
+    return np.asarray(batch["features"], np.float64), batch["labels"]
+
+
+def _linear(*overrides, preset="closed_form"):
+    return load(f"configs/linear_diabetes.py:{preset}", overrides).config
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "peer"),
+    [
+        ("closed_form", (), linear_model.LinearRegression()),
+        ("closed_form", ("optimizer.factorization=cholesky",), linear_model.LinearRegression()),
+        ("ridge", (), linear_model.Ridge(alpha=1.0)),
+        ("ridge", ("optimizer.factorization=cholesky", "optimizer.alpha=100.0"), linear_model.Ridge(alpha=100.0)),
+        ("lbfgs", ("optimizer.alpha=1.0", "optimizer.tolerance=1e-7"), linear_model.Ridge(alpha=1.0)),
+    ],
+)
+def test_least_squares_are_scikit_learns(preset, overrides, peer):
+    experiment, kernel, bias, training, records = _solve(_linear(*overrides, preset=preset))
+    features, labels = _columns(experiment, "train")
+    peer.fit(features, labels)
+    alpha = getattr(peer, "alpha", 0.0)
+
+    def objective(coefficients, intercept):
+        error = labels - features @ coefficients - intercept
+        return (error @ error + alpha * coefficients @ coefficients) / len(labels)
+
+    # Measured: 2e-8 (lbfgs), below 1e-8 (the others).
+    np.testing.assert_allclose(kernel[0], peer.coef_, rtol=1e-6)
+    np.testing.assert_allclose(bias[0], peer.intercept_, rtol=1e-6)
+    assert training["objective"] == pytest.approx(objective(kernel[0], bias[0]), rel=1e-12)
+    assert training["objective"] == pytest.approx(objective(peer.coef_, peer.intercept_), rel=1e-10)
+    assert training["converged"] == 1
+    found = [record["prediction"] for record in records]
+    np.testing.assert_allclose(found, peer.predict(_columns(experiment, "test")[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "c", "class_weight"),
+    [
+        ("breast_cancer", 1.0, None),
+        ("breast_cancer", 0.01, "balanced"),
+        ("breast_cancer", 100.0, (3.0, 0.5)),
+        ("iris", 1.0, None),
+        ("iris", 10.0, (1.0, 2.0, 3.0)),
+        ("digits", 0.03, "balanced"),
+    ],
+)
+def test_logistic_regression_is_scikit_learns(name, c, class_weight):
+    config = load(f"configs/logistic_{name}.py:{'lbfgs' if name == 'digits' else 'embedded'}").config
+    config.optimizer.update(C=c, tolerance=1e-9)
+    config.task.class_weight = class_weight
+    experiment, kernel, bias, training, records = _solve(config)
+    features, labels = _columns(experiment, "train")
+    weights = dict(enumerate(class_weight)) if isinstance(class_weight, tuple) else class_weight
+    peer = linear_model.LogisticRegression(C=c, solver="newton-cholesky", tol=1e-12, class_weight=weights).fit(
+        features, labels
+    )
+
+    counts = np.bincount(labels)
+    of_class = {None: np.ones(len(counts)), "balanced": len(labels) / (len(counts) * counts)}
+    per_example = np.asarray(of_class.get(class_weight, class_weight))[labels]
+
+    def objective(coefficients, intercept):
+        scores = features @ coefficients.T + intercept
+        logits = np.column_stack([np.zeros(len(scores)), scores]) if len(intercept) == 1 else scores
+        losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
+        return (c * per_example @ losses + (coefficients**2).sum() / 2) / (c * per_example.sum())
+
+    # A softmax of several classes does not change when all intercepts move together; nor does the penalty.
+    intercept = bias if len(bias) == 1 else bias - bias.mean() + peer.intercept_.mean()
+    scale = np.abs(peer.coef_).max()
+    # Measured: at most 3e-6 of the largest; digits has pixels that hardly vary.
+    np.testing.assert_allclose(kernel, peer.coef_, rtol=1e-4, atol=1e-5 * scale)
+    np.testing.assert_allclose(intercept, peer.intercept_, rtol=1e-4, atol=1e-5 * scale)
+    assert training["objective"] == pytest.approx(objective(kernel, bias), rel=1e-12)
+    assert training["objective"] == pytest.approx(objective(peer.coef_, peer.intercept_), rel=1e-8)
+    test = _columns(experiment, "test")[0]
+    np.testing.assert_array_equal([record["prediction"] for record in records], peer.predict(test))
+    np.testing.assert_allclose([record["scores"] for record in records], peer.predict_proba(test), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "c"), [("breast_cancer", 0.1), ("iris", 1.0)])
+def test_squared_hinge_is_scikit_learns_linear_svc(name, c):
+    config = load(f"configs/logistic_{name}.py").config
+    config.task = {"name": "squared_hinge", "class_weight": None}
+    # LinearSVC penalises the intercept as well.
+    config.optimizer.update(C=c, tolerance=1e-9, decay_exclude="")
+    experiment, kernel, bias, _, records = _solve(config)
+    features, labels = _columns(experiment, "train")
+    peer = LinearSVC(C=c, tol=1e-10, max_iter=100_000, dual=False).fit(features, labels)
+    np.testing.assert_allclose(kernel, peer.coef_, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(bias, peer.intercept_, rtol=1e-4, atol=1e-6)
+    test = _columns(experiment, "test")[0]
+    decisions = np.array([record["scores"] for record in records])
+    np.testing.assert_allclose(
+        decisions[:, 1] if len(bias) == 1 else decisions, peer.decision_function(test), atol=1e-4
+    )
+    np.testing.assert_array_equal([record["prediction"] for record in records], peer.predict(test))
+
+
+def _source(monkeypatch, name, features, labels):
+    columns = {"features": features, "label": labels}
+    monkeypatch.setitem(
+        data.SOURCES, name, ("sklearn", lambda: dict.fromkeys(("train", "validation", "test"), columns))
+    )
+
+
+@functools.cache
+def _least_squares():
+    solver = functools.partial(closed_form, tolerance=1e-4, max_iterations=1, factorization="qr")
+    step = functools.partial(
+        solve_step,
+        module=LinearRegression(dtype=np.float64),
+        task=Regression(),
+        solver=solver,
+        weight_decay=0.0,
+        decay_exclude="bias",
+        devices=1,
+        blocks=2,
+    )
+    return jax.jit(step)
+
+
+def _peer(features, labels):
+    """Of all solutions the one whose coefficients have the smallest norm; scikit-learn's cuts off at 1e-6."""
+    mean = features.mean(axis=0)
+    coefficients, *_ = np.linalg.lstsq(features - mean, labels - labels.mean(), rcond=None)
+    return coefficients, labels.mean() - mean @ coefficients
+
+
+def _fitted(features, labels):
+    """Coefficients [D], intercept and training metrics of least squares in float64."""
+    with x64("float64"):
+        batch = {"features": features, "labels": labels, "weight": np.ones(len(labels), np.float32)}
+        module = LinearRegression(dtype=np.float64)
+        state = init_state(module, optax.identity(), batch, 0, dtype=np.float64)
+        state, scores = _least_squares()(state, batch)
+        linear = jax.tree.map(np.asarray, state.params["linear"])
+    return linear["kernel"][:, 0], linear["bias"][0], {name: score.compute() for name, score in scores.items()}
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), condition=st.floats(0, 8), size=st.sampled_from([(30, 4), (12, 12)]))
+def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition, size):
+    rng = np.random.default_rng(seed)
+    left, _ = np.linalg.qr(rng.standard_normal(size))
+    right, _ = np.linalg.qr(rng.standard_normal((size[1], size[1])))
+    features = left @ np.diag(10 ** np.linspace(0, -condition, size[1])) @ right
+    labels = rng.standard_normal(size[0])
+    kernel, bias, _ = _fitted(features, labels)
+    coefficients, intercept = _peer(features, labels)
+    best = np.mean((labels - features @ coefficients - intercept) ** 2)
+    # With as many columns as examples the best is a rounding error.
+    assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
+
+
+def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng):
+    features, labels = rng.standard_normal((20, 40)), rng.standard_normal(20)
+    kernel, bias, training = _fitted(features, labels)
+    coefficients, intercept = _peer(features, labels)
+    np.testing.assert_allclose(kernel, coefficients, atol=1e-10)
+    np.testing.assert_allclose(bias, intercept, atol=1e-10)
+    assert training["converged"] == 1
+
+
+def test_constant_repeated_and_huge_columns(rng):
+    features, labels = rng.standard_normal((50, 5)), rng.standard_normal(50)
+    features[:, 1], features[:, 2] = 3.0, features[:, 0]
+    features[:, 3] *= 1e8
+    kernel, bias, training = _fitted(features, labels)
+    coefficients, intercept = _peer(features, labels)
+    np.testing.assert_allclose(kernel, coefficients, atol=1e-8)
+    np.testing.assert_allclose(bias, intercept, atol=1e-8)
+    assert kernel[1] == pytest.approx(0, abs=1e-8)
+    assert kernel[0] == pytest.approx(kernel[2])
+    assert training["converged"] == 1
+
+
+def test_cholesky_of_dependent_columns_is_a_warning_and_leaves_the_parameters(monkeypatch, rng, tmp_path):
+    features, labels = rng.integers(0, 3, (50, 2)).astype(float), rng.standard_normal(50)
+    _source(monkeypatch, "diabetes", features[:, [0, 0, 1]], labels)
+    config = _linear("optimizer.factorization=cholesky")
+    summary = train_and_evaluate(config, tmp_path, show=False)
+    if summary["training"]["converged"]:  # rounding may make it solvable: then the solution is one
+        assert summary["training"]["grad_norm"] < 1e-3
+    else:
+        assert "optimizer.factorization=qr" in summary["warnings"][0]
+
+
+def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng, tmp_path):
+    labels = np.arange(40) % 2
+    _source(monkeypatch, "breast_cancer", rng.standard_normal((40, 3)) + 20 * labels[:, None], labels)
+    config = load(
+        "configs/logistic_breast_cancer.py", ["optimizer.max_iterations=2", "optimizer.tolerance=1e-9"]
+    ).config
+    config.optimizer.C = None
+    summary = train_and_evaluate(config, tmp_path, show=False)
+    assert summary["status"] == "completed"
+    assert summary["training"]["iterations"] == 2
+    assert [text.split(":")[0] for text in summary["warnings"]] == [
+        "lbfgs did not converge",
+        "all training examples are right and nothing is penalised",
+    ]
+
+
+def test_a_run_in_float64_is_one_throughout(tmp_path):
+    config = load("configs/logistic_iris.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
+    summary = train_and_evaluate(config, tmp_path, show=False)
+    assert summary["training"]["grad_norm"] <= 1e-10  # float32 ends at 1e-7
+    assert summary["warnings"] == []
+    trained = Trained(RunDir.open(tmp_path, writer=True), "last")
+    assert trained.evaluate("test")["metrics"] == summary["metrics"]["test"]
+    assert {x.dtype for x in jax.tree.leaves(trained.loaded[1].params)} == {np.dtype("float64")}
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        ("logistic_iris.py", {"train": {"batch_size": 16}}, r"give train.batch_size=-1 and train.steps=1"),
+        ("logistic_iris.py", {"train": {"steps": 2}}, r"give train.batch_size=-1 and train.steps=1"),
+        ("logistic_iris.py", {"train": {"ema_decay": 0.5}}, "train.ema_decay is 0.5"),
+        ("logistic_iris.py", {"optimizer": {"clip_norm": 1.0}}, "optimizer.clip_norm is 1.0"),
+        ("logistic_iris.py", {"optimizer": {"name": "adamw"}}, "optimizer.C is 1.0; 'adamw' decays weights apart"),
+        ("logistic_iris.py", {"optimizer": {"name": "lbfg"}}, "optimizer.name 'lbfg' is unknown; did you mean 'lbfgs'"),
+        ("logistic_iris.py", {"optimizer": {"weight_decay": 0.1}}, "weight_decay=0.1 and optimizer.C=1.0 are given"),
+        ("logistic_iris.py", {"optimizer": {"C": 0.0}}, "optimizer.C is 0.0; it must be above 0"),
+        ("logistic_iris.py", {"optimizer": {"alpha": 1.0, "C": None}}, "task 'classification' does not take it"),
+        ("logistic_iris.py", {"optimizer": {"name": "closed_form"}}, "'closed_form' takes regression"),
+        ("logistic_iris.py", {"task": {"class_weight": "balance"}}, "task.class_weight is 'balance'; known: balanced"),
+        ("logistic_iris.py", {"task": {"class_weight": (1.0, 2.0)}}, r"it must be 3 numbers, none below 0"),
+        ("linear_diabetes.py:closed_form", {"optimizer": {"factorization": "lu"}}, "is 'lu'; known: cholesky, qr"),
+        (
+            "linear_diabetes.py:closed_form",
+            {"model": {"name": "mlp", "hidden_sizes": (4,), "num_classes": 1, "dropout": 0.0}},
+            "linear in their parameters",
+        ),
+    ],
+)
+def test_what_a_solver_can_not_do_is_one_line(config, change, message):
+    config = load(f"configs/{config}").config
+    if "model" in change:
+        config.model = change.pop("model")
+    config.update(change)
+    with pytest.raises(UserError, match=message):
+        prepare(config)
+
+
+def test_one_class_is_no_classification(monkeypatch, rng):
+    _source(monkeypatch, "iris", rng.standard_normal((9, 2)), np.ones(9, int))
+    with pytest.raises(UserError, match="all training examples of iris have the label 1"):
+        prepare(load("configs/logistic_iris.py").config)
