@@ -20,7 +20,7 @@ RoBERTa or DistilBERT. The keys of `model` and the tokenizer follow the weights,
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "scratch", "minilm", "base", "large")
 FULL = "base"
@@ -31,7 +31,7 @@ def get_config(preset: str = "") -> ConfigDict:
     """Presets: `embedded`, `scratch`, `minilm`, `base`, `large`."""
     config = defaults()
     config.preset = preset or FULL
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_fraction = 0.1
     config.optimizer.weight_decay = 0.01

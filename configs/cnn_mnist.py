@@ -9,9 +9,8 @@ MNIST has no validation split: the last step's parameters are evaluated on `test
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults, image
+from configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded", "mnist")
 FULL = "mnist"
@@ -32,7 +31,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "std": (78.6,),
         }
     )
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.data.transform = image(channels=1)
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_fraction = 0.1

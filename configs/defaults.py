@@ -101,6 +101,18 @@ def defaults() -> ConfigDict:
     )
 
 
+def classification() -> ConfigDict:
+    """A `task` for classes."""
+    return ConfigDict(
+        {
+            "name": "classification",
+            "label_smoothing": 0.0,
+            # What an example of each class weighs in the loss: a number each, or "balanced"; None: the same.
+            "class_weight": placeholder(object),
+        }
+    )
+
+
 def image(*, channels: int) -> ConfigDict:
     """A `data.transform` for images, which changes nothing about them: the augmentation of training is off."""
     return ConfigDict(

@@ -8,9 +8,8 @@ LogisticRegression(C=0.3) has 0.9825 and 0.9561 on the same split.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded",)
 FULL = "embedded"
@@ -21,7 +20,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "logistic", "num_classes": 2})
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.data.name = "breast_cancer"
     config.data.transform = ConfigDict({"name": "standardize", "inputs": ("features",), "label": "label"})
     config.optimizer.name = "lbfgs"

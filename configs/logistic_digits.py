@@ -8,9 +8,8 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "lbfgs")
 FULL = "embedded"
@@ -21,7 +20,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "logistic", "num_classes": 10})
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.data.name = "digits"
     config.data.transform = ConfigDict(
         {"name": "pixels", "inputs": ("features",), "label": "label", "channels": 1, "mean": (4.9,), "std": (6.0,)}

@@ -6,9 +6,8 @@ Hardware: any. Not yet measured.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded",)
 FULL = "embedded"
@@ -19,7 +18,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "logistic", "num_classes": 3})
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.data.name = "iris"
     config.data.transform = ConfigDict({"name": "standardize", "inputs": ("features",), "label": "label"})
     config.optimizer.name = "lbfgs"

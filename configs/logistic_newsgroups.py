@@ -13,7 +13,7 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0, 
 
 from ml_collections import ConfigDict
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "newsgroups")
 FULL = "newsgroups"
@@ -32,7 +32,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.preset = preset or FULL
     name, column, num_classes, split = DATA[config.preset]
     config.model = ConfigDict({"name": "sparse_logistic", "num_classes": num_classes, "num_features": BUCKETS})
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.task = classification()
     config.data.name = name
     config.data.transform = ConfigDict(
         {

@@ -10,9 +10,8 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "sst2")
 FULL = "sst2"
@@ -24,7 +23,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "sparse_logistic", "num_classes": 2, "num_features": BUCKETS})
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.data.name = {"embedded": "sentiment", "sst2": "glue/sst2"}[config.preset]
     config.data.transform = ConfigDict(
         {

@@ -9,9 +9,8 @@ MNIST has no validation split: the last step's parameters are evaluated on `test
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "mnist")
 FULL = "mnist"
@@ -22,7 +21,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.model = ConfigDict({"name": "mlp", "num_classes": 10, "hidden_sizes": (128,), "dropout": 0.2})
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 1e-2

@@ -14,9 +14,8 @@ CIFAR-10 has no validation split: the last step's parameters are evaluated on `t
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults, image
+from configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded", "resnet20", "resnet20_published", "resnet18", "fast")
 FULL = "resnet20"
@@ -27,7 +26,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = defaults()
     config.preset = preset or FULL
     config.compiler = "convolutions"
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.optimizer.name = "sgd"
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4

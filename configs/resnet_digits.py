@@ -7,9 +7,8 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults, image
+from configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded",)
 FULL = "embedded"
@@ -36,7 +35,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "test_flip": False,  # whether evaluation also looks at an image's mirror image
         }
     )
-    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": placeholder(object)})
+    config.task = classification()
     config.data.name = "digits"
     config.data.transform = image(channels=1)
     config.data.transform.inputs = ("features",)
