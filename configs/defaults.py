@@ -61,8 +61,9 @@ def defaults() -> ConfigDict:
                 # One of the two. Giving one on the command line takes the other's place.
                 "epochs": placeholder(float),
                 "steps": placeholder(int),
-                # One of the two, for all devices together: examples an update (-1: all), or rows an update, into each
+                # One of the two, for all devices together: examples an update, or rows an update, into each
                 # of which as many texts are packed as fit (data.transform.row_length). The other becomes None likewise.
+                # -1: all.
                 "batch_size": placeholder(int),
                 "batch_rows": placeholder(int),
                 "accumulate": 1,  # parts that a batch goes through the model in

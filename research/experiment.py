@@ -282,7 +282,7 @@ def _check_keys(config: Any) -> None:
     flat = flatten(config.to_dict())
     for key, (low, high) in _LIMITS.items():
         value = flat.get(key)
-        if (key, value) == ("train.batch_size", -1):  # all
+        if key in ("train.batch_size", "train.batch_rows") and value == -1:  # all
             continue
         if value is not None and not low <= value <= high:
             raise UserError(
