@@ -250,7 +250,7 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
     start = f"going on after step {progress.step}" if progress.step else f"{experiment.total_steps} steps"
     return (
         f"{config.model.name} ({param_count(state.params):,} parameters, {config.dtype}) on {experiment.dataset.name} "
-        f"({len(stream.examples):,} training examples{packed}), preset {config.preset}, "
+        f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
         f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}, {start} -> {run.path}"
     )
 
