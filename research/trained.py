@@ -39,7 +39,7 @@ class Trained:
         Raises:
           UserError: the dataset or the split can't be had, or does not fit the model.
         """
-        experiment, state = self._loaded
+        experiment, state = self.loaded
         if data is not None:
             experiment = experiment.on(data, self.run.assets)
         metrics, records = evaluate(experiment, state, split, predictions=True)
@@ -64,7 +64,8 @@ class Trained:
         return Checkpoints(self.run.checkpoints, metric=section.metric, mode=section.mode, writable=False)
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Experiment, TrainState]:
+    def loaded(self) -> tuple[Experiment, TrainState]:
+        """The experiment, and the checkpoint's state."""
         experiment = prepare(self.config, self.run.assets)
         with self._checkpoints() as checkpoints:
             state, _ = checkpoints.restore(experiment.state, self.step)
