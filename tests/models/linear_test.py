@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.models.linear import LinearRegression, LogisticRegression, SparseLogisticRegression
+from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
 
 
 def test_linear_is_an_affine_map(rng):
@@ -17,6 +17,14 @@ def test_it_starts_at_zero(rng):
     for module in (LinearRegression(), LogisticRegression(num_classes=4)):
         outputs, _ = module.init_with_output(jax.random.key(0), x, train=False)
         np.testing.assert_array_equal(outputs, 0.0)
+
+
+def test_a_constant_is_the_same_for_all():
+    bias = jnp.array([0.5, -1.0, 2.0])
+    for shape in ((4,), (2, 3)):
+        logits = Constant(num_classes=3).apply({"params": {"bias": bias}}, {"weight": jnp.ones(shape)}, train=False)
+        assert logits.shape == (*shape, 3)
+        np.testing.assert_array_equal(logits, np.broadcast_to(bias, logits.shape))
 
 
 def test_sparse_logistic_is_dense_logistic(rng):
