@@ -15,13 +15,14 @@ from configs.defaults import defaults
 
 PRESETS = ("embedded", "sst2")
 FULL = "sst2"
+BUCKETS = 2**18
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """Presets: `embedded`, `sst2`."""
     config = defaults()
     config.preset = preset or FULL
-    config.model = ConfigDict({"name": "sparse_logistic", "num_classes": 2, "num_features": 100_000})
+    config.model = ConfigDict({"name": "sparse_logistic", "num_classes": 2, "num_features": BUCKETS})
     config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
     config.data.name = {"embedded": "sentiment", "sst2": "glue/sst2"}[config.preset]
     config.data.transform = ConfigDict(
@@ -30,8 +31,10 @@ def get_config(preset: str = "") -> ConfigDict:
             "inputs": ("sentence",),
             "label": "label",
             "ngrams": (1, 2),
-            "max_features": 100_000,
+            "buckets": BUCKETS,
+            "max_length": 128,
             "pad_to": (32, 64, 128),
+            "row_length": 1024,
         }
     )
     config.optimizer.name = "adamw"

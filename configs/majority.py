@@ -10,15 +10,16 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0: 
 
 from ml_collections import ConfigDict
 
-from configs import logistic_digits, logistic_sst2, mlp_mnist
+from configs import logistic_digits, logistic_newsgroups, logistic_sst2, mlp_mnist
 
-PRESETS = ("embedded", "mnist", "sst2")
+PRESETS = ("embedded", "mnist", "newsgroups", "sst2")
 FULL = "embedded"
 
 # Preset -> the config whose data it has.
 DATA = {
     "embedded": (logistic_digits, "embedded"),
     "mnist": (mlp_mnist, "mnist"),
+    "newsgroups": (logistic_newsgroups, "newsgroups"),
     "sst2": (logistic_sst2, "sst2"),
 }
 

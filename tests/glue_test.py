@@ -30,8 +30,10 @@ def _quick(task):
             "inputs": inputs,
             "label": "label",
             "ngrams": (1, 2),
-            "max_features": 200,
+            "buckets": 200,
+            "max_length": 32,
             "pad_to": (32,),
+            "row_length": 32,
         }
     )
     return config

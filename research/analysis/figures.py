@@ -56,24 +56,17 @@ def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
 def coefficients(
     names: Sequence[str], values: np.ndarray, intervals: tuple[np.ndarray, np.ndarray] | None, *, title: str
 ) -> Figure:
-    """One coefficient a line, the largest on top: values [D], intervals (low [D], high [D]) where there are any.
-
-    Of more than 30 only the largest are drawn.
-    """
-    shown = np.argsort(np.abs(values), kind="stable")[-MOST_COEFFICIENTS:]
-    figure, (axis,) = _figure(height=1.6 + 0.22 * len(shown))
-    at = np.arange(len(shown))
+    """One coefficient a line, the last on top: values [D], intervals (low [D], high [D]) where there are any."""
+    figure, (axis,) = _figure(height=1.6 + 0.22 * len(names))
+    at = np.arange(len(names))
     if intervals is None:
-        axis.barh(at, values[shown], alpha=0.7)
+        axis.barh(at, values, alpha=0.7)
     else:
-        low, high = (bound[shown] for bound in intervals)
-        axis.hlines(at, low, high, linewidth=3, alpha=0.4)
-        axis.plot(values[shown], at, "o", markersize=4)
+        axis.hlines(at, *intervals, linewidth=3, alpha=0.4)
+        axis.plot(values, at, "o", markersize=4)
         title += ", 95 % intervals"
-    if len(shown) < len(values):
-        title += f"\nthe {len(shown)} largest of {len(values):,}"
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(at, [names[i] for i in shown], fontsize=8)
+    axis.set_yticks(at, names, fontsize=8)
     axis.margins(y=0.01)
     axis.set(xlabel="coefficient", title=title)
     return figure

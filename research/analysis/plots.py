@@ -90,11 +90,14 @@ def _coefficients(subject: Subject) -> Drawing:
     if subject.config.model.name not in LINEAR:
         raise DoesNotApplyError(f"is of models {', '.join(LINEAR)}; the run's is {subject.config.model.name}")
     found = weights(subject.run, subject.which)
-    figure = figures.coefficients(found.names, found.values, found.intervals, title=subject.config.model.name)
-    numbers = {"names": found.names, "values": found.values.tolist()}
-    if found.intervals is not None:
-        numbers |= {end: bound.tolist() for end, bound in zip(("low", "high"), found.intervals, strict=True)}
-    return figure, numbers
+    shown = np.argsort(np.abs(found.values), kind="stable")[-figures.MOST_COEFFICIENTS :]
+    names, values = [found.name(int(i)) for i in shown], found.values[shown]
+    intervals = found.intervals and (found.intervals[0][shown], found.intervals[1][shown])
+    title = f"{subject.config.model.name}: {len(shown)} largest of {len(found.values):,}"
+    numbers: dict[str, Any] = {"names": names, "values": values.tolist(), "of": len(found.values)}
+    if intervals is not None:
+        numbers |= {"low": intervals[0].tolist(), "high": intervals[1].tolist()}
+    return figures.coefficients(names, values, intervals, title=title), numbers
 
 
 def _roc(subject: Subject) -> Drawing:

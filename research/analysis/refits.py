@@ -63,7 +63,6 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
     split, metric = config.eval.splits[0], config.eval.metric
     config.eval.splits = (split,)
     points: list[dict[str, Any]] = []
-    names: list[str] = []
     for value in _progress(sorted(values or penalties(now)), "regularization path", show):
         config.optimizer[name] = value
         folder = run.refits / "regularization_path" / f"{name}={value:.4g}"
@@ -72,24 +71,21 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
         except UserError as error:  # a penalty may be too strong for the learning rate
             points.append({"value": value, "failed": str(error)})
             continue
-        of_refit = weights(RunDir.open(folder))
-        names = of_refit.names
-        points.append(
-            {"value": value, "metric": summary["metrics"][split][metric], "coefficients": of_refit.values.tolist()}
-        )
+        fit = weights(RunDir.open(folder))
+        points.append({"value": value, "metric": summary["metrics"][split][metric], "coefficients": fit.values})
     fitted = [point for point in points if "failed" not in point]
     if not fitted:
         raise UserError(f"no refit succeeded: {points[0]['failed']}")
     height = np.max([np.abs(point["coefficients"]) for point in fitted], axis=0)
     largest = np.argsort(-height, kind="stable")[:MOST_COEFFICIENTS]
     for point in fitted:
-        point["coefficients"] = np.asarray(point["coefficients"])[largest].tolist()
+        point["coefficients"] = point["coefficients"][largest].tolist()
     return {
         "penalty": f"optimizer.{name}",
         "now": now,
         "metric": metric,
         "split": split,
-        "names": [names[i] for i in largest],
+        "names": [fit.name(int(i)) for i in largest],
         "points": points,
     }
 

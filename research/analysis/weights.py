@@ -13,11 +13,16 @@ LINEAR = ("linear", "logistic", "sparse_logistic")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Names [D], values [D] and, where they are known, 95 % intervals: low and high [D]."""
+    """Values [D] and, where they are known, 95 % intervals, low and high [D]: those of one output after another's."""
 
-    names: list[str]
     values: np.ndarray
+    outputs: int  # D is a multiple of it
     intervals: tuple[np.ndarray, np.ndarray] | None = None
+
+    def name(self, index: int) -> str:
+        """What the coefficient `index` is of."""
+        output, feature = divmod(index, len(self.values) // self.outputs)
+        return f"feature {feature}" + (f", class {output}" if self.outputs > 1 else "")
 
 
 def weights(run: RunDir, which: str = "last") -> Weights:
@@ -34,7 +39,4 @@ def weights(run: RunDir, which: str = "last") -> Weights:
     kernel = np.asarray(params["kernel"], np.float64)
     if kernel.shape[1] == 2:
         kernel = kernel[:, 1:] - kernel[:, :1]
-    features, outputs = kernel.shape
-    if outputs == 1:
-        return Weights([f"feature {i}" for i in range(features)], kernel[:, 0])
-    return Weights([f"feature {i}, class {c}" for c in range(outputs) for i in range(features)], kernel.T.ravel())
+    return Weights(kernel.T.ravel(), kernel.shape[1])

@@ -151,6 +151,57 @@ def padded_length(lengths: np.ndarray, allowed: tuple[int, ...]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where the items of sequences that lie one behind the other in rows come from and go to: int64 [T] an item each.
+
+    Attributes:
+      starts: int64 [B, E], where in its row each sequence begins.
+      source: where among all sequences' items the item is.
+      slot: which of its row's sequences it is of.
+      position: its place in that.
+      target: its row and its place there.
+      shape: [B, L], of the rows.
+    """
+
+    starts: np.ndarray
+    source: np.ndarray
+    slot: np.ndarray
+    position: np.ndarray
+    target: tuple[np.ndarray, np.ndarray]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, sequences: Ragged, members: np.ndarray, rows: np.ndarray | slice, pad_to: tuple[int, ...]) -> "_Layout":
+        """`rows` of the batch whose rows hold the sequences `members` [B, E], −1 for none."""
+        lengths = np.where(members >= 0, sequences.length(np.maximum(members, 0)), 0)  # [B, E]
+        width = padded_length(lengths.sum(axis=1), pad_to)
+        members, lengths = members[rows], lengths[rows]
+        starts = np.cumsum(lengths, axis=1) - lengths
+        sequence = np.repeat(np.arange(members.size), lengths.ravel())
+        position = np.arange(len(sequence)) - (np.cumsum(lengths.ravel()) - lengths.ravel())[sequence]
+        row, slot = np.divmod(sequence, members.shape[1])
+        return cls(
+            starts=np.where(members >= 0, starts, 0),
+            source=sequences.offsets[members.ravel()[sequence]] + position,
+            slot=slot,
+            position=position,
+            target=(row, starts.ravel()[sequence] + position),
+            shape=(len(members), width),
+        )
+
+    def placed(self, values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
+        """Values [T] in their places, zeros elsewhere: [B, L]."""
+        array = np.zeros(self.shape, dtype)
+        array[self.target] = values
+        return array
+
+    @property
+    def segments(self) -> np.ndarray:
+        """int32 [B, L]: 1, 2, … for the row's first, second, … sequence, 0 for padding."""
+        return self.placed(self.slot + 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class TextExamples:
     """Tokenized texts, each row of a batch holding one or several, one behind the other.
 
@@ -168,51 +219,47 @@ class TextExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.tokens.lengths
+
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        lengths = np.where(members >= 0, self.tokens.length(np.maximum(members, 0)), 0)  # [B, E]
-        width = padded_length(lengths.sum(axis=1), self.pad_to)
-        members, lengths = members[rows], lengths[rows]
-        starts = np.cumsum(lengths, axis=1) - lengths
-
-        # From here on a token each, of all examples one after another: where it comes from and where it goes.
-        example = np.repeat(np.arange(members.size), lengths.ravel())
-        position = np.arange(len(example)) - (np.cumsum(lengths.ravel()) - lengths.ravel())[example]
-        row, slot = np.divmod(example, members.shape[1])
-        source = self.tokens.offsets[members.ravel()[example]] + position
-        target = (row, starts.ravel()[example] + position)
-
-        def placed(values: np.ndarray) -> np.ndarray:
-            array = np.zeros((len(members), width), np.int32)
-            array[target] = values
-            return array
-
+        layout = _Layout.of(self.tokens, members, rows, self.pad_to)
         return {
-            "tokens": placed(self.tokens.values[source]),
-            "segments": placed(slot + 1),
-            "positions": placed(position),
-            "type_ids": placed(self.type_ids.values[source]),
-            "starts": np.where(members >= 0, starts, 0).astype(np.int32),
-            "labels": self.labels[np.maximum(members, 0)],
+            "tokens": layout.placed(self.tokens.values[layout.source]),
+            "segments": layout.segments,
+            "positions": layout.placed(layout.position),
+            "type_ids": layout.placed(self.type_ids.values[layout.source]),
+            "starts": layout.starts.astype(np.int32),
+            "labels": self.labels[np.maximum(members[rows], 0)],
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class BagExamples:
-    """Sparse features: int32 ids [B, K] with float32 values [B, K] (0 in the padding); K as L in TextExamples."""
+    """Sparse features: each row of a batch holds one example or several, one behind the other, as texts do.
+
+    A batch has ids, int32, values, float32 (0 in the padding), and segments, int32, each [B, L], and labels [B, E].
+    """
 
     ids: Ragged
-    values: Ragged
+    values: Ragged  # of the same lengths
     labels: np.ndarray
     pad_to: tuple[int, ...]
+    row_length: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.ids.lengths
+
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        length = padded_length(self.ids.length(np.maximum(members[:, 0], 0)), self.pad_to)
-        indices = first(members, rows)
+        layout = _Layout.of(self.ids, members, rows, self.pad_to)
         return {
-            "ids": self.ids.padded(indices, length)[0],
-            "values": self.values.padded(indices, length)[0],
-            "labels": self.labels[indices],
+            "ids": layout.placed(self.ids.values[layout.source]),
+            "values": layout.placed(self.values.values[layout.source], np.float32),
+            "segments": layout.segments,
+            "labels": self.labels[np.maximum(members[rows], 0)],
         }

@@ -5,6 +5,7 @@ The cache is $RESEARCH_CACHE, or else research/ in $XDG_CACHE_HOME or ~/.cache. 
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -59,6 +60,18 @@ class Kept:
         # As an array, whose checksum is looked at.
         kept = self.arrays(name, lambda: {"text": np.frombuffer(make().encode(), np.uint8)}, key)
         return bytes(kept["text"]).decode()
+
+    def array(self, name: str, make: Callable[[], np.ndarray], key: tuple[object, ...]) -> np.ndarray:
+        """As `text`, of an array in assets/<name>.npy."""
+        path = self.assets / f"{name}.npy" if self.assets else None
+        if path and path.is_file():
+            return np.load(path, allow_pickle=False)
+        array = self.arrays(name, lambda: {"array": make()}, key)["array"]
+        if path:
+            content = io.BytesIO()
+            np.save(content, array)
+            _write(path, content.getvalue())
+        return array
 
     def arrays(
         self, name: str, make: Callable[[], dict[str, np.ndarray]], key: tuple[object, ...]

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from research.data import draws
-from research.data.examples import Examples, MixedExamples, RandomExamples, TextExamples
+from research.data.examples import BagExamples, Examples, MixedExamples, RandomExamples, TextExamples
 from research.data.packing import best_fit
 from research.errors import UserError
 
@@ -51,7 +51,7 @@ class Stream:
 
     examples: Examples
     rows: np.ndarray
-    lengths: np.ndarray | None = None  # int [N], the tokens of each example, where rows are packed
+    lengths: np.ndarray | None = None  # int [N], the tokens (of a bag: terms) of each example, where rows are packed
 
     @classmethod
     def unpacked(cls, examples: Examples, members: np.ndarray | None = None) -> "Stream":
@@ -60,13 +60,13 @@ class Stream:
 
     @classmethod
     def packed(cls, examples: Examples, members: np.ndarray | None = None) -> "Stream":
-        """As many texts to a row as fit; all of them, or the `members`.
+        """As many texts or bags to a row as fit; all of them, or the `members`.
 
-        Raises UserError where the examples are not texts or one is too long.
+        Raises UserError for other examples, and where one is too long.
         """
-        if not isinstance(examples, TextExamples):
+        if not isinstance(examples, TextExamples | BagExamples):
             raise UserError("train.batch_rows packs texts, and these examples are none; give train.batch_size instead")
-        lengths = examples.tokens.lengths
+        lengths = examples.lengths
         order = np.random.RandomState(_PLAN_SEED).permutation(len(examples))
         if members is not None:
             order = order[np.isin(order, members)]
@@ -81,9 +81,8 @@ class Stream:
     @property
     def fullness(self) -> float:
         """Of packed rows, the fraction of their tokens that are not padding."""
-        assert isinstance(self.examples, TextExamples)
-        assert self.lengths is not None
-        return int(self.lengths[self.members].sum()) / (len(self.rows) * self.examples.row_length)
+        assert isinstance(self.examples, TextExamples | BagExamples)
+        return int(self.examples.lengths[self.members].sum()) / (len(self.rows) * self.examples.row_length)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a few small arrays, for as long as the run lasts
     def epoch(self, seed: int, epoch: int) -> np.ndarray:

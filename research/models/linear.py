@@ -46,7 +46,10 @@ class LogisticRegression(nn.Module):
 
 
 class SparseLogisticRegression(nn.Module):
-    """Logistic regression on sparse features: a row names its K non-zero ones, so only their weights are read."""
+    """Logistic regression on sparse features: a bag names its non-zero ones, so only their weights are read.
+
+    Two classes have one column of weights, whose logit is the second class's; the first's is 0.
+    """
 
     num_classes: int
     num_features: int
@@ -54,9 +57,20 @@ class SparseLogisticRegression(nn.Module):
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
-        """Reads ids, int [B, K] below num_features, and values, float [B, K] -> logits [B, num_classes]."""
-        shape = (self.num_features, self.num_classes)
-        kernel = self.param("kernel", zeros, shape).astype(self.dtype)
-        bias = self.param("bias", zeros, (self.num_classes,)).astype(self.dtype)
-        logits = jnp.einsum("bk,bkc->bc", batch["values"].astype(self.dtype), kernel[batch["ids"]])
-        return logits + bias[None, :]
+        """Reads bags packed in rows -> logits [R, E, num_classes], float32; those of an empty place are the bias.
+
+        Reads ids, int [R, L] below num_features, their values, float [R, L] (0 in padding), segments, int [R, L]: which
+        bag of the row, 1 to E; and of weight [R, E] the shape. Weights are read in `dtype`, and summed in float32.
+        """
+        columns = 1 if self.num_classes == 2 else self.num_classes
+        kernel = self.param("kernel", zeros, (self.num_features, columns)).astype(self.dtype)
+        bias = self.param("bias", zeros, (columns,))
+        terms = batch["values"][:, :, None] * kernel[batch["ids"]]  # [R, L, C]
+        bags = batch["weight"].shape[1]
+
+        # Row by row, so that rows on several devices stay where they are.
+        def sums(terms: jax.Array, segments: jax.Array) -> jax.Array:
+            return jax.ops.segment_sum(terms, segments, bags + 1)[1:]
+
+        logits = jax.vmap(sums)(terms, batch["segments"]) + bias[None, None, :]
+        return jnp.pad(logits, ((0, 0), (0, 0), (1, 0))) if self.num_classes == 2 else logits

@@ -80,7 +80,12 @@ def test_a_line_is_drawn_in_the_datas_own_units(line):
 def test_coefficients_are_the_checkpoints(digits, line):
     (slope,) = _numbers(draw(Subject(line), "coefficients"))["values"]
     assert slope == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
-    assert len(_numbers(draw(Subject(digits), "coefficients"))["values"]) == 640
+    shown = _numbers(draw(Subject(digits), "coefficients"))
+    assert shown["of"] == 640
+    kernel = np.asarray(Subject(digits).trained.loaded[1].params["linear"]["kernel"])
+    assert np.abs(kernel).max() == np.abs(shown["values"][-1])
+    feature, of_class = (int(part.split()[1]) for part in shown["names"][-1].split(", "))
+    assert kernel[feature, of_class] == pytest.approx(shown["values"][-1], rel=1e-7)
 
 
 def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypatch):

@@ -1,0 +1,54 @@
+"""Logistic regression on hashed tf-idf of words: 20 Newsgroups, the bydate split.
+
+python -m research.train --config=configs/logistic_newsgroups.py               # where it is prepared, else embedded
+python -m research.train --config=configs/logistic_newsgroups.py:embedded      # the generated sentiment corpus
+python -m research.train --config=configs/logistic_newsgroups.py:newsgroups
+
+20 Newsgroups has no validation split: the test split is evaluated once, at the end, and nothing is chosen by it.
+
+Hardware: any. Not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import defaults
+
+PRESETS = ("embedded", "newsgroups")
+FULL = "newsgroups"
+
+# Preset -> dataset, text column, classes, the split evaluated.
+DATA = {
+    "embedded": ("sentiment", "sentence", 2, "validation"),
+    "newsgroups": ("twenty_newsgroups", "text", 20, "test"),
+}
+BUCKETS = 2**18
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Presets: `embedded`, `newsgroups`."""
+    config = defaults()
+    config.preset = preset or FULL
+    name, column, num_classes, split = DATA[config.preset]
+    config.model = ConfigDict({"name": "sparse_logistic", "num_classes": num_classes, "num_features": BUCKETS})
+    config.task = ConfigDict({"name": "classification", "label_smoothing": 0.0})
+    config.data.name = name
+    config.data.transform = ConfigDict(
+        {
+            "name": "bag_of_words",
+            "inputs": (column,),
+            "label": "label",
+            "ngrams": (1, 1),
+            "buckets": BUCKETS,
+            "max_length": 8192,  # the longest message has fewer different words
+            "pad_to": (128, 512, 2048, 8192),
+            "row_length": 8192,
+        }
+    )
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.schedule = "linear"
+    config.train.epochs = 10
+    config.train.batch_rows = 4  # about 200 messages
+    config.eval.splits = (split,)
+    config.eval.batch_rows = 8
+    return config
