@@ -172,8 +172,8 @@ def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> 
         of_split = [point["metrics"][split] for point in points]
         (line,) = axis.plot(examples, [point["mean"] for point in of_split], "o-", markersize=4, label=split)
         if all(point["low"] is not None for point in of_split):
-            bounds = [[point[end] for point in of_split] for end in ("low", "high")]
-            axis.fill_between(examples, *bounds, alpha=0.2, color=line.get_color())
+            low, high = ([point[end] for point in of_split] for end in ("low", "high"))
+            axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color())
     axis.set(xscale="log", xlabel="training examples", ylabel=metric_name)
     axis.set_xticks(examples, [f"{n:,}" for n in examples])
     axis.minorticks_off()

@@ -35,7 +35,7 @@ Initial = Callable[[Any], Any] | None
 def penalty(config: Any) -> tuple[str, float] | None:
     """The name and value of a config's penalty; None if its optimizer has none."""
     name = PENALTIES.get(config.optimizer.name)
-    return name and (name, config.optimizer[name])
+    return None if name is None else (name, config.optimizer[name])
 
 
 def penalties(now: float) -> list[float]:
