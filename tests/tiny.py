@@ -127,6 +127,9 @@ def tfds_columns(name, data_dir):
     if name.startswith("wikitext/"):
         texts = {"text": [b"superbly dullest filming", b"a dull film", b"not bad"]}
         return dict.fromkeys(("train", "validation"), texts)
+    if name == "twenty_newsgroups":
+        texts = {"text": [b"From: a\n\nOn a dull film.", b"", b"From: b\n\nOn a car."], "label": [0, 1, 19]}
+        return dict.fromkeys(("train", "test"), texts)
     return image_columns({"mnist": (28, 28), "cifar10": (32, 32), "imagenet2012": (180, 200)}[name])
 
 

@@ -41,7 +41,7 @@ LABELS = np.zeros(2, np.int32)
             "token id 9 in split 's' is out of range: model.vocab_size is 9",
         ),
         (
-            BagExamples(IDS, IDS, LABELS, (4,)),
+            BagExamples(IDS, IDS, LABELS, (4,), 4),
             "feature id 9 in split 's' is out of range: model.num_features is 5",
         ),
         (

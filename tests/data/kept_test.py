@@ -118,3 +118,14 @@ def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.expanduser", no_home)
     assert cache_folder().name == f"research-{os.getuid()}"
+
+
+def test_an_array_is_read_from_the_run_and_else_shared_by_the_cache(tmp_path):
+    make = Counting()
+    for run, source, times in (("a", None, 1), ("a", None, 1), ("b", "s", 2), ("c", "s", 2), ("b", "t", 2)):
+        array = Kept(tmp_path / run, source).array("n", lambda: make.arrays()["a"], key=(1,))
+        np.testing.assert_array_equal(array, np.arange(1000))
+        assert make.times == times
+        assert np.load(tmp_path / run / "n.npy").dtype == np.int32
+    Kept(None, "s").array("n", lambda: make.arrays()["a"], key=(2,))
+    assert make.times == 3

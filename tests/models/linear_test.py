@@ -1,8 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from research.data.examples import BagExamples, Ragged
+from research.data.pipeline import Stream, make_batch, padded
 from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
+from research.sharding import make_mesh, put_batch, replicated
+from research.tasks import Classification
 
 
 def test_linear_is_an_affine_map(rng):
@@ -27,21 +32,82 @@ def test_a_constant_is_the_same_for_all():
         np.testing.assert_array_equal(logits, np.broadcast_to(bias, logits.shape))
 
 
-def test_sparse_logistic_is_dense_logistic(rng):
-    dense = np.zeros((4, 10), np.float32)
-    ids = np.array([[1, 3, 9], [2, 0, 0], [5, 6, 0], [0, 0, 0]])
-    values = np.array([[0.5, 1.0, -2.0], [3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
-    for row in range(4):
-        np.add.at(dense[row], ids[row], values[row])
-    kernel, bias = jnp.asarray(rng.standard_normal((10, 2)), jnp.float32), jnp.array([0.1, -0.2])
-    sparse = SparseLogisticRegression(num_classes=2, num_features=10).apply(
-        {"params": {"kernel": kernel, "bias": bias}},
-        {"ids": jnp.asarray(ids), "values": jnp.asarray(values)},
-        train=False,
-    )
-    expected = LogisticRegression(num_classes=2).apply(
-        {"params": {"linear": {"kernel": kernel, "bias": bias}}},
-        {"features": jnp.asarray(dense)},
-        train=False,
-    )
-    np.testing.assert_allclose(sparse, expected, rtol=1e-5, atol=1e-6)
+def _bags(rng, lengths, num_features):
+    """Random bags, some of whose terms are in them twice -> examples, and their features: [N, num_features]."""
+    ids = [rng.integers(0, num_features, length) for length in lengths]
+    values = [rng.standard_normal(length).astype(np.float32) for length in lengths]
+    dense = np.zeros((len(lengths), num_features), np.float32)
+    for row, (where, what) in enumerate(zip(ids, values, strict=True)):
+        np.add.at(dense[row], where, what)
+    labels = rng.integers(0, 2, len(lengths)).astype(np.int32)
+    return BagExamples(Ragged.of(ids, np.int32), Ragged.of(values, np.float32), labels, (8, 16), 16), dense
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+def test_bags_packed_or_not_are_a_dense_product(num_classes, rng):
+    """Logits, and the gradient of a mean over the examples; two classes have one column, beside zeros."""
+    lengths = [16, 1, 7, 8, 3, 16, 5, 5, 2, 1, 1, 12]  # full rows, and rows of several bags
+    examples, dense = _bags(rng, lengths, 20)
+    columns = 1 if num_classes == 2 else num_classes
+    params = {
+        "kernel": jnp.asarray(rng.standard_normal((20, columns)), jnp.float32),
+        "bias": jnp.asarray(rng.standard_normal(columns), jnp.float32),
+    }
+    module = SparseLogisticRegression(num_classes=num_classes, num_features=20)
+    goal = jnp.asarray(rng.standard_normal((len(lengths), num_classes)), jnp.float32)
+
+    def of_dense(params):
+        logits = jnp.asarray(dense) @ params["kernel"] + params["bias"][None, :]
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=1) if num_classes == 2 else logits
+        return jnp.sum((logits - goal) ** 2) / len(lengths), logits
+
+    (_, expected), gradient = jax.value_and_grad(of_dense, has_aux=True)(params)
+    for arrange in (Stream.packed, Stream.unpacked):
+        stream = arrange(examples)
+        rows = padded(stream.rows, 4)
+        batch = make_batch(stream.examples, rows)
+
+        def of_bags(params, rows=rows, batch=batch):
+            logits = module.apply({"params": params}, batch, train=False)
+            error = (logits - goal[jnp.maximum(rows, 0)]) ** 2 * batch["weight"][:, :, None]
+            return jnp.sum(error) / jnp.sum(batch["weight"]), logits
+
+        (_, logits), found = jax.value_and_grad(of_bags, has_aux=True)(params)
+        assert logits.shape == (*rows.shape, num_classes)
+        pairs = [(logits[rows >= 0], expected[rows[rows >= 0]]), *((found[name], gradient[name]) for name in found)]
+        for mine, reference in pairs:
+            print("ERR", np.abs(mine - reference).max(), np.abs(reference).max())
+            np.testing.assert_allclose(mine, reference, rtol=0, atol=2e-6 * np.abs(reference).max())
+
+
+def test_bags_in_bfloat16_are_summed_in_float32(rng):
+    """Each term is rounded by its weight only, 2**-9 at the most; a sum in bfloat16 would stop growing at 256."""
+    module = SparseLogisticRegression(num_classes=3, num_features=20, dtype=jnp.bfloat16)
+    batch = {
+        "ids": jnp.zeros((1, 4096), jnp.int32),
+        "values": jnp.ones((1, 4096)),
+        "segments": jnp.ones((1, 4096), jnp.int32),
+        "weight": jnp.ones((1, 1)),
+    }
+    params = {"kernel": jnp.full((20, 3), 1.01), "bias": jnp.zeros(3)}
+    logits = module.apply({"params": params}, batch, train=False)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, 4096 * 1.01, rtol=2**-8)
+
+
+def test_rows_of_bags_stay_on_their_devices(rng):
+    """Only gradients and the mean travel: nothing of the batch or of its terms does."""
+    stream = Stream.packed(_bags(rng, [5] * 48, 20)[0])
+    mesh = make_mesh()
+    batch = put_batch(make_batch(stream.examples, padded(stream.rows, 8)), mesh)
+    module = SparseLogisticRegression(num_classes=3, num_features=20)
+    params = jax.device_put({"kernel": jnp.zeros((20, 3)), "bias": jnp.zeros(3)}, replicated(mesh))
+
+    def loss(params, batch):
+        scores = Classification().scores(module.apply({"params": params}, batch, train=True), batch)["loss"]
+        return scores.total / scores.weight
+
+    program = jax.jit(jax.grad(loss)).lower(params, batch).compile().as_text()
+    assert "all-reduce" in program
+    assert "all-gather" not in program
+    assert "all-to-all" not in program
