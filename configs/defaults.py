@@ -64,6 +64,9 @@ def defaults() -> ConfigDict:
                 "accumulate": 1,  # parts that a batch goes through the model in
                 # Decay of a running average of the parameters, which is evaluated too: metrics ema_…; 0: none is kept.
                 "ema_decay": 0.0,
+                # Replicas that are trained together, with the seeds seed, seed + 1, …; None: a run of one seed. Batches
+                # are of this size for each of them.
+                "seeds": placeholder(int),
                 "max_minutes": placeholder(float),  # stop this invocation after so long; the same command goes on
                 "log_every": 20,  # steps
                 # The run fails if it waits for data longer than this fraction of its time; None: it does not.

@@ -1,5 +1,6 @@
 """Evaluation of one split: every example exactly once, whatever the batch size and the number of devices."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,13 +9,17 @@ import numpy as np
 from research import metrics, sharding
 from research.data import pipeline
 from research.experiment import AVERAGE, Experiment
+from research.seeds import Value
 from research.state import TrainState, averaged
+from research.tasks import SplitMetric
 
 
 def evaluate(
     experiment: Experiment, state: TrainState, split: str, *, predictions: bool = False
-) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+) -> tuple[dict[str, Value], list[dict[str, Any]]]:
     """The metrics of a split, and with `predictions` a record per example in the dataset's order.
+
+    With train.seeds a metric, and in the records all that is predicted, is a list, one entry for each seed.
 
     A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, there are
     metrics of that too, ema_…; the predictions are its own if `eval.metric` is one of these.
@@ -22,7 +27,8 @@ def evaluate(
     if not state.average:
         return _evaluate(experiment, state, split, predictions)
     ranked = experiment.config.eval.metric.startswith(AVERAGE)
-    mean = averaged(state, experiment.config.train.ema_decay)
+    average = averaged if experiment.config.train.seeds is None else jax.vmap(averaged, in_axes=(0, None))
+    mean = average(state, experiment.config.train.ema_decay)
     values, records = _evaluate(experiment, state, split, predictions and not ranked)
     of_average, records_of_average = _evaluate(experiment, mean, split, predictions and ranked)
     values |= {f"{AVERAGE}{name}": value for name, value in of_average.items()}
@@ -31,7 +37,7 @@ def evaluate(
 
 def _evaluate(
     experiment: Experiment, state: TrainState, split: str, predictions: bool
-) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+) -> tuple[dict[str, Value], list[dict[str, Any]]]:
     stream, section = experiment.streams(split), experiment.config.eval
     batch_rows = section.batch_rows if experiment.packed else section.batch_size
     batches = pipeline.evaluation_batches(
@@ -39,7 +45,7 @@ def _evaluate(
     )
     totals: list[dict[str, Any]] = []
     gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
-    split_metrics = experiment.task.split_metrics
+    split_metrics, seeds = experiment.task.split_metrics, experiment.config.train.seeds
 
     def collect(members: np.ndarray, example_axes: int, outputs: Any) -> None:
         scores, columns = jax.device_get(outputs)
@@ -48,6 +54,8 @@ def _evaluate(
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
         if predictions or split_metrics:
             real = members.ravel() >= 0
+            if seeds is not None:  # behind the axes of examples
+                columns = {name: np.moveaxis(x, 0, example_axes) for name, x in columns.items()}
             columns = {name: np.reshape(x, (-1, *x.shape[example_axes:]))[real] for name, x in columns.items()}
             gathered.append((members.ravel()[real], columns))
 
@@ -67,9 +75,19 @@ def _evaluate(
     order = np.argsort(indices)
     columns = {name: np.concatenate([part[name] for _, part in gathered])[order] for name in gathered[0][1]}
     labels = stream.examples.labels[indices[order]]
-    values |= {name: metric(columns, labels) for name, metric in split_metrics.items()}
+    if seeds is None:
+        values |= _of_split(split_metrics, columns, labels)
+    else:
+        by_seed = [_of_split(split_metrics, {k: x[:, i] for k, x in columns.items()}, labels) for i in range(seeds)]
+        values |= {name: [each[name] for each in by_seed] for name in split_metrics}
     if not predictions:
         return values, []
     listed = {"index": indices[order].tolist(), "label": labels.tolist()}
     listed |= {name: column.tolist() for name, column in columns.items()}
     return values, [dict(zip(listed, record, strict=True)) for record in zip(*listed.values(), strict=True)]
+
+
+def _of_split(
+    split_metrics: Mapping[str, SplitMetric], columns: dict[str, np.ndarray], labels: np.ndarray
+) -> dict[str, float | None]:
+    return {name: metric(columns, labels) for name, metric in split_metrics.items()}

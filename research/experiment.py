@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
-from research import optim, sharding, step
+from research import memory, optim, sharding, step
 from research.build import build, lookup
 from research.data import load as data
 from research.data import pipeline
@@ -24,6 +25,7 @@ from research.platform import compiler_options
 from research.rundir import flatten
 from research.state import TrainState, init_state
 from research.tasks import TASKS, Task
+from research.throughput import Compiled
 
 # What the metrics of the averaged parameters begin with.
 AVERAGE = "ema_"
@@ -50,6 +52,13 @@ class Experiment:
     init: Callable[[], TrainState]
     train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
     eval_step: Any  # jitted (state, batch) -> (scores, predictions)
+    # With train.seeds all of the state, the scores, the predictions and the training batches have a leading axis, one
+    # entry for each seed; a batch to evaluate has none, all seeds get the same.
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis of a training batch that its rows are counted on."""
+        return 0 if self.config.train.seeds is None else 1
 
     def on(self, name: str, assets: Path) -> "Experiment":
         """The same model on another dataset, to be evaluated there. `assets`: as in `prepare`, of the trained run.
@@ -71,6 +80,7 @@ class Experiment:
             seed=self.config.seed,
             rows=self.rows,
             workers=self.config.data.workers,
+            seeds=self.config.train.seeds,
         )
 
 
@@ -109,9 +119,9 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     shapes = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
     abstract_batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
 
-    def init() -> TrainState:
+    def init(seed: Any = config.seed) -> TrainState:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch)
-        return init_state(module, tx, batch, config.seed, average=config.train.ema_decay > 0)
+        return init_state(module, tx, batch, seed, average=config.train.ema_decay > 0)
 
     try:
         abstract = jax.eval_shape(init)
@@ -123,7 +133,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
     options = compiler_options(config.compiler)
-    eval_step = functools.partial(step.eval_step, module=module, task=task)
+    eval_step: Any = functools.partial(step.eval_step, module=module, task=task)
     try:
         scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
     except ValueError as error:
@@ -134,6 +144,34 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     lookup(known, config.eval.metric, "eval.metric")
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    train_step = functools.partial(
+        step.train_step,
+        module=module,
+        task=task,
+        tx=tx,
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+    )
+    first, training_sharding = init, batch_sharding
+    if config.train.seeds is not None:
+        numbers = config.seed + np.arange(config.train.seeds, dtype=np.uint32)
+        first = functools.partial(jax.vmap(init), numbers)
+        abstract = jax.eval_shape(first)
+        shardings = sharding.for_seeds(shardings)
+        training_sharding = sharding.batch_sharding(mesh, axis=1)
+        train_step = functools.partial(_of_each_seed, train_step, numbers)
+        eval_step = jax.vmap(eval_step, in_axes=(0, None))
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    eval_step = jax.jit(
+        eval_step,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=replicated,
+        compiler_options=options,
+    )
+    if config.train.seeds is not None:
+        memory.check_state(state, config.train.seeds)
+        eval_step = Compiled(eval_step, seeds=config.train.seeds)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -148,30 +186,22 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         total_rows=total_rows,
         mesh=mesh,
         rows=rows,
-        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
-        init=jax.jit(init, out_shardings=shardings),
+        state=state,
+        init=jax.jit(first, out_shardings=shardings),
         train_step=jax.jit(
-            functools.partial(
-                step.train_step,
-                module=module,
-                task=task,
-                tx=tx,
-                seed=config.seed,
-                accumulate=config.train.accumulate,
-                ema_decay=config.train.ema_decay,
-            ),
-            in_shardings=(shardings, batch_sharding),
+            train_step,
+            in_shardings=(shardings, training_sharding),
             out_shardings=(shardings, replicated),
             donate_argnums=0,
             compiler_options=options,
         ),
-        eval_step=jax.jit(
-            eval_step,
-            in_shardings=(shardings, batch_sharding),
-            out_shardings=replicated,
-            compiler_options=options,
-        ),
+        eval_step=eval_step,
     )
+
+
+def _of_each_seed(train_step: Any, numbers: np.ndarray, state: TrainState, batch: Any) -> Any:
+    """`train_step` of each seed of `numbers` [K], on its own part of the state and of the batch."""
+    return jax.vmap(lambda state, batch, seed: train_step(state, batch, seed=seed))(state, batch, numbers)
 
 
 def _streams(config: Any, dataset: data.Dataset) -> Callable[[str], pipeline.Stream]:
@@ -194,6 +224,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.batch_size": (1, math.inf),
     "train.batch_rows": (1, math.inf),
     "train.accumulate": (1, math.inf),
+    "train.seeds": (1, math.inf),
     "train.ema_decay": (0, 1 - 2**-20),  # beyond, a step changes less than float32 can tell
     "train.log_every": (1, math.inf),
     "train.epochs": (0, 1e9),
@@ -234,6 +265,12 @@ def _check_keys(config: Any) -> None:
             raise UserError(
                 f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
             )
+    last = config["seed"] + (config["train"]["seeds"] or 1) - 1
+    if last > _LIMITS["seed"][1]:
+        raise UserError(
+            f"seed={config['seed']} with train.seeds={config['train']['seeds']} goes up to {last}; the largest seed is "
+            f"{_LIMITS['seed'][1]}"
+        )
     if config["eval"]["mode"] not in ("max", "min"):
         raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
     if not config["eval"]["splits"]:

@@ -90,6 +90,7 @@ def task_runs(workdirs: Iterable[str | Path]) -> dict[str, RunDir]:
             raise UserError(f"{run.path} is a run on {name!r}, no task of GLUE; {nearest(name, TASKS)}")
         if name in runs:
             raise UserError(f"{runs[name].path} and {run.path} are both runs on {name}; give one for each task")
+        run.check_one_seed("the leaderboard")
         runs[name] = run
     return {name: runs[name] for name in TASKS if name in runs}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import FrozenConfigDict
@@ -17,6 +18,7 @@ from research.evaluation import evaluate
 from research.experiment import Experiment, prepare
 from research.reporting import Reporter, plot_training_curve
 from research.rundir import RunDir
+from research.seeds import Value, described, mean
 from research.sharding import placed_ahead
 from research.state import TrainState, param_count
 from research.summary import summarize
@@ -66,7 +68,9 @@ def train_and_evaluate(
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints, initial)
             run.forget_metrics_after(progress.step)
-            reporter = Reporter(run, progress.step, experiment.total_steps, experiment.learning_rate, show=show)
+            reporter = Reporter(
+                run, progress.step, experiment.total_steps, experiment.learning_rate, seed=config.seed, show=show
+            )
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
                 summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)
@@ -95,10 +99,20 @@ def restore_or_init(
         )
     state = experiment.init()
     if initial:
-        variables = dict(initial({"params": state.params, **state.model_state}))
+        variables = {"params": state.params, **state.model_state}
+        seeds = experiment.config.train.seeds
+        variables = dict(initial(variables) if seeds is None else _initial_of_each(initial, variables, seeds))
         # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
         state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
     return state, Progress()
+
+
+def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) -> Any:
+    """`initial` of each seed's fresh variables: what is not pretrained differs."""
+    placed = jax.tree.map(lambda x: x.sharding, variables)
+    parts = [initial(jax.tree.map(lambda x, i=i: x[i], variables)) for i in range(seeds)]
+    stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)
+    return stack(parts)
 
 
 def _train(
@@ -112,8 +126,8 @@ def _train(
 ) -> dict[str, Any]:
     """From `progress` to the end of the run -> its summary."""
     config, total_steps = experiment.config, experiment.total_steps
-    batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh)
-    train_step = Compiled(experiment.train_step, repeats=config.train.accumulate)
+    batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
+    train_step = Compiled(experiment.train_step, repeats=config.train.accumulate, seeds=config.train.seeds)
     throughput = Throughput(train_step)
     deadline = time.monotonic() + 60 * (config.train.max_minutes or float("inf"))
     main_split = config.eval.splits[0]
@@ -170,7 +184,7 @@ def _train(
                 value = _ranking(results[main_split], config.eval.metric)
                 progress = progress.evaluated(value)
                 checkpoints.save(state, progress, value)
-            evaluation = {"step": progress.step, "split": split, "metrics": results[split]}
+            evaluation = {"step": progress.step, "split": split, **described(results[split])}
             run.write_predictions(split, records, evaluation)
     if reason in (None, STALLED):
         _check_data_wait(throughput, config.train.max_data_wait_fraction)  # all is saved by now
@@ -218,9 +232,9 @@ def _check_data_wait(throughput: Throughput, limit: float | None) -> None:
         )
 
 
-def _ranking(metrics: dict[str, float | None], name: str) -> float:
-    """The metric that ranks evaluations. Raises UserError if it has no value there."""
-    value = metrics[name]
+def _ranking(metrics: dict[str, Value], name: str) -> float:
+    """The metric that ranks evaluations, its mean over the seeds. Raises UserError if it has no value there."""
+    value = mean(metrics[name])
     if value is None:
         raise UserError(
             f"eval.metric {name!r} has no value on the first of eval.splits; choose another metric or split"
@@ -244,12 +258,14 @@ def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:
 
 def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
     devices = jax.devices()
-    config = experiment.config
+    config, seeds = experiment.config, experiment.config.train.seeds
     stream = experiment.streams("train")
     packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
+    many = f", {seeds} seeds" if seeds else ""
     start = f"going on after step {progress.step}" if progress.step else f"{experiment.total_steps} steps"
     return (
-        f"{config.model.name} ({param_count(state.params):,} parameters, {config.dtype}) on {experiment.dataset.name} "
+        f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
+        f"{experiment.dataset.name} "
         f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
         f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}, {start} -> {run.path}"
     )
@@ -258,8 +274,12 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
 def _conclude(summary: dict[str, Any], run: RunDir) -> str:
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
     for split, values in summary["metrics"].items():
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
-        lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}")
+        bands = summary["intervals"][split] if "intervals" in summary else {}
+        text = ", ".join(
+            f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
+        )
+        many = f" ({summary['seeds']} seeds)" if text and bands else ""
+        lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
     if summary["status"] == "completed" or summary["reason"] == STALLED:
         lines.append(f"  curve: {run.plots / 'training_curve.png'}")
         lines.append(
@@ -268,3 +288,7 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
     else:
         lines.append("  the same command with this --workdir goes on from here")
     return "\n".join(lines)
+
+
+def _margin(band: dict[str, Any] | None) -> str:
+    return f" ± {band['high'] - band['mean']:.4f}" if band and band["high"] is not None else ""

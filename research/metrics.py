@@ -168,6 +168,10 @@ def add(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: x + y, a, b)
 
 
-def compute(scores: dict[str, Any]) -> dict[str, float | None]:
-    """Every metric's value."""
-    return {name: metric.compute() for name, metric in scores.items()}
+def compute(scores: dict[str, Any]) -> dict[str, Any]:
+    """Every metric's value; of sums with a leading axis, one entry for each seed, a list of values."""
+    shape = np.shape(jax.tree.leaves(scores)[0])
+    if not shape:
+        return {name: metric.compute() for name, metric in scores.items()}
+    by_seed = [compute(jax.tree.map(lambda x, i=i: x[i], scores)) for i in range(shape[0])]
+    return {name: [values[name] for values in by_seed] for name in scores}

@@ -11,14 +11,17 @@ from tqdm import tqdm
 from research import metrics
 from research.errors import UserError
 from research.rundir import RunDir
+from research.seeds import Value, interval, means
 
 
 class Reporter:
     """Writes a run's metrics wherever they go. Use as a context manager."""
 
-    def __init__(self, run: RunDir, start: int, total: int, learning_rate: Any, *, show: bool):
+    def __init__(self, run: RunDir, start: int, total: int, learning_rate: Any, *, seed: int, show: bool):
+        """`seed`: of the run, the first of several."""
         from tensorboardX import SummaryWriter
 
+        self._seed = seed
         self._run = run
         self._learning_rate = learning_rate
         self._pending: list[tuple[int, list[Any], float]] = []
@@ -76,30 +79,42 @@ class Reporter:
             total = metrics.add(total, more)
         values = metrics.compute(total)
         self._check_finite(values, f"the training loss between steps {step - len(scores)} and {step}", step)
-        self._line(step, "train", {**values, "learning_rate": float(self._learning_rate(step - 1))})
-        self._latest["loss"] = f"{values['loss']:.4f}"
+        mean = means(values)
+        self._line(step, "train", {**mean, "learning_rate": float(self._learning_rate(step - 1))})
+        self._latest["loss"] = f"{mean['loss']:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
-    def evaluation(self, step: int, split: str, values: dict[str, float | None]) -> None:
-        """Writes an evaluation's metrics."""
+    def evaluation(self, step: int, split: str, values: dict[str, Value]) -> None:
+        """Writes an evaluation's metrics; of several seeds the means, and the `values` of each beside them."""
         self._check_finite(values, f"the loss on {split} at step {step}", step)
-        self._line(step, split, values)
+        mean = means(values)
+        by_seed = {name: value for name, value in values.items() if isinstance(value, list)}
+        self._line(step, split, mean, by_seed)
         for name in ("accuracy", "r2"):
-            if values.get(name) is not None:
-                self._latest[f"{split} {name}"] = f"{values[name]:.4f}"
+            if mean.get(name) is not None:
+                self._latest[f"{split} {name}"] = f"{mean[name]:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
-    def _check_finite(self, values: dict[str, float | None], what: str, step: int) -> None:
-        loss = values["loss"]
-        if loss is not None and not math.isfinite(loss):
+    def _check_finite(self, values: dict[str, Value], what: str, step: int) -> None:
+        losses = values["loss"]
+        for i, loss in enumerate(losses if isinstance(losses, list) else [losses]):
+            if loss is None or math.isfinite(loss):
+                continue
+            whose = f" with seed {self._seed + i}" if isinstance(losses, list) else ""
             raise UserError(
-                f"{what} is {loss}: training diverged; lower optimizer.learning_rate (here "
+                f"{what} is {loss}{whose}: training diverged; lower optimizer.learning_rate (here "
                 f"{float(self._learning_rate(step - 1)):.3g}) or set "
                 "optimizer.clip_norm, with another --workdir: this one keeps what it saved"
             )
 
-    def _line(self, step: int, split: str, values: dict[str, float | None]) -> None:
-        self._run.append_metrics({"step": step, "split": split, **values})
+    def _line(
+        self,
+        step: int,
+        split: str,
+        values: dict[str, float | None],
+        by_seed: dict[str, list[float | None]] | None = None,
+    ) -> None:
+        self._run.append_metrics({"step": step, "split": split, **values, **({"values": by_seed} if by_seed else {})})
         if self._board:
             for name, value in values.items():
                 if value is not None:
@@ -107,7 +122,10 @@ class Reporter:
 
 
 def plot_training_curve(run: RunDir, metric: str) -> None:
-    """plots/training_curve.png: loss, and `metric` where it is another, over the steps, a line per split."""
+    """plots/training_curve.png: loss, and `metric` where it is another, over the steps, a line per split.
+
+    Of several seeds the mean, and around it the interval that it is sure of.
+    """
     if not run.writer:
         return
     from matplotlib.figure import Figure
@@ -122,8 +140,21 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
             ]
             if points:
                 marker = "" if split == "train" else "o"
-                axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
+                (curve,) = axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
+                bands = [(step, band["low"], band["high"]) for step, band in _bands(lines, split, name)]
+                if bands:
+                    axis.fill_between(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.2, linewidth=0)
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(run.plots / "training_curve.png", dpi=120)
+
+
+def _bands(lines: list[dict[str, Any]], split: str, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """The steps at which there is an interval of a metric, with it."""
+    found = [
+        (line["step"], interval(line["values"][name]))
+        for line in lines
+        if line["split"] == split and name in line.get("values", {})
+    ]
+    return [(step, band) for step, band in found if band["low"] is not None]

@@ -43,9 +43,14 @@ def batch_parts(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the leading axis over the devices."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Splits the batch axis over the devices: the leading one, or the second where the seeds' is before it."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+
+
+def for_seeds(shardings: Any) -> Any:
+    """Those of leaves with an axis of seeds before the others, which stays whole."""
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)), shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -91,12 +96,12 @@ def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:
 
 
 def placed_ahead(
-    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, axis: int = 0
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
     """Each batch, and its copy on the devices; the next one's is under way by then."""
     ready = None
     for batch in batches:
-        placed = batch, put_batch(batch, mesh)
+        placed = batch, put_batch(batch, mesh, axis)
         if ready:
             yield ready
         ready = placed
@@ -104,19 +109,23 @@ def placed_ahead(
         yield ready
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done."""
-    sharding, parts = batch_sharding(mesh), batch_parts(mesh)
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done.
+
+    `axis`: where the rows are counted; 1 where those of several seeds are side by side.
+    """
+    sharding, parts = batch_sharding(mesh, axis), batch_parts(mesh)
     own_parts = len(process_rows(mesh, parts))  # with one row a part, rows are parts
-    batch_rows = len(next(iter(batch.values()))) * parts // own_parts
+    batch_rows = next(iter(batch.values())).shape[axis] * parts // own_parts
     rows = process_rows(mesh, batch_rows)
 
     def put(array: np.ndarray) -> jax.Array:
         def local(index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(batch_rows)
+            start, stop, _ = index[axis].indices(batch_rows)
             first = int(np.searchsorted(rows, start))
-            return array[first : first + stop - start]
+            return array[(slice(None),) * axis + (slice(first, first + stop - start),)]
 
-        return jax.make_array_from_callback((batch_rows, *array.shape[1:]), sharding, local)
+        shape = (*array.shape[:axis], batch_rows, *array.shape[axis + 1 :])
+        return jax.make_array_from_callback(shape, sharding, local)
 
     return {name: put(array) for name, array in batch.items()}

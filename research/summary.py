@@ -11,6 +11,7 @@ import optax
 
 from research.checkpoint import Progress
 from research.experiment import Experiment
+from research.seeds import Value, intervals, means
 from research.state import TrainState, param_count, params_sha256
 
 
@@ -54,11 +55,11 @@ def summarize(
     status: str,
     reason: str | None,
     progress: Progress,
-    metrics: dict[str, Any],
+    metrics: dict[str, dict[str, Value]],
     throughput: dict[str, Any],
 ) -> dict[str, Any]:
     """The summary of a run that ended with `state`."""
-    config, dataset = experiment.config, experiment.dataset
+    config, dataset, seeds = experiment.config, experiment.dataset, experiment.config.train.seeds
     sign = {"max": 1, "min": -1}[config.eval.mode]
     best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
     return {
@@ -67,12 +68,17 @@ def summarize(
         "step": progress.step,
         "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
         "preset": config.preset,
-        "metrics": metrics,
+        "metrics": {split: means(values) for split, values in metrics.items()},
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,
-        "param_count": param_count(state.params),
+        "param_count": param_count(state.params) // (seeds or 1),
         "params_sha256": params_sha256(state.params),
         "seed": config.seed,
+        **(
+            {"seeds": seeds, "intervals": {split: intervals(values) for split, values in metrics.items()}}
+            if seeds
+            else {}
+        ),
         "environment": environment(),
     }

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from research import memory
+
 # Dense bfloat16 matmul peaks, FLOP/s a chip, as their makers publish them, by the start of JAX's device_kind.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
@@ -24,11 +26,13 @@ PEAK_FLOPS = {
 class Compiled:
     """A jitted function that is compiled once for each shape of its arguments, with the time that took.
 
-    `repeats`: how often its inner loop runs, of which XLA counts the operations once.
+    `repeats`: how often its inner loop runs, of which XLA counts the operations once. `seeds`: how many it is of, where
+    they are several; raises UserError if the memory is not enough for them.
     """
 
-    def __init__(self, function: Any, repeats: int = 1):
+    def __init__(self, function: Any, repeats: int = 1, seeds: int | None = None):
         self._function = function
+        self._seeds = seeds
         self._repeats = repeats
         self._compiled: dict[Any, Any] = {}
         self.seconds = 0.0
@@ -40,6 +44,8 @@ class Compiled:
             start = time.perf_counter()
             compiled = self._function.lower(state, batch).compile()
             self.seconds += time.perf_counter() - start
+            if self._seeds:
+                memory.check_step(compiled, self._seeds)
             cost = compiled.cost_analysis() or {}
             self._compiled[key] = compiled, self._repeats * float(cost.get("flops", 0.0))
         compiled, flops = self._compiled[key]

@@ -10,6 +10,7 @@ from research.checkpoint import Checkpoints
 from research.evaluation import evaluate
 from research.experiment import Experiment, prepare
 from research.rundir import RunDir
+from research.seeds import described
 from research.state import TrainState
 
 
@@ -34,7 +35,7 @@ class Trained:
         """Evaluates a split of the run's dataset, or of another named `data`, and writes its predictions to the run.
 
         Returns:
-          "step", "split", "metrics" and "predictions", the file.
+          "step", "split", "metrics", "intervals" of a run of several seeds, and "predictions", the file.
 
         Raises:
           UserError: the dataset or the split can't be had, or does not fit the model.
@@ -43,7 +44,7 @@ class Trained:
         if data is not None:
             experiment = experiment.on(data, self.run.assets)
         metrics, records = evaluate(experiment, state, split, predictions=True)
-        evaluation = {"step": self.step, "split": split, "metrics": metrics}
+        evaluation = {"step": self.step, "split": split, **described(metrics)}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
         return {**evaluation, "predictions": str(path)}
 

@@ -84,9 +84,16 @@ class Stream:
         assert isinstance(self.examples, TextExamples | BagExamples)
         return int(self.examples.lengths[self.members].sum()) / (len(self.rows) * self.examples.row_length)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a few small arrays, for as long as the run lasts
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch in their order: int64 [R, E], a function of the arguments alone."""
+        return self._epochs(seed)(epoch)
+
+    @functools.cache  # noqa: B019 - one for each of the run's seeds, for as long as it lasts
+    def _epochs(self, seed: int) -> Callable[[int], np.ndarray]:
+        """`epoch` of a seed; it keeps two: a batch may reach over an epoch's end."""
+        return functools.lru_cache(maxsize=2)(functools.partial(self._shuffled, seed))
+
+    def _shuffled(self, seed: int, epoch: int) -> np.ndarray:
         random = np.random.RandomState([seed, epoch])
         shuffled = self.members[random.permutation(len(self.members))]
         if self.lengths is None:
@@ -170,19 +177,30 @@ class _Step:
     seed: int
     multiple: int
     own: np.ndarray  # this process's rows of each batch
+    seeds: int | None = None  # several batches side by side, those of the seeds from `seed` on
 
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_rows
         stop = start + self.batch_rows if self.total_rows is None else min(start + self.batch_rows, self.total_rows)
 
-        def rows(ahead: int) -> tuple[np.ndarray, np.ndarray]:
-            members = self.stream.between(start, stop, self.seed, ahead)
+        def rows(seed: int, ahead: int) -> tuple[np.ndarray, np.ndarray]:
+            members = self.stream.between(start, stop, seed, ahead)
             members = padded(padded(members, self.batch_rows), self.multiple)
-            return members, self.stream.keys(start, members, self.seed)
+            return members, self.stream.keys(start, members, seed)
 
-        members, keys = rows(0)
-        others = rows(1) if isinstance(self.stream.examples, MixedExamples) else None
-        return make_batch(self.stream.examples, members, self.own, keys, others)
+        def all_rows(ahead: int) -> tuple[np.ndarray, np.ndarray]:
+            """Of all seeds, one after another."""
+            members, keys = zip(*(rows(self.seed + i, ahead) for i in range(self.seeds or 1)), strict=True)
+            return np.concatenate(members), np.concatenate(keys)
+
+        members, keys = all_rows(0)
+        others = all_rows(1) if isinstance(self.stream.examples, MixedExamples) else None
+        if self.seeds is None:
+            return make_batch(self.stream.examples, members, self.own, keys, others)
+        # As one batch, so that all have the same padding.
+        own = (np.arange(self.seeds)[:, None] * (len(members) // self.seeds) + self.own).ravel()
+        batch = make_batch(self.stream.examples, members, own, keys, others)
+        return {name: array.reshape(self.seeds, -1, *array.shape[1:]) for name, array in batch.items()}
 
 
 def training_batches(
@@ -195,14 +213,16 @@ def training_batches(
     seed: int,
     rows: Rows,
     workers: int = 0,
+    seeds: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of the steps [start_step, steps), made ahead, in order: by a thread, or by `workers` processes.
 
     Each has `batch_rows` rows and the padding rows that `rows.multiple` asks for. Positions from `total_rows` on are
-    padding: the last step of a run that is given in epochs may have fewer rows.
+    padding: the last step of a run that is given in epochs may have fewer rows. With `seeds` every array has an axis
+    before its rows: the batches of seed, seed + 1, …, padded alike.
     """
     own = rows.of(len(padded(np.empty((batch_rows, 1)), rows.multiple)))
-    step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own)
+    step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own, seeds)
     return _made_ahead(step, start_step, steps, workers)
 
 

@@ -29,6 +29,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     run, folder = RunDir.open(workdir), Path(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; choose another --out")
+    run.check_one_seed("an export")
     model = spelt_out(MODELS, run.config()["model"])
     kind = next((kind for kind in KINDS if kind.models[0] == model["name"]), None)
     if kind is None:

@@ -223,6 +223,7 @@ class _Run:
 
     def __init__(self, folder: Path):
         self._run = RunDir.open(folder)
+        self._run.check_one_seed("init_from")
         saved = self._run.config()
         self.model = spelt_out(MODELS, saved["model"])
         kind = next((kind for kind in KINDS if self.model["name"] in kind.models), None)

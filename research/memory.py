@@ -1,0 +1,84 @@
+"""Whether a program fits the devices' memory, before it runs: past that the system ends a process without a word."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.errors import UserError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available() -> int | None:
+    """Bytes that a device may use: of a CPU its part of what this machine has left now. None if nothing tells."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    left = _host_left() if device.platform == "cpu" else None
+    return None if left is None else left // jax.local_device_count()
+
+
+def _host_left() -> int | None:
+    """Bytes that this process can still get: of the machine's memory, and of what its control groups allow (Linux)."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    lefts = [1024 * int(found[1])] if found else []
+    return min([*lefts, *_groups_left()], default=None)
+
+
+def _groups_left() -> list[int]:
+    """What is left of each limit on the memory of this process's control groups (version 2), and of those above."""
+    try:
+        own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    except OSError:
+        return []
+    group = _CGROUP / (own[1] if own else "")
+    lefts = []
+    for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(_CGROUP))):
+        try:
+            limit = int((folder / "memory.max").read_text())
+            # Files in the cache count as used, and are given up when memory is asked for.
+            cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            used = int((folder / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
+        except (OSError, ValueError):  # no such group here, or no limit ("max")
+            continue
+        lefts.append(limit - used)
+    return lefts
+
+
+def check_state(abstract: Any, seeds: int) -> None:
+    """Raises UserError where a state (shapes with shardings) of so many seeds does not fit, before it is made."""
+    leaves = jax.tree.leaves(abstract)
+    need = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    _check(need, 0, seeds, "their state")
+
+
+def check_step(compiled: Any, seeds: int) -> None:
+    """Raises UserError where a compiled step of so many seeds, whose arguments are there already, does not fit."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:  # not every backend tells
+        return
+    arguments = analysis.argument_size_in_bytes
+    need = arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
+    _check(need, arguments, seeds, "a step")
+
+
+def _check(need: int, held: int, seeds: int, what: str) -> None:
+    limit = available()
+    if limit is None:
+        return
+    if jax.local_devices()[0].platform == "cpu":
+        limit += held  # it is no longer among what is left
+    if need > limit:
+        fits = seeds * limit // need
+        way = f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
+        raise UserError(
+            f"train.seeds={seeds} needs {need / 2**30:.2f} GiB a device for {what}, and there are "
+            f"{limit / 2**30:.2f} GiB: {way}, or smaller batches (train.batch_size, batch_rows, eval.batch_size)"
+        )
