@@ -127,6 +127,7 @@ class RunDir:
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
         config = self._read(self._config)
+        config.get("data", {}).setdefault("train_fraction", 1.0)  # a run from before there were parts
         config.get("train", {}).setdefault("seeds", None)  # a run from before there were several
         return config
 

@@ -1,8 +1,6 @@
-"""What a classifier's scores are worth at every threshold, and a mean's interval: numpy, float64."""
+"""What a classifier's scores are worth at every threshold: numpy, float64."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,14 +55,3 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> 
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predictions), 1)
     return counts
-
-
-def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
-    """The mean of independent values and its 95 % interval by Student's t; `low` and `high` are None for one value."""
-    from scipy.stats import t
-
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return {"mean": mean, "low": None, "high": None}
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -13,11 +13,9 @@ import numpy as np
 
 from research import sharding
 from research.analysis import figures
-from research.analysis.curves import mean_interval
 from research.data import pipeline
 from research.errors import UserError
 from research.rundir import RunDir
-from research.state import param_count
 from research.trained import Trained
 
 # How many examples a batch has whose latency is measured, and how often each is.
@@ -106,7 +104,9 @@ def climb(
     train: Train,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Trains each rung `seeds` times and measures it; writes table.md, table.json and ladder.png as it goes.
+    """Trains `seeds` replicas of each rung in one run and measures it; writes a table and a plot as it goes.
+
+    The files are table.md, table.json and ladder.png.
 
     What fails is a row that says why, and the next rung follows. What is finished in `out` is not trained again.
 
@@ -118,8 +118,11 @@ def climb(
     for number, (name, rung) in enumerate(rungs.items(), 1):
         say(f"rung {number} of {len(rungs)}: {name}, {rung.config}")
         try:
-            workdirs = seed_runs(rung, out / name, seeds=seeds, train=train, say=say)
-            rows.append({"rung": name, **measure(workdirs, split)})
+            workdir = out / f"{name}-{seeds}-seeds"
+            summary = train(rung.config, [*rung.overrides, f"train.seeds={seeds}"], workdir)
+            if summary["status"] != "completed":
+                raise UserError(f"{workdir} is {summary['status']}: {summary['reason']}")
+            rows.append({"rung": name, **measure(RunDir.open(workdir, writer=True), summary, split)})
         except Exception as error:  # whatever a model fails of, the other models do not
             reason = " ".join((str(error) or type(error).__name__).split())
             say(f"rung {name} failed: {reason}")
@@ -130,44 +133,30 @@ def climb(
     return rows
 
 
-def seed_runs(rung: Rung, folder: Path, *, seeds: int, train: Train, say: Callable[[str], None]) -> list[Path]:
-    """Trains a rung with seeds 0, 1, … -> the run directories."""
-    workdirs = [folder / f"seed-{seed}" for seed in range(seeds)]
-    for seed, workdir in enumerate(workdirs):
-        say(f"  seed {seed + 1} of {seeds} -> {workdir}")
-        summary = train(rung.config, [*rung.overrides, f"seed={seed}"], workdir)
-        if summary["status"] != "completed":
-            raise UserError(f"{workdir} is {summary['status']}: {summary['reason']}")
-    return workdirs
-
-
-def measure(workdirs: list[Path], split: str) -> dict[str, Any]:
-    """What runs of one config came to.
+def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
+    """What a run of several seeds came to.
 
     Returns:
-      "accuracy" of the split: {"values", "mean", "low", "high"} (Student's t over the runs, 95 %); "examples", those
-      of the split; "parameters"; "size_mib", parameters and model state as they are in memory; "train_seconds", the
-      mean over the runs of what their steps took, without compiling and evaluating; "latency_ms", the median time of
-      the compiled evaluation step, for {"one": an example, "batch": 64}, its input on the device; "device".
+      "accuracy" of the split: {"values", "mean", "low", "high"} (Student's t over the seeds, 95 %); "examples", those
+      of the split; "parameters" of one seed; "size_mib", those and the model's state as they are in memory;
+      "train_seconds", what the steps took, without compiling and evaluating, over the number of seeds; "latency_ms",
+      the median time of one seed's compiled evaluation step, for {"one": an example, "batch": 64}, its input on the
+      device; "device".
     """
-    summaries = [RunDir.open(workdir).summary() or {} for workdir in workdirs]
-    accuracies = [summary["metrics"][split]["accuracy"] for summary in summaries]
-    seconds = [summary["step"] * summary["throughput"]["step_time_ms"] / 1e3 for summary in summaries]
-    run = RunDir.open(workdirs[0], writer=True)
+    experiment, state = Trained(run, "last").single
     timings = run.path / "latency.json"
-    experiment, state = Trained(run, "last").loaded
     if not timings.is_file():
         timings.write_text(json.dumps({str(n): latency_ms(experiment, state, split, n) for n in (1, BATCH)}))
     latency = json.loads(timings.read_text())
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.model_state)))
     return {
-        "accuracy": {"values": accuracies, **mean_interval(accuracies)},
+        "accuracy": summary["intervals"][split]["accuracy"],
         "examples": len(experiment.dataset.split(split)),
-        "parameters": param_count(state.params),
+        "parameters": summary["param_count"],
         "size_mib": size / 2**20,
-        "train_seconds": statistics.fmean(seconds),
+        "train_seconds": summary["step"] * summary["throughput"]["step_time_ms"] / 1e3 / summary["seeds"],
         "latency_ms": {"one": latency["1"], "batch": latency[str(BATCH)]},
-        "device": summaries[0]["environment"]["device_kind"],
+        "device": summary["environment"]["device_kind"],
     }
 
 
@@ -209,7 +198,7 @@ def table(rows: list[dict[str, Any]], split: str) -> str:
         runs = f"the mean of {repeats} seeds, ± 95 % by Student's t" if repeats > 1 else "one seed"
         lines += [
             "",
-            f"Accuracy: {runs}; one of the {examples:,} examples is {1 / examples:.4f}. Training: the steps alone. "
-            f"Latency: median of {TIMES} evaluation steps, {done[0]['device']}.",
+            f"Accuracy: {runs}; one of the {examples:,} examples is {1 / examples:.4f}. Training: the "
+            f"steps alone, of one seed. Latency: median of {TIMES} evaluation steps, {done[0]['device']}.",
         ]
     return "\n".join(lines) + "\n"

@@ -49,13 +49,19 @@ class Subject:
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """index, label, prediction [N] and, of a classifier, scores [N, C], where the label is not hidden."""
+        """index, label, prediction [N] and, of a classifier, scores [N, C], where the label is not hidden.
+
+        Of a run of several seeds they are the first one's.
+        """
         _, records = self.trained.predictions(self.split or self.config.eval.splits[0])
         hidden = self.config.task.get("hidden_label", -1)
         shown = [record for record in records if record["label"] != hidden]
         if not shown:
             raise DoesNotApplyError("the labels of the split are hidden")
-        return {name: np.asarray([record[name] for record in shown]) for name in shown[0]}
+        columns = {name: np.asarray([record[name] for record in shown]) for name in shown[0]}
+        if self.config.train.seeds is not None:
+            columns |= {name: columns[name][:, 0] for name in columns.keys() - {"index", "label"}}
+        return columns
 
     def needs_task(self, *names: str) -> None:
         if self.config.task.name not in names:
@@ -128,7 +134,7 @@ def _regularization_path(subject: Subject) -> Drawing:
         raise DoesNotApplyError(f"is of models {', '.join(LINEAR)}; the run's is {subject.config.model.name}")
     if refits.penalty(subject.config) is None:
         raise DoesNotApplyError(
-            f"is of optimizers {', '.join(refits.PENALTIES)}; the run's is {subject.config.optimizer.name}"
+            f"is of optimizers {', '.join(refits.PENALIZED)}; the run's is {subject.config.optimizer.name}"
         )
     found = refits.regularization_path(subject.run)
     points = [point for point in found["points"] if "failed" not in point]

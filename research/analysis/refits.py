@@ -13,18 +13,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from research.analysis.curves import mean_interval
 from research.analysis.figures import MOST_COEFFICIENTS
 from research.analysis.weights import LINEAR, weights
 from research.data import load as data
 from research.errors import UserError
 from research.loop import train_and_evaluate
 from research.rundir import RunDir
+from research.seeds import interval
 from research.trained import Trained
 
-# The key that an optimizer's penalty has; C is the inverse of one. AdamW's and LAMB's weight decay is none: there is no
-# loss that is least where they end.
-PENALTIES = {"closed_form": "alpha", "lbfgs": "C", "sgd": "weight_decay"}
+# Optimizers that end where a penalized loss is least. AdamW's and LAMB's weight decay is no penalty on a loss.
+PENALIZED = ("closed_form", "lbfgs", "sgd")
 
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 
@@ -33,9 +32,12 @@ Initial = Callable[[Any], Any] | None
 
 
 def penalty(config: Any) -> tuple[str, float] | None:
-    """The name and value of a config's penalty; None if its optimizer has none."""
-    name = PENALTIES.get(config.optimizer.name)
-    return None if name is None else (name, config.optimizer[name])
+    """The key and value of a config's penalty, of which C is an inverse; None if its optimizer has none."""
+    section = config.optimizer
+    if section.name not in PENALIZED:
+        return None
+    name = next((key for key in ("C", "alpha") if section.get(key) is not None), "weight_decay")
+    return name, section[name]
 
 
 def penalties(now: float) -> list[float]:
@@ -56,7 +58,7 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
     config = _config(run)
     found = penalty(config)
     if found is None:
-        raise UserError(f"optimizer {config.optimizer.name!r} has no penalty; {', '.join(PENALTIES)} have")
+        raise UserError(f"optimizer {config.optimizer.name!r} has no penalty; {', '.join(PENALIZED)} have")
     if config.model.name not in LINEAR:
         raise UserError(f"model {config.model.name!r} has no coefficients; {', '.join(LINEAR)} have")
     name, now = found
@@ -124,7 +126,7 @@ def learning_curve(
     found: dict[float, list[dict[str, Any]]] = {}
     for fraction, seed in _progress(jobs, "learning curve", show):
         config.seed, config.data.train_fraction = seed, fraction * whole
-        if batch_size is not None:
+        if batch_size is not None and batch_size > 0:
             config.train.batch_size = min(batch_size, round(fraction * size))
         folder = run.refits / "learning_curve" / f"{fraction:.4g}-seed{seed}"
         summary = train_and_evaluate(config, folder, initial=initial, show=False)
@@ -134,15 +136,16 @@ def learning_curve(
     for fraction, metrics in found.items():
         by_split = {}
         for name in config.eval.splits:
-            values = [one[name][metric] for one in metrics]
-            by_split[name] = {"values": values, **mean_interval(values)}
+            by_split[name] = interval([one[name][metric] for one in metrics])
         points.append({"fraction": fraction, "examples": round(fraction * size), "metrics": by_split})
     return {"metric": metric, "steps": config.train.steps, "repeats": repeats, "points": points}
 
 
 def _config(run: RunDir) -> ConfigDict:
-    """The run's config, to be changed."""
-    return ConfigDict(Trained(run, "last").config)
+    """The run's config, to be changed; of several seeds that of the first."""
+    config = ConfigDict(Trained(run, "last").config)
+    config.train.seeds = None
+    return config
 
 
 def _progress(items: Sequence[Any], what: str, show: bool) -> Iterable[Any]:

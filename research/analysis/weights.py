@@ -26,7 +26,8 @@ class Weights:
 
 
 def weights(run: RunDir, which: str = "last") -> Weights:
-    """Of the `last` or `best` checkpoint; those of two classes are class 1's less class 0's. No intercepts.
+    """Of the `last` or `best` checkpoint; those of two classes are class 1's less class 0's. No intercepts; of
+    several seeds the first one's.
 
     Raises UserError where the model is not linear.
     """
@@ -34,7 +35,7 @@ def weights(run: RunDir, which: str = "last") -> Weights:
     name = trained.config.model.name
     if name not in LINEAR:
         raise UserError(f"model {name!r} has no coefficients; {', '.join(LINEAR)} have")
-    _, state = trained.loaded
+    _, state = trained.single
     params = state.params if name == "sparse_logistic" else state.params["linear"]
     kernel = np.asarray(params["kernel"], np.float64)
     if kernel.shape[1] == 2:

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.analysis.curves import confusion, mean_interval, precision_recall, roc
+from research.analysis.curves import confusion, precision_recall, roc
 from research.analysis.figures import areas
 
 # Few different scores, so that many are equal.
@@ -60,12 +59,3 @@ def test_confusion_is_scikit_learns(rng):
     labels, predictions = rng.integers(0, 4, (2, 100))
     expected = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(5))
     np.testing.assert_array_equal(confusion(labels, predictions, 5), expected)
-
-
-def test_the_interval_is_students():
-    values = [0.91, 0.93, 0.90, 0.94, 0.92]
-    expected = scipy.stats.t.interval(0.95, 4, loc=np.mean(values), scale=scipy.stats.sem(values))
-    found = mean_interval(values)
-    assert (found["low"], found["high"]) == pytest.approx(expected, rel=1e-12)
-    assert found["mean"] == pytest.approx(0.92, rel=1e-15)
-    assert mean_interval([0.5]) == {"mean": 0.5, "low": None, "high": None}

@@ -26,9 +26,8 @@ RUNGS = {"constant": Rung("a", ("train.steps=2",)), "broken": Rung("b"), "logist
 def _train(name, overrides, workdir):
     if name == "b":
         raise ValueError("no | such\nmodel")
-    steps, seed = (int(override.split("=")[1]) for override in overrides)
-    tiny_config = tiny.logistic(steps=steps)
-    tiny_config.seed = seed
+    steps, seeds = (int(override.split("=")[1]) for override in overrides)
+    tiny_config = tiny.logistic(steps=steps, seeds=seeds)
     if name == "a":
         tiny_config.model.name = "constant"
     return train_and_evaluate(tiny_config, workdir, show=False)
@@ -42,10 +41,10 @@ def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path,
     assert broken == {"rung": "broken", "failed": "no | such model"}
     assert (constant["parameters"], logistic["parameters"]) == (10, 650)
     assert logistic["size_mib"] == 650 * 4 / 2**20
-    for seed in range(2):
-        summary = json.loads((tmp_path / f"logistic/seed-{seed}/summary.json").read_text())
-        assert summary["seed"] == seed
-        assert logistic["accuracy"]["values"][seed] == summary["metrics"]["test"]["accuracy"]
+    summary = json.loads((tmp_path / "logistic-2-seeds/summary.json").read_text())
+    assert summary["seeds"] == 2
+    assert logistic["accuracy"] == summary["intervals"]["test"]["accuracy"]
+    assert len(logistic["accuracy"]["values"]) == 2
     assert logistic["accuracy"]["mean"] > constant["accuracy"]["mean"]
     assert constant["examples"] == 360
     assert all(value > 0 for row in (constant, logistic) for value in row["latency_ms"].values())
