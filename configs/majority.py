@@ -5,7 +5,10 @@ python -m research.train --config=configs/majority.py:mnist
 python -m research.train --config=configs/majority.py:sst2
 python -m research.train --config=configs/majority.py:newsgroups
 
-Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0: @@
+Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
+  embedded: test accuracy 0.1028, validation 0.1003; seconds. mnist, newsgroups, sst2: not yet.
+Of classes that are nearly equally frequent it may be any: the bias is fitted by the steps of the config whose data it
+has.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Plots of a run from the command line: a run directory -> PNGs in its plots/, and their numbers as JSON."""
 
 import argparse
+from typing import Any
 
 from research import cli
 from research.build import lookup
@@ -38,9 +39,15 @@ def main(argv: list[str] | None = None) -> int:
 
     run = RunDir.open(arguments.workdir, writer=True)
     saved = ConfigDict(run.config())
-    # All keys count as given: what followed the weights is in the run's config by now.
-    start = pretrained.start(saved, frozenset(flatten(saved.to_dict())), run.refits)
-    subject = Subject(run, arguments.checkpoint, arguments.split, arguments.repeats, start.initial)
+
+    def initial(variables: Any) -> Any:
+        # All keys count as given: what followed the weights is in the run's config by now.
+        start = pretrained.start(saved, frozenset(flatten(saved.to_dict())), run.refits)
+        assert start.initial is not None
+        return start.initial(variables)
+
+    start = initial if saved.init_from else None
+    subject = Subject(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
     if arguments.what:
         names = arguments.what.split(",")
         for name in names:

@@ -17,7 +17,7 @@ from research.analysis.figures import MOST_COEFFICIENTS
 from research.analysis.weights import LINEAR, weights
 from research.data import load as data
 from research.errors import UserError
-from research.loop import train_and_evaluate
+from research.loop import STALLED, train_and_evaluate
 from research.rundir import RunDir
 from research.seeds import interval
 from research.trained import Trained
@@ -116,7 +116,7 @@ def learning_curve(
     config = _config(run)
     split, metric = config.eval.splits[0], config.eval.metric
     summary = run.summary()
-    if summary is None or summary["status"] != "completed":
+    if summary is None or not (summary["status"] == "completed" or summary["reason"] == STALLED):
         raise UserError(f"{run.path} is not completed; the same training command goes on")
     first, whole, batch_size = config.seed, config.data.train_fraction, config.train.batch_size
     config.eval.splits = tuple(dict.fromkeys((split, "train")))

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from research import config
-from research.analysis.ladder import LADDERS, Rung, climb
+from research import config, ladder
+from research.analysis.ladder import LADDERS, Ladder, Rung, climb
 from research.errors import UserError
 from research.loop import train_and_evaluate
 from tests import tiny
@@ -11,13 +11,13 @@ from tests import tiny
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_every_rung_is_a_config_that_evaluates_the_ladders_split(name):
-    """On the data of the first, but for what the pretrained rungs bring."""
-    ladder = LADDERS[name]
-    assert next(iter(ladder.rungs)) == "majority"
-    loaded = [config.load(rung.config, rung.overrides).config for rung in ladder.rungs.values()]
+    """On the same data, and with as many classes."""
+    of_name = LADDERS[name]
+    assert next(iter(of_name.rungs)) == "majority"
+    loaded = [config.load(rung.config, rung.overrides).config for rung in of_name.rungs.values()]
     assert len({experiment.data.name for experiment in loaded}) == 1
     assert len({experiment.model.num_classes for experiment in loaded}) == 1
-    assert all(ladder.split in experiment.eval.splits for experiment in loaded)
+    assert all(of_name.split in experiment.eval.splits for experiment in loaded)
 
 
 RUNGS = {"constant": Rung("a", ("train.steps=2",)), "broken": Rung("b"), "logistic": Rung("c", ("train.steps=30",))}
@@ -78,3 +78,22 @@ def test_an_error_of_the_user_is_a_row_too(tmp_path):
 
     (row,) = climb({"one": Rung("a")}, "test", tmp_path, seeds=1, train=train, say=lambda text: None)
     assert row == {"rung": "one", "failed": "needs weights"}
+
+
+def test_the_shell_prints_one_table(tmp_path, monkeypatch, capsys):
+    """The weights of the second rung can't be had here."""
+    rungs = {
+        "logistic": Rung("configs/logistic_digits.py:embedded", ("train.steps=2",)),
+        "pretrained": Rung("configs/bert_sst2.py:minilm"),
+    }
+    monkeypatch.setitem(LADDERS, "digits", Ladder("test", rungs))
+    flags = ["--dataset=digits", "--seeds=1", f"--out={tmp_path}", f"--init_from={tmp_path / 'none'}"]
+    assert ladder.main(flags) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert capsys.readouterr().out.endswith(table)
+    assert "| logistic | 0." in table
+    assert "±" not in table
+    assert "| pretrained | failed: " in table
+    assert ladder.main([*flags, "--rungs=pretrained"]) == 1
+    with pytest.raises(UserError, match="--seeds is 0"):
+        ladder.main(["--dataset=digits", "--seeds=0"])

@@ -7,12 +7,12 @@ import pytest
 import sklearn.metrics
 
 from configs import linear_line
+from research import plot
 from research.analysis import plots
 from research.analysis.plots import PLOTS, Subject, draw, draw_all
 from research.data.line import INTERCEPT, SLOPE
 from research.errors import UserError
 from research.loop import train_and_evaluate
-from research.plot import WHAT
 from research.rundir import RunDir
 from tests import tiny
 
@@ -43,7 +43,7 @@ def _columns(run, split="validation"):
 
 
 def test_the_shell_names_what_there_is():
-    assert WHAT.split(", ") == list(PLOTS)
+    assert plot.WHAT.split(", ") == list(PLOTS)
 
 
 def test_a_classifiers_curves_are_scikit_learns(digits):
@@ -115,6 +115,14 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
 def test_what_does_not_apply_is_an_error_where_it_was_asked_for(digits, what, message):
     with pytest.raises(UserError, match=message):
         draw(Subject(digits), what)
+
+
+def test_the_shell_draws_what_it_is_asked_for(line, capsys):
+    assert plot.main([f"--workdir={line.path}", "--what=residuals,fit", "--split=test"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
+    with pytest.raises(UserError, match="--what 'fti' is unknown; did you mean 'fit'"):
+        plot.main([f"--workdir={line.path}", "--what=residuals,fti"])
 
 
 def test_hidden_labels_have_no_plot(digits, monkeypatch):
