@@ -1,6 +1,6 @@
 """Evaluation of one split: every example exactly once, whatever the batch size and the number of devices."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,14 +35,27 @@ def evaluate(
     return values, records_of_average if ranked else records
 
 
+def check_memory(experiment: Experiment, state: TrainState) -> None:
+    """Raises UserError where the run's seeds are too many to be evaluated together: before training, not after it."""
+    for split in experiment.config.eval.splits:
+        _, batch = next(_batches(experiment, split))
+        experiment.eval_step.compiled(state, sharding.put_batch(batch, experiment.mesh))
+
+
+def _batches(experiment: Experiment, split: str) -> Iterator[tuple[np.ndarray, pipeline.Batch]]:
+    section = experiment.config.eval
+    return pipeline.evaluation_batches(
+        experiment.streams(split),
+        batch_rows=section.batch_rows if experiment.packed else section.batch_size,
+        rows=experiment.rows,
+        workers=experiment.config.data.workers,
+    )
+
+
 def _evaluate(
     experiment: Experiment, state: TrainState, split: str, predictions: bool
 ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
-    stream, section = experiment.streams(split), experiment.config.eval
-    batch_rows = section.batch_rows if experiment.packed else section.batch_size
-    batches = pipeline.evaluation_batches(
-        stream, batch_rows=batch_rows, rows=experiment.rows, workers=experiment.config.data.workers
-    )
+    stream = experiment.streams(split)
     totals: list[dict[str, Any]] = []
     gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
     split_metrics, seeds = experiment.task.split_metrics, experiment.config.train.seeds
@@ -60,7 +73,7 @@ def _evaluate(
             gathered.append((members.ravel()[real], columns))
 
     waiting: tuple[Any, ...] | None = None
-    for members, batch in batches:
+    for members, batch in _batches(experiment, split):
         outputs = experiment.eval_step(state, sharding.put_batch(batch, experiment.mesh))
         if waiting:  # the device works on this batch while the last one's results are taken in
             collect(*waiting)

@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from research.checkpoint import Checkpoints, Progress
 from research.errors import UserError
-from research.evaluation import evaluate
+from research.evaluation import check_memory, evaluate
 from research.experiment import Experiment, prepare
 from research.reporting import Reporter, plot_training_curve
 from research.rundir import RunDir
@@ -126,6 +126,8 @@ def _train(
 ) -> dict[str, Any]:
     """From `progress` to the end of the run -> its summary."""
     config, total_steps = experiment.config, experiment.total_steps
+    if config.train.seeds is not None:
+        check_memory(experiment, state)
     batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
     train_step = Compiled(experiment.train_step, repeats=config.train.accumulate, seeds=config.train.seeds)
     throughput = Throughput(train_step)

@@ -9,23 +9,26 @@ import jax
 
 from research.errors import UserError
 
-_CGROUP = Path("/sys/fs/cgroup")
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def available() -> int | None:
-    """Bytes that a device may use: of a CPU its part of what this machine has left now. None if nothing tells."""
+def available(held: int = 0) -> int | None:
+    """Bytes that a device may use, None if nothing tells.
+
+    Of a CPU its part of what this machine has left now, and the bytes `held` that are its already.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     left = _host_left() if device.platform == "cpu" else None
-    return None if left is None else left // jax.local_device_count()
+    return None if left is None else held + left // jax.local_device_count()
 
 
 def _host_left() -> int | None:
     """Bytes that this process can still get: of the machine's memory, and of what its control groups allow (Linux)."""
     try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", (_PROC / "meminfo").read_text(), re.MULTILINE)
     except OSError:
         return None
     lefts = [1024 * int(found[1])] if found else []
@@ -35,7 +38,7 @@ def _host_left() -> int | None:
 def _groups_left() -> list[int]:
     """What is left of each limit on the memory of this process's control groups (version 2), and of those above."""
     try:
-        own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+        own = re.search(r"^0::/(.*)$", (_PROC / "self/cgroup").read_text(), re.MULTILINE)
     except OSError:
         return []
     group = _CGROUP / (own[1] if own else "")
@@ -70,12 +73,8 @@ def check_step(compiled: Any, seeds: int) -> None:
 
 
 def _check(need: int, held: int, seeds: int, what: str) -> None:
-    limit = available()
-    if limit is None:
-        return
-    if jax.local_devices()[0].platform == "cpu":
-        limit += held  # it is no longer among what is left
-    if need > limit:
+    limit = available(held)
+    if limit is not None and need > limit:
         fits = seeds * limit // need
         way = f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
         raise UserError(

@@ -39,6 +39,11 @@ class Compiled:
         self.flops = 0.0  # of the last call, per device, as XLA counts them
 
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
+        compiled, self.flops = self.compiled(state, batch)
+        return compiled(state, batch)
+
+    def compiled(self, state: Any, batch: dict[str, jax.Array]) -> tuple[Any, float]:
+        """The program for arguments of these shapes, and how many operations XLA counts in it."""
         key = tuple((name, array.shape) for name, array in sorted(batch.items()))
         if key not in self._compiled:
             start = time.perf_counter()
@@ -48,9 +53,7 @@ class Compiled:
                 memory.check_step(compiled, self._seeds)
             cost = compiled.cost_analysis() or {}
             self._compiled[key] = compiled, self._repeats * float(cost.get("flops", 0.0))
-        compiled, flops = self._compiled[key]
-        self.flops = flops
-        return compiled(state, batch)
+        return self._compiled[key]
 
 
 class Throughput:

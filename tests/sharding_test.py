@@ -72,6 +72,14 @@ def test_rows_land_where_they_belong_on_a_mesh_in_any_order(rng):
         np.testing.assert_array_equal(put_batch({"x": array}, mesh)["x"], array)
 
 
+def test_the_rows_of_several_seeds_are_split_behind_them(rng):
+    array = rng.standard_normal((3, 16, 2)).astype(np.float32)
+    for devices in (jax.devices(), jax.devices()[::-1]):
+        placed = put_batch({"x": array}, make_mesh(fsdp=2, tensor=2, devices=devices), axis=1)["x"]
+        np.testing.assert_array_equal(placed, array)
+        assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 4, 2)}
+
+
 def test_batches_are_placed_one_ahead():
     made = []
 

@@ -1,0 +1,51 @@
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from research import memory
+
+MIB = 2**20
+
+
+def _files(tmp_path, monkeypatch, group, files):
+    """A machine with 100 MiB left, and limits of control groups."""
+    files = {f"cgroup/{name}": text for name, text in files.items()}
+    files["proc/meminfo"] = f"MemTotal: 1 kB\nMemAvailable:  {100 * 1024} kB\n"
+    files["proc/self/cgroup"] = f"0::{group}\n"
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, 100),
+        ({"a/b/memory.max": "max\n"}, 100),
+        ({"a/b/memory.max": str(50 * MIB), "a/b/memory.current": str(20 * MIB), "a/b/memory.stat": "anon 1\n"}, 30),
+        (
+            {
+                "a/memory.max": str(50 * MIB),
+                "a/memory.current": str(20 * MIB),
+                "a/memory.stat": f"inactive_file {5 * MIB}\n",
+            },
+            35,
+        ),
+    ],
+)
+def test_a_cpu_has_what_the_machine_and_the_groups_leave(tmp_path, monkeypatch, files, left):
+    """Divided among the devices that share it: eight here."""
+    _files(tmp_path, monkeypatch, "/a/b", files)
+    assert memory.available() == left * MIB // 8
+    assert memory.available(held=5) == left * MIB // 8 + 5
+
+
+def test_other_devices_tell_themselves(monkeypatch):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 7})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert memory.available(held=5) == 7
+    device.memory_stats = lambda: None
+    assert memory.available() is None
