@@ -15,7 +15,7 @@ from configs.defaults import defaults
 
 PRESETS = ("embedded", "sst2")
 FULL = "sst2"
-BUCKETS = 2**18
+BUCKETS = 2**20
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -32,16 +32,16 @@ def get_config(preset: str = "") -> ConfigDict:
             "label": "label",
             "ngrams": (1, 2),
             "buckets": BUCKETS,
-            "max_length": 128,
+            "max_length": 128,  # the longest sentence has 88 terms
             "pad_to": (32, 64, 128),
             "row_length": 1024,
         }
     )
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate = 0.04
     config.optimizer.schedule = "linear"
     config.optimizer.weight_decay = 0.01
     config.train.epochs = 6
-    config.train.batch_size = 256
+    config.train.batch_rows = 4  # about 240 sentences
     config.eval.every_steps = 250
     return config

@@ -191,7 +191,7 @@ class _Layout:
 
     def placed(self, values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
         """Values [T] in their places, zeros elsewhere: [B, L]."""
-        array = np.zeros(self.shape, dtype)
+        array: np.ndarray = np.zeros(self.shape, dtype)
         array[self.target] = values
         return array
 
