@@ -28,6 +28,9 @@ def defaults() -> ConfigDict:
                 "name": "",
                 # Where TFDS data lies; None: TFDS_DATA_DIR or ~/tensorflow_datasets.
                 "data_dir": placeholder(str),
+                # The part of `train` that is trained on: drawn by the seed, a smaller one out of a larger. What the
+                # transform learns (a vocabulary, means) comes from the whole split all the same.
+                "train_fraction": 1.0,
                 "workers": 0,  # processes that make batches; 0: a thread of the training process does
             },
             "optimizer": {

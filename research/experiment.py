@@ -68,7 +68,7 @@ class Experiment:
         """
         dataset = data.load(self.config.data, assets, other=name)
         _check_splits(self.config, dataset, training=False)
-        return dataclasses.replace(self, dataset=dataset, streams=_streams(dataset, self.packed))
+        return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset))
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` to the end of the run."""
@@ -103,7 +103,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     dataset = data.load(config.data, assets)
     _check_data(config, dataset)
     packed = config.train.batch_rows is not None
-    streams = _streams(dataset, packed)
+    streams = _streams(config, dataset)
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
     task = with_class_weights(task, stream.examples.labels, config.model.get("num_classes"))
@@ -235,9 +235,18 @@ def _of_each_seed(train_step: Any, numbers: np.ndarray, state: TrainState, batch
     return jax.vmap(lambda state, batch, seed: train_step(state, batch, seed=seed))(state, batch, numbers)
 
 
-def _streams(dataset: data.Dataset, packed: bool) -> Callable[[str], pipeline.Stream]:
-    arrange = pipeline.Stream.packed if packed else pipeline.Stream.unpacked
-    return functools.cache(lambda split: arrange(dataset.split(split)))
+def _streams(config: Any, dataset: data.Dataset) -> Callable[[str], pipeline.Stream]:
+    """Of `train`, what is trained on: `data.train_fraction` of it."""
+    arrange = pipeline.Stream.unpacked if config.train.batch_rows is None else pipeline.Stream.packed
+    fraction = config.data.train_fraction
+
+    def stream(split: str) -> pipeline.Stream:
+        examples = dataset.split(split)
+        if split == "train" and fraction < 1:
+            return arrange(examples, pipeline.chosen(len(examples), fraction, config.seed))
+        return arrange(examples)
+
+    return functools.cache(stream)
 
 
 # What a value must lie between, ends included.
@@ -253,6 +262,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.max_minutes": (0, math.inf),
     "train.max_data_wait_fraction": (0, 1),
     "data.workers": (0, 1024),
+    "data.train_fraction": (0, 1),
     "eval.batch_size": (1, math.inf),
     "eval.batch_rows": (1, math.inf),
     "eval.every_steps": (0, math.inf),

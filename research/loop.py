@@ -288,7 +288,7 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
     return (
         f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
         f"{experiment.dataset.name} "
-        f"({len(stream.examples):,} training examples{packed}), preset {config.preset}, "
+        f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
         f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}, {start} -> {run.path}"
     )
 

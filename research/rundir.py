@@ -6,9 +6,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Keys that may differ when a run is taken up again: none of them changes what is computed from which examples.
 FREE_KEYS = (
@@ -54,6 +57,7 @@ class RunDir:
         self.assets = self.path / "assets"
         self.tensorboard = self.path / "tensorboard"
         self.plots = self.path / "plots"
+        self.refits = self.path / "refits"  # runs of the same config but for a key or two
         self._lock: int | None = None
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
@@ -136,6 +140,7 @@ class RunDir:
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
         config = self._read(self._config)
+        config.get("data", {}).setdefault("train_fraction", 1.0)  # a run from before there were parts
         config.get("train", {}).setdefault("seeds", None)  # a run from before there were several
         return config
 
@@ -209,6 +214,14 @@ class RunDir:
             return [json.loads(line) for line in path.read_text().splitlines()]
         except (OSError, ValueError) as error:
             raise UserError(f"{path} can't be read ({error})") from error
+
+    def write_plot(self, name: str, figure: "Figure", numbers: Mapping[str, Any]) -> Path:
+        """A figure to plots/<name>.png, and what it shows to plots/<name>.json -> the former."""
+        path = self.plots / f"{name}.png"
+        self.plots.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
+        self._write(path.with_suffix(".json"), numbers)
+        return path
 
     def _predictions(self, name: str) -> tuple[Path, Path]:
         folder = self.path / "predictions"

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import jax
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.checkpoint import Checkpoints
 from research.evaluation import evaluate
@@ -61,6 +61,17 @@ class Trained:
             if evaluation and evaluation["step"] == self.step:
                 return evaluation["metrics"], self.run.predictions(name)
         return self.evaluate(split, data=data)["metrics"], self.run.predictions(_name(split, data, self._which))
+
+    @functools.cached_property
+    def single(self) -> tuple[Experiment, TrainState]:
+        """As `loaded`; of a run of several seeds its first one's."""
+        experiment, state = self.loaded
+        if self.config.train.seeds is None:
+            return experiment, state
+        config = ConfigDict(self.config)
+        config.train.seeds = None
+        experiment = prepare(FrozenConfigDict(config), self.run.assets)
+        return experiment, jax.tree.map(lambda x, one: jax.device_put(x[0], one.sharding), state, experiment.state)
 
     def _checkpoints(self) -> Checkpoints:
         section = self.config.eval

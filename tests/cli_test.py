@@ -25,6 +25,8 @@ def _python(*arguments, **options):
         ("research.evaluate", "--split"),
         ("research.export", "--out"),
         ("research.glue", "--workdirs"),
+        ("research.plot", "--what"),
+        ("research.ladder", "--dataset"),
     ],
 )
 def test_help(module, flag):
@@ -95,6 +97,10 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
         (["research.evaluate", "--workdir=tests"], "is not a run directory"),
         (["research.glue", "--workdirs", "tests", "configs", "--out=WORK"], "is not a run directory"),
         (["research.glue", "--workdirs=tests"], "--out is missing"),
+        (["research.plot", "--workdir=tests"], "is not a run directory"),
+        (["research.plot", "--workdir=tests", "--repeats=0"], "--repeats is 0; it must be at least 1"),
+        (["research.ladder", "--dataset=digit"], "did you mean 'digits'?"),
+        (["research.ladder", "--dataset=digits", "--rungs=mlp,resent"], "did you mean 'resnet'?"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):

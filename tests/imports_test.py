@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-SHELLS = {"research.train", "research.evaluate", "research.export", "research.glue"}
+SHELLS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "ladder")}
 
 
 def _imports(path):
@@ -92,6 +92,14 @@ def test_only_the_shells_and_config_know_interop():
             assert not uses or name in SHELLS | {"research.config"}, name
             assert "research.config" not in _own(path) or name in SHELLS, name
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
+
+
+def test_only_the_shells_know_analysis_and_it_knows_no_shell():
+    for name, path in MODULES.items():
+        if not name.startswith("research.analysis"):
+            assert not any(own.startswith("research.analysis") for own in _own(path)) or name in SHELLS, name
+        if name == "research.analysis.figures":
+            assert _own(path) <= {"research.analysis", "research.analysis.curves"}
 
 
 def test_heavy_frameworks_are_never_needed():

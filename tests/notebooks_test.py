@@ -18,7 +18,7 @@ def _execute(name):
 
 
 def test_they_were_found():
-    assert len(NOTEBOOKS) >= 2
+    assert len(NOTEBOOKS) >= 3
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -26,6 +26,10 @@ def test_they_are_stripped(path):
     for cell in nbformat.read(path, as_version=4).cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
+
+
+def test_gradient_descent():
+    assert "closed form:" in _execute("00_gradient_descent.ipynb")
 
 
 def test_linear_regression():

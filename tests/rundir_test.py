@@ -27,7 +27,15 @@ CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
 def test_a_run_is_taken_up_again_by_the_same_config(tmp_path):
     _trained(tmp_path / "run")
     _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # changes no result
-    assert RunDir.open(tmp_path / "run").config()["train"] == {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
+    kept = {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
+    assert RunDir.open(tmp_path / "run").config()["train"] == {**kept, "seeds": None}
+
+
+def test_a_run_from_before_there_were_parts_and_seeds_has_none(tmp_path):
+    _start(tmp_path, {**CONFIG, "data": {"name": "digits"}})
+    config = RunDir.open(tmp_path).config()
+    assert config["data"] == {"name": "digits", "train_fraction": 1.0}
+    assert config["train"]["seeds"] is None
 
 
 OTHER = {**CONFIG, "train": {**CONFIG["train"], "lr": 0.2}}

@@ -18,6 +18,7 @@ from research.data.bundled import BUNDLED
 from research.data.examples import Columns, Examples
 from research.data.images import image, pixels
 from research.data.kept import Kept
+from research.data.line import line
 from research.data.masked_lm import masked_lm
 from research.data.python_docs import python_docs
 from research.data.sentiment import sentiment
@@ -26,6 +27,7 @@ from research.errors import UserError
 
 # Sources by name, each with what summary.json calls its kind. Any other name is a TFDS dataset's.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
+    "line": ("embedded", line),
     "python_docs": ("embedded", python_docs),
     "sentiment": ("embedded", sentiment),
     **{name: ("sklearn", function) for name, function in BUNDLED.items()},

@@ -24,10 +24,24 @@ Batch = dict[str, np.ndarray]
 # promises that its stream never does; Generator's may.
 _PLAN_SEED = 0
 
+# What `chosen` draws with beside the run's seed. An epoch's order draws with its number, which never gets there.
+_CHOICE = 2**32 - 1
+
+
+def chosen(size: int, fraction: float, seed: int) -> np.ndarray:
+    """The `fraction` of `size` examples that a run with this seed trains on: int64 [M], ascending.
+
+    Of one seed, a smaller fraction's are among a larger one's. Raises UserError where there are none.
+    """
+    count = round(fraction * size)
+    if count < 1:
+        raise UserError(f"data.train_fraction={fraction} of {size} examples leaves none; {1 / size:.2g} leaves one")
+    return np.sort(np.random.RandomState([seed, _CHOICE]).permutation(size)[:count])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """A split's examples in rows: int64 [R, E] of example indices, −1 where a row holds fewer than E.
+    """Examples of a split in rows: int64 [R, E] of example indices, −1 where a row holds fewer than E.
 
     An example to a row has E = 1. Packed rows are planned once, by best fit over one shuffled order; every epoch then
     fills that plan anew: the rows come in another order, and examples of equal length change places at random (so those
@@ -40,25 +54,35 @@ class Stream:
     lengths: np.ndarray | None = None  # int [N], the tokens (of a bag: terms) of each example, where rows are packed
 
     @classmethod
-    def unpacked(cls, examples: Examples) -> "Stream":
-        """One example to a row."""
-        return cls(examples, np.arange(len(examples))[:, None])
+    def unpacked(cls, examples: Examples, members: np.ndarray | None = None) -> "Stream":
+        """One example to a row; all of them, or the `members`."""
+        return cls(examples, (np.arange(len(examples)) if members is None else members)[:, None])
 
     @classmethod
-    def packed(cls, examples: Examples) -> "Stream":
-        """As many texts or bags to a row as fit. Raises UserError for other examples, and where one is too long."""
+    def packed(cls, examples: Examples, members: np.ndarray | None = None) -> "Stream":
+        """As many texts or bags to a row as fit; all of them, or the `members`.
+
+        Raises UserError for other examples, and where one is too long.
+        """
         if not isinstance(examples, TextExamples | BagExamples):
             raise UserError("train.batch_rows packs texts, and these examples are none; give train.batch_size instead")
         lengths = examples.lengths
         order = np.random.RandomState(_PLAN_SEED).permutation(len(examples))
+        if members is not None:
+            order = order[np.isin(order, members)]
         rows = best_fit(lengths, examples.row_length, order)
         return cls(dataclasses.replace(examples, pad_to=(examples.row_length,)), rows, lengths)
+
+    @functools.cached_property
+    def members(self) -> np.ndarray:
+        """The examples that the rows hold: int64 [M], ascending."""
+        return np.sort(self.rows[self.rows >= 0])
 
     @property
     def fullness(self) -> float:
         """Of packed rows, the fraction of their tokens that are not padding."""
         assert isinstance(self.examples, TextExamples | BagExamples)
-        return int(self.examples.lengths.sum()) / (len(self.rows) * self.examples.row_length)
+        return int(self.examples.lengths[self.members].sum()) / (len(self.rows) * self.examples.row_length)
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch in their order: int64 [R, E], a function of the arguments alone."""
@@ -71,12 +95,12 @@ class Stream:
 
     def _shuffled(self, seed: int, epoch: int) -> np.ndarray:
         random = np.random.RandomState([seed, epoch])
-        shuffled = random.permutation(len(self.examples))
+        shuffled = self.members[random.permutation(len(self.members))]
         if self.lengths is None:
             return shuffled[:, None]
         # Both orders below list the same lengths ascending: in each place one example stands for another of its length.
-        places = np.argsort(self.lengths, kind="stable")
-        substitute = np.empty(len(places) + 1, np.int64)
+        places = self.members[np.argsort(self.lengths[self.members], kind="stable")]
+        substitute = np.empty(len(self.lengths) + 1, np.int64)
         substitute[places] = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
         substitute[-1] = -1  # what −1 in a row stands for
         return substitute[self.rows[random.permutation(len(self.rows))]]
@@ -103,7 +127,7 @@ class Stream:
         """How many examples there are in the rows before `position`."""
         epochs, within = divmod(position, len(self.rows))
         begun = int(np.count_nonzero(self.epoch(seed, epochs)[:within] >= 0)) if within else 0
-        return epochs * len(self.examples) + begun
+        return epochs * len(self.members) + begun
 
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:

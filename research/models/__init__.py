@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from research.models.bert import BertClassifier
 from research.models.cnn import CNN
-from research.models.linear import LinearRegression, LogisticRegression, SparseLogisticRegression
+from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
 from research.models.mlm import BertMaskedLM
 from research.models.mlp import MLP
 from research.models.resnet import VARIANTS, ResNet
@@ -15,6 +15,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "bert": BertClassifier,
     "bert_mlm": BertMaskedLM,
     "cnn": CNN,
+    "constant": Constant,
     "linear": LinearRegression,
     "logistic": LogisticRegression,
     "mlp": MLP,

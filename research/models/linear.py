@@ -1,4 +1,4 @@
-"""Linear and logistic regression: one affine map, on dense features or on a sparse bag of them."""
+"""Linear and logistic regression: one affine map, on dense features or on a sparse bag of them, or on none."""
 
 from typing import Any
 
@@ -7,6 +7,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 zeros = nn.initializers.zeros
+
+
+class Constant(nn.Module):
+    """The same logits for every example, from zeros: fitted, the logarithms of the classes' frequencies."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
+        """Reads of weight [...] the shape alone -> logits [..., num_classes]."""
+        bias = self.param("bias", zeros, (self.num_classes,)).astype(self.dtype)
+        return jnp.broadcast_to(bias, (*batch["weight"].shape, self.num_classes))
 
 
 class LinearRegression(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from research.data.examples import ArrayExamples, Ragged, TextExamples, padded_length
 from research.data.kept import Kept
-from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, padded, training_batches
+from research.data.pipeline import Rows, Stream, chosen, evaluation_batches, make_batch, padded, training_batches
 from research.errors import UserError
 
 
@@ -100,6 +100,38 @@ def test_the_order_never_changes():
         [0, 3, 1],
         [4, 7, -1],
     ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=LENGTHS,
+    packed=st.booleans(),
+    seed=st.integers(0, 3),
+    fractions=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)),
+    position=st.integers(0, 100),
+)
+def test_a_fraction_is_nested_in_a_larger_one_and_each_epoch_has_it_once(lengths, packed, seed, fractions, position):
+    size = len(lengths)
+    less, more = (chosen(size, max(fraction, 1 / size), seed) for fraction in sorted(fractions))
+    assert set(less) <= set(more) <= set(range(size))
+    assert len(less) == round(max(min(fractions), 1 / size) * size)
+    stream = (Stream.packed if packed else Stream.unpacked)(_texts(lengths), less)
+    for epoch in range(2):
+        rows = stream.epoch(seed, epoch)
+        assert sorted(_members(rows)) == less.tolist()
+        assert np.where(rows >= 0, np.array(lengths)[rows], 0).sum(axis=1).max() <= 12
+    assert stream.examples_before(position, seed) == len(_members(stream.between(0, position, seed)))
+
+
+def test_fractions_differ_by_seed_and_the_whole_is_as_without():
+    halves = {tuple(chosen(100, 0.5, seed)) for seed in range(3)}
+    assert len(halves) == 3
+    lengths = [3, 4, 5, 2] * 5
+    for packed in (Stream.packed, Stream.unpacked):
+        texts = _texts(lengths)
+        np.testing.assert_array_equal(packed(texts, chosen(20, 1.0, 7)).epoch(7, 1), packed(texts).epoch(7, 1))
+    with pytest.raises(UserError, match=r"train_fraction=0.01 of 20 examples leaves none; 0.05 leaves one"):
+        chosen(20, 0.01, 0)
 
 
 def test_only_texts_can_be_packed():

@@ -5,7 +5,7 @@ import pytest
 
 from research.data.examples import BagExamples, Ragged
 from research.data.pipeline import Stream, make_batch, padded
-from research.models.linear import LinearRegression, LogisticRegression, SparseLogisticRegression
+from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
 from research.sharding import make_mesh, put_batch, replicated
 from research.tasks import Classification
 
@@ -22,6 +22,14 @@ def test_it_starts_at_zero(rng):
     for module in (LinearRegression(), LogisticRegression(num_classes=4)):
         outputs, _ = module.init_with_output(jax.random.key(0), x, train=False)
         np.testing.assert_array_equal(outputs, 0.0)
+
+
+def test_a_constant_is_the_same_for_all():
+    bias = jnp.array([0.5, -1.0, 2.0])
+    for shape in ((4,), (2, 3)):
+        logits = Constant(num_classes=3).apply({"params": {"bias": bias}}, {"weight": jnp.ones(shape)}, train=False)
+        assert logits.shape == (*shape, 3)
+        np.testing.assert_array_equal(logits, np.broadcast_to(bias, logits.shape))
 
 
 def _bags(rng, lengths, num_features):

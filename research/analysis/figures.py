@@ -1,0 +1,193 @@
+"""Numbers -> figures. Nothing is read or written here: a notebook shows what is returned, or calls `savefig`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from research.analysis.curves import Curve, confusion, precision_recall, roc
+
+MOST_LINES = 10  # that a legend can name and an eye tell apart
+MOST_COEFFICIENTS = 30
+
+
+def _figure(columns: int = 1, *, width: float = 5.5, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, name: str = "x") -> Figure:
+    """The data over one feature, in its own units, and what the model makes of it: x, labels, predictions [N]."""
+    figure, (axis,) = _figure()
+    order = np.argsort(x)
+    axis.scatter(x, labels, s=8, alpha=0.5, label="data")
+    axis.plot(x[order], predictions[order], color="C3", label="fit")
+    axis.set(xlabel=name, ylabel="label")
+    axis.legend()
+    return figure
+
+
+def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
+    """Label − prediction over the prediction, and how the differences are distributed: labels, predictions [N].
+
+    The curve beside the histogram is the normal density of the same mean and standard deviation.
+    """
+    difference = labels - predictions
+    figure, (over, spread) = _figure(2)
+    over.scatter(predictions, difference, s=8, alpha=0.5)
+    over.axhline(0, color="C3", linewidth=1)
+    over.set(xlabel="prediction", ylabel="label − prediction")
+    spread.hist(difference, bins="auto", density=True, alpha=0.6)
+    mean, deviation = difference.mean(), difference.std()
+    if deviation > 0:
+        at = np.linspace(difference.min(), difference.max(), 200)
+        density = np.exp(-((at - mean) ** 2) / (2 * deviation**2)) / (deviation * np.sqrt(2 * np.pi))
+        spread.plot(at, density, color="C3", label=f"normal: {mean:.3g} ± {deviation:.3g}")
+        spread.legend()
+    spread.set(xlabel="label − prediction", ylabel="density")
+    return figure
+
+
+def coefficients(
+    names: Sequence[str], values: np.ndarray, intervals: tuple[np.ndarray, np.ndarray] | None, *, title: str
+) -> Figure:
+    """One coefficient a line, the last on top: values [D], intervals (low [D], high [D]) where there are any."""
+    figure, (axis,) = _figure(height=1.6 + 0.22 * len(names))
+    at = np.arange(len(names))
+    if intervals is None:
+        axis.barh(at, values, alpha=0.7)
+    else:
+        axis.hlines(at, *intervals, linewidth=3, alpha=0.4)
+        axis.plot(values, at, "o", markersize=4)
+        title += ", 95 % intervals"
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(at, names, fontsize=8)
+    axis.margins(y=0.01)
+    axis.set(xlabel="coefficient", title=title)
+    return figure
+
+
+def rocs(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    """ROC curves: labels [N], scores [N, C]. Of two classes that of class 1, of more each one against the rest."""
+    figure, (axis,) = _figure()
+    axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    _one_versus_rest(axis, labels, scores, roc, "AUC")
+    axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    return figure
+
+
+def precision_recalls(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    """Precision over recall, for the same curves as `rocs`."""
+    figure, (axis,) = _figure()
+    _one_versus_rest(axis, labels, scores, precision_recall, "AP")
+    axis.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03), aspect="equal")
+    return figure
+
+
+def areas(
+    labels: np.ndarray, scores: np.ndarray, curve: Callable[[np.ndarray, np.ndarray], Curve | None]
+) -> dict[int, Curve]:
+    """`roc` or `precision_recall` of each class that has one, against the rest; of two classes of class 1 alone."""
+    classes = range(scores.shape[1]) if scores.shape[1] > 2 else (1,)
+    found = {c: curve(scores[:, c], labels == c) for c in classes}
+    return {c: line for c, line in found.items() if line is not None}
+
+
+def _one_versus_rest(
+    axis: Axes,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    curve: Callable[[np.ndarray, np.ndarray], Curve | None],
+    area: str,
+) -> None:
+    found = areas(labels, scores, curve)
+    for c, line in found.items():
+        name = f"class {c}, {area} {line.area:.4f}" if len(found) <= MOST_LINES else None
+        axis.plot(line.x, line.y, label=name, linewidth=1.2)
+    if len(found) > 1:
+        mean = np.mean([line.area for line in found.values()])
+        axis.plot([], [], " ", label=f"mean of {len(found)} classes, {area} {mean:.4f}")
+    axis.legend(fontsize=8)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> Figure:
+    """Counts of (class, prediction), coloured by their part of the class: labels, predictions int [N]."""
+    counts = confusion(labels, predictions, num_classes)
+    size = 2.5 + 0.42 * num_classes
+    figure, (axis,) = _figure(width=size, height=size)
+    axis.grid(visible=False)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if num_classes <= 20:  # numbers in more cells than that can't be read
+        for i, j in np.ndindex(counts.shape):
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
+        axis.set(xticks=range(num_classes), yticks=range(num_classes))
+    axis.set(xlabel="prediction", ylabel="label", title=f"accuracy {np.trace(counts) / counts.sum():.4f}")
+    return figure
+
+
+def regularization_path(
+    values: Sequence[float],
+    paths: np.ndarray,
+    metric: Sequence[float],
+    *,
+    penalty: str,
+    metric_name: str,
+    names: Sequence[str],
+    now: float,
+) -> Figure:
+    """Coefficients [V, D] and a metric [V] over the penalties `values` [V]; `now` is the run's own, 0 for none.
+
+    The coefficients that grow largest are named; of more than 30 only these are drawn.
+    """
+    figure, (left, right) = _figure(2)
+    largest = np.argsort(-np.abs(paths).max(axis=0), kind="stable")[:MOST_COEFFICIENTS]
+    for rank, i in enumerate(largest):
+        left.plot(values, paths[:, i], linewidth=1.2, label=names[i] if rank < MOST_LINES else None)
+    left.axhline(0, color="black", linewidth=1)
+    title = f"the {len(largest)} that grow largest" if len(names) >= MOST_COEFFICIENTS else ""
+    left.set(ylabel="coefficient", title=title)
+    left.legend(fontsize=7)
+    right.plot(values, metric, "o-", markersize=4)
+    right.set(ylabel=metric_name)
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel=penalty)
+        if now > 0:
+            axis.axvline(now, color="grey", linewidth=1, linestyle="--")
+    return figure
+
+
+def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> Figure:
+    """A metric over the number of training examples: points with "examples" and, for each split under "metrics",
+    "mean", "low" and "high"; the last two are None without repeats."""
+    figure, (axis,) = _figure()
+    examples = [point["examples"] for point in points]
+    for split in points[0]["metrics"]:
+        of_split = [point["metrics"][split] for point in points]
+        (line,) = axis.plot(examples, [point["mean"] for point in of_split], "o-", markersize=4, label=split)
+        if all(point["low"] is not None for point in of_split):
+            low, high = ([point[end] for point in of_split] for end in ("low", "high"))
+            axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color())
+    axis.set(xscale="log", xlabel="training examples", ylabel=metric_name)
+    axis.set_xticks(examples, [f"{n:,}" for n in examples])
+    axis.minorticks_off()
+    axis.legend()
+    return figure
+
+
+def ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy over the time that training takes: rows with "rung", "accuracy" and "train_seconds"."""
+    figure, (axis,) = _figure()
+    for row in rows:
+        accuracy, seconds = row["accuracy"], row["train_seconds"]
+        around = None if accuracy["low"] is None else accuracy["high"] - accuracy["mean"]
+        axis.errorbar(seconds, accuracy["mean"], yerr=around, fmt="o", capsize=3, markersize=5, color="C0")
+        axis.annotate(row["rung"], (seconds, accuracy["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set(xscale="log", xlabel="training, seconds", ylabel="accuracy")
+    return figure

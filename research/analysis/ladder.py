@@ -1,0 +1,204 @@
+"""Models from the smallest to the largest on the same data: trained several times each, timed, in one table."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research import sharding
+from research.analysis import figures
+from research.data import pipeline
+from research.errors import UserError
+from research.rundir import RunDir
+from research.trained import Trained
+
+# How many examples a batch has whose latency is measured, and how often each is.
+BATCH, TIMES = 64, 30
+
+# (config:preset, overrides, workdir) -> the run's summary.
+Train = Callable[[str, list[str], Path], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """A config with its preset, and overrides "key=value"."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """Rungs by name, from the smallest to the largest model, and the split that they are compared on."""
+
+    split: str
+    rungs: dict[str, Rung]
+
+
+LADDERS: dict[str, Ladder] = {
+    "digits": Ladder(
+        "test",
+        {
+            "majority": Rung("configs/majority.py:embedded"),
+            "logistic": Rung("configs/logistic_digits.py:embedded"),
+            "mlp": Rung("configs/mlp_mnist.py:embedded"),
+            "cnn": Rung("configs/cnn_mnist.py:embedded"),
+            "resnet": Rung("configs/resnet_digits.py:embedded"),
+        },
+    ),
+    "mnist": Ladder(
+        "test",
+        {
+            "majority": Rung("configs/majority.py:mnist"),
+            # A network without hidden layers is multinomial logistic regression.
+            "logistic": Rung("configs/mlp_mnist.py:mnist", ("model.hidden_sizes=()",)),
+            "mlp": Rung("configs/mlp_mnist.py:mnist"),
+            "cnn": Rung("configs/cnn_mnist.py:mnist"),
+            "resnet": Rung("configs/resnet_mnist.py:mnist"),
+        },
+    ),
+    "newsgroups": Ladder(
+        "test",
+        {
+            "majority": Rung("configs/majority.py:newsgroups"),
+            "logistic": Rung("configs/logistic_newsgroups.py:newsgroups"),
+            "bert": Rung(
+                "configs/bert_sst2.py:scratch",
+                (
+                    "data.name=twenty_newsgroups",
+                    "data.transform.inputs=text",
+                    "data.transform.max_length=128",
+                    "data.transform.pad_to=(32, 64, 128)",
+                    "data.transform.row_length=256",
+                    "model.num_classes=20",
+                    "train.epochs=8",
+                    "eval.splits=test",
+                ),
+            ),
+        },
+    ),
+    "sst2": Ladder(
+        "validation",
+        {
+            "majority": Rung("configs/majority.py:sst2"),
+            "logistic": Rung("configs/logistic_sst2.py:sst2"),
+            "bert": Rung("configs/bert_sst2.py:scratch"),
+            "minilm": Rung("configs/bert_sst2.py:minilm"),
+        },
+    ),
+}
+
+
+def climb(
+    rungs: Mapping[str, Rung],
+    split: str,
+    out: Path,
+    *,
+    seeds: int,
+    train: Train,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Trains `seeds` replicas of each rung in one run and measures it; writes a table and a plot as it goes.
+
+    The files are table.md, table.json and ladder.png.
+
+    What fails is a row that says why, and the next rung follows. What is finished in `out` is not trained again.
+
+    Returns:
+      A row for each rung: "rung" and "failed", or the figures of `measure`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for number, (name, rung) in enumerate(rungs.items(), 1):
+        say(f"rung {number} of {len(rungs)}: {name}, {rung.config}")
+        try:
+            workdir = out / f"{name}-{seeds}-seeds"
+            summary = train(rung.config, [*rung.overrides, f"train.seeds={seeds}"], workdir)
+            if summary["status"] != "completed":
+                raise UserError(f"{workdir} is {summary['status']}: {summary['reason']}")
+            rows.append({"rung": name, **measure(RunDir.open(workdir, writer=True), summary, split)})
+        except Exception as error:  # whatever a model fails of, the other models do not
+            reason = " ".join((str(error) or type(error).__name__).split())
+            say(f"rung {name} failed: {reason}")
+            rows.append({"rung": name, "failed": reason})
+        (out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (out / "table.md").write_text(table(rows, split))
+        figures.ladder([row for row in rows if "failed" not in row]).savefig(out / "ladder.png", dpi=120)
+    return rows
+
+
+def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
+    """What a run of several seeds came to.
+
+    Returns:
+      "accuracy" of the split: {"values", "mean", "low", "high"} (Student's t over the seeds, 95 %); "examples", those
+      of the split; "parameters" of one seed; "size_mib", those and the model's state as they are in memory;
+      "train_seconds", what the steps took, without compiling and evaluating, over the number of seeds; "latency_ms",
+      the median time of one seed's compiled evaluation step, for {"one": an example, "batch": 64}, its input on the
+      device; "device".
+    """
+    experiment, state = Trained(run, "last").single
+    timings = run.path / "latency.json"
+    if not timings.is_file():
+        timings.write_text(json.dumps({str(n): latency_ms(experiment, state, split, n) for n in (1, BATCH)}))
+    latency = json.loads(timings.read_text())
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.model_state)))
+    return {
+        "accuracy": summary["intervals"][split]["accuracy"],
+        "examples": len(experiment.dataset.split(split)),
+        "parameters": summary["param_count"],
+        "size_mib": size / 2**20,
+        "train_seconds": summary["step"] * summary["throughput"]["step_time_ms"] / 1e3 / summary["seeds"],
+        "latency_ms": {"one": latency["1"], "batch": latency[str(BATCH)]},
+        "device": summary["environment"]["device_kind"],
+    }
+
+
+def latency_ms(experiment: Any, state: Any, split: str, examples: int) -> float:
+    """The median time of the evaluation step on so many examples of a split, an example a row, compiled and warm.
+
+    Several devices share the rows, and what is missing to a multiple of their number is padding.
+    """
+    stream = pipeline.Stream.unpacked(experiment.dataset.split(split), np.arange(examples))
+    ((_, batch),) = pipeline.evaluation_batches(stream, batch_rows=examples, rows=experiment.rows)
+    on_devices = sharding.put_batch(batch, experiment.mesh)
+    times = []
+    for _ in range(TIMES + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(experiment.eval_step(state, on_devices))
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[2:])  # the first compiles
+
+
+def table(rows: list[dict[str, Any]], split: str) -> str:
+    """The rows of `climb` as a Markdown table."""
+    lines = [
+        f"| rung | {split} accuracy | parameters | training | MiB | one example | a batch of {BATCH} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['rung']} | failed: {row['failed'].replace('|', '/')} | | | | | |")
+            continue
+        accuracy, latency = row["accuracy"], row["latency_ms"]
+        half = "" if accuracy["low"] is None else f" ± {accuracy['high'] - accuracy['mean']:.4f}"
+        lines.append(
+            f"| {row['rung']} | {accuracy['mean']:.4f}{half} | {row['parameters']:,} | {row['train_seconds']:.1f} s | "
+            f"{row['size_mib']:.3g} | {latency['one']:.2f} ms | {latency['batch']:.2f} ms |"
+        )
+    done = [row for row in rows if "failed" not in row]
+    if done:
+        repeats, examples = len(done[0]["accuracy"]["values"]), done[0]["examples"]
+        runs = f"the mean of {repeats} seeds, ± 95 % by Student's t" if repeats > 1 else "one seed"
+        lines += [
+            "",
+            f"Accuracy: {runs}; one of the {examples:,} examples is {1 / examples:.4f}. Training: the "
+            f"steps alone, of one seed. Latency: median of {TIMES} evaluation steps, {done[0]['device']}.",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,64 @@
+"""Models from the smallest to the largest on the same data, from the command line -> a table and a plot."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from research import cli
+from research.build import lookup
+from research.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m research.ladder",
+        description="Train a baseline, a linear model, a small and a large network on the same data, and print one "
+        "table of them. Writes table.md, table.json and ladder.png. What is finished in --out is not trained again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dataset", help="digits, mnist, newsgroups or sst2 (needed)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each rung (default: 5)")
+    parser.add_argument("--rungs", help="some of the rungs, with commas between (default: all)")
+    parser.add_argument("--out", help="the folder for runs, table and plot (default: runs/ladder-DATASET)")
+    parser.add_argument("--init_from", metavar="FOLDER", help="the weights of the pretrained rung (default: a hub id)")
+    parser.add_argument("--data_dir", help="where TFDS data lies (default: TFDS_DATA_DIR or ~/tensorflow_datasets)")
+    cli.add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, _ = cli.parse(parser(), argv, required=("dataset",))
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds is {arguments.seeds}; it must be at least 1")
+
+    from research.analysis.ladder import LADDERS, climb, table
+    from research.config import load
+    from research.interop import pretrained
+    from research.loop import train_and_evaluate
+
+    ladder = lookup(LADDERS, arguments.dataset, "--dataset")
+    rungs = ladder.rungs
+    if arguments.rungs:
+        rungs = {name: lookup(rungs, name, "--rungs") for name in arguments.rungs.split(",")}
+
+    def train(config: str, overrides: list[str], workdir: Path) -> dict[str, object]:
+        if arguments.data_dir:
+            overrides = [*overrides, f"data.data_dir={arguments.data_dir}"]
+        experiment = load(config, overrides)
+        if experiment.config.init_from and arguments.init_from:
+            experiment = load(config, [*overrides, f"init_from={arguments.init_from}"])
+        start = pretrained.start(experiment.config, experiment.given, workdir)
+        return train_and_evaluate(start.config, workdir, initial=start.initial)
+
+    out = Path(arguments.out or Path("runs") / f"ladder-{arguments.dataset}")
+    rows = climb(rungs, ladder.split, out, seeds=arguments.seeds, train=train, say=_say)
+    print(table(rows, ladder.split), end="")
+    return 0 if any("failed" not in row for row in rows) else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

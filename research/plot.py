@@ -1,0 +1,64 @@
+"""Plots of a run from the command line: a run directory -> PNGs in its plots/, and their numbers as JSON."""
+
+import argparse
+from typing import Any
+
+from research import cli
+from research.build import lookup
+from research.errors import UserError
+
+WHAT = "fit, residuals, coefficients, roc, precision_recall, confusion, regularization_path, learning_curve"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m research.plot",
+        description="Draw what a run came to. regularization_path and learning_curve train its config again, in the "
+        "run's refits/; what is finished there is not trained twice.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", help="the run directory (needed)")
+    parser.add_argument("--what", help=f"some of {WHAT}, with commas between (default: all that apply and end soon)")
+    parser.add_argument("--split", help="any split of the dataset (default: the first of the run's eval.splits)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    parser.add_argument("--repeats", type=int, default=3, help="seeds at each point of a learning curve (default: 3)")
+    cli.add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats is {arguments.repeats}; it must be at least 1")
+
+    from ml_collections import ConfigDict
+
+    from research.analysis.plots import PLOTS, Subject, draw, draw_all
+    from research.interop import pretrained
+    from research.rundir import RunDir, flatten
+
+    run = RunDir.open(arguments.workdir, writer=True)
+    saved = ConfigDict(run.config())
+
+    def initial(variables: Any) -> Any:
+        # All keys count as given: what followed the weights is in the run's config by now.
+        start = pretrained.start(saved, frozenset(flatten(saved.to_dict())), run.refits)
+        assert start.initial is not None
+        return start.initial(variables)
+
+    start = initial if saved.init_from else None
+    subject = Subject(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
+    if arguments.what:
+        names = arguments.what.split(",")
+        for name in names:
+            lookup(PLOTS, name, "--what")
+        for name in names:
+            print(f"{name}: {draw(subject, name)}", flush=True)
+        return 0
+    for name, path, why in draw_all(subject):
+        print(f"{name}: {path}" if path else f"{name}: not drawn, it {why}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from research import config, ladder
+from research.analysis.ladder import LADDERS, Ladder, Rung, climb
+from research.errors import UserError
+from research.loop import train_and_evaluate
+from tests import tiny
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_every_rung_is_a_config_that_evaluates_the_ladders_split(name):
+    """On the same data, and with as many classes."""
+    of_name = LADDERS[name]
+    assert next(iter(of_name.rungs)) == "majority"
+    loaded = [config.load(rung.config, rung.overrides).config for rung in of_name.rungs.values()]
+    assert len({experiment.data.name for experiment in loaded}) == 1
+    assert len({experiment.model.num_classes for experiment in loaded}) == 1
+    assert all(of_name.split in experiment.eval.splits for experiment in loaded)
+
+
+RUNGS = {"constant": Rung("a", ("train.steps=2",)), "broken": Rung("b"), "logistic": Rung("c", ("train.steps=30",))}
+
+
+def _train(name, overrides, workdir):
+    if name == "b":
+        raise ValueError("no | such\nmodel")
+    steps, seeds = (int(override.split("=")[1]) for override in overrides)
+    tiny_config = tiny.logistic(steps=steps, seeds=seeds)
+    if name == "a":
+        tiny_config.model.name = "constant"
+    return train_and_evaluate(tiny_config, workdir, show=False)
+
+
+def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path, monkeypatch):
+    said = []
+    rows = climb(RUNGS, "test", tmp_path, seeds=2, train=_train, say=said.append)
+    assert [row["rung"] for row in rows] == list(RUNGS)
+    constant, broken, logistic = rows
+    assert broken == {"rung": "broken", "failed": "no | such model"}
+    assert (constant["parameters"], logistic["parameters"]) == (10, 650)
+    assert logistic["size_mib"] == 650 * 4 / 2**20
+    summary = json.loads((tmp_path / "logistic-2-seeds/summary.json").read_text())
+    assert summary["seeds"] == 2
+    assert logistic["accuracy"] == summary["intervals"]["test"]["accuracy"]
+    assert len(logistic["accuracy"]["values"]) == 2
+    assert logistic["accuracy"]["mean"] > constant["accuracy"]["mean"]
+    assert constant["examples"] == 360
+    assert all(value > 0 for row in (constant, logistic) for value in row["latency_ms"].values())
+    assert json.loads((tmp_path / "table.json").read_text()) == rows
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[3] == "| broken | failed: no / such model | | | | | |"
+    assert lines[4].startswith(f"| logistic | {logistic['accuracy']['mean']:.4f} ± ")
+    assert {line.count("|") for line in lines[:5]} == {8}
+    assert "the mean of 2 seeds" in lines[-1]
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert "rung 2 of 3: broken, b" in said
+
+    def again(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("research.loop._train", again)
+    assert climb(RUNGS, "test", tmp_path, seeds=2, train=_train, say=said.append) == rows
+
+
+def test_a_run_that_was_interrupted_is_no_rung(tmp_path):
+    def train(*_):
+        return {"status": "preempted", "reason": "asked to stop"}
+
+    (row,) = climb({"one": Rung("a")}, "test", tmp_path, seeds=1, train=train, say=lambda text: None)
+    assert "is preempted: asked to stop" in row["failed"]
+
+
+def test_an_error_of_the_user_is_a_row_too(tmp_path):
+    def train(*_):
+        raise UserError("needs weights")
+
+    (row,) = climb({"one": Rung("a")}, "test", tmp_path, seeds=1, train=train, say=lambda text: None)
+    assert row == {"rung": "one", "failed": "needs weights"}
+
+
+def test_the_shell_prints_one_table(tmp_path, monkeypatch, capsys):
+    """The weights of the second rung can't be had here."""
+    rungs = {
+        "logistic": Rung("configs/logistic_digits.py:embedded", ("train.steps=2",)),
+        "pretrained": Rung("configs/bert_sst2.py:minilm"),
+    }
+    monkeypatch.setitem(LADDERS, "digits", Ladder("test", rungs))
+    flags = ["--dataset=digits", "--seeds=1", f"--out={tmp_path}", f"--init_from={tmp_path / 'none'}"]
+    assert ladder.main(flags) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert capsys.readouterr().out.endswith(table)
+    assert "| logistic | 0." in table
+    assert "±" not in table
+    assert "| pretrained | failed: " in table
+    assert ladder.main([*flags, "--rungs=pretrained"]) == 1
+    with pytest.raises(UserError, match="--seeds is 0"):
+        ladder.main(["--dataset=digits", "--seeds=0"])

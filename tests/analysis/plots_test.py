@@ -1,0 +1,143 @@
+"""Each plot of small runs: what applies, and that the numbers beside it are those of scikit-learn."""
+
+import json
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from configs import linear_line
+from research import plot
+from research.analysis import plots
+from research.analysis.plots import PLOTS, Subject, draw, draw_all
+from research.data.line import INTERCEPT, SLOPE
+from research.errors import UserError
+from research.loop import train_and_evaluate
+from research.rundir import RunDir
+from tests import tiny
+
+
+def _run(config, path):
+    train_and_evaluate(config, path, show=False)
+    return RunDir.open(path, writer=True)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return _run(tiny.logistic(steps=20), tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    return _run(linear_line.get_config(), tmp_path_factory.mktemp("runs") / "line")
+
+
+def _numbers(path):
+    assert path.read_bytes().startswith(b"\x89PNG")
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def _columns(run, split="validation"):
+    records = run.predictions(split)
+    return {name: np.array([record[name] for record in records]) for name in records[0]}
+
+
+def test_the_shell_names_what_there_is():
+    assert plot.WHAT.split(", ") == list(PLOTS)
+
+
+def test_a_classifiers_curves_are_scikit_learns(digits):
+    subject = Subject(digits)
+    columns = _columns(digits)
+    labels, scores = columns["label"], columns["scores"]
+    auc = _numbers(draw(subject, "roc"))["auc"]
+    precision = _numbers(draw(subject, "precision_recall"))["average_precision"]
+    assert list(auc) == list(precision) == [str(c) for c in range(10)]
+    for c in range(10):
+        of_class = labels == c, scores[:, c]
+        assert auc[str(c)] == pytest.approx(sklearn.metrics.roc_auc_score(*of_class), abs=1e-12)
+        assert precision[str(c)] == pytest.approx(sklearn.metrics.average_precision_score(*of_class), abs=1e-12)
+    counts = _numbers(draw(subject, "confusion"))["counts"]
+    assert counts == sklearn.metrics.confusion_matrix(labels, columns["prediction"]).tolist()
+    assert np.trace(counts) / len(labels) == digits.summary()["metrics"]["validation"]["accuracy"]
+
+
+def test_a_line_is_drawn_in_the_datas_own_units(line):
+    fit = _numbers(draw(Subject(line), "fit"))
+    slope, intercept = np.polyfit(fit["x"], fit["prediction"], 1)
+    # 200 points with a noise of 0.5: standard errors of 0.03 and 0.05.
+    assert slope == pytest.approx(SLOPE, abs=0.1)
+    assert intercept == pytest.approx(INTERCEPT, abs=0.15)
+    np.testing.assert_allclose(slope * np.array(fit["x"]) + intercept, fit["prediction"], atol=1e-5)
+    residuals = _numbers(draw(Subject(line, split="test"), "residuals"))
+    columns = _columns(line, "test")
+    assert residuals["mean"] == pytest.approx(np.mean(columns["label"] - columns["prediction"]), abs=1e-12)
+    assert residuals["standard_deviation"] ** 2 + residuals["mean"] ** 2 == pytest.approx(
+        line.summary()["metrics"]["test"]["loss"], rel=1e-6
+    )
+
+
+def test_coefficients_are_the_checkpoints(digits, line):
+    (slope,) = _numbers(draw(Subject(line), "coefficients"))["values"]
+    assert slope == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
+    shown = _numbers(draw(Subject(digits), "coefficients"))
+    assert shown["of"] == 640
+    kernel = np.asarray(Subject(digits).trained.loaded[1].params["linear"]["kernel"])
+    assert np.abs(kernel).max() == np.abs(shown["values"][-1])
+    feature, of_class = (int(part.split()[1]) for part in shown["names"][-1].split(", "))
+    assert kernel[feature, of_class] == pytest.approx(shown["values"][-1], rel=1e-7)
+
+
+def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypatch):
+    monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)
+    found = {name: (path, why) for name, path, why in draw_all(Subject(digits))}
+    assert list(found) == list(PLOTS)
+    assert {name for name, (path, _) in found.items() if path} == {
+        "coefficients",
+        "roc",
+        "precision_recall",
+        "confusion",
+    }
+    assert found["fit"][1] == "is of task regression; the run's is classification"
+    assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
+    found = {name: why for name, path, why in draw_all(Subject(line)) if not path}
+    assert set(found) == {"roc", "precision_recall", "confusion", "regularization_path", "learning_curve"}
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("fit", "fit is of task regression; the run's is classification"),
+        ("regularization_path", "regularization_path is of optimizers closed_form, lbfgs, sgd; the run's is adamw"),
+        ("rock", "did you mean 'roc'"),
+    ],
+)
+def test_what_does_not_apply_is_an_error_where_it_was_asked_for(digits, what, message):
+    with pytest.raises(UserError, match=message):
+        draw(Subject(digits), what)
+
+
+def test_the_shell_draws_what_it_is_asked_for(line, capsys):
+    assert plot.main([f"--workdir={line.path}", "--what=residuals,fit", "--split=test"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
+    with pytest.raises(UserError, match="--what 'fti' is unknown; did you mean 'fit'"):
+        plot.main([f"--workdir={line.path}", "--what=residuals,fti"])
+
+
+def test_hidden_labels_have_no_plot(digits, monkeypatch):
+    monkeypatch.setattr(
+        plots.Trained, "predictions", lambda self, split: ({}, [{"index": 0, "label": -1, "scores": [1.0, 0.0]}])
+    )
+    with pytest.raises(UserError, match="roc the labels of the split are hidden"):
+        draw(Subject(digits), "roc")
+
+
+def test_of_several_seeds_the_first_is_drawn(tmp_path):
+    """Its run is that of the seed alone, up to rounding."""
+    run = _run(tiny.logistic(steps=5, seeds=2), tmp_path / "two")
+    alone = _run(tiny.logistic(steps=5), tmp_path / "one")
+    two, one = (_numbers(draw(Subject(of), "roc"))["auc"] for of in (run, alone))
+    assert two == pytest.approx(one, abs=1e-3)  # float32 scores differ by rounding, which may swap two of 359
+    two, one = (_numbers(draw(Subject(of), "coefficients"))["values"] for of in (run, alone))
+    np.testing.assert_allclose(two, one, rtol=1e-5)  # measured: 1.3e-7

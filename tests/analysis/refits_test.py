@@ -1,0 +1,86 @@
+"""Refits on a line, whose every fit has a closed form."""
+
+import numpy as np
+import pytest
+
+from configs import linear_line
+from research.analysis import refits
+from research.analysis.refits import learning_curve, penalties, regularization_path
+from research.data.line import line
+from research.data.pipeline import chosen
+from research.errors import UserError
+from research.loop import train_and_evaluate
+from research.rundir import RunDir
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "line"
+    train_and_evaluate(linear_line.get_config(), path, show=False)
+    return RunDir.open(path, writer=True)
+
+
+def _not_again(*_, **__):
+    raise AssertionError("trained again")
+
+
+def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
+    """The gradient 2 (w − cov(x, y)) + λ w of a standardized feature is zero at w = 2 cov / (2 + λ)."""
+    found = regularization_path(run, [2.0, 0.02, 100.0], show=False)
+    columns = line()["train"]
+    x, y = columns["features"][:, 0], columns["label"]
+    covariance = np.mean((x - x.mean()) / x.std() * y)
+    *points, diverged = found["points"]
+    assert [point["value"] for point in points] == [0.02, 2.0]
+    for point in points:
+        # 0.8^100 of the way is left; float32 sums differ from these by 1e-7.
+        assert point["coefficients"] == pytest.approx([2 * covariance / (2 + point["value"])], rel=1e-5)
+    assert points[0]["metric"] < points[1]["metric"]
+    assert "training diverged" in diverged["failed"]
+    assert (found["penalty"], found["now"], found["split"], found["metric"]) == (
+        "optimizer.weight_decay",
+        0.0,
+        "validation",
+        "loss",
+    )
+    monkeypatch.setattr("research.loop._train", _not_again)
+    assert regularization_path(run, [2.0, 0.02], show=False)["points"] == points
+
+
+def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
+    found = learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False)
+    assert [point["examples"] for point in found["points"]] == [20, 200]
+    train, validation = line()["train"], line()["validation"]
+    for point in found["points"]:
+        expected = []
+        for seed in (0, 1):
+            part = chosen(200, point["fraction"], seed)
+            fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
+            errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
+            expected.append(np.mean(errors**2))
+        # 20 examples whose feature's variance differs from 1 converge a little slower.
+        assert point["metrics"]["validation"]["values"] == pytest.approx(expected, rel=1e-4)
+        assert set(point["metrics"]["validation"]) == {"values", "mean", "low", "high"}
+        assert set(point["metrics"]) == {"validation", "train"}
+    assert not list(run.refits.glob("learning_curve/*/checkpoints"))
+    monkeypatch.setattr("research.loop._train", _not_again)
+    assert learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False) == found
+
+
+def test_penalties_lie_about_the_runs_own():
+    assert penalties(0.5)[4] == pytest.approx(0.5)
+    assert penalties(0.5)[::8] == pytest.approx([0.005, 50])
+    assert penalties(0.0)[4] == 1.0
+
+
+def test_what_has_no_path_says_so(tmp_path):
+    train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
+    run = RunDir.open(tmp_path)
+    with pytest.raises(UserError, match="optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"):
+        regularization_path(run, show=False)
+    monkeypatched = {**run.summary(), "status": "preempted"}
+    RunDir.open(tmp_path, writer=True).write_summary(monkeypatched)
+    with pytest.raises(UserError, match="is not completed; the same training command goes on"):
+        learning_curve(run, show=False)
+    assert refits.FRACTIONS[-1] == 1.0
