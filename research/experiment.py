@@ -106,8 +106,9 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     streams = _streams(config, dataset)
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
-    task = with_class_weights(task, stream.examples.labels, config.model.get("num_classes"))
-    decay = optim.weight_decay(config.optimizer, config.task.name, training_weight(task, stream.examples.labels))
+    labels = stream.labels
+    task = with_class_weights(task, labels, config.model.get("num_classes"))
+    decay = optim.weight_decay(config.optimizer, config.task.name, training_weight(task, labels))
     name = config.optimizer.name
     solving = name in solvers.SOLVERS
     if solving:

@@ -79,6 +79,11 @@ class Stream:
         return np.sort(self.rows[self.rows >= 0])
 
     @property
+    def labels(self) -> np.ndarray:
+        """Those of the rows' examples: [M, …]."""
+        return self.examples.labels[self.rows[self.rows >= 0]]
+
+    @property
     def fullness(self) -> float:
         """Of packed rows, the fraction of their tokens that are not padding."""
         assert isinstance(self.examples, TextExamples | BagExamples)
