@@ -122,16 +122,15 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
-        config = self._read(self._config)
-        config.get("train", {}).setdefault("seeds", None)  # a run from before there were several
-        return config
+        return self._read(self._config)
 
     def check_one_seed(self, what: str) -> None:
         """Raises UserError for a run of several seeds, where `what` takes the parameters of one."""
         config = self.config()
-        if config["train"]["seeds"] is not None:
+        seeds = flatten(config).get("train.seeds")  # runs from before there were several lack the key
+        if seeds is not None:
             raise UserError(
-                f"{self.path} is a run of {config['train']['seeds']} seeds and {what} takes one: train it again with "
+                f"{self.path} is a run of {seeds} seeds and {what} takes one: train it again with "
                 f"--config.seed={config['seed']} and without train.seeds, which gives that seed's run up to rounding"
             )
 

@@ -26,7 +26,8 @@ class Trained:
         if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
             mesh |= {"fsdp": 1, "tensor": 1}
         self.run = run
-        self.config = FrozenConfigDict({**saved, "mesh": {**mesh, "data": -1}})
+        train = {"seeds": None, **saved["train"]}  # runs from before there were several seeds lack the key
+        self.config = FrozenConfigDict({**saved, "train": train, "mesh": {**mesh, "data": -1}})
         self._which = which
         with self._checkpoints() as checkpoints:
             self.step = checkpoints.step(which)
