@@ -23,6 +23,17 @@ FREE_KEYS = (
     "mesh.",
 )
 
+# Keys that the config of an older run lacks, with the values that leave it what it was.
+_LATER_KEYS: dict[tuple[str, str], Any] = {
+    ("data", "train_fraction"): 1.0,
+    ("train", "seeds"): None,
+    ("optimizer", "C"): None,
+    ("optimizer", "alpha"): None,
+    ("optimizer", "tolerance"): 1e-4,
+    ("optimizer", "max_iterations"): 1000,
+    ("optimizer", "factorization"): "qr",
+}
+
 
 def jsonable(value: Any) -> Any:
     """`value` as JSON gives it back (tuples become lists, keys strings)."""
@@ -140,16 +151,18 @@ class RunDir:
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
         config = self._read(self._config)
-        config.get("data", {}).setdefault("train_fraction", 1.0)  # a run from before there were parts
-        config.get("train", {}).setdefault("seeds", None)  # a run from before there were several
+        for (section, key), value in _LATER_KEYS.items():
+            if section in config:
+                config[section].setdefault(key, value)
         return config
 
     def check_one_seed(self, what: str) -> None:
         """Raises UserError for a run of several seeds, where `what` takes the parameters of one."""
         config = self.config()
-        if config["train"]["seeds"] is not None:
+        seeds = config["train"]["seeds"]
+        if seeds is not None:
             raise UserError(
-                f"{self.path} is a run of {config['train']['seeds']} seeds and {what} takes one: train it again with "
+                f"{self.path} is a run of {seeds} seeds and {what} takes one: train it again with "
                 f"--config.seed={config['seed']} and without train.seeds, which gives that seed's run up to rounding"
             )
 

@@ -137,7 +137,8 @@ class Stream:
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
     """Rows of example indices [B, E] with rows of −1 behind them up to a multiple of `multiple`."""
-    return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), constant_values=-1)
+    # Not np.pad, which takes ten times as long to add a few rows or none.
+    return np.concatenate([rows, np.full((-len(rows) % multiple, rows.shape[1]), -1, rows.dtype)])
 
 
 def make_batch(
