@@ -1,11 +1,12 @@
-"""Hashed bags of words on the real SST-2 and 20 Newsgroups: what hashing costs in accuracy, and a gradient's time.
+"""Logistic regression on bags of n-grams: this project's, hashed, beside scikit-learn's, with a vocabulary, in one run.
 
-PYTHONPATH=. python benchmarks/bags.py accuracy CONFIG.py:PRESET [BUCKETS ...]   # 0: scikit-learn's vocabulary
-PYTHONPATH=. python benchmarks/bags.py gradient CONFIG.py:PRESET
+python benchmarks/bags.py                                       # 20 Newsgroups and SST-2
+python benchmarks/bags.py --sets=sst2 --buckets 262144 1048576  # what hashing costs
 
-`accuracy` is that of the optimum of L2-regularised logistic regression with C = 10, found by SciPy on the sparse
-matrix. `gradient` times value and gradient of the mean loss over all training examples, as one jitted program. For
-configs/logistic_newsgroups.py:newsgroups and configs/logistic_sst2.py:sst2; their data must be prepared for TFDS.
+Both sides count the same n-grams (words of one letter too), weigh them by tf-idf (sublinear) and minimise the same
+objective, C = 10, to the same tolerance, in float32: here hashed into buckets and by `lbfgs`, there TfidfVectorizer and
+LogisticRegression. A fit is from bags in memory to weights, after compiling; accuracy is that of the split that the
+config evaluates. Each side is a process of its own (turns.py). The data must be prepared for TFDS.
 """
 
 import argparse
@@ -13,135 +14,126 @@ import time
 from typing import Any
 
 import numpy as np
+from turns import Measure, Results, Side, environment, serve
+
+CONFIGS = {"newsgroups": "configs/logistic_newsgroups.py:newsgroups", "sst2": "configs/logistic_sst2.py:sst2"}
 
 
-def features(config: Any, buckets: int) -> dict[str, tuple[Any, np.ndarray]]:
-    """Split -> (CSR matrix, labels) of `train` and the first of eval.splits; buckets 0: by TfidfVectorizer."""
-    import scipy.sparse
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    from research.data import load
-
-    names = ("train", config.eval.splits[0])
-    section = config.data.to_dict()
-    transform = section["transform"]
-    if buckets:
-        transform["buckets"] = buckets
-        splits = {name: load.load(section).split(name) for name in names}
-        return {
-            name: (
-                scipy.sparse.csr_matrix(
-                    (bags.values.values, bags.ids.values, bags.ids.offsets), shape=(len(bags), buckets)
-                ),
-                bags.labels,
-            )
-            for name, bags in splits.items()
-        }
-    raw = load.raw(section["name"], section["data_dir"])
-    texts = {name: [text.decode("utf-8", "replace") for text in raw[name][transform["inputs"][0]]] for name in names}
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True, ngram_range=transform["ngrams"], token_pattern=r"(?u)\b\w+\b", dtype=np.float32
-    ).fit(texts["train"])
-    return {name: (vectorizer.transform(texts[name]).tocsr(), np.asarray(raw[name]["label"])) for name in names}
-
-
-def optimum(train: tuple[Any, np.ndarray], num_classes: int, C: float = 10.0) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weights [D, columns], intercepts and iterations: the minimum of scikit-learn's objective, to tol=1e-5."""
-    import scipy.optimize
-    import scipy.special
-
-    matrix, labels = train
-    used = np.unique(matrix.indices)  # the others' weights stay zero
-    matrix = matrix[:, used].tocsr()
-    transposed, (size, width) = matrix.T.tocsr(), matrix.shape
-    columns = 1 if num_classes == 2 else num_classes
-
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights, bias = flat[:-columns].reshape(width, columns), flat[-columns:]
-        logits = matrix @ weights.astype(np.float32) + bias.astype(np.float32)
-        if columns == 1:
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        log_probabilities = scipy.special.log_softmax(logits, axis=1)
-        error = np.exp(log_probabilities)
-        error[np.arange(size), labels] -= 1
-        error = error[:, -columns:] / size
-        loss = -log_probabilities[np.arange(size), labels].mean(dtype=float) + np.square(weights).sum() / (2 * C * size)
-        gradient = transposed @ error + weights / (C * size)
-        return float(loss), np.concatenate([gradient.ravel(), error.sum(axis=0)]).astype(float)
-
-    start = np.zeros((width + 1) * columns)
-    options = {"maxiter": 1000, "gtol": 1e-5, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    kernel = np.zeros((train[0].shape[1], columns))
-    kernel[used] = found.x[:-columns].reshape(width, columns)
-    return kernel, found.x[-columns:], found.nit
-
-
-def accuracy(config: Any, buckets: int) -> None:
-    splits = features(config, buckets)
-    began = time.process_time()
-    kernel, bias, iterations = optimum(splits["train"], config.model.num_classes)
-    seconds = time.process_time() - began
-    matrix, labels = splits[config.eval.splits[0]]
-    logits = matrix @ kernel + bias[None, :]
-    predictions = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
-    what = f"{buckets:,} buckets" if buckets else f"a vocabulary of {kernel.shape[0]:,}"
-    print(
-        f"{config.data.name}, {what}: {config.eval.splits[0]} accuracy {(predictions == labels).mean():.4f}, "
-        f"{iterations} iterations, {seconds:.1f} s of processor time",
-        flush=True,
-    )
-
-
-def gradient_times(config: Any, rounds: int = 10) -> tuple[list[float], list[float]]:
-    """Seconds of the clock and of the processor, of value and gradient of the mean loss over all of `train`."""
-    import jax
-
-    from research.data.pipeline import make_batch
-    from research.experiment import prepare
+def ours(_: argparse.Namespace) -> Measure:
+    """("set buckets", fits) -> seconds, examples, accuracy, iterations, and the seconds that compiling took."""
     from research.platform import prepare_process
 
     prepare_process()
-    experiment = prepare(config)
-    stream = experiment.streams("train")
-    batch = jax.device_put(make_batch(stream.examples, stream.rows))
-    params = experiment.init().params
+    import jax
 
-    @jax.jit
-    def loss(params: Any, batch: Any) -> Any:
-        def mean(params: Any) -> Any:
-            outputs = experiment.module.apply({"params": params}, batch, train=True)
-            scores = experiment.task.scores(outputs, batch)["loss"]
-            return scores.total / scores.weight
+    from research.config import load
+    from research.evaluation import evaluate
+    from research.experiment import prepare
+    from research.sharding import put_batch
 
-        return jax.value_and_grad(mean)(params)
+    def measure(setting: str, fits: int) -> dict[str, float]:
+        name, buckets = setting.split()
+        overrides = [f"data.transform.buckets={buckets}", f"model.num_features={buckets}"] if int(buckets) else []
+        experiment = prepare(load(CONFIGS[name], overrides).config)
+        batch = put_batch(next(experiment.training_batches(0)), experiment.mesh)
+        began = time.perf_counter()
+        step = experiment.train_step.lower(experiment.state, batch).compile()
+        compiling = time.perf_counter() - began
+        seconds = 0.0
+        for _ in range(fits):
+            state = jax.block_until_ready(experiment.init())
+            began = time.perf_counter()
+            state, scores = jax.block_until_ready(step(state, batch))
+            seconds += time.perf_counter() - began
+        values, _ = evaluate(experiment, state, experiment.config.eval.splits[0])
+        return {
+            "seconds": seconds,
+            "examples": fits * len(experiment.streams("train").examples),
+            "accuracy": values["accuracy"],
+            "iterations": float(scores["iterations"].total),
+            "compiling": compiling,
+            "features": experiment.config.model.num_features,
+        }
 
-    jax.block_until_ready(loss(params, batch))
-    clock, processor = [], []
-    for _ in range(rounds):
-        began = time.perf_counter(), time.process_time()
-        jax.block_until_ready(loss(params, batch))
-        clock.append(time.perf_counter() - began[0])
-        processor.append(time.process_time() - began[1])
-    return clock, processor
+    return measure
+
+
+def peer(_: argparse.Namespace) -> Measure:
+    """As `ours`, whatever the buckets; of compiling there is none."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    from research.config import load
+    from research.data.load import raw
+
+    def texts(name: str) -> tuple[Any, dict[str, tuple[Any, np.ndarray]]]:
+        config = load(CONFIGS[name]).config
+        transform = config.data.transform
+        columns = raw(config.data.name, config.data.data_dir)
+        splits = {}
+        for split in ("train", config.eval.splits[0]):
+            lines = [text.decode("utf-8", "replace") for text in columns[split][transform.inputs[0]]]
+            splits[split] = lines, np.asarray(columns[split][transform.label])
+        return config, splits
+
+    def measure(setting: str, fits: int) -> dict[str, float]:
+        config, splits = texts(setting.split()[0])
+        vectorizer = TfidfVectorizer(
+            sublinear_tf=True,
+            ngram_range=config.data.transform.ngrams,
+            token_pattern=r"(?u)\b\w+\b",
+            dtype=np.float32,
+        )
+        features, labels = vectorizer.fit_transform(splits["train"][0]), splits["train"][1]
+        model = LogisticRegression(C=config.optimizer.C, tol=config.optimizer.tolerance, max_iter=1000)
+        began = time.perf_counter()
+        for _ in range(fits):
+            model.fit(features, labels)
+        seconds = time.perf_counter() - began
+        held_out, answers = splits[config.eval.splits[0]]
+        return {
+            "seconds": seconds,
+            "examples": fits * len(labels),
+            "accuracy": float(model.score(vectorizer.transform(held_out), answers)),
+            "iterations": float(model.n_iter_.max()),
+            "compiling": 0.0,
+            "features": features.shape[1],
+        }
+
+    return measure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("accuracy", "gradient"))
-    parser.add_argument("config")
-    parser.add_argument("buckets", nargs="*", type=int)
+    parser.add_argument("--sets", default=",".join(CONFIGS), help="some of them, with commas")
+    parser.add_argument("--buckets", nargs="+", default=["0"], help="of this project's side; 0: the config's")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-
-    from research.config import load
-
-    config = load(arguments.config).config
-    if arguments.what == "accuracy":
-        for buckets in arguments.buckets or (config.data.transform.buckets, 0):
-            accuracy(config, buckets)
+    if arguments.serve:
+        serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
         return
-    for name, seconds in zip(("clock", "processor"), gradient_times(config), strict=True):
-        print(f"{name}: best {min(seconds) * 1e3:.0f} ms, median {np.median(seconds) * 1e3:.0f} ms")
+    sides = {name: Side(__file__, name) for name in ("ours", "peer")}
+    results = Results()
+    names = arguments.sets.split(",")
+    settings = [("ours", f"{name} {buckets}") for name in names for buckets in arguments.buckets]
+    settings += [("peer", f"{name} {arguments.buckets[0]}") for name in names]
+    results.measure(sides, settings, rounds=arguments.rounds, steps=1)
+    for side in sides.values():
+        side.close()
+    print(environment("jax", "scikit-learn", "numpy") + "\n")
+    print("| | features | accuracy | a fit, s | compiling, s | iterations | speed over scikit-learn's |")
+    print("|---|---|---|---|---|---|---|")
+    for side, setting in settings:
+        last = results.of[side, setting][-1]
+        seconds = last["examples"] / results.rate(side, setting)
+        rival = f"{setting.split()[0]} {arguments.buckets[0]}"
+        ratio = results.rate(side, setting) / results.rate("peer", rival)
+        print(
+            f"| {'this project' if side == 'ours' else 'scikit-learn'}, {setting.split()[0]} | {last['features']:,.0f} "
+            f"| {last['accuracy']:.4f} | {seconds:.2f} | {last['compiling']:.1f} | {last['iterations']:.0f} "
+            f"| {f'{ratio:.2f}' if side == 'ours' else ''} |"
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 7 s; every parameter within 1e-4 relative of the closed form;
-test R² 0.3045, validation R² 0.4426.
+test R² 0.3045, validation R² 0.4426. closed_form and lbfgs, with other work: 5 and 6 s, the same R².
+ridge: 6 s, with other work; test R² 0.3049, validation R² 0.4417.
 """
 
 from ml_collections import ConfigDict

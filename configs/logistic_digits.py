@@ -1,10 +1,11 @@
 """Multinomial logistic regression on digits (1,797 images of 8×8).
 
     python -m research.train --config=configs/logistic_digits.py
-    python -m research.train --config=configs/logistic_digits.py:lbfgs   # full batch, scikit-learn's C=0.03
+    python -m research.train --config=configs/logistic_digits.py:lbfgs   # to the optimum, scikit-learn's C=1
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-8 s; test accuracy 0.9639, validation 0.9694.
+  embedded: 8 s; test accuracy 0.9639, validation 0.9694.
+  lbfgs: 7 s, with other work; test accuracy 0.9694, validation 0.9749.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.eval.splits = ("validation", "test")
     if config.preset == "lbfgs":
         config.optimizer.name = "lbfgs"
-        config.optimizer.C = 0.03
+        config.optimizer.C = 1.0
         config.train.steps = 1
         config.train.batch_size = -1
         return config
