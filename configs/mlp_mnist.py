@@ -10,7 +10,7 @@ MNIST has no validation split: the last step's parameters are evaluated on `test
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults
+from configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded", "mnist")
 FULL = "mnist"
@@ -20,7 +20,16 @@ def get_config(preset: str = "") -> ConfigDict:
     """Presets: `embedded`, `mnist`."""
     config = defaults()
     config.preset = preset or FULL
-    config.model = ConfigDict({"name": "mlp", "num_classes": 10, "hidden_sizes": (128,), "dropout": 0.2})
+    config.model = ConfigDict(
+        {
+            "name": "mlp",
+            "num_classes": 10,
+            "hidden_sizes": (128,),
+            "dropout": 0.2,
+            "mean": (33.3,),  # of the images' pixels, in their own range; without mean and std it reads features
+            "std": (78.6,),
+        }
+    )
     config.task = classification()
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
@@ -30,16 +39,12 @@ def get_config(preset: str = "") -> ConfigDict:
     return config
 
 
-def _pixels(column: str, mean: float, std: float) -> ConfigDict:
-    return ConfigDict(
-        {"name": "pixels", "inputs": (column,), "label": "label", "channels": 1, "mean": (mean,), "std": (std,)}
-    )
-
-
 def _embedded(config: ConfigDict) -> None:
     """1,797 digits of 8×8."""
     config.data.name = "digits"
-    config.data.transform = _pixels("features", 4.9, 6.0)
+    config.data.transform = image(channels=1)
+    config.data.transform.inputs = ("features",)
+    config.model.update(mean=(4.9,), std=(6.0,))
     config.train.epochs = 30
     config.eval.splits = ("validation", "test")
 
@@ -47,6 +52,6 @@ def _embedded(config: ConfigDict) -> None:
 def _mnist(config: ConfigDict) -> None:
     """70,000 digits of 28×28."""
     config.data.name = "mnist"
-    config.data.transform = _pixels("image", 33.3, 78.6)
+    config.data.transform = image(channels=1)
     config.train.epochs = 15
     config.eval.splits = ("test",)

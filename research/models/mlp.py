@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.models.images import normalized
 from research.models.layers import Dense, Dropout
 
 # For ReLUs: variance 2 / fan-in (He et al. 2015, "Delving deep", section 2.2). A classifier is followed by none.
@@ -13,19 +14,28 @@ he_normal, lecun_normal = nn.initializers.he_normal(), nn.initializers.lecun_nor
 
 
 class MLP(nn.Module):
-    """Dense layers of `hidden_sizes`, each with a ReLU and dropout, and a linear classifier."""
+    """Dense layers of `hidden_sizes`, each with a ReLU and dropout, and a linear classifier.
+
+    `mean` and `std`, where they are given, are those of images, which are read instead of features: see `normalized`.
+    """
 
     num_classes: int
     hidden_sizes: tuple[int, ...]
     dropout: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
-        """Reads features, float [B, D] -> logits [B, num_classes]."""
+        """Reads features, float [B, D], or images, uint8 or float [B, H, W, C] -> logits [B, num_classes]."""
         if any(size < 1 for size in self.hidden_sizes):
             raise ValueError(f"model.hidden_sizes is {tuple(self.hidden_sizes)}; each must be at least 1")
-        x = batch["features"].astype(self.dtype)
+        if self.mean or self.std:
+            images = normalized(batch["images"], self.mean, self.std, self.dtype)
+            x = images.reshape(len(images), -1)
+        else:
+            x = batch["features"].astype(self.dtype)
         for i, size in enumerate(self.hidden_sizes):
             x = nn.relu(Dense(size, dtype=self.dtype, kernel_init=he_normal, name=f"dense_{i}")(x))
             x = Dropout(self.dropout)(x, train=train)
