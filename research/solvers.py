@@ -62,42 +62,48 @@ class Problem:
     def value(self, params: Any) -> jax.Array:
         """The objective, of a batch of one block."""
         loss = self.scores(params, jax.tree.map(lambda x: x[0], self.batch))["loss"]
-        return loss.total / loss.weight + self.weight_decay / 2 * optax.tree.norm(self.decayed(params), squared=True)
+        return loss.total / loss.weight + self._penalty(params)
 
-    def objective(self, params: Any) -> Callable[[Any], jax.Array]:
-        """The objective as a function of parameters like `params`. Its gradient comes in the same pass as its value."""
-        weight = self.sum(lambda block: self.scores(params, block)["loss"].weight)
+    def _penalty(self, params: Any) -> jax.Array:
+        return self.weight_decay / 2 * optax.tree.norm(self.decayed(params), squared=True)
 
-        def value_and_grad(params: Any) -> tuple[jax.Array, Any]:
-            loss = jax.value_and_grad(lambda params, block: self.scores(params, block)["loss"].total)
-            total, grads = self.sum(lambda block: loss(params, block))
-            penalised = self.decayed(params)
-            value = total / weight + self.weight_decay / 2 * optax.tree.norm(penalised, squared=True)
-            return value, jax.tree.map(lambda g, p: g / weight + self.weight_decay * p, grads, penalised)
+    def at(self, params: Any, which: Callable[[dict[str, Any]], Any] = lambda scores: scores) -> "Point":
+        """The objective's value and gradient, and of the scores `which` picks, in one pass over the data."""
+
+        def loss(params: Any, block: Batch) -> tuple[jax.Array, Any]:
+            scores = self.scores(params, block)
+            return scores["loss"].total, (scores["loss"].weight, which(scores))
+
+        (total, (weight, scores)), grads = self.sum(lambda block: jax.value_and_grad(loss, has_aux=True)(params, block))
+        grads = jax.tree.map(lambda g, p: g / weight + self.weight_decay * p, grads, self.decayed(params))
+        return Point(total / weight + self._penalty(params), grads, scores)
+
+    def objective(self, params: Any) -> jax.Array:
+        """The objective, a function whose gradient comes in the same pass as its value."""
 
         @jax.custom_vjp
         def objective(params: Any) -> jax.Array:
-            return value_and_grad(params)[0]
+            return self.at(params, lambda _: ()).value
 
-        objective.defvjp(value_and_grad, lambda grad, scale: (jax.tree.map(lambda g: scale * g, grad),))
-        return objective
+        def forward(params: Any) -> tuple[jax.Array, Any]:
+            point = self.at(params, lambda _: ())
+            return point.value, point.grad
+
+        objective.defvjp(forward, lambda grad, scale: (jax.tree.map(lambda g: scale * g, grad),))
+        return objective(params)
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Parameters with the objective's value and gradient there."""
+    """What there is at some parameters: the objective's value and gradient, and scores."""
 
-    params: Any
     value: jax.Array
     grad: Any
-
-    @classmethod
-    def of(cls, objective: Callable[[Any], jax.Array], params: Any) -> "Point":
-        return cls(params, *jax.value_and_grad(objective)(params))
+    scores: Any
 
 
-# (problem, objective, where to start) -> (solution, iterations, the largest gradient that counts as converged)
-Solver = Callable[..., tuple[Point, jax.Array, Any]]
+# (problem, parameters to start from) -> (solution, iterations, the largest gradient that counts as converged)
+Solver = Callable[..., tuple[Any, jax.Array, Any]]
 
 
 def _max_norm(tree: Any) -> jax.Array:
@@ -105,14 +111,8 @@ def _max_norm(tree: Any) -> jax.Array:
 
 
 def lbfgs(
-    problem: Problem,
-    objective: Callable[[Any], jax.Array],
-    start: Point,
-    *,
-    tolerance: float,
-    max_iterations: int,
-    factorization: str,
-) -> tuple[Point, jax.Array, Any]:
+    problem: Problem, params: Any, *, tolerance: float, max_iterations: int, factorization: str
+) -> tuple[Any, jax.Array, Any]:
     """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), to a gradient whose largest entry is `tolerance`.
 
     Up to DENSE parameters it works in coordinates in which the curvature at the start is the same in all directions,
@@ -120,10 +120,10 @@ def lbfgs(
     ten iterations brought no lower objective: that is the type's precision.
     """
     tx = optax.lbfgs(memory_size=10)
-    coordinates = _Coordinates.round(problem, start.params)
+    coordinates = _Coordinates.round(problem, params)
 
-    def value_at(x: Any) -> jax.Array:
-        return objective(coordinates.params(x))
+    def objective(x: Any) -> jax.Array:
+        return problem.objective(coordinates.params(x))
 
     def going_on(carry: Any) -> jax.Array:
         iteration, since, _, _, _, grad, _ = carry
@@ -131,16 +131,16 @@ def lbfgs(
 
     def iterate(carry: Any) -> Any:
         iteration, since, best, x, value, grad, state = carry
-        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=value_at)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=objective)
         x = optax.apply_updates(x, updates)
         value, grad = optax.tree.get(state, "value"), optax.tree.get(state, "grad")
         return (iteration + 1, jnp.where(value < best, 0, since + 1), jnp.minimum(best, value), x, value, grad, state)
 
     zero, x = jnp.int32(0), coordinates.start
-    grad = jax.vjp(coordinates.params, x)[1](start.grad)[0]
-    carry = (zero, zero, start.value, x, start.value, grad, tx.init(x))
-    iterations, _, _, x, value, grad, _ = jax.lax.while_loop(going_on, iterate, carry)
-    return Point(coordinates.params(x), value, coordinates.gradient(grad)), iterations, tolerance
+    value, grad = jax.value_and_grad(objective)(x)
+    carry = (zero, zero, value, x, value, grad, tx.init(x))
+    iterations, _, _, x, _, _, _ = jax.lax.while_loop(going_on, iterate, carry)
+    return coordinates.params(x), iterations, tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,27 +183,19 @@ class _Coordinates:
 
 
 def closed_form(
-    problem: Problem,
-    objective: Callable[[Any], jax.Array],
-    start: Point,
-    *,
-    tolerance: float,
-    max_iterations: int,
-    factorization: str,
-) -> tuple[Point, jax.Array, Any]:
+    problem: Problem, params: Any, *, tolerance: float, max_iterations: int, factorization: str
+) -> tuple[Any, jax.Array, Any]:
     """The least-squares solution of a model that is linear in its parameters: one exact Gauss–Newton step.
 
     Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
     takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
     normal equations is faster and needs a problem with a single solution.
     """
-    flat, unravel = ravel_pytree(start.params)
+    flat, unravel = ravel_pytree(params)
     decayed = np.concatenate(
         [
             np.full(p.size, m)
-            for p, m in zip(
-                *map(jax.tree.leaves, (start.params, decay_mask(start.params, problem.decay_exclude))), strict=True
-            )
+            for p, m in zip(*map(jax.tree.leaves, (params, decay_mask(params, problem.decay_exclude))), strict=True)
         ]
     )
     # Columns that are not penalised come first: the others are then solved for in what these leave over.
@@ -223,38 +215,43 @@ def closed_form(
 
     weight = problem.sum(lambda block: jnp.sum(block["weight"]))
     # In the columns' order, from here on.
-    step = solve(
+    step, grad = solve(
         problem,
         rows,
         weight=weight,
         penalty=jnp.asarray(penalty, flat.dtype),
         free=int(np.sum(~decayed)),
         params=flat[order],
-        grad=ravel_pytree(start.grad)[0][order],
-        gradient=lambda step: ravel_pytree(jax.grad(objective)(unravel(flat.at[order].add(step))))[0][order],
+        gradient=lambda step: ravel_pytree(jax.grad(problem.objective)(unravel(flat.at[order].add(step))))[0][order],
     )
     found = flat.at[order].add(jnp.where(jnp.all(jnp.isfinite(step)), step, 0))
     # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
-    bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * _max_norm(start.grad))
-    return Point.of(objective, unravel(found)), jnp.int32(1), bound
+    bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * _max_norm(grad))
+    return unravel(found), jnp.int32(1), bound
 
 
 def _cholesky_step(
-    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, grad: Any, gradient: Any
-) -> jax.Array:
-    def gram(block: Batch) -> jax.Array:
-        jacobian, _, weights = rows(block)
-        return jacobian.T @ (jacobian * weights[:, None])
+    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, gradient: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The step, and the gradient where it starts."""
 
-    factor = jax.scipy.linalg.cho_factor(2 * problem.sum(gram) / weight + jnp.diag(penalty))
+    def products(block: Batch) -> tuple[jax.Array, jax.Array]:
+        jacobian, residuals, weights = rows(block)
+        return jacobian.T @ (jacobian * weights[:, None]), jacobian.T @ (residuals * weights)
+
+    gram, right = problem.sum(products)
+    grad = penalty * params - 2 * right / weight
+    factor = jax.scipy.linalg.cho_factor(2 * gram / weight + jnp.diag(penalty))
     step = -jax.scipy.linalg.cho_solve(factor, grad)
     # Once more, for what rounding left over.
-    return step - jax.scipy.linalg.cho_solve(factor, gradient(step))
+    return step - jax.scipy.linalg.cho_solve(factor, gradient(step)), grad
 
 
 def _qr_step(
-    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, grad: Any, gradient: Any
-) -> jax.Array:
+    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, gradient: Any
+) -> tuple[jax.Array, jax.Array]:
+    """As `_cholesky_step`."""
+
     def scaled(block: Batch) -> jax.Array:
         jacobian, residuals, weights = rows(block)
         return jnp.column_stack([jacobian, residuals]) * jnp.sqrt(weights / weight)[:, None]
@@ -269,7 +266,8 @@ def _qr_step(
     cutoff = jnp.finfo(params.dtype).eps * max(stacked.shape[0], size)  # of numpy.linalg.lstsq
     penalised = jnp.linalg.pinv(factor[free:, free:], rtol=cutoff) @ right[free:]
     rest = right[:free] - factor[:free, free:] @ penalised
-    return jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
+    step = jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
+    return step, -2 * factor.T @ right
 
 
 SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "lbfgs": lbfgs}
@@ -299,9 +297,8 @@ def solve_step(
 
     with jax.default_matmul_precision("highest"):
         problem = Problem(module, task, jax.tree.map(in_blocks, batch), weight_decay, decay_exclude)
-        objective = problem.objective(state.params)
-        end, iterations, bound = solver(problem, objective, Point.of(objective, state.params))
-        scores = problem.sum(lambda block: problem.scores(end.params, block))
+        params, iterations, bound = solver(problem, state.params)
+        end = problem.at(params)
     grad_norm = _max_norm(end.grad)
     found = {
         "objective": end.value,
@@ -310,8 +307,8 @@ def solve_step(
         "converged": grad_norm <= bound,
     }
     one = jnp.ones((), end.value.dtype)
-    scores |= {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
-    return dataclasses.replace(state, step=state.step + 1, params=end.params), scores
+    found = {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
+    return dataclasses.replace(state, step=state.step + 1, params=params), {**end.scores, **found}
 
 
 def check(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> None:
