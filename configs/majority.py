@@ -6,14 +6,15 @@ python -m research.train --config=configs/majority.py:sst2
 python -m research.train --config=configs/majority.py:newsgroups
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-  embedded: test accuracy 0.1028, validation 0.1003; seconds. mnist, newsgroups, sst2: not yet.
-Of classes that are nearly equally frequent it may be any: the bias is fitted by the steps of the config whose data it
-has.
+  embedded: test accuracy 0.1028, validation 0.1003. mnist, newsgroups: test 0.1135, 0.0530. sst2: dev 0.5092.
+  6 s each.
+The bias is fitted to its optimum, the logarithms of the frequencies that the classes have in training.
 """
 
 from ml_collections import ConfigDict
 
 from configs import logistic_digits, logistic_newsgroups, logistic_sst2, mlp_mnist
+from configs.defaults import defaults
 
 PRESETS = ("embedded", "mnist", "newsgroups", "sst2")
 FULL = "embedded"
@@ -34,4 +35,12 @@ def get_config(preset: str = "") -> ConfigDict:
     config = module.get_config(of_data)
     config.preset = preset
     config.model = ConfigDict({"name": "constant", "num_classes": config.model.num_classes})
+    config.optimizer = defaults().optimizer
+    config.optimizer.name = "lbfgs"
+    # 20 Newsgroups' two most frequent classes have 600 and 599 of 11,314 examples.
+    config.optimizer.tolerance = 1e-6
+    config.train.epochs, config.train.steps = None, 1
+    # All; packed where the config packs.
+    config.train["batch_size" if config.train.batch_rows is None else "batch_rows"] = -1
+    config.eval.every_steps = 0
     return config

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from research.data.arrays import standardization
@@ -14,9 +12,11 @@ from research.errors import UserError
 from research.experiment import Experiment
 from research.platform import x64
 from research.rundir import RunDir
-from research.state import TrainState
 from research.tasks import Classification, Regression
 from research.trained import Trained
+
+# The models that have coefficients.
+LINEAR = ("linear", "logistic", "sparse_logistic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,53 +26,58 @@ class Coefficients:
     The standard errors and the ends of the 95 % intervals are those of unpenalised models: of least squares
     s² (XᵀX)⁻¹ with Student's t, of logistic regression the inverse Hessian of the log-likelihood with the normal
     distribution (Wald; Hastie et al. 2009, sections 3.2 and 4.4). None where a penalty or class weights make them
-    wrong, and where the features depend on each other.
+    wrong, where the features are sparse, and where they depend on each other.
     """
 
     names: tuple[str, ...]  # [D]
-    values: np.ndarray  # [D, C], of the features as they were given
+    values: np.ndarray  # [D, C], of the features as they were given; of texts, of their tf-idf
     intercept: np.ndarray  # [C]
-    standardized: np.ndarray  # [D, C], of the features with standard deviation 1, as the model reads them
+    # Of the features as the model reads them: data.transform `standardize` gives them standard deviation 1.
+    standardized: np.ndarray  # [D, C]
     standardized_intercept: np.ndarray  # [C]
+    scale: np.ndarray  # [D], values = scale · standardized
     errors: np.ndarray | None  # [D, C], standard errors of `values`
     intercept_errors: np.ndarray | None  # [C]
     low: np.ndarray | None  # [D, C]
     high: np.ndarray | None  # [D, C]
 
+    def label(self, index: int) -> str:
+        """What the entry `index` of the raveled [D, C] is the coefficient of."""
+        feature, column = divmod(index, self.values.shape[1])
+        return self.names[feature] + (f", class {column}" if self.values.shape[1] > 1 else "")
+
 
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
-    """Those of the `last` or `best` checkpoint of a run. Raises UserError where its model is not linear."""
+    """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
+
+    Raises UserError where its model is not linear.
+    """
     run = RunDir.open(workdir)
     trained = Trained(run, which)
+    name = trained.config.model.name
+    if name not in LINEAR:
+        raise UserError(f"model {name!r} has no coefficients; {', '.join(LINEAR)} have")
     with x64(trained.config.dtype):
-        experiment, state = trained.loaded
-        linear = {name: np.asarray(x, np.float64) for name, x in _linear(experiment, state).items()}
-    kernel, bias = linear["kernel"], linear["bias"]
+        experiment, state = trained.single
+        linear = state.params.get("linear", state.params)
+        kernel, bias = (np.asarray(linear[key], np.float64) for key in ("kernel", "bias"))
     mean, scale = _affine(experiment, run, len(kernel))
-    # (x − mean) · scale · w + b, as a linear map of the parameters [w; b].
-    fold = np.block([[np.diag(scale), np.zeros((len(kernel), 1))], [-(mean * scale)[None, :], np.ones((1, 1))]])
-    raw = fold @ np.vstack([kernel, bias])
-    errors, reach = _errors(experiment, kernel, bias, fold)
+    # (x − mean) · scale · w + b
+    values = scale[:, None] * kernel
+    intercept = bias - mean @ values
+    errors, reach = _errors(experiment, kernel, bias, (mean, scale))
     return Coefficients(
-        names=_names(experiment, run, len(kernel)),
-        values=raw[:-1],
-        intercept=raw[-1],
+        names=_names(experiment, len(kernel)),
+        values=values,
+        intercept=intercept,
         standardized=kernel,
         standardized_intercept=bias,
+        scale=scale,
         errors=None if errors is None else errors[:-1],
         intercept_errors=None if errors is None else errors[-1],
-        low=None if errors is None else raw[:-1] - reach * errors[:-1],
-        high=None if errors is None else raw[:-1] + reach * errors[:-1],
+        low=None if errors is None else values - reach * errors[:-1],
+        high=None if errors is None else values + reach * errors[:-1],
     )
-
-
-def _linear(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    params = state.params.get("linear", state.params)
-    if set(params) != {"kernel", "bias"}:
-        raise UserError(
-            f"model {experiment.config.model.name!r} has no coefficients; linear, logistic and sparse_logistic have"
-        )
-    return jax.device_get(params)
 
 
 def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,27 +91,31 @@ def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndar
     return np.zeros(features), np.ones(features)
 
 
-def _names(experiment: Experiment, run: RunDir, features: int) -> tuple[str, ...]:
-    if experiment.config.data.transform.name == "bag_of_words":
-        known = json.loads((run.assets / "bag_of_words.json").read_text())["terms"]
-    else:
-        known = feature_names(experiment.dataset.name)
-    return tuple(known) if len(known) == features else tuple(f"feature {i}" for i in range(features))
+def _names(experiment: Experiment, features: int) -> tuple[str, ...]:
+    known = feature_names(experiment.dataset.name)
+    if len(known) == features:
+        return known
+    kind = "bucket" if experiment.config.data.transform.name == "bag_of_words" else "feature"
+    return tuple(f"{kind} {i}" for i in range(features))
 
 
 def _errors(
-    experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, fold: np.ndarray
+    experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray | None, float]:
-    """Standard errors [D + 1, C] of the folded coefficients, intercepts last, and how many of them 95 % reach."""
+    """Standard errors [D + 1, C] of the coefficients in the data's units, intercepts last, and how many of them 95 %
+    reach; from those of the features as the model reads them, `affine`'s mean and scale [D] of the given ones."""
     from scipy import stats
 
-    task, examples = experiment.task, experiment.dataset.split("train")
-    if experiment.weight_decay or getattr(task, "class_weight", None) is not None:
+    task = experiment.task
+    if experiment.weight_decay or not isinstance(task, (Classification, Regression)):
         return None, 0.0
-    batch = examples.batch(np.arange(len(examples))[:, None])
-    if "features" not in batch or not isinstance(task, (Classification, Regression)):
+    if isinstance(task, Classification) and (task.class_weight is not None or task.label_smoothing):
         return None, 0.0
-    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(examples))])
+    stream = experiment.streams("train")
+    if "features" not in stream.examples.batch(stream.members[:1, None]):
+        return None, 0.0
+    batch = stream.examples.batch(stream.members[:, None])
+    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(stream.members))])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         return None, 0.0
     outputs = design @ np.vstack([kernel, bias])  # [N, C]
@@ -126,7 +135,9 @@ def _errors(
         hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
         size = design.shape[1] * len(classes)
         covariance, reach = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm.ppf(0.975)
-    columns = kernel.shape[1]
+    columns, (mean, scale) = kernel.shape[1], affine
+    # As a linear map of the parameters [w; b].
+    fold = np.block([[np.diag(scale), np.zeros((len(scale), 1))], [-(mean * scale)[None, :], np.ones((1, 1))]])
     whole = np.kron(fold, np.eye(columns))
     variances = np.einsum("ij,jk,ik->i", whole, covariance, whole, optimize=True)
     return np.sqrt(np.maximum(variances, 0)).reshape(-1, columns), float(reach)

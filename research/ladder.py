@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--dataset", help="digits, mnist, newsgroups or sst2 (needed)")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each rung (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each rung that no solver fits (default: 5)")
     parser.add_argument("--rungs", help="some of the rungs, with commas between (default: all)")
     parser.add_argument("--out", help="the folder for runs, table and plot (default: runs/ladder-DATASET)")
     parser.add_argument("--init_from", metavar="FOLDER", help="the weights of the pretrained rung (default: a hub id)")
@@ -31,22 +31,27 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.seeds < 1:
         raise UserError(f"--seeds is {arguments.seeds}; it must be at least 1")
 
-    from research.analysis.ladder import LADDERS, climb, table
+    from research.analysis.ladder import LADDERS, Rung, climb, table
     from research.config import load
     from research.interop import pretrained
     from research.loop import train_and_evaluate
+    from research.solvers import SOLVERS
 
     ladder = lookup(LADDERS, arguments.dataset, "--dataset")
     rungs = ladder.rungs
     if arguments.rungs:
         rungs = {name: lookup(rungs, name, "--rungs") for name in arguments.rungs.split(",")}
 
-    def train(config: str, overrides: list[str], workdir: Path) -> dict[str, object]:
+    def train(rung: Rung, seeds: int, workdir: Path) -> dict[str, object]:
+        overrides = [*rung.overrides]
         if arguments.data_dir:
-            overrides = [*overrides, f"data.data_dir={arguments.data_dir}"]
-        experiment = load(config, overrides)
-        if experiment.config.init_from and arguments.init_from:
-            experiment = load(config, [*overrides, f"init_from={arguments.init_from}"])
+            overrides.append(f"data.data_dir={arguments.data_dir}")
+        config = load(rung.config, overrides).config
+        if config.optimizer.name not in SOLVERS:
+            overrides.append(f"train.seeds={seeds}")
+        if config.init_from and arguments.init_from:
+            overrides.append(f"init_from={arguments.init_from}")
+        experiment = load(rung.config, overrides)
         start = pretrained.start(experiment.config, experiment.given, workdir)
         return train_and_evaluate(start.config, workdir, initial=start.initial)
 

@@ -7,6 +7,7 @@ from scipy import stats
 from research.coefficients import coefficients
 from research.config import load
 from research.data import load as data
+from research.data.pipeline import chosen
 from research.errors import UserError
 from research.loop import train_and_evaluate
 from tests import tiny
@@ -65,6 +66,38 @@ def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
     np.testing.assert_allclose(logits - logits.mean(1)[:, None], expected - expected.mean(1)[:, None], atol=1e-6)
     assert found.errors is None
     assert found.names[0] == "sepal length (cm)"
+
+
+def test_errors_are_of_what_was_trained_on(tmp_path):
+    found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form", "data.train_fraction=0.5")
+    part = chosen(len(labels), 0.5, seed=0)
+    design, labels = np.column_stack([features[part], np.ones(len(part))]), labels[part]
+    _, (squares,), *_ = np.linalg.lstsq(design, labels, rcond=None)
+    errors = np.sqrt(squares / (len(part) - 11) * np.diag(np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose(found.errors[:, 0], errors[:-1], rtol=1e-9)
+
+
+def test_of_several_seeds_the_first(tmp_path):
+    train_and_evaluate(tiny.logistic(steps=5, seeds=2), tmp_path / "two", show=False)
+    train_and_evaluate(tiny.logistic(steps=5), tmp_path / "one", show=False)
+    two, one = coefficients(tmp_path / "two"), coefficients(tmp_path / "one")
+    assert two.values.shape == (64, 10)
+    np.testing.assert_allclose(two.values, one.values, rtol=1e-5, atol=1e-8)  # float32; measured: 2e-10
+    np.testing.assert_array_equal(two.values, two.standardized * two.scale[:, None])
+    assert two.label(11) == "pixel_0_1, class 1"
+
+
+def test_features_of_a_hashed_bag_are_its_buckets(tmp_path, monkeypatch):
+    tiny.few_sentences(monkeypatch)
+    config = load("configs/logistic_sst2.py:embedded").config
+    config.model.num_features = config.data.transform.buckets = 512
+    config.optimizer.C = None
+    train_and_evaluate(config, tmp_path, show=False)
+    found = coefficients(tmp_path)
+    assert found.values.shape == (512, 1)
+    assert np.count_nonzero(found.values) > 50
+    assert found.label(3) == "bucket 3"
+    assert found.errors is None
 
 
 def test_other_models_have_none(tmp_path):

@@ -305,6 +305,17 @@ def test_what_a_solver_can_not_do_is_one_line(config, change, message):
         prepare(config)
 
 
+def test_the_majority_baseline_is_the_majority_class(monkeypatch, rng, tmp_path):
+    """Though it has one example of 11,314 more than another, as in 20 Newsgroups."""
+    labels = rng.permutation(np.repeat(np.arange(20), [600 if c == 10 else 599 - 5 * c for c in range(20)]))
+    _source(monkeypatch, "digits", np.zeros((len(labels), 8, 8, 1)), labels)
+    config = load("configs/majority.py").config
+    config.model.num_classes = 20
+    train_and_evaluate(config, tmp_path, show=False)
+    predictions = {record["prediction"] for record in RunDir.open(tmp_path).predictions("test")}
+    assert predictions == {10}
+
+
 def test_one_class_is_no_classification(monkeypatch, rng):
     _source(monkeypatch, "iris", rng.standard_normal((9, 2)), np.ones(9, int))
     with pytest.raises(UserError, match="all training examples of iris have the label 1"):

@@ -54,21 +54,37 @@ def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
 
 
 def coefficients(
-    names: Sequence[str], values: np.ndarray, intervals: tuple[np.ndarray, np.ndarray] | None, *, title: str
+    names: Sequence[str],
+    values: np.ndarray,
+    intervals: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    scale: np.ndarray,
+    title: str,
 ) -> Figure:
-    """One coefficient a line, the last on top: values [D], intervals (low [D], high [D]) where there are any."""
-    figure, (axis,) = _figure(height=1.6 + 0.22 * len(names))
-    at = np.arange(len(names))
-    if intervals is None:
-        axis.barh(at, values, alpha=0.7)
+    """One coefficient a line, the last on top: values [D], intervals (low [D], high [D]) where there are any.
+
+    `scale` [D]: those of standardized features are values / scale. Where it is not the same for all, only they can be
+    compared with one another, and are on the left.
+    """
+    per_unit = np.ones(len(values)), "coefficient, of one unit of the feature"
+    if np.ptp(scale) > 0:
+        # The coefficient of a constant feature, whose scale is 0, is 0.
+        panels = [(np.where(scale > 0, scale, 1), "coefficient, of one standard deviation of the feature"), per_unit]
     else:
-        axis.hlines(at, *intervals, linewidth=3, alpha=0.4)
-        axis.plot(values, at, "o", markersize=4)
-        title += ", 95 % intervals"
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(at, names, fontsize=8)
-    axis.margins(y=0.01)
-    axis.set(xlabel="coefficient", title=title)
+        panels = [per_unit]
+    figure, axes = _figure(len(panels), height=1.6 + 0.22 * len(names))
+    at = np.arange(len(names))
+    for axis, (unit, label) in zip(axes, panels, strict=True):
+        if intervals is None:
+            axis.barh(at, values / unit, alpha=0.7)
+        else:
+            axis.hlines(at, *(end / unit for end in intervals), linewidth=3, alpha=0.4)
+            axis.plot(values / unit, at, "o", markersize=4)
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set_yticks(at, names, fontsize=8)
+        axis.margins(y=0.01)
+        axis.set(xlabel=label)
+    figure.suptitle(title if intervals is None else f"{title}, 95 % intervals", fontsize=11)
     return figure
 
 
@@ -152,7 +168,7 @@ def regularization_path(
         left.plot(values, paths[:, i], linewidth=1.2, label=names[i] if rank < MOST_LINES else None)
     left.axhline(0, color="black", linewidth=1)
     title = f"the {len(largest)} that grow largest" if len(names) >= MOST_COEFFICIENTS else ""
-    left.set(ylabel="coefficient", title=title)
+    left.set(ylabel="coefficient, of features as the model reads them", title=title)
     left.legend(fontsize=7)
     right.plot(values, metric, "o-", markersize=4)
     right.set(ylabel=metric_name)

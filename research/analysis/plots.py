@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from research.analysis import figures, refits
 from research.analysis.curves import confusion, precision_recall, roc
-from research.analysis.weights import LINEAR, weights
 from research.build import lookup
+from research.coefficients import LINEAR, coefficients
 from research.data import load as data
 from research.errors import UserError
 from research.rundir import RunDir
@@ -95,26 +95,36 @@ def _residuals(subject: Subject) -> Drawing:
 def _coefficients(subject: Subject) -> Drawing:
     if subject.config.model.name not in LINEAR:
         raise DoesNotApplyError(f"is of models {', '.join(LINEAR)}; the run's is {subject.config.model.name}")
-    found = weights(subject.run, subject.which)
-    shown = np.argsort(np.abs(found.values), kind="stable")[-figures.MOST_COEFFICIENTS :]
-    names, values = [found.name(int(i)) for i in shown], found.values[shown]
-    intervals = found.intervals and (found.intervals[0][shown], found.intervals[1][shown])
-    title = f"{subject.config.model.name}: {len(shown)} largest of {len(found.values):,}"
-    numbers: dict[str, Any] = {"names": names, "values": values.tolist(), "of": len(found.values)}
-    if intervals is not None:
+    found = coefficients(subject.run.path, subject.which)
+    standardized, values = found.standardized.ravel(), found.values.ravel()
+    # In their own units a large coefficient may be that of a feature which hardly varies.
+    shown = np.argsort(np.abs(standardized), kind="stable")[-figures.MOST_COEFFICIENTS :]
+    names = [found.label(int(i)) for i in shown]
+    numbers: dict[str, Any] = {
+        "names": names,
+        "values": values[shown].tolist(),
+        "standardized": standardized[shown].tolist(),
+        "intercept": found.intercept.tolist(),
+        "of": len(values),
+    }
+    intervals = None
+    if found.low is not None and found.high is not None:
+        intervals = found.low.ravel()[shown], found.high.ravel()[shown]
         numbers |= {"low": intervals[0].tolist(), "high": intervals[1].tolist()}
-    return figures.coefficients(names, values, intervals, title=title), numbers
+    scale = found.scale[shown // found.values.shape[1]]
+    title = f"{subject.config.model.name}: {len(shown)} largest of {len(values):,}"
+    return figures.coefficients(names, values[shown], intervals, scale=scale, title=title), numbers
 
 
 def _roc(subject: Subject) -> Drawing:
-    subject.needs_task("classification")
+    subject.needs_task("classification", "squared_hinge")
     labels, scores = subject.columns["label"], subject.columns["scores"]
     found = figures.areas(labels, scores, roc)
     return figures.rocs(labels, scores), {"auc": {str(c): curve.area for c, curve in found.items()}}
 
 
 def _precision_recall(subject: Subject) -> Drawing:
-    subject.needs_task("classification")
+    subject.needs_task("classification", "squared_hinge")
     labels, scores = subject.columns["label"], subject.columns["scores"]
     found = figures.areas(labels, scores, precision_recall)
     numbers = {"average_precision": {str(c): curve.area for c, curve in found.items()}}
@@ -122,7 +132,7 @@ def _precision_recall(subject: Subject) -> Drawing:
 
 
 def _confusion(subject: Subject) -> Drawing:
-    subject.needs_task("classification")
+    subject.needs_task("classification", "squared_hinge")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     classes = subject.columns["scores"].shape[1]
     numbers = {"counts": confusion(labels, predictions, classes).tolist()}

@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from research.analysis.figures import MOST_COEFFICIENTS
-from research.analysis.weights import LINEAR, weights
+from research.coefficients import LINEAR, coefficients
 from research.data import load as data
 from research.errors import UserError
 from research.loop import STALLED, train_and_evaluate
 from research.rundir import RunDir
 from research.seeds import interval
+from research.solvers import SOLVERS
 from research.trained import Trained
 
 # Optimizers that end where a penalized loss is least. AdamW's and LAMB's weight decay is no penalty on a loss.
@@ -36,7 +37,7 @@ def penalty(config: Any) -> tuple[str, float] | None:
     section = config.optimizer
     if section.name not in PENALIZED:
         return None
-    name = next((key for key in ("C", "alpha") if section.get(key) is not None), "weight_decay")
+    name = next((key for key in ("C", "alpha") if section[key] is not None), "weight_decay")
     return name, section[name]
 
 
@@ -50,7 +51,8 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
 
     Returns:
       "penalty" (its name), "now" (the run's own), "metric", "split", "names" [D] and "points", ascending, each with
-      "value", "metric" and "coefficients" [D], or "failed". Of many coefficients these are the 30 that grow largest.
+      "value", "metric" and "coefficients" [D], or "failed". They are those of the features as the model reads them,
+      which the penalty is on; of many the 30 that grow largest.
 
     Raises:
       UserError: the model is not linear, the optimizer has no penalty, or no refit succeeded.
@@ -73,8 +75,9 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
         except UserError as error:  # a penalty may be too strong for the learning rate
             points.append({"value": value, "failed": str(error)})
             continue
-        fit = weights(RunDir.open(folder))
-        points.append({"value": value, "metric": summary["metrics"][split][metric], "coefficients": fit.values})
+        fit = coefficients(folder)
+        found = summary["metrics"][split][metric]
+        points.append({"value": value, "metric": found, "coefficients": fit.standardized.ravel()})
     fitted = [point for point in points if "failed" not in point]
     if not fitted:
         raise UserError(f"no refit succeeded: {points[0]['failed']}")
@@ -87,7 +90,7 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
         "now": now,
         "metric": metric,
         "split": split,
-        "names": [fit.name(int(i)) for i in largest],
+        "names": [fit.label(int(i)) for i in largest],
         "points": points,
     }
 
@@ -104,7 +107,7 @@ def learning_curve(
 
     A seed's parts of the training split lie one in the other, and each seed has others, so the interval is over what
     is drawn as well as over where training starts. Every refit makes as many steps as the run: a smaller part is seen
-    more often, not trained less. Where the part is smaller than a batch, it is the batch.
+    more often, not trained less. Where the part is smaller than a batch, it is the batch; to a solver it always is.
 
     Args:
       initial: as in `train_and_evaluate`, where the config has `init_from`.
@@ -118,9 +121,12 @@ def learning_curve(
     summary = run.summary()
     if summary is None or not (summary["status"] == "completed" or summary["reason"] == STALLED):
         raise UserError(f"{run.path} is not completed; the same training command goes on")
-    first, whole, batch_size = config.seed, config.data.train_fraction, config.train.batch_size
+    first, whole = config.seed, config.data.train_fraction
     config.eval.splits = tuple(dict.fromkeys((split, "train")))
     config.train.update(steps=summary["step"], epochs=None)
+    if config.optimizer.name in SOLVERS:
+        config.train["batch_size" if config.train.batch_rows is None else "batch_rows"] = -1
+    batch_size = config.train.batch_size
     size = whole * len(data.load(config.data, run.assets).split("train"))
     jobs = [(fraction, seed) for fraction in sorted(fractions) for seed in range(first, first + repeats)]
     found: dict[float, list[dict[str, Any]]] = {}

@@ -3,10 +3,9 @@ import json
 import pytest
 
 from research import config, ladder
-from research.analysis.ladder import LADDERS, Ladder, Rung, climb
+from research.analysis.ladder import LADDERS, Ladder, Rung, climb, table
 from research.errors import UserError
 from research.loop import train_and_evaluate
-from tests import tiny
 
 
 @pytest.mark.parametrize("name", LADDERS)
@@ -20,42 +19,51 @@ def test_every_rung_is_a_config_that_evaluates_the_ladders_split(name):
     assert all(of_name.split in experiment.eval.splits for experiment in loaded)
 
 
-RUNGS = {"constant": Rung("a", ("train.steps=2",)), "broken": Rung("b"), "logistic": Rung("c", ("train.steps=30",))}
+RUNGS = {
+    "majority": Rung("configs/majority.py"),
+    "broken": Rung("configs/resnet_digits.py"),
+    "logistic": Rung("configs/logistic_digits.py:embedded", ("train.steps=30",)),
+}
 
 
-def _train(name, overrides, workdir):
-    if name == "b":
+def _train(rung, seeds, workdir):
+    if "resnet" in rung.config:
         raise ValueError("no | such\nmodel")
-    steps, seeds = (int(override.split("=")[1]) for override in overrides)
-    tiny_config = tiny.logistic(steps=steps, seeds=seeds)
-    if name == "a":
-        tiny_config.model.name = "constant"
-    return train_and_evaluate(tiny_config, workdir, show=False)
+    of_seeds = [] if "majority" in rung.config else [f"train.seeds={seeds}"]
+    return train_and_evaluate(config.load(rung.config, [*rung.overrides, *of_seeds]).config, workdir, show=False)
 
 
 def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path, monkeypatch):
     said = []
     rows = climb(RUNGS, "test", tmp_path, seeds=2, train=_train, say=said.append)
     assert [row["rung"] for row in rows] == list(RUNGS)
-    constant, broken, logistic = rows
+    majority, broken, logistic = rows
     assert broken == {"rung": "broken", "failed": "no | such model"}
-    assert (constant["parameters"], logistic["parameters"]) == (10, 650)
+    assert (majority["parameters"], logistic["parameters"]) == (10, 650)
     assert logistic["size_mib"] == 650 * 4 / 2**20
     summary = json.loads((tmp_path / "logistic-2-seeds/summary.json").read_text())
     assert summary["seeds"] == 2
     assert logistic["accuracy"] == summary["intervals"]["test"]["accuracy"]
     assert len(logistic["accuracy"]["values"]) == 2
-    assert logistic["accuracy"]["mean"] > constant["accuracy"]["mean"]
-    assert constant["examples"] == 360
-    assert all(value > 0 for row in (constant, logistic) for value in row["latency_ms"].values())
+    # A solver takes no seeds.
+    summary = json.loads((tmp_path / "majority-2-seeds/summary.json").read_text())
+    accuracy = summary["metrics"]["test"]["accuracy"]
+    assert majority["accuracy"] == {"values": [accuracy], "mean": accuracy, "low": None, "high": None}
+    assert (majority["optimum"], logistic["optimum"]) == (True, False)
+    assert logistic["accuracy"]["mean"] > majority["accuracy"]["mean"]
+    assert majority["examples"] == 360
+    assert all(value > 0 for row in (majority, logistic) for value in row["latency_ms"].values())
     assert json.loads((tmp_path / "table.json").read_text()) == rows
     lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[2].startswith(f"| majority | {accuracy:.4f} (one optimum) | 10 |")
     assert lines[3] == "| broken | failed: no / such model | | | | | |"
     assert lines[4].startswith(f"| logistic | {logistic['accuracy']['mean']:.4f} ± ")
     assert {line.count("|") for line in lines[:5]} == {8}
-    assert "the mean of 2 seeds" in lines[-1]
+    assert "the mean of 2 seeds, ± 95 % by Student's t; one optimum, where a solver" in lines[-1]
+    assert "mean of" not in table([majority], "test")
+    assert "optimum" not in table([logistic], "test")
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    assert "rung 2 of 3: broken, b" in said
+    assert "rung 2 of 3: broken, configs/resnet_digits.py" in said
 
     def again(*_):
         raise AssertionError("trained again")
@@ -81,19 +89,21 @@ def test_an_error_of_the_user_is_a_row_too(tmp_path):
 
 
 def test_the_shell_prints_one_table(tmp_path, monkeypatch, capsys):
-    """The weights of the second rung can't be had here."""
+    """A solver takes no seeds; the weights of the last rung can't be had here."""
     rungs = {
+        "majority": Rung("configs/majority.py:embedded"),
         "logistic": Rung("configs/logistic_digits.py:embedded", ("train.steps=2",)),
         "pretrained": Rung("configs/bert_sst2.py:minilm"),
     }
     monkeypatch.setitem(LADDERS, "digits", Ladder("test", rungs))
     flags = ["--dataset=digits", "--seeds=1", f"--out={tmp_path}", f"--init_from={tmp_path / 'none'}"]
     assert ladder.main(flags) == 0
-    table = (tmp_path / "table.md").read_text()
-    assert capsys.readouterr().out.endswith(table)
-    assert "| logistic | 0." in table
-    assert "±" not in table
-    assert "| pretrained | failed: " in table
+    written = (tmp_path / "table.md").read_text()
+    assert capsys.readouterr().out.endswith(written)
+    assert "| majority | 0.1028 (one optimum) |" in written
+    assert "| logistic | 0." in written
+    assert "±" not in written
+    assert "| pretrained | failed: " in written
     assert ladder.main([*flags, "--rungs=pretrained"]) == 1
     with pytest.raises(UserError, match="--seeds is 0"):
         ladder.main(["--dataset=digits", "--seeds=0"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from configs import linear_line
+from configs import linear_line, logistic_breast_cancer
 from research import plot
-from research.analysis import plots
+from research.analysis import figures, plots
 from research.analysis.plots import PLOTS, Subject, draw, draw_all
 from research.data.line import INTERCEPT, SLOPE
 from research.errors import UserError
@@ -78,14 +78,50 @@ def test_a_line_is_drawn_in_the_datas_own_units(line):
 
 
 def test_coefficients_are_the_checkpoints(digits, line):
-    (slope,) = _numbers(draw(Subject(line), "coefficients"))["values"]
-    assert slope == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
+    numbers = _numbers(draw(Subject(line), "coefficients"))
+    assert numbers["names"] == ["feature 0"]
+    (slope,), (standardized,), (intercept,) = (numbers[key] for key in ("values", "standardized", "intercept"))
+    # 200 points with a noise of 0.5: standard errors of 0.03 and 0.05.
+    assert slope == pytest.approx(SLOPE, abs=0.1)
+    assert intercept == pytest.approx(INTERCEPT, abs=0.15)
+    assert numbers["low"][0] < slope < numbers["high"][0]
+    assert standardized == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
     shown = _numbers(draw(Subject(digits), "coefficients"))
     assert shown["of"] == 640
+    assert "low" not in shown
     kernel = np.asarray(Subject(digits).trained.loaded[1].params["linear"]["kernel"])
-    assert np.abs(kernel).max() == np.abs(shown["values"][-1])
-    feature, of_class = (int(part.split()[1]) for part in shown["names"][-1].split(", "))
-    assert kernel[feature, of_class] == pytest.approx(shown["values"][-1], rel=1e-7)
+    assert np.abs(kernel).max() == np.abs(shown["standardized"][-1])
+    feature, of_class = shown["names"][-1].split(", class ")
+    row, column = (int(part) for part in feature.removeprefix("pixel_").split("_"))
+    assert kernel[8 * row + column, int(of_class)] == pytest.approx(shown["standardized"][-1], rel=1e-7)
+    assert shown["values"][-1] == pytest.approx(shown["standardized"][-1] / 6)  # the pixels' deviation
+
+
+def test_what_can_be_compared_comes_first():
+    """Standardized beside raw only where they rank differently."""
+    names, values = ["a", "constant"], np.array([3.0, 0.0])
+    intervals = values - 1, values + 1
+    for scale, labels in (([2.0, 0.0], ["of one standard deviation", "of one unit"]), ([2.0, 2.0], ["of one unit"])):
+        figure = figures.coefficients(names, values, intervals, scale=np.array(scale), title="")
+        assert [label in axis.get_xlabel() for axis, label in zip(figure.axes, labels, strict=True)] == [True] * len(
+            labels
+        )
+    (dots, *_), (raw, *_) = (
+        axis.lines for axis in figures.coefficients(names, values, intervals, scale=np.array([2.0, 0.0]), title="").axes
+    )
+    assert dots.get_xdata().tolist() == [1.5, 0.0]
+    assert raw.get_xdata().tolist() == [3.0, 0.0]
+
+
+def test_decision_values_are_ranked_as_probabilities_are(tmp_path):
+    config = logistic_breast_cancer.get_config()
+    config.task = {"name": "squared_hinge", "class_weight": None}
+    run = _run(config, tmp_path)
+    columns = _columns(run)
+    auc = _numbers(draw(Subject(run), "roc"))["auc"]
+    assert auc == {"1": pytest.approx(sklearn.metrics.roc_auc_score(columns["label"], columns["scores"][:, 1]))}
+    counts = _numbers(draw(Subject(run), "confusion"))["counts"]
+    assert counts == sklearn.metrics.confusion_matrix(columns["label"], columns["prediction"]).tolist()
 
 
 def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypatch):

@@ -1,11 +1,15 @@
-"""Refits on a line, whose every fit has a closed form."""
+"""Refits on a line, whose every fit has a closed form, and by solvers, against scikit-learn."""
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
 
 from configs import linear_line
 from research.analysis import refits
 from research.analysis.refits import learning_curve, penalties, regularization_path
+from research.config import load
+from research.data.bundled import breast_cancer, diabetes, feature_names
 from research.data.line import line
 from research.data.pipeline import chosen
 from research.errors import UserError
@@ -66,6 +70,65 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     assert not list(run.refits.glob("learning_curve/*/checkpoints"))
     monkeypatch.setattr("research.loop._train", _not_again)
     assert learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False) == found
+
+
+def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
+    config = load("configs/linear_diabetes.py:ridge", ["dtype=float64"]).config
+    train_and_evaluate(config, tmp_path, show=False)
+    run = RunDir.open(tmp_path, writer=True)
+    found = regularization_path(run, [0.01, 1.0, 100.0], show=False)
+    assert (found["penalty"], found["now"]) == ("optimizer.alpha", 1.0)
+    features, labels = (diabetes()["train"][name] for name in ("features", "label"))
+    features = StandardScaler().fit_transform(features)
+    for point in found["points"]:
+        peer = Ridge(alpha=point["value"]).fit(features, labels)
+        expected = dict(zip(feature_names("diabetes"), peer.coef_, strict=True))
+        # Measured: 2e-9 of a column that nearly depends on the others.
+        assert dict(zip(found["names"], point["coefficients"], strict=True)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
+    config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-9"]).config
+    train_and_evaluate(config, tmp_path, show=False)
+    run = RunDir.open(tmp_path, writer=True)
+    found = regularization_path(run, [0.01, 1.0], show=False)
+    assert (found["penalty"], found["now"]) == ("optimizer.C", 0.3)
+    features, labels = (breast_cancer()["train"][name] for name in ("features", "label"))
+    features = StandardScaler().fit_transform(features)
+    for point in found["points"]:
+        peer = LogisticRegression(C=point["value"], solver="newton-cholesky", tol=1e-12).fit(features, labels)
+        expected = dict(zip(feature_names("breast_cancer"), peer.coef_[0], strict=True))
+        assert dict(zip(found["names"], point["coefficients"], strict=True)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [-1, 200])
+def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
+    config = linear_line.get_config()
+    config.optimizer.name = "closed_form"
+    config.train.update(steps=1, batch_size=batch_size)
+    train_and_evaluate(config, tmp_path, show=False)
+    found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.1, 1.0), repeats=2, show=False)
+    train, validation = line()["train"], line()["validation"]
+    for point in found["points"]:
+        for seed, loss in enumerate(point["metrics"]["validation"]["values"]):
+            part = chosen(200, point["fraction"], seed)
+            fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
+            errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
+            assert loss == pytest.approx(np.mean(errors**2), rel=1e-5)  # measured: 3e-7
+
+
+def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
+    tiny.few_sentences(monkeypatch)
+    config = load("configs/logistic_sst2.py:embedded").config
+    config.model.num_features = config.data.transform.buckets = 512
+    config.data.transform.row_length = 128
+    config.eval.update(metric="loss", mode="min")
+    train_and_evaluate(config, tmp_path, show=False)
+    found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.2, 1.0), repeats=1, show=False)
+    assert [point["examples"] for point in found["points"]] == [40, 200]
+    few, whole = (point["metrics"]["validation"]["mean"] for point in found["points"])
+    assert whole == RunDir.open(tmp_path).summary()["metrics"]["validation"]["loss"]
+    assert few != whole
 
 
 def test_penalties_lie_about_the_runs_own():
