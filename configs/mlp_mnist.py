@@ -4,7 +4,7 @@ python -m research.train --config=configs/mlp_mnist.py
 python -m research.train --config=configs/mlp_mnist.py:embedded
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-  mnist: test accuracy 0.9814; 20 seconds. embedded: test accuracy 0.9639, validation 0.9749; seconds.
+  mnist: test accuracy 0.9814; 11 seconds. embedded: test accuracy 0.9639, validation 0.9749; seconds.
 MNIST has no validation split: the last step's parameters are evaluated on `test`, once, and nothing is chosen by it.
 """
 

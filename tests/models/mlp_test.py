@@ -26,7 +26,9 @@ def test_of_images_it_reads_the_normalized_pixels(rng):
     reader = MLP(num_classes=3, hidden_sizes=(8,), dropout=0.0, mean=(10, 20), std=(2, 3))
     logits = reader.apply(variables, {"images": images}, train=False)
     # Rounding only: 6e-7 was the largest difference seen.
-    np.testing.assert_allclose(logits, plain.apply(variables, {"features": features}, train=False), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        logits, plain.apply(variables, {"features": features}, train=False), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_dropout_is_on_in_training_only(rng):
