@@ -200,6 +200,7 @@ def closed_form(
     )
     # Columns that are not penalised come first: the others are then solved for in what these leave over.
     order = np.argsort(decayed, kind="stable")
+    columns = slice(None) if (np.diff(order) == 1).all() else order  # to reorder the Jacobian copies it
     penalty = problem.weight_decay * decayed[order]
     solve = {"qr": _qr_step, "cholesky": _cholesky_step}[factorization]
 
@@ -210,7 +211,7 @@ def closed_form(
     def rows(block: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Jacobian [B, P], residuals [B] and weights [B]."""
         of_one = jax.grad(lambda flat, example: outputs(flat, jax.tree.map(lambda x: x[None], example))[0])
-        jacobian = jax.vmap(of_one, (None, 0))(flat, block)[:, order]
+        jacobian = jax.vmap(of_one, (None, 0))(flat, block)[:, columns]
         return jacobian, block["labels"].astype(flat.dtype) - outputs(flat, block), block["weight"]
 
     weight = problem.sum(lambda block: jnp.sum(block["weight"]))
