@@ -82,8 +82,7 @@ def coefficients(
             axis.plot(values / unit, at, "o", markersize=4)
         axis.axvline(0, color="black", linewidth=1)
         axis.set_yticks(at, names, fontsize=8)
-        axis.margins(y=0.01)
-        axis.set(xlabel=label)
+        axis.set(xlabel=label, ylim=(-0.7, len(names) - 0.3))
     figure.suptitle(title if intervals is None else f"{title}, 95 % intervals", fontsize=11)
     return figure
 

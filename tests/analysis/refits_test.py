@@ -13,6 +13,7 @@ from research.data.bundled import breast_cancer, diabetes, feature_names
 from research.data.line import line
 from research.data.pipeline import chosen
 from research.errors import UserError
+from research.experiment import prepare
 from research.loop import train_and_evaluate
 from research.rundir import RunDir
 from tests import tiny
@@ -123,6 +124,7 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
     config.model.num_features = config.data.transform.buckets = 512
     config.data.transform.row_length = 128
     config.eval.update(metric="loss", mode="min")
+    config.train.batch_rows = prepare(config).batch_rows  # -1, as a number
     train_and_evaluate(config, tmp_path, show=False)
     found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.2, 1.0), repeats=1, show=False)
     assert [point["examples"] for point in found["points"]] == [40, 200]
