@@ -204,7 +204,8 @@ class Checkpoint:
 
 def _looks_like_a_run(folder, name):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"data": {"name": name, "data_dir": None}}))
+    config = {"data": {"name": name, "data_dir": None}, "train": {"seeds": None}}
+    (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
 
