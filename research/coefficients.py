@@ -123,18 +123,27 @@ def _errors(
         freedom = len(design) - design.shape[1]
         if freedom < 1:
             return None, 0.0
+        score = design.T @ (batch["labels"][:, None] - outputs)
         variance = np.sum((batch["labels"][:, None] - outputs) ** 2) / freedom
         covariance, reach = variance * np.linalg.inv(design.T @ design), stats.t.ppf(0.975, freedom)
+        score = score / variance
     else:
         logits = np.column_stack([np.zeros(len(outputs)), outputs]) if outputs.shape[1] == 1 else outputs
         probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])[:, -outputs.shape[1] :]
         classes = np.arange(outputs.shape[1])
+        own = batch["labels"][:, None] == np.arange(logits.shape[1])[None, -outputs.shape[1] :]
+        score = design.T @ (own - probabilities)
         # Of several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
         second = -probabilities[:, :, None] * probabilities[:, None, :]
         second[:, classes, classes] += probabilities
         hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
         size = design.shape[1] * len(classes)
         covariance, reach = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm.ppf(0.975)
+    # A Newton step from here: where it is more than a hundredth of an error, this is no optimum.
+    step = (covariance @ score.ravel()).reshape(-1, kernel.shape[1])
+    standard = np.sqrt(np.maximum(np.diag(covariance), 0)).reshape(step.shape)
+    if (np.abs(step) > 0.01 * standard + 1e-9).any():
+        return None, 0.0
     columns, (mean, scale) = kernel.shape[1], affine
     # As a linear map of the parameters [w; b].
     fold = np.block([[np.diag(scale), np.zeros((len(scale), 1))], [-(mean * scale)[None, :], np.ones((1, 1))]])

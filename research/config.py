@@ -106,7 +106,7 @@ def _parsed(override: str) -> tuple[str, str, str]:
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     """Applies "key=value" strings in place -> the keys they set."""
-    arguments, keys = [""], set()
+    arguments, keys, unset = [""], set(), set()
     known = flatten(config.to_dict())
     for override in overrides:
         key, equals, value = _parsed(override)
@@ -116,8 +116,10 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
             raise UserError(f"config key {key!r} is unknown; {nearest(key, known)}")
         if key == "preset":
             raise UserError(f"preset is chosen with the file: --config=FILE:{value}")
-        if value == "None" and known[key] is None:
-            continue  # it is not set; to unset a key that is, give the one that takes its place
+        keys.add(key)
+        if value == "None" and (known[key] is None or key in ("optimizer.C", "optimizer.alpha")):
+            unset.add(key)
+            continue  # to unset another key that is set, give the one that takes its place
         if (
             isinstance(known[key], tuple)
             and known[key]
@@ -126,7 +128,6 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         ):
             value = repr(tuple(value.split(",")))  # "validation,test", without a shell's quotes around quotes
         arguments.append(f"--config.{key}={value}")
-        keys.add(key)
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
@@ -137,4 +138,9 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         for given, other in (pair, pair[::-1]):
             if f"train.{given}" in keys and f"train.{other}" not in keys:
                 config.train[other] = None
-    return frozenset(keys)
+    penalties = {"weight_decay": 0.0, "C": None, "alpha": None}
+    replaced = any(f"optimizer.{key}" in keys for key in penalties)
+    for key, off in penalties.items():
+        if f"optimizer.{key}" in unset or (replaced and f"optimizer.{key}" not in keys):
+            config.optimizer[key] = off
+    return frozenset(keys - unset)

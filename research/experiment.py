@@ -272,6 +272,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.learning_rate": (0, math.inf),
     "optimizer.warmup_fraction": (0, 1),
     "optimizer.weight_decay": (0, math.inf),
+    "optimizer.tolerance": (0, math.inf),
+    "optimizer.max_iterations": (1, math.inf),
     "mesh.fsdp": (1, math.inf),
     "mesh.tensor": (1, math.inf),
     "model.dropout": (0, 1),
@@ -303,6 +305,11 @@ def _check_keys(config: Any) -> None:
         raise UserError(
             f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
             "which keeps none; it must be above 0"
+        )
+    if config["train"]["seeds"] is not None and config["data"]["train_fraction"] != 1:
+        raise UserError(
+            f"train.seeds is {config['train']['seeds']} and data.train_fraction {config['data']['train_fraction']}; "
+            "each seed draws another part of the data, so train them one after another"
         )
     last = config["seed"] + (config["train"]["seeds"] or 1) - 1
     if last > _LIMITS["seed"][1]:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from research import metrics
+from research.build import regex
 from research.errors import UserError
 from research.optim import decay_mask
 from research.state import TrainState
@@ -264,7 +265,8 @@ def _qr_step(
     below = jnp.column_stack([jnp.diag(root), -root * params])
     triangle = jnp.linalg.qr(jnp.concatenate([stacked, below]), mode="r")
     factor, right = triangle[:size, :size], triangle[:size, size]
-    cutoff = jnp.finfo(params.dtype).eps * max(stacked.shape[0], size)  # of numpy.linalg.lstsq
+    # What rounding leaves of a singular value that is 0: it grows with the root of the rows that were summed.
+    cutoff = jnp.finfo(params.dtype).eps * max(math.sqrt(stacked.shape[0]), size)
     penalised = jnp.linalg.pinv(factor[free:, free:], rtol=cutoff) @ right[free:]
     rest = right[:free] - factor[:free, free:] @ penalised
     step = jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
@@ -322,8 +324,12 @@ def check(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> Non
     for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
         if section[key] != off:
             raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
+    regex("optimizer.decay_exclude", section.decay_exclude)
+    for key, rate in config.model.items():
+        if (key.endswith("dropout") or key == "stochastic_depth") and rate:
+            raise UserError(f"model.{key} is {rate}; {name!r} takes every example as it is, 0 is off")
     if config.train.seeds is not None:
-        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} finds the same with every seed, give none")
+        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} makes one fit and takes none")
     if config.train.ema_decay:
         raise UserError(
             f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"

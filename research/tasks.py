@@ -121,7 +121,12 @@ def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) 
 def training_weight(task: Task, labels: np.ndarray) -> float:
     """What the training split's examples, of these labels [N], weigh together in the loss."""
     weights = getattr(task, "class_weight", None)
-    return float(len(labels)) if weights is None else float(np.asarray(weights)[labels].sum())
+    if weights is None or (isinstance(task, SquaredHinge) and len(weights) > 2):
+        return float(len(labels))
+    total = float(np.asarray(weights)[labels].sum())
+    if total <= 0:
+        raise UserError(f"task.class_weight is {tuple(weights)}; some training example must weigh more than 0")
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +134,8 @@ class SquaredHinge:
     """The linear support vector machine's loss, max(0, 1 − y·z)² (Fan et al. 2008, section 2), y being 1 or −1.
 
     Outputs: [..., C]; labels: int [...], −1 where hidden. Of two classes z is the second output minus the first; of
-    several the losses of each against the rest are summed, z being its output. `class_weight`: as in Classification.
+    several the losses of each against the rest are summed, z being its output. `class_weight`: as in Classification;
+    of several classes it weighs a class's own examples against the rest, which weigh 1, as in LinearSVC.
     """
 
     class_weight: tuple[float, ...] | str | None = None
@@ -144,10 +150,14 @@ class SquaredHinge:
             raise ValueError("squared_hinge takes two classes at least (model.num_classes)")
         weight = batch["weight"] * (labels >= 0)
         margins = _decisions(outputs) * (2 * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) - 1)
-        losses = jnp.sum(jax.nn.relu(1 - margins) ** 2, axis=-1)
+        losses = jax.nn.relu(1 - margins) ** 2
+        class_weight = _of_class(self.class_weight, labels)
         if outputs.shape[-1] == 2:
-            losses = losses / 2  # both say the same
-        loss = Mean.of(losses, weight * _of_class(self.class_weight, labels))
+            loss = Mean.of(losses[..., 0], weight * class_weight)  # both say the same
+        else:
+            own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+            each = 1 + own * (jnp.broadcast_to(class_weight, labels.shape)[..., None] - 1)
+            loss = Mean.of(jnp.sum(losses * each, axis=-1), weight)
         return {"loss": loss, **_class_scores(outputs, labels, weight)}
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:

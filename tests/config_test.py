@@ -96,3 +96,10 @@ class TestAuto:
     def test_overrides_reach_the_preset_that_was_chosen(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         assert load("configs/bert_sst2.py", ["train.batch_size=8"]).config.train.batch_size == 8
+
+
+def test_one_penalty_takes_the_place_of_another():
+    section = load("configs/logistic_iris.py", ["optimizer.weight_decay=0.01"]).config.optimizer
+    assert (section.weight_decay, section.C, section.alpha) == (0.01, None, None)
+    assert load("configs/logistic_iris.py", ["optimizer.C=None"]).config.optimizer.C is None
+    assert load("configs/logistic_iris.py", ["optimizer.C=3"]).config.optimizer.C == 3

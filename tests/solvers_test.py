@@ -148,6 +148,40 @@ def test_squared_hinge_is_scikit_learns_linear_svc(name, c):
     np.testing.assert_array_equal([record["prediction"] for record in records], peer.predict(test))
 
 
+def test_class_weights_of_several_machines_are_scikit_learns():
+    """Each machine's own class weighs as given, the rest 1."""
+    config = load("configs/logistic_iris.py").config
+    config.task = {"name": "squared_hinge", "class_weight": (1.0, 5.0, 2.0)}
+    config.optimizer.update(C=1.0, tolerance=1e-9, decay_exclude="")
+    experiment, kernel, _, _, _ = _solve(config)
+    features, labels = _columns(experiment, "train")
+    peer = LinearSVC(C=1.0, tol=1e-10, max_iter=100_000, dual=False, class_weight={0: 1.0, 1: 5.0, 2: 2.0})
+    np.testing.assert_allclose(kernel, peer.fit(features, labels).coef_, rtol=1e-4, atol=1e-6)
+
+
+def test_least_squares_of_many_rows_keeps_what_two_like_columns_say(rng):
+    """100,000 rows, float32, a and a + 0.01 noise, y = 3a - 2b: the rank is not judged by the number of rows."""
+    a = rng.standard_normal(100_000)
+    features = np.stack([a, a + 0.01 * rng.standard_normal(len(a))], axis=1).astype(np.float32)
+    labels = (features @ np.array([3.0, -2.0])).astype(np.float32)
+    batch = {"features": features, "labels": labels, "weight": np.ones(len(a), np.float32)}
+    module = LinearRegression()
+    step = functools.partial(
+        solve_step,
+        module=module,
+        task=Regression(),
+        solver=functools.partial(closed_form, tolerance=1e-4, max_iterations=1, factorization="qr"),
+        weight_decay=0.0,
+        decay_exclude="bias",
+        devices=1,
+        blocks=10,
+    )
+    state = init_state(module, optax.identity(), jax.tree.map(lambda x: x[:1], batch), 0)
+    solution, _ = jax.jit(step)(state, jax.tree.map(jax.numpy.asarray, batch))
+    # Measured: 2e-3, float32's precision times a condition of 200.
+    np.testing.assert_allclose(solution.params["linear"]["kernel"][:, 0], [3.0, -2.0], atol=0.02)
+
+
 def _source(monkeypatch, name, features, labels):
     columns = {"features": features, "label": labels}
     monkeypatch.setitem(

@@ -73,12 +73,12 @@ Drawing = tuple[Figure, dict[str, Any]]
 
 def _fit(subject: Subject) -> Drawing:
     subject.needs_task("regression")
+    columns = subject.columns  # first: it says which splits there are
     inputs, split = subject.config.data.transform.inputs, subject.split or subject.config.eval.splits[0]
     raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[split][inputs[0]]
     first = np.asarray(raw[0])
     if len(inputs) != 1 or first.size != 1 or first.dtype.kind not in "fiu":
         raise DoesNotApplyError(f"is of one number a label; the run's have {', '.join(inputs)} of shape {first.shape}")
-    columns = subject.columns
     x = np.asarray([raw[int(i)] for i in columns["index"]], np.float64).reshape(-1)
     figure = figures.fitted_line(x, columns["label"], columns["prediction"], name=inputs[0])
     return figure, {"x": x.tolist(), "label": columns["label"].tolist(), "prediction": columns["prediction"].tolist()}

@@ -123,7 +123,8 @@ def learning_curve(
         raise UserError(f"{run.path} is not completed; the same training command goes on")
     first, whole = config.seed, config.data.train_fraction
     config.eval.splits = tuple(dict.fromkeys((split, "train")))
-    config.train.update(steps=summary["step"], epochs=None)
+    config.train.update(steps=summary["step"], epochs=None, max_minutes=None)
+    config.eval.patience = 0
     if config.optimizer.name in SOLVERS:
         config.train["batch_size" if config.train.batch_rows is None else "batch_rows"] = -1
     batch_size = config.train.batch_size
