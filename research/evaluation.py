@@ -8,7 +8,7 @@ import numpy as np
 
 from research import metrics, sharding
 from research.data import pipeline
-from research.experiment import AVERAGE, Experiment
+from research.experiment import Experiment
 from research.seeds import Value
 from research.state import TrainState, averaged
 from research.tasks import SplitMetric
@@ -26,12 +26,12 @@ def evaluate(
     """
     if not state.average:
         return _evaluate(experiment, state, split, predictions)
-    ranked = experiment.config.eval.metric.startswith(AVERAGE)
+    ranked = experiment.config.eval.metric.startswith(metrics.AVERAGE)
     average = averaged if experiment.config.train.seeds is None else jax.vmap(averaged, in_axes=(0, None))
     mean = average(state, experiment.config.train.ema_decay)
     values, records = _evaluate(experiment, state, split, predictions and not ranked)
     of_average, records_of_average = _evaluate(experiment, mean, split, predictions and ranked)
-    values |= {f"{AVERAGE}{name}": value for name, value in of_average.items()}
+    values |= {f"{metrics.AVERAGE}{name}": value for name, value in of_average.items()}
     return values, records_of_average if ranked else records
 
 

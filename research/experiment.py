@@ -13,22 +13,16 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from research import memory, optim, sharding, solvers, step
+from research import checks, memory, metrics, optim, sharding, solvers, step
 from research.build import build, lookup
 from research.data import load as data
 from research.data import pipeline
-from research.data.checks import check_inputs, check_labels
-from research.data.examples import MixedExamples
 from research.errors import UserError
 from research.models import MODELS
 from research.platform import compiler_options
-from research.rundir import flatten
 from research.state import TrainState, init_state, param_count
 from research.tasks import TASKS, Task, training_weight, with_class_weights
 from research.throughput import Compiled
-
-# What the metrics of the averaged parameters begin with.
-AVERAGE = "ema_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +42,7 @@ class Experiment:
     total_rows: int | None  # where the run is given in epochs
     mesh: jax.sharding.Mesh
     rows: pipeline.Rows
+    blocks: int  # of the rows of a training batch that each device has: parts of an update, or of a solver's pass
     weight_decay: float  # as optimizer.weight_decay, C or alpha has it
     state: TrainState
     init: Callable[[], TrainState]
@@ -67,7 +62,7 @@ class Experiment:
         Raises UserError if the dataset can't be had or does not fit the model.
         """
         dataset = data.load(self.config.data, assets, other=name)
-        _check_splits(self.config, dataset, training=False)
+        checks.check_splits(self.config, dataset, training=False)
         return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset))
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
@@ -79,7 +74,7 @@ class Experiment:
             steps=self.total_steps,
             total_rows=self.total_rows,
             seed=self.config.seed,
-            rows=self.rows,
+            rows=dataclasses.replace(self.rows, multiple=self.rows.multiple * self.blocks),
             workers=self.config.data.workers,
             seeds=self.config.train.seeds,
         )
@@ -92,7 +87,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
     """
-    _check_keys(config)
+    checks.check_keys(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}.get(config.dtype)
     if dtype is None:
@@ -101,7 +96,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     task = build(TASKS, config.task, "task")
 
     dataset = data.load(config.data, assets)
-    _check_data(config, dataset)
+    checks.check_data(config, dataset)
     packed = config.train.batch_rows is not None
     streams = _streams(config, dataset)
     stream = streams("train")
@@ -112,7 +107,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     name = config.optimizer.name
     solving = name in solvers.SOLVERS
     if solving:
-        solvers.check(config, task=task, full_batch=batch_rows == len(stream.rows), total_steps=total_steps)
+        checks.check_solver(config, task=task, full_batch=batch_rows == len(stream.rows), total_steps=total_steps)
         tx, learning_rate = optax.identity(), optax.constant_schedule(1.0)
     else:
         lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
@@ -154,11 +149,11 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         raise UserError(f"task {config.task.name!r} does not fit the model: {str(error).splitlines()[0]}") from error
     known = {**scores, **task.split_metrics}
     if config.train.ema_decay > 0:
-        known |= {f"{AVERAGE}{name}": score for name, score in known.items()}
+        known |= {f"{metrics.AVERAGE}{name}": score for name, score in known.items()}
     lookup(known, config.eval.metric, "eval.metric")
     blocks = config.train.accumulate
     if solving:
-        solvers.check_model(name, module, task, shapes)
+        checks.check_solved(name, module, task, shapes)
         blocks = max(
             blocks, solvers.blocks(shapes, rows=batch_rows, devices=parts, parameters=param_count(abstract.params))
         )
@@ -216,7 +211,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         total_steps=total_steps,
         total_rows=total_rows,
         mesh=mesh,
-        rows=pipeline.Rows(of=functools.partial(sharding.process_rows, mesh), multiple=parts * blocks),
+        rows=pipeline.Rows(of=functools.partial(sharding.process_rows, mesh), multiple=parts),
+        blocks=blocks,
         weight_decay=decay,
         state=state,
         init=jax.jit(first, out_shardings=shardings),
@@ -248,120 +244,6 @@ def _streams(config: Any, dataset: data.Dataset) -> Callable[[str], pipeline.Str
         return arrange(examples)
 
     return functools.cache(stream)
-
-
-# What a value must lie between, ends included.
-_LIMITS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "train.batch_size": (1, math.inf),
-    "train.batch_rows": (1, math.inf),
-    "train.accumulate": (1, math.inf),
-    "train.seeds": (1, math.inf),
-    "train.ema_decay": (0, 0.999999),  # beyond, a step changes less than float32 can tell
-    "train.log_every": (1, math.inf),
-    "train.epochs": (0, 10**9),
-    "train.max_minutes": (0, math.inf),
-    "train.max_data_wait_fraction": (0, 1),
-    "data.workers": (0, 1024),
-    "data.train_fraction": (0, 1),
-    "eval.batch_size": (1, math.inf),
-    "eval.batch_rows": (1, math.inf),
-    "eval.every_steps": (0, math.inf),
-    "eval.patience": (0, math.inf),
-    "checkpoint.every_steps": (0, math.inf),
-    "optimizer.learning_rate": (0, math.inf),
-    "optimizer.warmup_fraction": (0, 1),
-    "optimizer.weight_decay": (0, math.inf),
-    "optimizer.tolerance": (0, math.inf),
-    "optimizer.max_iterations": (1, math.inf),
-    "mesh.fsdp": (1, math.inf),
-    "mesh.tensor": (1, math.inf),
-    "model.dropout": (0, 1),
-    "model.attention_dropout": (0, 1),
-    "model.pooler_dropout": (0, 1),
-    "model.classifier_dropout": (0, 1),
-    "model.position_offset": (0, math.inf),
-    "model.type_vocab_size": (0, math.inf),
-    "model.hidden_size": (1, math.inf),
-    "model.num_layers": (1, math.inf),
-    "model.num_heads": (1, math.inf),
-    "model.width": (1, math.inf),
-    "model.stochastic_depth": (0, 1),
-    "task.label_smoothing": (0, 1),
-}
-
-
-def _check_keys(config: Any) -> None:
-    flat = flatten(config.to_dict())
-    for key, (low, high) in _LIMITS.items():
-        value = flat.get(key)
-        if key in ("train.batch_size", "train.batch_rows") and value == -1:  # all
-            continue
-        if value is not None and not low <= value <= high:
-            raise UserError(
-                f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
-            )
-    if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
-        raise UserError(
-            f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
-            "which keeps none; it must be above 0"
-        )
-    if config["train"]["seeds"] is not None and config["data"]["train_fraction"] != 1:
-        raise UserError(
-            f"train.seeds is {config['train']['seeds']} and data.train_fraction {config['data']['train_fraction']}; "
-            "each seed draws another part of the data, so train them one after another"
-        )
-    last = config["seed"] + (config["train"]["seeds"] or 1) - 1
-    if last > _LIMITS["seed"][1]:
-        raise UserError(
-            f"seed={config['seed']} with train.seeds={config['train']['seeds']} goes up to {last}; the largest seed is "
-            f"{_LIMITS['seed'][1]}"
-        )
-    if config["eval"]["mode"] not in ("max", "min"):
-        raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
-    if not config["eval"]["splits"]:
-        raise UserError("eval.splits is empty; name at least one split")
-
-
-def _check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None:
-    """Raises UserError where a split does not fit the model. With `training` its split `train` is trained on."""
-    # A model with one output regresses.
-    num_classes = config.model.get("num_classes")
-    for split, examples in dataset.splits.items():
-        if len(examples):
-            check_labels(
-                split,
-                examples.labels,
-                None if num_classes == 1 else num_classes,
-                training=training and split == "train",
-                hidden=config.task.get("hidden_label"),
-            )
-            check_inputs(
-                split,
-                examples,
-                vocab_size=config.model.get("vocab_size"),
-                max_positions=config.model.get("max_positions"),
-                num_features=config.model.get("num_features"),
-            )
-
-
-def _check_data(config: Any, dataset: data.Dataset) -> None:
-    _check_splits(config, dataset, training=True)
-    labels = dataset.split("train").labels
-    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
-        raise UserError(f"all training examples of {dataset.name} have the label {labels[0]}; a classifier needs two")
-    if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
-        raise UserError(
-            f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
-        )
-    for split in config.eval.splits:
-        dataset.split(split)
-    main = dataset.split(config.eval.splits[0])
-    hidden = config.task.get("hidden_label", -1)
-    if "num_classes" in config.model and (main.labels == hidden).all():
-        raise UserError(
-            f"the labels of split {config.eval.splits[0]!r} are hidden; name another one first in eval.splits"
-        )
 
 
 def _length(train: Any, rows: int) -> tuple[int, int, int | None]:

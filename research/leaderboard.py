@@ -11,7 +11,7 @@ from typing import Any
 from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
-from research.experiment import AVERAGE
+from research.metrics import AVERAGE
 from research.rundir import RunDir
 from research.trained import Trained
 

@@ -18,15 +18,12 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from research import metrics
-from research.build import regex
-from research.errors import UserError
 from research.optim import decay_mask
 from research.state import TrainState
-from research.tasks import Batch, Regression, Task
+from research.tasks import Batch, Task
 
 # What a solver takes of the config's `optimizer` section, beside the penalty.
 KEYS = ("tolerance", "max_iterations", "factorization")
-FACTORIZATIONS = ("qr", "cholesky")
 # Rows that are in the cache together; more where the gradient itself, which each block adds to, is large.
 BLOCK_BYTES = 2**20
 BLOCK_PER_GRADIENT = 4
@@ -312,58 +309,6 @@ def solve_step(
     one = jnp.ones((), end.value.dtype)
     found = {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
     return dataclasses.replace(state, step=state.step + 1, params=params), {**end.scores, **found}
-
-
-def check(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> None:
-    """Raises UserError for what the solver that `config` names can't do."""
-    section, name = config.optimizer, config.optimizer.name
-    if not full_batch or total_steps != 1:
-        raise UserError(
-            f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1"
-        )
-    for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
-        if section[key] != off:
-            raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
-    regex("optimizer.decay_exclude", section.decay_exclude)
-    for key, rate in config.model.items():
-        if (key.endswith("dropout") or key == "stochastic_depth") and rate:
-            raise UserError(f"model.{key} is {rate}; {name!r} takes every example as it is, 0 is off")
-    if config.train.seeds is not None:
-        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} makes one fit and takes none")
-    if config.train.ema_decay:
-        raise UserError(
-            f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
-        )
-    if section.factorization not in FACTORIZATIONS:
-        raise UserError(
-            f"optimizer.factorization is {section.factorization!r}; known: {', '.join(sorted(FACTORIZATIONS))}"
-        )
-    if name == "closed_form" and not isinstance(task, Regression):
-        raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
-
-
-def check_model(name: str, module: nn.Module, task: Task, batch: Mapping[str, Any]) -> None:
-    """Raises UserError where the model keeps more than parameters, or is not linear in them and must be.
-
-    `batch` is a few examples: along a line of parameters the outputs for them must lie on a line.
-    """
-    variables = jax.jit(lambda batch: module.init({"params": jax.random.key(0)}, batch, train=False))(batch)
-    if set(variables) != {"params"}:
-        raise UserError(f"optimizer {name!r} fits parameters only, and the model also keeps {', '.join(variables)}")
-    if name != "closed_form":
-        return
-    start, unravel = ravel_pytree(variables["params"])
-    direction = jax.random.normal(jax.random.key(1), start.shape, start.dtype)
-
-    def outputs(distance: float) -> np.ndarray:
-        params = unravel(start + distance * direction)
-        return np.asarray(jax.jit(lambda: module.apply({"params": params}, batch, train=False))(), np.float64)
-
-    zero, one, two = map(outputs, (0.0, 1.0, 2.0))
-    if np.abs(two - 2 * one + zero).max() > 1e-2 * (np.abs(two).max() + np.abs(zero).max()):
-        raise UserError(
-            "optimizer 'closed_form' solves models that are linear in their parameters, and this one is not"
-        )
 
 
 def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int) -> int:

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from research.build import build, regex, spelt_out
 from research.checkpoint import Checkpoints
 from research.errors import UserError
-from research.experiment import AVERAGE
 from research.interop import KINDS, source
 from research.interop.kinds import Kind
 from research.interop.tensors import Tensors, module_of, replaced, some
+from research.metrics import AVERAGE
 from research.models import MODELS
 from research.rundir import RunDir, same_source
 from research.state import path_name

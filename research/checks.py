@@ -1,0 +1,188 @@
+"""Checks of a config, and of a dataset against it, before anything is built. Each raises UserError in one line."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+from research.build import regex
+from research.data import load as data
+from research.data.checks import check_inputs, check_labels
+from research.data.examples import MixedExamples
+from research.errors import UserError
+from research.metrics import AVERAGE
+from research.rundir import flatten
+from research.tasks import Regression, Task
+
+FACTORIZATIONS = ("qr", "cholesky")  # of the solver closed_form
+
+# What a value must lie between, ends included.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "train.batch_size": (1, math.inf),
+    "train.batch_rows": (1, math.inf),
+    "train.accumulate": (1, math.inf),
+    "train.seeds": (1, math.inf),
+    "train.ema_decay": (0, 0.999999),  # beyond, a step changes less than float32 can tell
+    "train.log_every": (1, math.inf),
+    "train.epochs": (0, 10**9),
+    "train.max_minutes": (0, math.inf),
+    "train.max_data_wait_fraction": (0, 1),
+    "data.workers": (0, 1024),
+    "data.train_fraction": (0, 1),
+    "eval.batch_size": (1, math.inf),
+    "eval.batch_rows": (1, math.inf),
+    "eval.every_steps": (0, math.inf),
+    "eval.patience": (0, math.inf),
+    "checkpoint.every_steps": (0, math.inf),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.warmup_fraction": (0, 1),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.tolerance": (0, math.inf),
+    "optimizer.max_iterations": (1, math.inf),
+    "mesh.fsdp": (1, math.inf),
+    "mesh.tensor": (1, math.inf),
+    "model.dropout": (0, 1),
+    "model.attention_dropout": (0, 1),
+    "model.pooler_dropout": (0, 1),
+    "model.classifier_dropout": (0, 1),
+    "model.position_offset": (0, math.inf),
+    "model.type_vocab_size": (0, math.inf),
+    "model.hidden_size": (1, math.inf),
+    "model.num_layers": (1, math.inf),
+    "model.num_heads": (1, math.inf),
+    "model.width": (1, math.inf),
+    "model.stochastic_depth": (0, 1),
+    "task.label_smoothing": (0, 1),
+}
+
+
+def check_keys(config: Any) -> None:
+    """Raises UserError where a value is out of its range, or two do not go together."""
+    flat = flatten(config.to_dict())
+    for key, (low, high) in _LIMITS.items():
+        value = flat.get(key)
+        if key in ("train.batch_size", "train.batch_rows") and value == -1:  # all
+            continue
+        if value is not None and not low <= value <= high:
+            raise UserError(
+                f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
+            )
+    if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
+        raise UserError(
+            f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
+            "which keeps none; it must be above 0"
+        )
+    if config["train"]["seeds"] is not None and config["data"]["train_fraction"] != 1:
+        raise UserError(
+            f"train.seeds is {config['train']['seeds']} and data.train_fraction {config['data']['train_fraction']}; "
+            "each seed draws another part of the data, so train them one after another"
+        )
+    last = config["seed"] + (config["train"]["seeds"] or 1) - 1
+    if last > _LIMITS["seed"][1]:
+        raise UserError(
+            f"seed={config['seed']} with train.seeds={config['train']['seeds']} goes up to {last}; the largest seed is "
+            f"{_LIMITS['seed'][1]}"
+        )
+    if config["eval"]["mode"] not in ("max", "min"):
+        raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
+    if not config["eval"]["splits"]:
+        raise UserError("eval.splits is empty; name at least one split")
+
+
+def check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None:
+    """Raises UserError where a split does not fit the model. With `training` its split `train` is trained on."""
+    # A model with one output regresses.
+    num_classes = config.model.get("num_classes")
+    for split, examples in dataset.splits.items():
+        if len(examples):
+            check_labels(
+                split,
+                examples.labels,
+                None if num_classes == 1 else num_classes,
+                training=training and split == "train",
+                hidden=config.task.get("hidden_label"),
+            )
+            check_inputs(
+                split,
+                examples,
+                vocab_size=config.model.get("vocab_size"),
+                max_positions=config.model.get("max_positions"),
+                num_features=config.model.get("num_features"),
+            )
+
+
+def check_data(config: Any, dataset: data.Dataset) -> None:
+    """Raises UserError where the dataset does not fit the model, the task or the splits to be evaluated."""
+    check_splits(config, dataset, training=True)
+    labels = dataset.split("train").labels
+    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
+        raise UserError(f"all training examples of {dataset.name} have the label {labels[0]}; a classifier needs two")
+    if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
+        raise UserError(
+            f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
+        )
+    for split in config.eval.splits:
+        dataset.split(split)
+    main = dataset.split(config.eval.splits[0])
+    hidden = config.task.get("hidden_label", -1)
+    if "num_classes" in config.model and (main.labels == hidden).all():
+        raise UserError(
+            f"the labels of split {config.eval.splits[0]!r} are hidden; name another one first in eval.splits"
+        )
+
+
+def check_solver(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> None:
+    """Raises UserError for what the solver that `config` names can't do."""
+    section, name = config.optimizer, config.optimizer.name
+    if not full_batch or total_steps != 1:
+        raise UserError(
+            f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1"
+        )
+    for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
+        if section[key] != off:
+            raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
+    regex("optimizer.decay_exclude", section.decay_exclude)
+    for key, rate in config.model.items():
+        if (key.endswith("dropout") or key == "stochastic_depth") and rate:
+            raise UserError(f"model.{key} is {rate}; {name!r} takes every example as it is, 0 is off")
+    if config.train.seeds is not None:
+        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} makes one fit and takes none")
+    if config.train.ema_decay:
+        raise UserError(
+            f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
+        )
+    if section.factorization not in FACTORIZATIONS:
+        raise UserError(
+            f"optimizer.factorization is {section.factorization!r}; known: {', '.join(sorted(FACTORIZATIONS))}"
+        )
+    if name == "closed_form" and not isinstance(task, Regression):
+        raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
+
+
+def check_solved(name: str, module: nn.Module, task: Task, batch: Mapping[str, Any]) -> None:
+    """Raises UserError where the model keeps more than parameters, or is not linear in them and must be.
+
+    `batch` is a few examples: along a line of parameters the outputs for them must lie on a line.
+    """
+    variables = jax.jit(lambda batch: module.init({"params": jax.random.key(0)}, batch, train=False))(batch)
+    if set(variables) != {"params"}:
+        raise UserError(f"optimizer {name!r} fits parameters only, and the model also keeps {', '.join(variables)}")
+    if name != "closed_form":
+        return
+    start, unravel = ravel_pytree(variables["params"])
+    direction = jax.random.normal(jax.random.key(1), start.shape, start.dtype)
+
+    def outputs(distance: float) -> np.ndarray:
+        params = unravel(start + distance * direction)
+        return np.asarray(jax.jit(lambda: module.apply({"params": params}, batch, train=False))(), np.float64)
+
+    zero, one, two = map(outputs, (0.0, 1.0, 2.0))
+    if np.abs(two - 2 * one + zero).max() > 1e-2 * (np.abs(two).max() + np.abs(zero).max()):
+        raise UserError(
+            "optimizer 'closed_form' solves models that are linear in their parameters, and this one is not"
+        )
