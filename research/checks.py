@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from research.build import regex
 from research.data import load as data
 from research.data.checks import check_inputs, check_labels
-from research.data.examples import MixedExamples
+from research.data.examples import Examples, MixedExamples, RandomExamples
 from research.errors import UserError
 from research.metrics import AVERAGE
 from research.rundir import flatten
@@ -136,9 +136,14 @@ def check_data(config: Any, dataset: data.Dataset) -> None:
         )
 
 
-def check_solver(config: Any, *, task: Task, full_batch: bool, total_steps: int) -> None:
-    """Raises UserError for what the solver that `config` names can't do."""
+def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: bool, total_steps: int) -> None:
+    """Raises UserError for what the solver that `config` names can't do with the training examples."""
     section, name = config.optimizer, config.optimizer.name
+    if isinstance(examples, RandomExamples | MixedExamples):
+        raise UserError(
+            f"data.transform {config.data.transform.name!r} changes training examples at random, each time anew, and "
+            f"{name!r} sees them once; turn that off (data.transform.augment)"
+        )
     if not full_batch or total_steps != 1:
         raise UserError(
             f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1"

@@ -107,7 +107,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     name = config.optimizer.name
     solving = name in solvers.SOLVERS
     if solving:
-        checks.check_solver(config, task=task, full_batch=batch_rows == len(stream.rows), total_steps=total_steps)
+        full = batch_rows == len(stream.rows)
+        checks.check_solver(config, task=task, examples=stream.examples, full_batch=full, total_steps=total_steps)
         tx, learning_rate = optax.identity(), optax.constant_schedule(1.0)
     else:
         lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
@@ -182,12 +183,15 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     first, training_sharding = init, batch_sharding
     if config.train.seeds is not None:
         numbers = config.seed + np.arange(config.train.seeds, dtype=np.uint32)
+        unrolled = config.compiler == "convolutions" and jax.default_backend() == "cpu"
+        each = functools.partial(step.of_each, count=config.train.seeds, unrolled=unrolled)
         first = functools.partial(jax.vmap(init), numbers)
         abstract = jax.eval_shape(first)
         shardings = sharding.for_seeds(shardings)
         training_sharding = sharding.batch_sharding(mesh, axis=1)
-        train_step = functools.partial(_of_each_seed, train_step, numbers)
-        eval_step = jax.vmap(eval_step, in_axes=(0, None))
+        of_one = functools.partial(_seeded, train_step)
+        train_step = functools.partial(each(of_one, in_axes=(0, 0, 0)), numbers)
+        eval_step = each(eval_step, in_axes=(0, None))
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     eval_step = jax.jit(
         eval_step,
@@ -227,9 +231,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     )
 
 
-def _of_each_seed(train_step: Any, numbers: np.ndarray, state: TrainState, batch: Any) -> Any:
-    """`train_step` of each seed of `numbers` [K], on its own part of the state and of the batch."""
-    return jax.vmap(lambda state, batch, seed: train_step(state, batch, seed=seed))(state, batch, numbers)
+def _seeded(train_step: Any, seed: Any, state: TrainState, batch: Any) -> Any:
+    return train_step(state, batch, seed=seed)
 
 
 def _streams(config: Any, dataset: data.Dataset) -> Callable[[str], pipeline.Stream]:

@@ -1,5 +1,6 @@
 """One step of training and of evaluation: pure functions of arrays, the same for every model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -82,3 +83,22 @@ def eval_step(
     """The scores of one batch and its per-example predictions."""
     outputs = module.apply({"params": state.params, **state.model_state}, batch, train=False)
     return task.scores(outputs, batch), task.predictions(outputs, batch)
+
+
+def of_each(function: Callable[..., Any], count: int, in_axes: tuple[int | None, ...], *, unrolled: bool) -> Any:
+    """`jax.vmap` of a function over `count` entries, `in_axes` 0 or None for each argument; or the same, `unrolled`.
+
+    Unrolled, the program has each entry's operations one after another: several times as long to compile, but a
+    convolution stays one. Side by side they become a grouped convolution, which XLA computes half as fast on a CPU.
+    """
+    if not unrolled:
+        return jax.vmap(function, in_axes)
+
+    def of_all(*arguments: Any) -> Any:
+        def of_one(i: int) -> Any:
+            own = zip(arguments, in_axes, strict=True)
+            return function(*(x if axis is None else jax.tree.map(lambda x: x[i], x) for x, axis in own))
+
+        return jax.tree.map(lambda *x: jnp.stack(x), *map(of_one, range(count)))
+
+    return of_all

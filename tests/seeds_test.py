@@ -50,10 +50,18 @@ def _unpacked(**train):
     return config
 
 
+def _grouped_resnet(**train):
+    """Seeds side by side, as on accelerators; in programs of convolutions for a CPU they come one after another."""
+    config = tiny.resnet(**train)
+    config.compiler = "default"
+    return config
+
+
 MAKE = {
     "linear": _linear,
     "mlp": _mlp,
     "resnet": tiny.resnet,
+    "grouped_resnet": _grouped_resnet,
     "mixed": tiny.mixed_resnet,
     "packed": tiny.bert,
     "unpacked": _unpacked,
@@ -104,6 +112,7 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
         ("mlp", {}),
         ("mlp", {"accumulate": 2, "ema_decay": 0.5}),
         ("resnet", {}),
+        ("grouped_resnet", {}),
         ("packed", {}),
         ("unpacked", {}),
     ],

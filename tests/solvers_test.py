@@ -322,6 +322,11 @@ def test_a_run_in_float64_is_one_throughout(tmp_path):
         ("logistic_iris.py", {"optimizer": {"name": "closed_form"}}, "'closed_form' takes regression"),
         ("logistic_iris.py", {"task": {"class_weight": "balance"}}, "task.class_weight is 'balance'; known: balanced"),
         ("logistic_iris.py", {"task": {"class_weight": (1.0, 2.0)}}, r"it must be 3 numbers, none below 0"),
+        (
+            "mlp_mnist.py:embedded",
+            {"optimizer": {"name": "lbfgs"}, "data": {"transform": {"augment": {"crop_padding": 1}}}},
+            "'image' changes training examples at random",
+        ),
         ("linear_diabetes.py:closed_form", {"optimizer": {"factorization": "lu"}}, "is 'lu'; known: cholesky, qr"),
         (
             "linear_diabetes.py:closed_form",

@@ -13,7 +13,7 @@ from research import sharding
 from research.experiment import prepare
 from research.metrics import Mean
 from research.state import TrainState, averaged
-from research.step import train_step
+from research.step import of_each, train_step
 from tests import tiny
 
 
@@ -199,3 +199,13 @@ def test_the_averages_weights_sum_to_one(decay, steps):
 
     state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(state)
     np.testing.assert_allclose(averaged(state, decay).params["w"], latest["w"], rtol=2e-6)
+
+
+def test_entries_one_after_another_are_those_side_by_side():
+    def function(a, b, c):
+        return {"product": a["x"] @ b, "sum": jnp.sum(a["x"]) + c}
+
+    arguments = {"x": np.arange(12.0, dtype=np.float32).reshape(3, 2, 2)}, np.eye(2, dtype=np.float32), np.arange(3)
+    one, other = (of_each(function, 3, (0, None, 0), unrolled=unrolled)(*arguments) for unrolled in (True, False))
+    tiny.assert_trees_equal(one, other)
+    assert one["product"].shape == (3, 2, 2)

@@ -93,6 +93,11 @@ class Augment:
         _check_padding(self.crop_padding, self.crop_border, height, width)
 
     @property
+    def redraws(self) -> bool:
+        """Whether an image by itself becomes another one."""
+        return bool(self.crop_padding or self.random_resized_crop or self.flip or self.randaugment_ops or self.erasing)
+
+    @property
     def mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
 

@@ -113,8 +113,8 @@ def image(
       augment: what training does to it; see `Augment`.
     """
     view = View(resize, size, interpolation)
-    changes = build({"augment": Augment}, {"name": "augment", **augment}, "data.transform.augment")
-    needs_bytes = ["resize"] * bool(resize) + [f"augment.{key}" for key in changes.needs_bytes]
+    augmentation = build({"augment": Augment}, {"name": "augment", **augment}, "data.transform.augment")
+    needs_bytes = ["resize"] * bool(resize) + [f"augment.{key}" for key in augmentation.needs_bytes]
     examples: dict[str, Examples] = {}
     for split, plain in _plain(splits, kept, inputs, label, channels, view).items():
         if needs_bytes and isinstance(plain.store, Decoded) and plain.store.images.dtype != np.uint8:
@@ -122,11 +122,15 @@ def image(
                 f"data.transform.{needs_bytes[0]} takes images of bytes; those of split {split!r} are floating-point"
             )
         if len(plain) and isinstance(plain.store, Decoded):
-            changes.check_size(*view.shape(*plain.store.images.shape[1:3]))
-        if changes.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
+            augmentation.check_size(*view.shape(*plain.store.images.shape[1:3]))
+        if augmentation.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
             raise UserError(f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are none")
-        make = MixedImages if changes.mixes else AugmentedImages
-        examples[split] = make(plain.store, plain.labels, plain.view, changes)
+        if augmentation.mixes:
+            examples[split] = MixedImages(plain.store, plain.labels, plain.view, augmentation)
+        elif augmentation.redraws:
+            examples[split] = AugmentedImages(plain.store, plain.labels, plain.view, augmentation)
+        else:  # no keys are drawn for what has no use for them
+            examples[split] = plain
     return examples
 
 

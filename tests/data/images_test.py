@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from configs import defaults
 from research.data import draws, tfds_source
+from research.data.examples import MixedExamples, RandomExamples
 from research.data.images import AugmentedImages, image, pixels
 from research.data.kept import Kept
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
@@ -73,6 +74,12 @@ def test_what_training_sees_does_not_depend_on_the_batch_nor_on_a_resume(change)
 def test_worker_processes_make_the_same_batches():
     examples = _transform(_columns(), augment=CHANGES["both"])
     assert _as_rows(_training(examples, workers=2)) == _as_rows(_training(examples))
+
+
+def test_what_is_not_changed_at_random_draws_no_keys():
+    assert not isinstance(_transform(_columns()), RandomExamples | MixedExamples)
+    for change in CHANGES.values():
+        assert isinstance(_transform(_columns(), augment=change), RandomExamples | MixedExamples)
 
 
 def test_off_by_default_training_sees_what_evaluation_sees():
