@@ -154,7 +154,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     lookup(known, config.eval.metric, "eval.metric")
     blocks = config.train.accumulate
     if solving:
-        checks.check_solved(name, module, task, shapes)
+        checks.check_solved(name, module, shapes)
         blocks = max(
             blocks, solvers.blocks(shapes, rows=batch_rows, devices=parts, parameters=param_count(abstract.params))
         )

@@ -183,13 +183,14 @@ class _Coordinates:
 def closed_form(
     problem: Problem, params: Any, *, tolerance: float, max_iterations: int, factorization: str
 ) -> tuple[Any, jax.Array, Any]:
-    """The least-squares solution of a model that is linear in its parameters: one exact Gauss–Newton step.
+    """The least-squares solution of a model that is linear in its parameters, wherever they start.
 
     Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
     takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
-    normal equations is faster and needs a problem with a single solution.
+    normal equations is faster and needs a problem with a single solution; without one the parameters stay 0.
     """
     flat, unravel = ravel_pytree(params)
+    flat = jnp.zeros_like(flat)  # what is solved for are the parameters themselves
     decayed = np.concatenate(
         [
             np.full(p.size, m)
@@ -200,7 +201,7 @@ def closed_form(
     order = np.argsort(decayed, kind="stable")
     columns = slice(None) if (np.diff(order) == 1).all() else order  # to reorder the Jacobian copies it
     penalty = problem.weight_decay * decayed[order]
-    solve = {"qr": _qr_step, "cholesky": _cholesky_step}[factorization]
+    solve = {"qr": _qr, "cholesky": _cholesky}[factorization]
 
     def outputs(flat: jax.Array, batch: Batch) -> jax.Array:
         variables = {"params": unravel(flat)}
@@ -214,60 +215,58 @@ def closed_form(
 
     weight = problem.sum(lambda block: jnp.sum(block["weight"]))
     # In the columns' order, from here on.
-    step, grad = solve(
+    found, grad = solve(
         problem,
         rows,
         weight=weight,
         penalty=jnp.asarray(penalty, flat.dtype),
         free=int(np.sum(~decayed)),
-        params=flat[order],
-        gradient=lambda step: ravel_pytree(jax.grad(problem.objective)(unravel(flat.at[order].add(step))))[0][order],
+        gradient=lambda found: ravel_pytree(jax.grad(problem.objective)(unravel(flat.at[order].set(found))))[0][order],
     )
-    found = flat.at[order].add(jnp.where(jnp.all(jnp.isfinite(step)), step, 0))
+    found = flat.at[order].set(jnp.where(jnp.all(jnp.isfinite(found)), found, 0))
     # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
     bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * _max_norm(grad))
     return unravel(found), jnp.int32(1), bound
 
 
-def _cholesky_step(
-    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, gradient: Any
+def _cholesky(
+    problem: Problem, rows: Any, *, weight: Any, penalty: jax.Array, free: int, gradient: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The step, and the gradient where it starts."""
+    """The parameters [P], and the gradient [P] where all are 0."""
 
     def products(block: Batch) -> tuple[jax.Array, jax.Array]:
         jacobian, residuals, weights = rows(block)
         return jacobian.T @ (jacobian * weights[:, None]), jacobian.T @ (residuals * weights)
 
     gram, right = problem.sum(products)
-    grad = penalty * params - 2 * right / weight
+    grad = -2 * right / weight
     factor = jax.scipy.linalg.cho_factor(2 * gram / weight + jnp.diag(penalty))
-    step = -jax.scipy.linalg.cho_solve(factor, grad)
+    found = -jax.scipy.linalg.cho_solve(factor, grad)
     # Once more, for what rounding left over.
-    return step - jax.scipy.linalg.cho_solve(factor, gradient(step)), grad
+    return found - jax.scipy.linalg.cho_solve(factor, gradient(found)), grad
 
 
-def _qr_step(
-    problem: Problem, rows: Any, *, weight: Any, penalty: Any, free: int, params: Any, gradient: Any
+def _qr(
+    problem: Problem, rows: Any, *, weight: Any, penalty: jax.Array, free: int, gradient: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """As `_cholesky_step`."""
+    """As `_cholesky`."""
 
     def scaled(block: Batch) -> jax.Array:
         jacobian, residuals, weights = rows(block)
         return jnp.column_stack([jacobian, residuals]) * jnp.sqrt(weights / weight)[:, None]
 
     # R of [J | r], with the penalty's rows below, holds all there is to know; the other factor is not made.
-    size = len(params)
-    root = jnp.sqrt(penalty / 2)
+    size = len(penalty)
     stacked = jax.lax.map(scaled, problem.batch).reshape(-1, size + 1)
-    below = jnp.column_stack([jnp.diag(root), -root * params])
+    below = jnp.column_stack([jnp.diag(jnp.sqrt(penalty / 2)), jnp.zeros_like(penalty)])
     triangle = jnp.linalg.qr(jnp.concatenate([stacked, below]), mode="r")
     factor, right = triangle[:size, :size], triangle[:size, size]
     # What rounding leaves of a singular value that is 0: it grows with the root of the rows that were summed.
-    cutoff = jnp.finfo(params.dtype).eps * max(math.sqrt(stacked.shape[0]), size)
+    cutoff = jnp.finfo(penalty.dtype).eps * max(math.sqrt(stacked.shape[0]), size)
     penalised = jnp.linalg.pinv(factor[free:, free:], rtol=cutoff) @ right[free:]
     rest = right[:free] - factor[:free, free:] @ penalised
-    step = jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
-    return step, -2 * factor.T @ right
+    found = jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
+    return found, -2 * factor.T @ right
 
 
 SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "lbfgs": lbfgs}

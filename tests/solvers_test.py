@@ -1,5 +1,6 @@
 """The solvers against scikit-learn in float64, and what becomes of problems without a good solution."""
 
+import dataclasses
 import functools
 
 import jax
@@ -212,12 +213,13 @@ def _peer(features, labels):
     return coefficients, labels.mean() - mean @ coefficients
 
 
-def _fitted(features, labels):
-    """Coefficients [D], intercept and training metrics of least squares in float64."""
+def _fitted(features, labels, start=0.0):
+    """Coefficients [D], intercept and training metrics of least squares in float64, all parameters being `start`."""
     with x64("float64"):
         batch = {"features": features, "labels": labels, "weight": np.ones(len(labels), np.float32)}
         module = LinearRegression(dtype=np.float64)
         state = init_state(module, optax.identity(), batch, 0, dtype=np.float64)
+        state = dataclasses.replace(state, params=jax.tree.map(lambda x: np.full_like(x, start), state.params))
         state, scores = _least_squares()(state, batch)
         linear = jax.tree.map(np.asarray, state.params["linear"])
     return linear["kernel"][:, 0], linear["bias"][0], {name: score.compute() for name, score in scores.items()}
@@ -238,9 +240,10 @@ def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition
     assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
 
 
-def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng):
+@pytest.mark.parametrize("start", [0.0, 2.0])
+def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng, start):
     features, labels = rng.standard_normal((20, 40)), rng.standard_normal(20)
-    kernel, bias, training = _fitted(features, labels)
+    kernel, bias, training = _fitted(features, labels, start)
     coefficients, intercept = _peer(features, labels)
     np.testing.assert_allclose(kernel, coefficients, atol=1e-10)
     np.testing.assert_allclose(bias, intercept, atol=1e-10)

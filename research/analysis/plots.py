@@ -21,7 +21,7 @@ from research.trained import Trained
 # What a refit takes beside its steps: data, compiling, evaluation, a checkpoint.
 REFIT_SECONDS = 4.0
 
-# What is drawn unasked takes no longer in all.
+# A plot that takes longer is only drawn where it is asked for.
 UNASKED_SECONDS = 300.0
 
 
@@ -139,13 +139,16 @@ def _confusion(subject: Subject) -> Drawing:
     return figures.confusion_matrix(labels, predictions, classes), numbers
 
 
-def _regularization_path(subject: Subject) -> Drawing:
+def _check_path(subject: Subject) -> None:
     if subject.config.model.name not in LINEAR:
         raise DoesNotApplyError(f"is of models {', '.join(LINEAR)}; the run's is {subject.config.model.name}")
     if refits.penalty(subject.config) is None:
         raise DoesNotApplyError(
             f"is of optimizers {', '.join(refits.PENALIZED)}; the run's is {subject.config.optimizer.name}"
         )
+
+
+def _regularization_path(subject: Subject) -> Drawing:
     found = refits.regularization_path(subject.run)
     points = [point for point in found["points"] if "failed" not in point]
     figure = figures.regularization_path(
@@ -167,10 +170,12 @@ def _learning_curve(subject: Subject) -> Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """`draw` raises DoesNotApplyError; `refits` says how often it trains the config, once for each of `repeats`."""
+    """`check` and `draw` raise DoesNotApplyError, `check` before anything takes long; `refits` says how often `draw`
+    trains the config, once for each of `repeats`."""
 
     draw: Callable[[Subject], Drawing]
     refits: Callable[[int], int] = lambda repeats: 0
+    check: Callable[[Subject], None] = lambda subject: None
 
 
 PLOTS: dict[str, Plot] = {
@@ -180,7 +185,7 @@ PLOTS: dict[str, Plot] = {
     "roc": Plot(_roc),
     "precision_recall": Plot(_precision_recall),
     "confusion": Plot(_confusion),
-    "regularization_path": Plot(_regularization_path, lambda repeats: len(refits.penalties(1.0))),
+    "regularization_path": Plot(_regularization_path, lambda repeats: len(refits.penalties(1.0)), _check_path),
     "learning_curve": Plot(_learning_curve, lambda repeats: repeats * len(refits.FRACTIONS)),
 }
 
@@ -192,6 +197,7 @@ def draw(subject: Subject, what: str) -> Path:
     """
     plot = lookup(PLOTS, what, "--what")
     try:
+        plot.check(subject)
         figure, numbers = plot.draw(subject)
     except DoesNotApplyError as error:
         raise DoesNotApplyError(f"{what} {error}") from None
@@ -203,10 +209,10 @@ def draw_all(subject: Subject) -> Iterable[tuple[str, Path | None, str | None]]:
     soon as it is there."""
     for what, plot in PLOTS.items():
         seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training_seconds(subject.run))
-        if seconds > UNASKED_SECONDS:
-            yield what, None, f"would take about {seconds / 60:.0f} minutes; --what={what} draws it"
-            continue
         try:
+            plot.check(subject)
+            if seconds > UNASKED_SECONDS:
+                raise UserError(f"would take about {seconds / 60:.0f} minutes; --what={what} draws it")
             yield what, draw(subject, what), None
         except UserError as error:
             yield what, None, str(error).removeprefix(f"{what} ")

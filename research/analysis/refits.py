@@ -16,6 +16,7 @@ from tqdm import tqdm
 from research.analysis.figures import MOST_COEFFICIENTS
 from research.coefficients import LINEAR, coefficients
 from research.data import load as data
+from research.data.pipeline import Stream
 from research.errors import UserError
 from research.loop import STALLED, train_and_evaluate
 from research.rundir import RunDir
@@ -66,6 +67,7 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
     name, now = found
     split, metric = config.eval.splits[0], config.eval.metric
     config.eval.splits = (split,)
+    config.update({"train": {"max_minutes": None}, "eval": {"patience": 0}})  # each to its end
     points: list[dict[str, Any]] = []
     for value in _progress(sorted(values or penalties(now)), "regularization path", show):
         config.optimizer[name] = value
@@ -125,16 +127,18 @@ def learning_curve(
     config.eval.splits = tuple(dict.fromkeys((split, "train")))
     config.train.update(steps=summary["step"], epochs=None, max_minutes=None)
     config.eval.patience = 0
+    examples = data.load(config.data, run.assets).split("train")
+    size = whole * len(examples)
+    counted = "batch_size" if config.train.batch_rows is None else "batch_rows"
     if config.optimizer.name in SOLVERS:
-        config.train["batch_size" if config.train.batch_rows is None else "batch_rows"] = -1
-    batch_size = config.train.batch_size
-    size = whole * len(data.load(config.data, run.assets).split("train"))
+        config.train[counted] = -1
+    most, rows = config.train[counted], size if counted == "batch_size" else whole * len(Stream.packed(examples).rows)
     jobs = [(fraction, seed) for fraction in sorted(fractions) for seed in range(first, first + repeats)]
     found: dict[float, list[dict[str, Any]]] = {}
     for fraction, seed in _progress(jobs, "learning curve", show):
         config.seed, config.data.train_fraction = seed, fraction * whole
-        if batch_size is not None and batch_size > 0:
-            config.train.batch_size = min(batch_size, round(fraction * size))
+        if most > 0:
+            config.train[counted] = min(most, max(1, round(fraction * rows)))
         folder = run.refits / "learning_curve" / f"{fraction:.4g}-seed{seed}"
         summary = train_and_evaluate(config, folder, initial=initial, show=False)
         found.setdefault(fraction, []).append(summary["metrics"])

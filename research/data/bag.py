@@ -47,6 +47,10 @@ def bag_of_words(
             f"data.transform.max_length is {max_length}; it must be at least 1 and at most the largest of "
             f"pad_to={tuple(pad_to)}"
         )
+    if not (len(ngrams) == 2 and 1 <= ngrams[0] <= ngrams[1]):
+        raise UserError(f"data.transform.ngrams is {tuple(ngrams)}; it must be two numbers of words, the smaller first")
+    if buckets < 1:
+        raise UserError(f"data.transform.buckets is {buckets}; it must be at least 1")
     vectorizer = HashingVectorizer(
         n_features=buckets,
         ngram_range=tuple(ngrams),

@@ -135,6 +135,7 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
         "confusion",
     }
     assert found["fit"][1] == "is of task regression; the run's is classification"
+    assert found["regularization_path"][1] == "is of optimizers closed_form, lbfgs, sgd; the run's is adamw"
     assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
     found = {name: why for name, path, why in draw_all(Subject(line)) if not path}
     assert set(found) == {"roc", "precision_recall", "confusion", "regularization_path", "learning_curve"}

@@ -133,6 +133,18 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
     assert few != whole
 
 
+def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch):
+    tiny.few_sentences(monkeypatch)
+    config = tiny.bert(steps=1)
+    config.train.batch_rows = rows = len(prepare(config).streams("train").rows)
+    train_and_evaluate(config, tmp_path, show=False)
+    run = RunDir.open(tmp_path, writer=True)
+    learning_curve(run, fractions=(0.2, 1.0), repeats=1, show=False)
+    folder = run.refits / "learning_curve"
+    few, whole = (RunDir.open(folder / name).config()["train"]["batch_rows"] for name in ("0.2-seed0", "1-seed0"))
+    assert (few, whole) == (round(0.2 * rows), rows)
+
+
 def test_penalties_lie_about_the_runs_own():
     assert penalties(0.5)[4] == pytest.approx(0.5)
     assert penalties(0.5)[::8] == pytest.approx([0.005, 50])

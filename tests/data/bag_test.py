@@ -126,3 +126,16 @@ def test_a_row_that_cannot_hold_the_longest_example_is_named():
         Stream.packed(_bag(row_length=6)["train"])
     with pytest.raises(UserError, match=r"max_length is 17; it must be at least 1 and at most .* pad_to=\(8, 16\)"):
         _bag(max_length=17)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ngrams": (2, 1)}, r"data.transform.ngrams is \(2, 1\); it must be two numbers of words, the smaller first"),
+        ({"ngrams": (0, 1)}, r"data.transform.ngrams is \(0, 1\)"),
+        ({"buckets": 0}, "data.transform.buckets is 0; it must be at least 1"),
+    ],
+)
+def test_what_makes_no_bag_is_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        _bag(**options)
