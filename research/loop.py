@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import FrozenConfigDict
 
+from research import solvers
 from research.checkpoint import Checkpoints, Progress
 from research.errors import UserError
 from research.evaluation import check_memory, evaluate
@@ -295,6 +296,8 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
 
 def _conclude(summary: dict[str, Any], run: RunDir) -> str:
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
+    if solved := solvers.report(summary["training"]):
+        lines.append(f"  solver: {solved}")
     lines += [f"  warning: {warning}" for warning in summary["warnings"]]
     for split, values in summary["metrics"].items():
         bands = summary["intervals"][split] if "intervals" in summary else {}

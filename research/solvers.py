@@ -319,6 +319,16 @@ def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int
     return max(1, math.ceil(rows * row_bytes / devices / max(BLOCK_BYTES, BLOCK_PER_GRADIENT * gradient_bytes)))
 
 
+def report(training: Mapping[str, Any]) -> str | None:
+    """How a solver ended whose last training metrics these are, in a line; None for other optimizers."""
+    if "iterations" not in training:
+        return None
+    return (
+        f"{training['iterations']:.0f} iterations, the gradient's largest entry {training['grad_norm']:.3g}, objective "
+        f"{training['objective']:.6g}"
+    )
+
+
 def warnings(config: Any, weight_decay: float, training: Mapping[str, Any]) -> list[str]:
     """What to know of a solution whose last training metrics are `training`; nothing for other optimizers."""
     section = config.optimizer

@@ -299,9 +299,10 @@ def test_blocks_of_rows_change_nothing():
     assert one[3]["accuracy"] == several[3]["accuracy"]
 
 
-def test_a_run_in_float64_is_one_throughout(tmp_path):
+def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
     config = load("configs/logistic_iris.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
-    summary = train_and_evaluate(config, tmp_path, show=False)
+    summary = train_and_evaluate(config, tmp_path)
+    assert f"  solver: {summary['training']['iterations']:.0f} iterations" in capsys.readouterr().out
     assert summary["training"]["grad_norm"] <= 1e-10  # float32 ends at 1e-7
     assert summary["warnings"] == []
     trained = Trained(RunDir.open(tmp_path, writer=True), "last")
