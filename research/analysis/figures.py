@@ -196,13 +196,19 @@ def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> 
     return figure
 
 
-def ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy over the time that training takes: rows with "rung", "accuracy" and "train_seconds"."""
+def ladder(rows: Sequence[Mapping[str, Any]], *, split: str) -> Figure:
+    """Error over the time that training takes, both logarithmic: rows with "rung", "accuracy" and "train_seconds".
+
+    An error of 0, which has no place there, is drawn as that of half an example.
+    """
     figure, (axis,) = _figure()
     for row in rows:
         accuracy, seconds = row["accuracy"], row["train_seconds"]
+        error = max(1 - accuracy["mean"], 0.5 / row["examples"])
         around = None if accuracy["low"] is None else accuracy["high"] - accuracy["mean"]
-        axis.errorbar(seconds, accuracy["mean"], yerr=around, fmt="o", capsize=3, markersize=5, color="C0")
-        axis.annotate(row["rung"], (seconds, accuracy["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlabel="training, seconds", ylabel="accuracy")
+        axis.errorbar(seconds, error, yerr=around, fmt="o", capsize=3, markersize=5, color="C0")
+        axis.annotate(row["rung"], (seconds, error), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set(xscale="log", xlabel="training, seconds", ylabel=f"{split} error, 1 − accuracy")
+    axis.set_yscale("log", nonpositive="clip")
+    axis.margins(0.15)
     return figure

@@ -132,7 +132,8 @@ def climb(
             rows.append({"rung": name, "failed": reason})
         (out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
         (out / "table.md").write_text(table(rows, split))
-        figures.ladder([row for row in rows if "failed" not in row]).savefig(out / "ladder.png", dpi=120)
+        done = [row for row in rows if "failed" not in row]
+        figures.ladder(done, split=split).savefig(out / "ladder.png", dpi=120)
     return rows
 
 
