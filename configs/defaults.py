@@ -58,7 +58,7 @@ def defaults() -> ConfigDict:
                 "freeze": "",
                 "tolerance": 1e-4,  # lbfgs ends where no entry of the objective's gradient is larger
                 "max_iterations": 1000,  # lbfgs
-                "factorization": "qr",  # closed_form: qr, cholesky
+                "factorization": "auto",  # closed_form: qr, cholesky; auto: cholesky where it is exact enough
             },
             "train": {
                 # One of the two. Giving one on the command line takes the other's place.

@@ -23,5 +23,5 @@ def get_config(preset: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.0
     config.train.steps = 100
-    config.train.batch_size = 200  # all training examples
+    config.train.batch_size = -1
     return config

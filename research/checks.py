@@ -9,7 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from research.build import regex
+from research import solvers
+from research.build import lookup, regex
 from research.data import load as data
 from research.data.checks import check_inputs, check_labels
 from research.data.examples import Examples, MixedExamples, RandomExamples
@@ -17,8 +18,6 @@ from research.errors import UserError
 from research.metrics import AVERAGE
 from research.rundir import flatten
 from research.tasks import Regression, Task
-
-FACTORIZATIONS = ("qr", "cholesky")  # of the solver closed_form
 
 # What a value must lie between, ends included.
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -119,9 +118,10 @@ def check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None:
 def check_data(config: Any, dataset: data.Dataset) -> None:
     """Raises UserError where the dataset does not fit the model, the task or the splits to be evaluated."""
     check_splits(config, dataset, training=True)
-    labels = dataset.split("train").labels
-    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
-        raise UserError(f"all training examples of {dataset.name} have the label {labels[0]}; a classifier needs two")
+    transform = config.data.transform
+    buckets, features = transform.get("buckets"), config.model.get("num_features")
+    if buckets is not None and features is not None and buckets != features:
+        raise UserError(f"data.transform.buckets is {buckets} and model.num_features {features}; they must be equal")
     if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
         raise UserError(
             f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
@@ -133,6 +133,15 @@ def check_data(config: Any, dataset: data.Dataset) -> None:
     if "num_classes" in config.model and (main.labels == hidden).all():
         raise UserError(
             f"the labels of split {config.eval.splits[0]!r} are hidden; name another one first in eval.splits"
+        )
+
+
+def check_classes(config: Any, labels: np.ndarray) -> None:
+    """Raises UserError where a classifier would be trained on the labels [N] of one class."""
+    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
+        raise UserError(
+            f"all {len(labels)} training examples of {config.data.name} have the label {labels[0]}; a classifier needs "
+            "two"
         )
 
 
@@ -161,10 +170,7 @@ def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: boo
         raise UserError(
             f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
         )
-    if section.factorization not in FACTORIZATIONS:
-        raise UserError(
-            f"optimizer.factorization is {section.factorization!r}; known: {', '.join(sorted(FACTORIZATIONS))}"
-        )
+    lookup(solvers.FACTORIZATIONS, section.factorization, "optimizer.factorization")
     if name == "closed_form" and not isinstance(task, Regression):
         raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
 

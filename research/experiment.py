@@ -36,7 +36,7 @@ class Experiment:
     module: nn.Module
     task: Task
     tx: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    learning_rate: optax.Schedule | None  # None of a solver
     batch_rows: int  # of one step: its examples, or its rows of packed texts
     total_steps: int
     total_rows: int | None  # where the run is given in epochs
@@ -63,7 +63,7 @@ class Experiment:
         """
         dataset = data.load(self.config.data, assets, other=name)
         checks.check_splits(self.config, dataset, training=False)
-        return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset))
+        return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset, fraction=1.0))
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` to the end of the run."""
@@ -98,10 +98,11 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     dataset = data.load(config.data, assets)
     checks.check_data(config, dataset)
     packed = config.train.batch_rows is not None
-    streams = _streams(config, dataset)
+    streams = _streams(config, dataset, config.data.train_fraction)
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
     labels = stream.labels
+    checks.check_classes(config, labels)
     task = with_class_weights(task, labels, config.model.get("num_classes"))
     decay = optim.weight_decay(config.optimizer, config.task.name, training_weight(task, labels))
     name = config.optimizer.name
@@ -109,12 +110,16 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     if solving:
         full = batch_rows == len(stream.rows)
         checks.check_solver(config, task=task, examples=stream.examples, full_batch=full, total_steps=total_steps)
-        tx, learning_rate = optax.identity(), optax.constant_schedule(1.0)
+        tx, learning_rate = optax.identity(), None
     else:
         lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
         tx, learning_rate = build(
             {name: functools.partial(optim.optimizer, name)},
-            {**config.optimizer, "weight_decay": decay},
+            # C and alpha are in `decay` by now.
+            {
+                **{key: value for key, value in config.optimizer.items() if key not in (*solvers.KEYS, "C", "alpha")},
+                "weight_decay": decay,
+            },
             "optimizer",
             total_steps=total_steps,
         )
@@ -235,10 +240,9 @@ def _seeded(train_step: Any, seed: Any, state: TrainState, batch: Any) -> Any:
     return train_step(state, batch, seed=seed)
 
 
-def _streams(config: Any, dataset: data.Dataset) -> Callable[[str], pipeline.Stream]:
-    """Of `train`, what is trained on: `data.train_fraction` of it."""
+def _streams(config: Any, dataset: data.Dataset, fraction: float) -> Callable[[str], pipeline.Stream]:
+    """Of `train` a `fraction`, what is trained on; the other splits whole."""
     arrange = pipeline.Stream.unpacked if config.train.batch_rows is None else pipeline.Stream.packed
-    fraction = config.data.train_fraction
 
     def stream(split: str) -> pipeline.Stream:
         examples = dataset.split(split)

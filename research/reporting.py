@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,17 @@ from research.seeds import Value, interval, means
 class Reporter:
     """Writes a run's metrics wherever they go; of evaluations the bar shows `metric`. Use as a context manager."""
 
-    def __init__(self, run: RunDir, start: int, total: int, learning_rate: Any, *, metric: str, seed: int, show: bool):
+    def __init__(
+        self,
+        run: RunDir,
+        start: int,
+        total: int,
+        learning_rate: Callable[[int], Any] | None,
+        *,
+        metric: str,
+        seed: int,
+        show: bool,
+    ):
         """`seed`: of the run, the first of several."""
         from tensorboardX import SummaryWriter
 
@@ -81,7 +92,8 @@ class Reporter:
         values = metrics.compute(total)
         self._check_finite(values, f"the training loss between steps {step - len(scores)} and {step}", step)
         mean = means(values)
-        self._line(step, "train", {**mean, "learning_rate": float(self._learning_rate(step - 1))})
+        rate = {"learning_rate": float(self._learning_rate(step - 1))} if self._learning_rate else {}
+        self._line(step, "train", {**mean, **rate})
         self._latest["loss"] = f"{mean['loss']:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
@@ -102,11 +114,14 @@ class Reporter:
             if loss is None or math.isfinite(loss):
                 continue
             whose = f" with seed {self._seed + i}" if isinstance(losses, list) else ""
-            raise UserError(
-                f"{what} is {loss}{whose}: training diverged; lower optimizer.learning_rate (here "
-                f"{float(self._learning_rate(step - 1)):.3g}) or set "
-                "optimizer.clip_norm, with another --workdir: this one keeps what it saved"
-            )
+            if self._learning_rate:
+                way = (
+                    f"training diverged; lower optimizer.learning_rate (here {self._learning_rate(step - 1):.3g}) or "
+                    "set optimizer.clip_norm"
+                )
+            else:
+                way = "the numbers are too large for the type; scale them or give dtype=float64"
+            raise UserError(f"{what} is {loss}{whose}: {way}, with another --workdir: this one keeps what it saved")
 
     def _line(
         self,

@@ -72,7 +72,7 @@ def summarize(
         "preset": config.preset,
         "metrics": {split: means(values) for split, values in metrics.items()},
         "training": training,
-        "warnings": solvers.warnings(config, experiment.weight_decay, training),
+        "warnings": solvers.warnings(config, experiment.task, experiment.weight_decay, training),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -113,8 +113,8 @@ def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) 
             raise UserError(f"task.class_weight is {given!r}; known: balanced, or a number for each class")
         counts = np.bincount(labels, minlength=num_classes or 0)
         given = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
-    elif len(given) != num_classes or min(given) < 0:
-        raise UserError(f"task.class_weight is {tuple(given)}; it must be {num_classes} numbers, none below 0")
+    elif not isinstance(given, Sequence) or len(given) != num_classes or min(given) < 0:
+        raise UserError(f"task.class_weight is {given}; it must be {num_classes} numbers, none below 0, or balanced")
     return dataclasses.replace(task, class_weight=tuple(map(float, given)))  # type: ignore[type-var]
 
 

@@ -51,7 +51,32 @@ def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatc
     hessian = design.T @ (design * (probability * (1 - probability))[:, None])
     expected = np.sqrt(np.diag(np.linalg.inv(hessian)))
     np.testing.assert_allclose(np.append(two.errors[:, 0], two.intercept_errors), expected, rtol=1e-7)
+    reach = stats.norm.ppf(0.975) * expected[:-1]
+    np.testing.assert_allclose(two.low[:, 0], two.values[:, 0] - reach, rtol=1e-6)
+    np.testing.assert_allclose(two.high[:, 0], two.values[:, 0] + reach, rtol=1e-6)
     assert two.names == ("feature 0", "feature 1", "feature 2")
+
+
+def test_three_classes_have_the_errors_of_their_differences(tmp_path, monkeypatch, rng):
+    """What is determined are b1 − b0 and b2 − b0, D + 1 parameters each; the coefficients are those that sum to 0."""
+    features = rng.standard_normal((300, 2)) * [1, 10] + [0, 5]
+    logits = np.column_stack([np.zeros(300), features @ [1, 0.1], features @ [-1, 0.05]])
+    labels = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    columns = {"features": features, "label": labels}
+    splits = dict.fromkeys(("train", "validation", "test"), columns)
+    monkeypatch.setitem(data.SOURCES, "iris", ("sklearn", lambda: splits))
+    config = load("configs/logistic_iris.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
+    config.optimizer.C = None
+    train_and_evaluate(config, tmp_path, show=False)
+    found = coefficients(tmp_path)
+    design = np.column_stack([features, np.ones(len(features))])
+    scores = design @ np.vstack([found.values, found.intercept])
+    p = np.exp(scores - np.logaddexp.reduce(scores, axis=1)[:, None])[:, 1:]
+    blocks = [[design.T @ (design * (p[:, i] * ((i == j) - p[:, j]))[:, None]) for j in (0, 1)] for i in (0, 1)]
+    centred = np.kron([[-1 / 3, -1 / 3], [2 / 3, -1 / 3], [-1 / 3, 2 / 3]], np.eye(3))
+    errors = np.sqrt(np.diag(centred @ np.linalg.inv(np.block(blocks)) @ centred.T)).reshape(3, 3)
+    np.testing.assert_allclose(found.errors, errors.T[:-1], rtol=1e-6)
+    np.testing.assert_allclose(found.intercept_errors, errors.T[-1], rtol=1e-6)
 
 
 def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
@@ -83,7 +108,6 @@ def test_of_several_seeds_the_first(tmp_path):
     two, one = coefficients(tmp_path / "two"), coefficients(tmp_path / "one")
     assert two.values.shape == (64, 10)
     np.testing.assert_allclose(two.values, one.values, rtol=1e-5, atol=1e-8)  # float32; measured: 2e-10
-    np.testing.assert_array_equal(two.values, two.standardized * two.scale[:, None])
     assert two.label(11) == "pixel_0_1, class 1"
 
 

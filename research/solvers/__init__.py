@@ -1,0 +1,123 @@
+"""Solvers: optimizers whose one step fits the whole training set, for models that have one optimum.
+
+A solver minimises the task's mean loss + weight_decay / 2 · Σ p² over the parameters p that `decay_exclude` does not
+find, so an intercept is not penalised. It goes through the batch a block of rows at a time, each small enough to stay
+in the processor's cache: the second use of a row, for the gradient, then costs no second reading from memory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from research import metrics
+from research.solvers.least_squares import FACTORIZATIONS, closed_form
+from research.solvers.problem import Problem, max_norm
+from research.solvers.quasi_newton import lbfgs
+from research.state import TrainState
+from research.tasks import Batch, Classification, SquaredHinge, Task
+
+__all__ = ["FACTORIZATIONS", "KEYS", "SOLVERS", "blocks", "report", "solve_step", "warnings"]
+
+# What a solver takes of the config's `optimizer` section, beside the penalty.
+KEYS = ("tolerance", "max_iterations", "factorization")
+# Rows that are in the cache together; more where the gradient itself, which each block adds to, is large.
+BLOCK_BYTES = 2**20
+BLOCK_PER_GRADIENT = 4
+
+# (problem, parameters to start from) -> (solution, iterations, the largest gradient that counts as converged)
+Solver = Callable[..., tuple[Any, jax.Array, Any]]
+
+SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "lbfgs": lbfgs}
+
+
+def solve_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    module: nn.Module,
+    task: Task,
+    solver: Solver,
+    weight_decay: float,
+    decay_exclude: str,
+    devices: int,
+    blocks: int,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The parameters that fit `batch`, all training examples, and their scores.
+
+    Beside the task's scores there are `objective`, `grad_max` (its gradient's largest entry), `iterations` and
+    `converged` (1 or 0). The rows of `batch`, split over `devices`, are a multiple of devices × blocks.
+    """
+
+    def in_blocks(x: jax.Array) -> jax.Array:  # each device keeps its own rows
+        parts = x.reshape(devices, blocks, -1, *x.shape[1:]).swapaxes(0, 1)
+        return parts.reshape(blocks, -1, *x.shape[1:])
+
+    with jax.default_matmul_precision("highest"):
+        problem = Problem(module, task, jax.tree.map(in_blocks, batch), weight_decay, decay_exclude)
+        params, iterations, bound = solver(problem, state.params)
+        end = problem.at(params)
+    grad_max = max_norm(end.grad)
+    found = {
+        "objective": end.value,
+        "grad_max": grad_max,
+        "iterations": iterations,
+        "converged": grad_max <= bound,
+    }
+    one = jnp.ones((), end.value.dtype)
+    found = {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
+    return dataclasses.replace(state, step=state.step + 1, params=params), {**end.scores, **found}
+
+
+def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int) -> int:
+    """Into how many blocks to cut `rows` like those of `batch`, for each device: 1 where there is no cache to fill."""
+    if jax.default_backend() != "cpu":
+        return 1
+    row_bytes = sum(x.size * x.dtype.itemsize for x in batch.values()) / len(batch["weight"])
+    gradient_bytes = 4 * parameters
+    return max(1, math.ceil(rows * row_bytes / devices / max(BLOCK_BYTES, BLOCK_PER_GRADIENT * gradient_bytes)))
+
+
+def report(training: Mapping[str, Any]) -> str | None:
+    """How a solver ended whose last training metrics these are, in a line; None for other optimizers."""
+    if "iterations" not in training:
+        return None
+    return (
+        f"{training['iterations']:.0f} iterations, the gradient's largest entry {training['grad_max']:.3g}, objective "
+        f"{training['objective']:.6g}"
+    )
+
+
+def warnings(config: Any, task: Task, weight_decay: float, training: Mapping[str, Any]) -> list[str]:
+    """What to know of a solution whose last training metrics are `training`; nothing for other optimizers."""
+    section = config.optimizer
+    found: list[str] = []
+    if section.name not in SOLVERS:
+        return found
+    if training.get("converged") == 0:
+        reason = (
+            f"optimizer.max_iterations={section.max_iterations} were not enough, or {config.dtype} is not: give more, "
+            "dtype=float64, a larger optimizer.tolerance or more regularization"
+            if section.name == "lbfgs"
+            else "columns depend on each other: give optimizer.factorization=qr, dtype=float64 or optimizer.alpha"
+        )
+        found.append(
+            f"{section.name} did not converge: the gradient's largest entry is {training['grad_max']:.3g} after "
+            f"{training['iterations']:.0f} iterations; {reason}"
+        )
+    if not weight_decay and training.get("accuracy") == 1:
+        what = None
+        if isinstance(task, SquaredHinge):
+            what = "many parameters have no loss"
+        elif isinstance(task, Classification) and not task.label_smoothing:
+            what = "the loss has no minimum"
+        if what:
+            found.append(
+                f"all training examples are right and nothing is penalised: the classes can be separated, so {what}, "
+                "and where the solver stopped is an accident; give optimizer.C"
+            )
+    return found

@@ -1,0 +1,145 @@
+"""Least squares in closed form, for models that are linear in their parameters."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from research.optim import decay_mask
+from research.solvers.problem import Problem, max_norm
+from research.tasks import Batch
+
+
+def closed_form(
+    problem: Problem, params: Any, *, tolerance: float, factorization: str, **_: Any
+) -> tuple[Any, jax.Array, Any]:
+    """The least-squares solution of a model that is linear in its parameters, wherever they start.
+
+    Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
+    takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
+    normal equations is several times as fast, loses twice the digits, and needs a problem with a single solution;
+    without one the parameters stay 0. `auto` is cholesky where that is good enough, and qr elsewhere.
+    """
+    flat, unravel = ravel_pytree(params)
+    flat = jnp.zeros_like(flat)  # what is solved for are the parameters themselves
+    decayed = np.concatenate(
+        [
+            np.full(p.size, m)
+            for p, m in zip(*map(jax.tree.leaves, (params, decay_mask(params, problem.decay_exclude))), strict=True)
+        ]
+    )
+    # Columns that are not penalised come first: the others are then solved for in what these leave over.
+    order = np.argsort(decayed, kind="stable")
+    columns = slice(None) if (np.diff(order) == 1).all() else order  # to reorder the Jacobian copies it
+
+    def outputs(flat: jax.Array, batch: Batch) -> jax.Array:
+        variables = {"params": unravel(flat)}
+        return problem.task.predictions(problem.module.apply(variables, batch, train=False), batch)["prediction"]
+
+    def rows(block: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Jacobian [B, P], residuals [B] and weights [B]."""
+        of_one = jax.grad(lambda flat, example: outputs(flat, jax.tree.map(lambda x: x[None], example))[0])
+        jacobian = jax.vmap(of_one, (None, 0))(flat, block)[:, columns]
+        return jacobian, block["labels"].astype(flat.dtype) - outputs(flat, block), block["weight"]
+
+    def gradient(found: jax.Array) -> jax.Array:
+        return ravel_pytree(jax.grad(problem.objective)(unravel(flat.at[order].set(found))))[0][order]
+
+    # In the columns' order.
+    found, start = FACTORIZATIONS[factorization](
+        _Equations(
+            problem=problem,
+            rows=rows,
+            weight=problem.sum(lambda block: jnp.sum(block["weight"])),
+            penalty=jnp.asarray(problem.weight_decay * decayed[order], flat.dtype),
+            free=int(np.sum(~decayed)),
+            gradient=gradient,
+        )
+    )
+    found = flat.at[order].set(jnp.where(jnp.all(jnp.isfinite(found)), found, 0))
+    # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
+    bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * max_norm(start))
+    return unravel(found), jnp.int32(1), bound
+
+
+@dataclasses.dataclass(frozen=True)
+class _Equations:
+    """Least squares in P parameters, those first that are not penalised."""
+
+    problem: Problem
+    rows: Callable[[Batch], tuple[jax.Array, jax.Array, jax.Array]]  # a block's Jacobian, residuals at 0 and weights
+    weight: jax.Array  # of all examples
+    penalty: jax.Array  # [P], the weight decay or 0
+    free: int  # how many are not penalised
+    gradient: Callable[[jax.Array], jax.Array]  # of the objective, [P] at [P], by another pass over the data
+
+
+def _cholesky(equations: _Equations) -> tuple[jax.Array, jax.Array]:
+    """The parameters [P], not finite where the equations are singular, and the gradient [P] where all are 0."""
+    found, start, _ = _normal_equations(equations)
+    return found, start
+
+
+def _auto(equations: _Equations) -> tuple[jax.Array, jax.Array]:
+    """As `_cholesky` where that is exact enough, else as `_qr`: where of each column's square more than the root of the
+    type's precision is no combination of the columns before it, rounding leaves errors below that root, to be refined.
+    """
+    found, start, own = _normal_equations(equations)
+    good = jnp.all(own > math.sqrt(jnp.finfo(own.dtype).eps)) & jnp.all(jnp.isfinite(found))
+    return jax.lax.cond(good, lambda: (found, start), lambda: _qr(equations))
+
+
+def _normal_equations(equations: _Equations) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `_cholesky`, and of each column the part of its square that is not a combination of those before it: [P]."""
+
+    def products(block: Batch) -> tuple[jax.Array, jax.Array]:
+        jacobian, residuals, weights = equations.rows(block)
+        return jacobian.T @ (jacobian * weights[:, None]), jacobian.T @ (residuals * weights)
+
+    gram, right = equations.problem.sum(products)
+    start = -2 * right / equations.weight
+    hessian = 2 * gram / equations.weight + jnp.diag(equations.penalty)
+    # Columns of one length: the factor's diagonal then tells how far they depend on each other.
+    scale = 1 / jnp.sqrt(jnp.diag(hessian))
+    factor = jnp.linalg.cholesky(hessian * scale[:, None] * scale[None, :])
+
+    def solve(right: jax.Array) -> jax.Array:
+        return scale * jax.scipy.linalg.cho_solve((factor, True), scale * right)
+
+    found = solve(-start)
+    # Once more, for what rounding left over.
+    return found - solve(equations.gradient(found)), start, jnp.diag(factor) ** 2
+
+
+def _qr(equations: _Equations) -> tuple[jax.Array, jax.Array]:
+    """As `_cholesky`, but always finite."""
+
+    def scaled(block: Batch) -> jax.Array:
+        jacobian, residuals, weights = equations.rows(block)
+        return jnp.column_stack([jacobian, residuals]) * jnp.sqrt(weights / equations.weight)[:, None]
+
+    # R of [J | r], with the penalty's rows below, holds all there is to know; the other factor is not made.
+    penalty, free = equations.penalty, equations.free
+    size = len(penalty)
+    stacked = jax.lax.map(scaled, equations.problem.batch).reshape(-1, size + 1)
+    below = jnp.column_stack([jnp.diag(jnp.sqrt(penalty / 2)), jnp.zeros_like(penalty)])
+    triangle = jnp.linalg.qr(jnp.concatenate([stacked, below]), mode="r")
+    factor, right = triangle[:size, :size], triangle[:size, size]
+    # What rounding leaves of a singular value that is 0: it grows with the root of the rows that were summed.
+    cutoff = jnp.finfo(penalty.dtype).eps * max(math.sqrt(stacked.shape[0]), size)
+    penalised = jnp.linalg.pinv(factor[free:, free:], rtol=cutoff) @ right[free:]
+    rest = right[:free] - factor[:free, free:] @ penalised
+    found = jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
+    return found, -2 * factor.T @ right
+
+
+FACTORIZATIONS: dict[str, Callable[[_Equations], tuple[jax.Array, jax.Array]]] = {
+    "auto": _auto,
+    "cholesky": _cholesky,
+    "qr": _qr,
+}
