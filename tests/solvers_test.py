@@ -168,9 +168,9 @@ def test_class_weights_of_several_machines_are_scikit_learns():
 @pytest.mark.parametrize(
     ("factorization", "apart", "error"),
     [
-        # 2e-3: float32's precision times a condition of 200; the normal equations would square that.
-        ("auto", 0.01, 0.02),
-        ("qr", 0.01, 0.02),
+        # 7e-7; the normal equations are singular to float32.
+        ("auto", 0.003, 1e-5),
+        ("qr", 0.003, 1e-5),
         # 1e-5; 5e-3 without the refinement.
         ("auto", 0.1, 1e-4),
     ],
@@ -354,8 +354,8 @@ def test_the_curvature_of_packed_bags_takes_little_memory(monkeypatch):
     experiment = prepare(config)
     (batch,) = tiny.batches(experiment, 1)
     compiled = experiment.train_step.lower(experiment.state, jax.tree.map(jax.numpy.asarray, batch)).compile()
-    # 11 MiB; 5.7 GiB with the Hessian of all rows, all columns at once.
-    assert compiled.memory_analysis().temp_size_in_bytes < 200 * 2**20
+    # 11 MiB; 54 with all columns of the Hessian at once, 5.7 GiB with all rows too.
+    assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
 
 
 def test_blocks_of_rows_change_nothing():
