@@ -99,3 +99,12 @@ def test_an_average_that_is_not_kept_can_not_rank():
     config.eval.metric = "ema_accuracy"
     with pytest.raises(UserError, match=r"eval.metric is 'ema_accuracy'.*train.ema_decay is 0.*it must be above 0"):
         prepare(config)
+
+
+def test_another_dataset_is_evaluated_whole_though_a_part_was_trained_on(tmp_path):
+    config = tiny.logistic()
+    config.data.train_fraction = 0.1
+    experiment = prepare(config, tmp_path)
+    size = len(experiment.dataset.split("train"))
+    assert len(experiment.streams("train").rows) == round(0.1 * size)
+    assert len(experiment.on("digits", tmp_path).streams("train").rows) == size

@@ -375,6 +375,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
     assert f"  solver: {summary['training']['iterations']:.0f} iterations" in capsys.readouterr().out
     assert summary["training"]["grad_max"] <= 1e-10  # float32 ends at 1e-7
     assert summary["warnings"] == []
+    assert "learning_rate" not in summary["training"]
     trained = Trained(RunDir.open(tmp_path, writer=True), "last")
     assert trained.evaluate("test")["metrics"] == summary["metrics"]["test"]
     assert {x.dtype for x in jax.tree.leaves(trained.loaded[1].params)} == {np.dtype("float64")}
