@@ -115,11 +115,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
         tx, learning_rate = build(
             {name: functools.partial(optim.optimizer, name)},
-            # C and alpha are in `decay` by now.
-            {
-                **{key: value for key, value in config.optimizer.items() if key not in (*solvers.KEYS, "C", "alpha")},
-                "weight_decay": decay,
-            },
+            {**config.optimizer, "weight_decay": decay},
             "optimizer",
             total_steps=total_steps,
         )

@@ -98,6 +98,11 @@ def optimizer(
     clip_norm: float | None,
     layer_decay: float,
     freeze: str,
+    C: float | None,
+    alpha: float | None,
+    tolerance: float,
+    max_iterations: int,
+    factorization: str,
     total_steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The config's `optimizer` section -> (transformation, learning-rate schedule).
@@ -109,6 +114,8 @@ def optimizer(
       layer_decay: factor on the learning rate from one layer to the one below; see `by_layer`.
       freeze: a regular expression; parameters whose path it finds stay as they are. Empty: none.
       b1, b2, eps: AdamW and LAMB. momentum, nesterov: SGD.
+      C, alpha: not read here, for `weight_decay` (the function) makes a weight decay of them.
+      tolerance, max_iterations, factorization: nor are these; they are the solvers'.
     """
     parts = lookup(OPTIMIZERS, name, "optimizer.name")
     if clip_norm is not None and clip_norm <= 0:
