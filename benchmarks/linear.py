@@ -183,7 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="rows x features")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--factorization", default="cholesky", help="of least squares and ridge: cholesky, qr")
+    parser.add_argument(
+        "--factorization", default="auto", help="of least squares and ridge: auto, as in the configs; qr, cholesky"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="fits a round")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -202,7 +204,7 @@ def main() -> None:
         side.close()
     print(environment("jax", "scikit-learn", "numpy") + "\n")
     print(table(results, settings))
-    if set(arguments.kinds) == set(KINDS):
+    if set(arguments.kinds) == set(KINDS) and set(arguments.sizes) == set(SIZES):
         plot(results, settings, Path(__file__).parent / "results" / "linear.png")
 
 
