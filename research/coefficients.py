@@ -1,152 +1,40 @@
-"""What a linear model learnt, in the units of the data: its standardisation is folded back into the coefficients."""
+"""A linear model's coefficients from the command line: a run directory -> a table."""
 
-import dataclasses
-import json
-from pathlib import Path
+import argparse
 
-import numpy as np
-
-from research.data.arrays import standardization
-from research.data.bundled import feature_names
+from research import cli
 from research.errors import UserError
-from research.experiment import Experiment
-from research.platform import x64
-from research.rundir import RunDir
-from research.tasks import Classification, Regression
-from research.trained import Trained
-
-# The models that have coefficients.
-LINEAR = ("linear", "logistic", "sparse_logistic")
 
 
-@dataclasses.dataclass(frozen=True)
-class Coefficients:
-    """D features, C columns of weights: one for regression and for two classes (the second's), else one a class.
-
-    The standard errors and the ends of the 95 % intervals are those of unpenalised models: of least squares
-    s² (XᵀX)⁻¹ with Student's t, of logistic regression the inverse Hessian of the log-likelihood with the normal
-    distribution (Wald; Hastie et al. 2009, sections 3.2 and 4.4). None where a penalty or class weights make them
-    wrong, where the features are sparse, and where they depend on each other.
-    """
-
-    names: tuple[str, ...]  # [D]
-    values: np.ndarray  # [D, C], of the features as they were given; of texts, of their tf-idf
-    intercept: np.ndarray  # [C]
-    # Of the features as the model reads them: data.transform `standardize` gives them standard deviation 1.
-    standardized: np.ndarray  # [D, C]
-    standardized_intercept: np.ndarray  # [C]
-    scale: np.ndarray  # [D], values = scale · standardized
-    errors: np.ndarray | None  # [D, C], standard errors of `values`
-    intercept_errors: np.ndarray | None  # [C]
-    low: np.ndarray | None  # [D, C]
-    high: np.ndarray | None  # [D, C]
-
-    def label(self, index: int) -> str:
-        """What the entry `index` of the raveled [D, C] is the coefficient of."""
-        feature, column = divmod(index, self.values.shape[1])
-        return self.names[feature] + (f", class {column}" if self.values.shape[1] > 1 else "")
-
-
-def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
-    """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
-
-    Raises UserError where its model is not linear.
-    """
-    run = RunDir.open(workdir)
-    trained = Trained(run, which)
-    name = trained.config.model.name
-    if name not in LINEAR:
-        raise UserError(f"model {name!r} has no coefficients; {', '.join(LINEAR)} have")
-    with x64(trained.config.dtype):
-        experiment, state = trained.single
-        linear = state.params.get("linear", state.params)
-        kernel, bias = (np.asarray(linear[key], np.float64) for key in ("kernel", "bias"))
-    mean, scale = _affine(experiment, run, len(kernel))
-    # (x − mean) · scale · w + b
-    values = scale[:, None] * kernel
-    intercept = bias - mean @ values
-    errors, reach = _errors(experiment, kernel, bias, (mean, scale))
-    return Coefficients(
-        names=_names(experiment, len(kernel)),
-        values=values,
-        intercept=intercept,
-        standardized=kernel,
-        standardized_intercept=bias,
-        scale=scale,
-        errors=None if errors is None else errors[:-1],
-        intercept_errors=None if errors is None else errors[-1],
-        low=None if errors is None else values - reach * errors[:-1],
-        high=None if errors is None else values + reach * errors[:-1],
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m research.coefficients",
+        description="Print what a linear model learnt: coefficients in the data's own units and of the standardized "
+        "features; without a penalty also standard errors, 95 %% intervals and p-values.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--workdir", help="the run directory (needed)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    parser.add_argument("--most", type=int, default=30, help="of more, those that are largest (default: 30)")
+    cli.add_common_flags(parser)
+    return parser
 
 
-def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale [D] with which the transform made features: (x − mean) · scale."""
-    transform = experiment.config.data.transform
-    if transform.name == "standardize":
-        return standardization(json.loads((run.assets / "standardize.json").read_text()))
-    if transform.name == "pixels":
-        mean, std = (np.resize(np.asarray(transform[key], np.float64), features) for key in ("mean", "std"))
-        return mean, 1 / std
-    return np.zeros(features), np.ones(features)
+def main(argv: list[str] | None = None) -> int:
+    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
+    if arguments.most < 1:
+        raise UserError(f"--most is {arguments.most}; it must be at least 1")
+
+    from research.analysis.coefficients import coefficients, table
+
+    found = coefficients(arguments.workdir, arguments.checkpoint)
+    print(table(found, arguments.most), end="")
+    if found.errors is None:
+        print("\nNo standard errors: they are those of dense features that nothing penalises or weighs, at an optimum.")
+    if found.values.size > arguments.most:
+        print(f"\n{arguments.most} of {found.values.size:,} coefficients; --most shows more.")
+    return 0
 
 
-def _names(experiment: Experiment, features: int) -> tuple[str, ...]:
-    known = feature_names(experiment.dataset.name)
-    if len(known) == features:
-        return known
-    kind = "bucket" if experiment.config.data.transform.name == "bag_of_words" else "feature"
-    return tuple(f"{kind} {i}" for i in range(features))
-
-
-def _errors(
-    experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray | None, float]:
-    """Standard errors [D + 1, C] of the coefficients in the data's units, intercepts last, and how many of them 95 %
-    reach; from those of the features as the model reads them, `affine`'s mean and scale [D] of the given ones."""
-    from scipy import stats
-
-    task = experiment.task
-    if experiment.weight_decay or not isinstance(task, (Classification, Regression)):
-        return None, 0.0
-    if isinstance(task, Classification) and (task.class_weight is not None or task.label_smoothing):
-        return None, 0.0
-    stream = experiment.streams("train")
-    if "features" not in stream.examples.batch(stream.members[:1, None]):
-        return None, 0.0
-    batch = stream.examples.batch(stream.members[:, None])
-    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(stream.members))])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        return None, 0.0
-    outputs = design @ np.vstack([kernel, bias])  # [N, C]
-    if isinstance(task, Regression):
-        freedom = len(design) - design.shape[1]
-        if freedom < 1:
-            return None, 0.0
-        score = design.T @ (batch["labels"][:, None] - outputs)
-        variance = np.sum((batch["labels"][:, None] - outputs) ** 2) / freedom
-        covariance, reach = variance * np.linalg.inv(design.T @ design), stats.t.ppf(0.975, freedom)
-        score = score / variance
-    else:
-        logits = np.column_stack([np.zeros(len(outputs)), outputs]) if outputs.shape[1] == 1 else outputs
-        probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])[:, -outputs.shape[1] :]
-        classes = np.arange(outputs.shape[1])
-        own = batch["labels"][:, None] == np.arange(logits.shape[1])[None, -outputs.shape[1] :]
-        score = design.T @ (own - probabilities)
-        # Of several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
-        second = -probabilities[:, :, None] * probabilities[:, None, :]
-        second[:, classes, classes] += probabilities
-        hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
-        size = design.shape[1] * len(classes)
-        covariance, reach = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm.ppf(0.975)
-    # A Newton step from here: where it is more than a hundredth of an error, this is no optimum.
-    step = (covariance @ score.ravel()).reshape(-1, kernel.shape[1])
-    standard = np.sqrt(np.maximum(np.diag(covariance), 0)).reshape(step.shape)
-    if (np.abs(step) > 0.01 * standard + 1e-9).any():
-        return None, 0.0
-    columns, (mean, scale) = kernel.shape[1], affine
-    # As a linear map of the parameters [w; b].
-    fold = np.block([[np.diag(scale), np.zeros((len(scale), 1))], [-(mean * scale)[None, :], np.ones((1, 1))]])
-    whole = np.kron(fold, np.eye(columns))
-    variances = np.einsum("ij,jk,ik->i", whole, covariance, whole, optimize=True)
-    return np.sqrt(np.maximum(variances, 0)).reshape(-1, columns), float(reach)
+if __name__ == "__main__":
+    cli.run(main)

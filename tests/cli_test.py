@@ -26,6 +26,7 @@ def _python(*arguments, **options):
         ("research.export", "--out"),
         ("research.glue", "--workdirs"),
         ("research.plot", "--what"),
+        ("research.coefficients", "--most"),
         ("research.ladder", "--dataset"),
     ],
 )

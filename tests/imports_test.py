@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-SHELLS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "ladder")}
+SHELLS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
 
 
 def _imports(path):

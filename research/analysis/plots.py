@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from research.analysis import figures, refits
+from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.curves import confusion, precision_recall, roc
 from research.build import lookup
-from research.coefficients import LINEAR, coefficients
 from research.data import load as data
 from research.errors import UserError
 from research.rundir import RunDir

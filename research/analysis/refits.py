@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.figures import MOST_COEFFICIENTS
-from research.coefficients import LINEAR, coefficients
 from research.data import load as data
 from research.data.pipeline import Stream
 from research.errors import UserError

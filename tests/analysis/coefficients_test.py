@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from research.coefficients import coefficients
+from research import coefficients as shell
+from research.analysis.coefficients import coefficients
 from research.config import load
 from research.data import load as data
 from research.data.pipeline import chosen
@@ -128,3 +129,24 @@ def test_other_models_have_none(tmp_path):
     train_and_evaluate(tiny.resnet(steps=1), tmp_path, show=False)
     with pytest.raises(UserError, match="model 'resnet' has no coefficients"):
         coefficients(tmp_path)
+
+
+def test_the_shell_prints_the_table(tmp_path, capsys):
+    """The p-values of diabetes are those of the regression on the raw features."""
+    found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
+    capsys.readouterr()
+    assert shell.main([f"--workdir={tmp_path}"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| | coefficient | standard error | low | high | p | standardized |"
+    cells = {name.strip(): [float(x) for x in numbers] for _, name, *numbers, _ in (row.split("|") for row in rows)}
+    assert list(cells) == [*found.names, "intercept"]
+    design = np.column_stack([features, np.ones(len(features))])
+    solution, (squares,), *_ = np.linalg.lstsq(design, labels, rcond=None)
+    freedom = len(labels) - 11
+    errors = np.sqrt(squares / freedom * np.diag(np.linalg.inv(design.T @ design)))
+    expected = [solution, errors, 2 * stats.t(freedom).sf(np.abs(solution) / errors)]
+    np.testing.assert_allclose(np.array(list(cells.values()))[:, [0, 1, 4]], np.transpose(expected), rtol=1e-3)
+    assert shell.main([f"--workdir={tmp_path}", "--most=2"]) == 0
+    assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[2:5]] == ["s1", "s5", "intercept"]
+    with pytest.raises(UserError, match="--most is 0"):
+        shell.main([f"--workdir={tmp_path}", "--most=0"])

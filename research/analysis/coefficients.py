@@ -1,0 +1,176 @@
+"""What a linear model learnt, in the units of the data: its standardisation is folded back into the coefficients."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.data.arrays import standardization
+from research.data.bundled import feature_names
+from research.errors import UserError
+from research.experiment import Experiment
+from research.platform import x64
+from research.rundir import RunDir
+from research.tasks import Classification, Regression
+from research.trained import Trained
+
+# The models that have coefficients.
+LINEAR = ("linear", "logistic", "sparse_logistic")
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """D features, C columns of weights: one for regression and for two classes (the second's), else one a class.
+
+    The standard errors, and what follows from them, are those of unpenalised models: of least squares s² (XᵀX)⁻¹ with
+    Student's t, of logistic regression the inverse Hessian of the log-likelihood with the normal distribution (Wald;
+    Hastie et al. 2009, sections 3.2 and 4.4). None where a penalty or class weights make them wrong, where the features
+    are sparse, where they depend on each other, and where the parameters are no optimum.
+    """
+
+    names: tuple[str, ...]  # [D]
+    values: np.ndarray  # [D, C], of the features as they were given; of texts, of their tf-idf
+    intercept: np.ndarray  # [C]
+    # Of the features as the model reads them: data.transform `standardize` gives them standard deviation 1.
+    standardized: np.ndarray  # [D, C]
+    standardized_intercept: np.ndarray  # [C]
+    scale: np.ndarray  # [D], values = scale · standardized
+    errors: np.ndarray | None  # [D, C], standard errors of `values`
+    intercept_errors: np.ndarray | None  # [C]
+    low: np.ndarray | None  # [D, C], of 95 % intervals
+    high: np.ndarray | None  # [D, C]
+    distribution: Any  # of a coefficient that is 0 over its standard error: one of scipy.stats, or None
+
+    def label(self, index: int) -> str:
+        """What the entry `index` of the raveled [D, C] is the coefficient of; behind these come the intercepts."""
+        feature, column = divmod(index, self.values.shape[1])
+        return (*self.names, "intercept")[feature] + (f", class {column}" if self.values.shape[1] > 1 else "")
+
+
+def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
+    """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
+
+    Raises UserError where its model is not linear.
+    """
+    run = RunDir.open(workdir)
+    trained = Trained(run, which)
+    name = trained.config.model.name
+    if name not in LINEAR:
+        raise UserError(f"model {name!r} has no coefficients; {', '.join(LINEAR)} have")
+    with x64(trained.config.dtype):
+        experiment, state = trained.single
+        linear = state.params.get("linear", state.params)
+        kernel, bias = (np.asarray(linear[key], np.float64) for key in ("kernel", "bias"))
+    mean, scale = _affine(experiment, run, len(kernel))
+    # (x − mean) · scale · w + b
+    values = scale[:, None] * kernel
+    intercept = bias - mean @ values
+    errors, distribution = _errors(experiment, kernel, bias, (mean, scale))
+    reach = None if errors is None else distribution.ppf(0.975) * errors[:-1]
+    return Coefficients(
+        names=_names(experiment, len(kernel)),
+        values=values,
+        intercept=intercept,
+        standardized=kernel,
+        standardized_intercept=bias,
+        scale=scale,
+        errors=None if errors is None else errors[:-1],
+        intercept_errors=None if errors is None else errors[-1],
+        low=None if reach is None else values - reach,
+        high=None if reach is None else values + reach,
+        distribution=distribution,
+    )
+
+
+def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale [D] with which the transform made features: (x − mean) · scale."""
+    transform = experiment.config.data.transform
+    if transform.name == "standardize":
+        return standardization(json.loads((run.assets / "standardize.json").read_text()))
+    if transform.name == "pixels":
+        mean, std = (np.resize(np.asarray(transform[key], np.float64), features) for key in ("mean", "std"))
+        return mean, 1 / std
+    return np.zeros(features), np.ones(features)
+
+
+def _names(experiment: Experiment, features: int) -> tuple[str, ...]:
+    known = feature_names(experiment.dataset.name)
+    if len(known) == features:
+        return known
+    kind = "bucket" if experiment.config.data.transform.name == "bag_of_words" else "feature"
+    return tuple(f"{kind} {i}" for i in range(features))
+
+
+def _errors(
+    experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray | None, Any]:
+    """Standard errors [D + 1, C] of the coefficients in the data's units, intercepts last, and the distribution of
+    what is as many of them; from those of the features as the model reads them, `affine`'s mean and scale [D] of the
+    given ones."""
+    from scipy import stats
+
+    task = experiment.task
+    if experiment.weight_decay or not isinstance(task, (Classification, Regression)):
+        return None, None
+    if isinstance(task, Classification) and (task.class_weight is not None or task.label_smoothing):
+        return None, None
+    stream = experiment.streams("train")
+    if "features" not in stream.examples.batch(stream.members[:1, None]):
+        return None, None
+    batch = stream.examples.batch(stream.members[:, None])
+    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(stream.members))])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        return None, None
+    outputs = design @ np.vstack([kernel, bias])  # [N, C]
+    if isinstance(task, Regression):
+        freedom = len(design) - design.shape[1]
+        if freedom < 1:
+            return None, None
+        score = design.T @ (batch["labels"][:, None] - outputs)
+        variance = np.sum((batch["labels"][:, None] - outputs) ** 2) / freedom
+        covariance, distribution = variance * np.linalg.inv(design.T @ design), stats.t(freedom)
+        score = score / variance
+    else:
+        logits = np.column_stack([np.zeros(len(outputs)), outputs]) if outputs.shape[1] == 1 else outputs
+        probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])[:, -outputs.shape[1] :]
+        classes = np.arange(outputs.shape[1])
+        own = batch["labels"][:, None] == np.arange(logits.shape[1])[None, -outputs.shape[1] :]
+        score = design.T @ (own - probabilities)
+        # Of several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
+        second = -probabilities[:, :, None] * probabilities[:, None, :]
+        second[:, classes, classes] += probabilities
+        hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
+        size = design.shape[1] * len(classes)
+        covariance, distribution = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm()
+    # A Newton step from here: where it is more than a hundredth of an error, this is no optimum.
+    step = (covariance @ score.ravel()).reshape(-1, kernel.shape[1])
+    standard = np.sqrt(np.maximum(np.diag(covariance), 0)).reshape(step.shape)
+    if (np.abs(step) > 0.01 * standard + 1e-9).any():
+        return None, None
+    columns, (mean, scale) = kernel.shape[1], affine
+    # As a linear map of the parameters [w; b].
+    fold = np.block([[np.diag(scale), np.zeros((len(scale), 1))], [-(mean * scale)[None, :], np.ones((1, 1))]])
+    whole = np.kron(fold, np.eye(columns))
+    variances = np.einsum("ij,jk,ik->i", whole, covariance, whole, optimize=True)
+    return np.sqrt(np.maximum(variances, 0)).reshape(-1, columns), distribution
+
+
+def table(found: Coefficients, most: int) -> str:
+    """The coefficients and intercepts as a Markdown table, in the data's order, of more than `most` those whose
+    standardized ones are largest; p is of the hypothesis that a coefficient is 0."""
+    values = np.vstack([found.values, found.intercept])
+    columns = {"coefficient": values}
+    if found.errors is not None and found.intercept_errors is not None:
+        errors = np.vstack([found.errors, found.intercept_errors])
+        reach = found.distribution.ppf(0.975) * errors
+        p = 2 * found.distribution.sf(np.abs(values) / errors)
+        columns |= {"standard error": errors, "low": values - reach, "high": values + reach, "p": p}
+    columns["standardized"] = np.vstack([found.standardized, found.standardized_intercept])
+    largest = np.argsort(-np.abs(found.standardized.ravel()), kind="stable")[:most]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for index in [*np.sort(largest), *range(found.values.size, values.size)]:
+        numbers = " | ".join(f"{column.ravel()[index]:.4g}" for column in columns.values())
+        lines.append(f"| {found.label(int(index))} | {numbers} |")
+    return "\n".join(lines) + "\n"
