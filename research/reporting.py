@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 from research import metrics
-from research.errors import UserError
+from research.errors import DivergedError
 from research.rundir import RunDir
 from research.seeds import Value, interval, means
 
@@ -102,7 +102,7 @@ class Reporter:
             if loss is None or math.isfinite(loss):
                 continue
             whose = f" with seed {self._seed + i}" if isinstance(losses, list) else ""
-            raise UserError(
+            raise DivergedError(
                 f"{what} is {loss}{whose}: training diverged; lower optimizer.learning_rate (here "
                 f"{float(self._learning_rate(step - 1)):.3g}) or set "
                 "optimizer.clip_norm, with another --workdir: this one keeps what it saved"
