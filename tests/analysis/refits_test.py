@@ -60,7 +60,7 @@ def test_only_what_diverged_is_a_point_that_failed(run):
     other = RunDir(folder)
     other.start(linear_line.get_config().to_dict())
     try:
-        with pytest.raises(UserError, match="is in use by another training"):
+        with pytest.raises(UserError, match=r"^workdir .* is in use by another training"):
             regularization_path(run, [3.0], show=False)
     finally:
         other.close()
