@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that mean: the user can mend this."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command-line shells print it without a stack trace and exit with code 2.
     """
+
+
+class DivergedError(UserError):
+    """Training went off to values that are not finite."""

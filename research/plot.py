@@ -19,8 +19,18 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", help="the run directory (needed)")
     parser.add_argument("--what", help=f"some of {WHAT}, with commas between (default: all that apply and end soon)")
-    parser.add_argument("--split", help="any split of the dataset (default: the first of the run's eval.splits)")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    parser.add_argument(
+        "--split",
+        help="any split of the dataset (default: the first of the run's eval.splits, which regularization_path and "
+        "learning_curve always use); of another the files are called WHAT-SPLIT",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        choices=("last", "best"),
+        help="which one (default: last, which regularization_path and learning_curve always use); of the best one the "
+        "files are called WHAT-best",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="seeds at each point of a learning curve (default: 3)")
     cli.add_common_flags(parser)
     return parser
@@ -52,11 +62,17 @@ def main(argv: list[str] | None = None) -> int:
         names = arguments.what.split(",")
         for name in names:
             lookup(PLOTS, name, "--what")
+        missing: dict[str, list[str]] = {}
         for name in names:
-            print(f"{name}: {draw(subject, name)}", flush=True)
+            try:
+                print(f"{name}: {draw(subject, name)}", flush=True)
+            except UserError as error:
+                missing.setdefault(str(error), []).append(name)
+        if missing:
+            raise UserError(". ".join(f"{', '.join(of)} not drawn: {why}" for why, of in missing.items()))
         return 0
     for name, path, why in draw_all(subject):
-        print(f"{name}: {path}" if path else f"{name}: not drawn, it {why}", flush=True)
+        print(f"{name}: {path}" if path else f"{name} not drawn: {why}", flush=True)
     return 0
 
 

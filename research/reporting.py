@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 from research import metrics
-from research.errors import UserError
+from research.errors import DivergedError
 from research.rundir import RunDir
 from research.seeds import Value, interval, means
 
@@ -115,13 +115,11 @@ class Reporter:
                 continue
             whose = f" with seed {self._seed + i}" if isinstance(losses, list) else ""
             if self._learning_rate:
-                way = (
-                    f"training diverged; lower optimizer.learning_rate (here {self._learning_rate(step - 1):.3g}) or "
-                    "set optimizer.clip_norm"
-                )
+                rate = float(self._learning_rate(step - 1))
+                way = f"training diverged; lower optimizer.learning_rate (here {rate:.3g}) or set optimizer.clip_norm"
             else:
                 way = "the numbers are too large for the type; scale them or give dtype=float64"
-            raise UserError(f"{what} is {loss}{whose}: {way}, with another --workdir: this one keeps what it saved")
+            raise DivergedError(f"{what} is {loss}{whose}: {way}, with another --workdir: this one keeps what it saved")
 
     def _line(
         self,

@@ -58,6 +58,13 @@ def same_source(one: str | None, other: str | None) -> bool:
     return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
 class RunDir:
     """Paths and files of one run. Only the process with `writer` True writes."""
 
@@ -73,6 +80,7 @@ class RunDir:
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
         self._summary = self.path / "summary.json"
+        self._latency = self.path / "latency.json"
 
     @classmethod
     def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
@@ -174,6 +182,15 @@ class RunDir:
         if self.writer:
             self._write(self._summary, summary)
 
+    def latency(self) -> dict[str, float] | None:
+        """What `write_latency` was given, if it was."""
+        return self._read(self._latency) if self._latency.is_file() else None
+
+    def write_latency(self, milliseconds: Mapping[str, float]) -> None:
+        """How long evaluation takes, by the number of examples."""
+        if self.writer:
+            self._write(self._latency, milliseconds)
+
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         if self.writer:
             with self._metrics.open("a") as file:
@@ -197,7 +214,7 @@ class RunDir:
         """Drops the lines past the restored `step`: the run is about to write them again."""
         if self.writer and self._metrics.is_file():
             kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-            self._replace(self._metrics, "".join(kept))
+            write_whole(self._metrics, "".join(kept))
 
     def write_predictions(
         self, name: str, records: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
@@ -210,7 +227,7 @@ class RunDir:
         if self.writer:
             path.parent.mkdir(exist_ok=True)
             about.unlink(missing_ok=True)  # so that it never stands beside others than its own
-            self._replace(path, "".join(json.dumps(record) + "\n" for record in records))
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
             if evaluation is not None:
                 self._write(about, evaluation)
         return path
@@ -247,11 +264,4 @@ class RunDir:
             raise UserError(f"{path} can't be read ({error})") from error
 
     def _write(self, path: Path, value: Any) -> None:
-        self._replace(path, json.dumps(value, indent=2) + "\n")
-
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
-        """Writes the file whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(text)
-        os.replace(part, path)
+        write_whole(path, json.dumps(value, indent=2) + "\n")

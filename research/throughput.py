@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -135,3 +135,12 @@ class Throughput:
             "compile_seconds": self._step.seconds,
             "mfu": self._flops / seconds / peak if peak else None,
         }
+
+
+def seconds_of_a_seed(summary: Mapping[str, Any]) -> float | None:
+    """What the steps of a run took, without compiling and evaluating, over the number of its seeds.
+
+    None where the summary knows of no step's time: the run failed, or was taken up again with no step left.
+    """
+    step_time = (summary.get("throughput") or {}).get("step_time_ms")
+    return None if step_time is None else summary["step"] * step_time / 1e3 / summary.get("seeds", 1)

@@ -119,6 +119,7 @@ def test_a_process_that_is_no_writer_writes_nothing(tmp_path):
     run.append_metrics({"step": 1, "split": "train"})
     run.write_summary({"status": "completed"})
     run.write_predictions("validation", [{"index": 0}])
+    run.write_latency({"1": 0.5})
     assert not (tmp_path / "run").exists()
 
 
@@ -127,6 +128,13 @@ def test_predictions_are_one_record_a_line(tmp_path):
     path = run.write_predictions("test", [{"index": 0}, {"index": 1}])
     assert path.relative_to(run.path).as_posix() == "predictions/test.jsonl"
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+def test_a_latency_is_measured_once(tmp_path):
+    run = _start(tmp_path, CONFIG)
+    assert run.latency() is None
+    run.write_latency({"1": 0.5})
+    assert RunDir.open(tmp_path).latency() == {"1": 0.5}
 
 
 def test_flatten():

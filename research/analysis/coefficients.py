@@ -16,6 +16,9 @@ from research.rundir import RunDir
 from research.tasks import Classification, Regression
 from research.trained import Trained
 
+# The largest standard error of a training example's logit that still is one; regular problems have less than ten.
+LARGEST_ERROR = 100.0
+
 # The models that have coefficients.
 LINEAR = ("linear", "logistic", "sparse_logistic")
 
@@ -144,6 +147,11 @@ def _errors(
         hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
         size = design.shape[1] * len(classes)
         covariance, distribution = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm()
+        # Where a class can be separated, the likelihood has no maximum, and the logits of some example no bound.
+        by_class = covariance.reshape(design.shape[1], len(classes), design.shape[1], len(classes))
+        variances = np.einsum("ni,icjc,nj->nc", design, by_class, design, optimize=True)
+        if variances.max() > LARGEST_ERROR**2:
+            return None, None
     # A Newton step from here: where it is more than a hundredth of an error, this is no optimum.
     step = (covariance @ score.ravel()).reshape(-1, kernel.shape[1])
     standard = np.sqrt(np.maximum(np.diag(covariance), 0)).reshape(step.shape)

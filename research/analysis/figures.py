@@ -11,6 +11,7 @@ from research.analysis.curves import Curve, confusion, precision_recall, roc
 
 MOST_LINES = 10  # that a legend can name and an eye tell apart
 MOST_COEFFICIENTS = 30
+MOST_COUNTED = 20  # classes: numbers in more cells than theirs can't be read
 
 
 def _figure(columns: int = 1, *, width: float = 5.5, height: float = 4.0) -> tuple[Figure, list[Axes]]:
@@ -19,6 +20,16 @@ def _figure(columns: int = 1, *, width: float = 5.5, height: float = 4.0) -> tup
     for axis in axes:
         axis.grid(alpha=0.3)
     return figure, axes
+
+
+def add_title(figure: Figure, text: str) -> None:
+    """Puts a line above a figure, below the one it may have."""
+    figure.suptitle("\n".join(filter(None, (figure.get_suptitle(), text))), fontsize=11)
+
+
+def class_name(c: int, names: Sequence[str]) -> str:
+    """What class `c` is called; `names` is empty where they have none."""
+    return names[c] if names else f"class {c}"
 
 
 def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, name: str = "x") -> Figure:
@@ -87,19 +98,22 @@ def coefficients(
     return figure
 
 
-def rocs(labels: np.ndarray, scores: np.ndarray) -> Figure:
-    """ROC curves: labels [N], scores [N, C]. Of two classes that of class 1, of more each one against the rest."""
+def rocs(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> Figure:
+    """ROC curves: labels [N], scores [N, C], names [C] or none.
+
+    Of two classes that of class 1, of more each one against the rest.
+    """
     figure, (axis,) = _figure()
     axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-    _one_versus_rest(axis, labels, scores, roc, "AUC")
+    _one_versus_rest(axis, labels, scores, curve=roc, area="AUC", names=names)
     axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     return figure
 
 
-def precision_recalls(labels: np.ndarray, scores: np.ndarray) -> Figure:
+def precision_recalls(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> Figure:
     """Precision over recall, for the same curves as `rocs`."""
     figure, (axis,) = _figure()
-    _one_versus_rest(axis, labels, scores, precision_recall, "AP")
+    _one_versus_rest(axis, labels, scores, curve=precision_recall, area="AP", names=names)
     axis.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03), aspect="equal")
     return figure
 
@@ -117,12 +131,14 @@ def _one_versus_rest(
     axis: Axes,
     labels: np.ndarray,
     scores: np.ndarray,
+    *,
     curve: Callable[[np.ndarray, np.ndarray], Curve | None],
     area: str,
+    names: Sequence[str],
 ) -> None:
     found = areas(labels, scores, curve)
     for c, line in found.items():
-        name = f"class {c}, {area} {line.area:.4f}" if len(found) <= MOST_LINES else None
+        name = f"{class_name(c, names)}, {area} {line.area:.4f}" if len(found) <= MOST_LINES else None
         axis.plot(line.x, line.y, label=name, linewidth=1.2)
     if len(found) > 1:
         mean = np.mean([line.area for line in found.values()])
@@ -130,19 +146,26 @@ def _one_versus_rest(
     axis.legend(fontsize=8)
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> Figure:
-    """Counts of (class, prediction), coloured by their part of the class: labels, predictions int [N]."""
+def confusion_matrix(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, names: Sequence[str] = ()
+) -> Figure:
+    """Counts of (class, prediction), coloured by their part of the class: labels, predictions int [N], names [C].
+
+    Of more than 20 classes the cells are smaller, not the figure larger, and have neither numbers nor names.
+    """
     counts = confusion(labels, predictions, num_classes)
-    size = 2.5 + 0.42 * num_classes
+    size = 2.5 + 0.42 * min(num_classes, MOST_COUNTED)
     figure, (axis,) = _figure(width=size, height=size)
     axis.grid(visible=False)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if num_classes <= 20:  # numbers in more cells than that can't be read
+    if num_classes <= MOST_COUNTED:
         for i, j in np.ndindex(counts.shape):
             colour = "white" if share[i, j] > 0.5 else "black"
             axis.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
-        axis.set(xticks=range(num_classes), yticks=range(num_classes))
+        marks = names or [str(c) for c in range(num_classes)]
+        axis.set_xticks(range(num_classes), marks, rotation=30 if names else 0)
+        axis.set_yticks(range(num_classes), marks)
     axis.set(xlabel="prediction", ylabel="label", title=f"accuracy {np.trace(counts) / counts.sum():.4f}")
     return figure
 
@@ -155,11 +178,15 @@ def regularization_path(
     penalty: str,
     metric_name: str,
     names: Sequence[str],
-    now: float,
+    now: float | None,
+    best: float,
+    unpenalized: float | None = None,
 ) -> Figure:
-    """Coefficients [V, D] and a metric [V] over the penalties `values` [V]; `now` is the run's own, 0 for none.
+    """Coefficients [V, D] and a metric [V] over the penalties `values` [V].
 
-    The coefficients that grow largest are named; of more than 30 only these are drawn.
+    `now` is the run's own penalty, None without one; `best`, of `values`, has the best metric; `unpenalized` is the
+    metric of a run without a penalty. The coefficients that grow largest are named; of more than 30 only these are
+    drawn.
     """
     figure, (left, right) = _figure(2)
     largest = np.argsort(-np.abs(paths).max(axis=0), kind="stable")[:MOST_COEFFICIENTS]
@@ -170,25 +197,29 @@ def regularization_path(
     left.set(ylabel="coefficient, of features as the model reads them", title=title)
     left.legend(fontsize=7)
     right.plot(values, metric, "o-", markersize=4)
+    right.plot([best], [metric[values.index(best)]], "*", markersize=13, color="C3", label=f"best: {best:.3g}")
+    if unpenalized is not None:
+        right.axhline(unpenalized, color="grey", linewidth=1, linestyle=":", label="the run, without a penalty")
     right.set(ylabel=metric_name)
     for axis in (left, right):
         axis.set(xscale="log", xlabel=penalty)
-        if now > 0:
-            axis.axvline(now, color="grey", linewidth=1, linestyle="--")
+        if now is not None:
+            axis.axvline(now, color="grey", linewidth=1, linestyle="--", label="the run's" if axis is right else None)
+    right.legend(fontsize=8)
     return figure
 
 
 def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> Figure:
     """A metric over the number of training examples: points with "examples" and, for each split under "metrics",
-    "mean", "low" and "high"; the last two are None without repeats."""
+    "mean", "low" and "high", the last two None without repeats: there the band has a gap."""
     figure, (axis,) = _figure()
     examples = [point["examples"] for point in points]
     for split in points[0]["metrics"]:
         of_split = [point["metrics"][split] for point in points]
         (line,) = axis.plot(examples, [point["mean"] for point in of_split], "o-", markersize=4, label=split)
-        if all(point["low"] is not None for point in of_split):
-            low, high = ([point[end] for point in of_split] for end in ("low", "high"))
-            axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color())
+        low, high = (np.array([point[end] for point in of_split], np.float64) for end in ("low", "high"))  # None: nan
+        axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        axis.vlines(examples, low, high, alpha=0.5, color=line.get_color(), linewidth=1)  # a lone point has no band
     axis.set(xscale="log", xlabel="training examples", ylabel=metric_name)
     axis.set_xticks(examples, [f"{n:,}" for n in examples])
     axis.minorticks_off()
@@ -199,11 +230,13 @@ def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> 
 def ladder(rows: Sequence[Mapping[str, Any]], *, split: str) -> Figure:
     """Error over the time that training takes, both logarithmic: rows with "rung", "accuracy" and "train_seconds".
 
-    An error of 0, which has no place there, is drawn as that of half an example.
+    An error of 0, which has no place there, is drawn as that of half an example. A row whose time is None is not drawn.
     """
     figure, (axis,) = _figure()
     for row in rows:
         accuracy, seconds = row["accuracy"], row["train_seconds"]
+        if seconds is None:
+            continue
         error = max(1 - accuracy["mean"], 0.5 / row["examples"])
         around = None if accuracy["low"] is None else accuracy["high"] - accuracy["mean"]
         axis.errorbar(seconds, error, yerr=around, fmt="o", capsize=3, markersize=5, color="C0")

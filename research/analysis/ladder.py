@@ -4,7 +4,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from research import sharding
 from research.analysis import figures
 from research.data import pipeline
 from research.errors import UserError
-from research.rundir import RunDir
+from research.rundir import RunDir, write_whole
 from research.seeds import interval
 from research.solvers import SOLVERS
+from research.throughput import seconds_of_a_seed
 from research.trained import Trained
 
 # How many examples a batch has whose latency is measured, and how often each is.
@@ -99,42 +100,59 @@ LADDERS: dict[str, Ladder] = {
 
 
 def climb(
-    rungs: Mapping[str, Rung],
-    split: str,
+    ladder: Ladder,
     out: Path,
     *,
+    names: Iterable[str] | None = None,
     seeds: int,
     train: Train,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Trains `seeds` replicas of each rung in one run and measures it; writes a table and a plot as it goes.
 
-    The files are table.md, table.json and ladder.png.
-
-    What fails is a row that says why, and the next rung follows. What is finished in `out` is not trained again.
+    The files are table.md, table.json and ladder.png. The rows that table.json has of other rungs than `names` (None:
+    all) stay, in the ladder's order. What fails is a row that says why, and the next rung follows. What is finished in
+    `out` is not trained again.
 
     Returns:
-      A row for each rung: "rung" and "failed", or the figures of `measure`.
+      The table's rows: "rung" and "failed", or the figures of `measure`.
+
+    Raises:
+      UserError: table.json can't be read.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for number, (name, rung) in enumerate(rungs.items(), 1):
-        say(f"rung {number} of {len(rungs)}: {name}, {rung.config}")
+    rows = _saved(out / "table.json")
+    names = list(ladder.rungs if names is None else names)
+    for number, name in enumerate(names, 1):
+        rung = ladder.rungs[name]
+        say(f"rung {number} of {len(names)}: {name}, {rung.config}")
         try:
             workdir = out / f"{name}-{seeds}-seeds"
             summary = train(rung, seeds, workdir)
             if summary["status"] != "completed":
                 raise UserError(f"{workdir} is {summary['status']}: {summary['reason']}")
-            rows.append({"rung": name, **measure(RunDir.open(workdir, writer=True), summary, split)})
+            rows[name] = {"rung": name, **measure(RunDir.open(workdir, writer=True), summary, ladder.split)}
         except Exception as error:  # whatever a model fails of, the other models do not
             reason = " ".join((str(error) or type(error).__name__).split())
             say(f"rung {name} failed: {reason}")
-            rows.append({"rung": name, "failed": reason})
-        (out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (out / "table.md").write_text(table(rows, split))
-        done = [row for row in rows if "failed" not in row]
-        figures.ladder(done, split=split).savefig(out / "ladder.png", dpi=120)
-    return rows
+            rows[name] = {"rung": name, "failed": reason}
+        order = [*(one for one in ladder.rungs if one in rows), *(one for one in rows if one not in ladder.rungs)]
+        rows = {one: rows[one] for one in order}
+        write_whole(out / "table.json", json.dumps(list(rows.values()), indent=2) + "\n")
+        write_whole(out / "table.md", table(list(rows.values()), ladder.split))
+        done = [row for row in rows.values() if "failed" not in row]
+        figures.ladder(done, split=ladder.split).savefig(out / "ladder.png", dpi=120)
+    return list(rows.values())
+
+
+def _saved(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier table by their rung. Raises UserError if they can't be read."""
+    if not path.is_file():
+        return {}
+    try:
+        return {row["rung"]: row for row in json.loads(path.read_text())}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read ({error}); move it away, or choose another --out") from error
 
 
 def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
@@ -143,15 +161,15 @@ def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
     Returns:
       "accuracy" of the split: {"values", "mean", "low", "high"} (Student's t over the seeds, 95 %; low and high are
       None of one); "optimum", whether a solver found it; "examples", those of the split; "parameters" of one seed;
-      "size_mib", those and the model's state as they are in memory; "train_seconds", what the steps took, without
-      compiling and evaluating, over the number of seeds; "latency_ms", the median time of one seed's compiled
-      evaluation step, for {"one": an example, "batch": 64}, its input on the device; "device".
+      "size_mib", those and the model's state as they are in memory; "train_seconds", those of `seconds_of_a_seed`;
+      "latency_ms", the median time of one seed's compiled evaluation step, for {"one": an example, "batch": 64}, its
+      input on the device; "device".
     """
     experiment, state = Trained(run, "last").single
-    timings = run.path / "latency.json"
-    if not timings.is_file():
-        timings.write_text(json.dumps({str(n): latency_ms(experiment, state, split, n) for n in (1, BATCH)}))
-    latency = json.loads(timings.read_text())
+    latency = run.latency()
+    if latency is None:
+        latency = {str(n): latency_ms(experiment, state, split, n) for n in (1, BATCH)}
+        run.write_latency(latency)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.model_state)))
     seeds = summary.get("seeds", 1)  # those that were not asked for are not in a summary
     one = interval([summary["metrics"][split]["accuracy"]])
@@ -161,7 +179,7 @@ def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
         "examples": len(experiment.dataset.split(split)),
         "parameters": summary["param_count"],
         "size_mib": size / 2**20,
-        "train_seconds": summary["step"] * summary["throughput"]["step_time_ms"] / 1e3 / seeds,
+        "train_seconds": seconds_of_a_seed(summary),
         "latency_ms": {"one": latency["1"], "batch": latency[str(BATCH)]},
         "device": summary["environment"]["device_kind"],
     }
@@ -196,8 +214,9 @@ def table(rows: list[dict[str, Any]], split: str) -> str:
         accuracy, latency = row["accuracy"], row["latency_ms"]
         half = "" if accuracy["low"] is None else f" ± {accuracy['high'] - accuracy['mean']:.4f}"
         half = " (one optimum)" if row["optimum"] else half
+        seconds = "–" if row["train_seconds"] is None else f"{row['train_seconds']:.1f} s"
         lines.append(
-            f"| {row['rung']} | {accuracy['mean']:.4f}{half} | {row['parameters']:,} | {row['train_seconds']:.1f} s | "
+            f"| {row['rung']} | {accuracy['mean']:.4f}{half} | {row['parameters']:,} | {seconds} | "
             f"{row['size_mib']:.3g} | {latency['one']:.2f} ms | {latency['batch']:.2f} ms |"
         )
     done = [row for row in rows if "failed" not in row]
@@ -206,10 +225,10 @@ def table(rows: list[dict[str, Any]], split: str) -> str:
         runs = [f"the mean of {n} seeds, ± 95 % by Student's t" if n > 1 else "one seed" for n in sorted(of_seeds)]
         if any(row["optimum"] for row in done):
             runs.append("one optimum, where a solver fits the model, whatever the seed")
-        examples = done[0]["examples"]
+        examples, devices = done[0]["examples"], dict.fromkeys(row["device"] for row in done)
         lines += [
             "",
             f"Accuracy: {'; '.join(runs)}; one of the {examples:,} examples is {1 / examples:.4f}. Training: the "
-            f"steps alone, of one seed. Latency: median of {TIMES} evaluation steps, {done[0]['device']}.",
+            f"steps alone, of one seed. Latency: median of {TIMES} evaluation steps, {', '.join(devices)}.",
         ]
     return "\n".join(lines) + "\n"

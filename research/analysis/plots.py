@@ -4,18 +4,20 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from research.analysis import figures, refits
-from research.analysis.coefficients import LINEAR, coefficients
+from research.analysis.coefficients import coefficients
 from research.analysis.curves import confusion, precision_recall, roc
 from research.build import lookup
 from research.data import load as data
+from research.data.bundled import class_names
 from research.errors import UserError
 from research.rundir import RunDir
+from research.throughput import seconds_of_a_seed
 from research.trained import Trained
 
 # What a refit takes beside its steps: data, compiling, evaluation, a checkpoint.
@@ -23,10 +25,6 @@ REFIT_SECONDS = 4.0
 
 # A plot that takes longer is only drawn where it is asked for.
 UNASKED_SECONDS = 300.0
-
-
-class DoesNotApplyError(UserError):
-    """Why a run can't have a plot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +45,36 @@ class Subject:
     def config(self) -> Any:
         return self.trained.config
 
+    @property
+    def of_split(self) -> str:
+        """The split's name."""
+        return self.split or self.config.eval.splits[0]
+
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """index, label, prediction [N] and, of a classifier, scores [N, C], where the label is not hidden.
 
         Of a run of several seeds they are the first one's.
         """
-        _, records = self.trained.predictions(self.split or self.config.eval.splits[0])
+        _, records = self.trained.predictions(self.of_split)
         hidden = self.config.task.get("hidden_label", -1)
         shown = [record for record in records if record["label"] != hidden]
         if not shown:
-            raise DoesNotApplyError("the labels of the split are hidden")
+            raise UserError(f"the labels of split {self.of_split!r} are hidden")
         columns = {name: np.asarray([record[name] for record in shown]) for name in shown[0]}
         if self.config.train.seeds is not None:
             columns |= {name: columns[name][:, 0] for name in columns.keys() - {"index", "label"}}
         return columns
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the classes are called; empty where they have no names."""
+        names = class_names(self.config.data.name)
+        return names if len(names) == self.columns["scores"].shape[1] else ()
+
     def needs_task(self, *names: str) -> None:
         if self.config.task.name not in names:
-            raise DoesNotApplyError(f"is of task {' or '.join(names)}; the run's is {self.config.task.name}")
+            raise UserError(f"the run's task is {self.config.task.name}; this plot is of {' or '.join(names)}")
 
 
 Drawing = tuple[Figure, dict[str, Any]]
@@ -74,11 +83,13 @@ Drawing = tuple[Figure, dict[str, Any]]
 def _fit(subject: Subject) -> Drawing:
     subject.needs_task("regression")
     columns = subject.columns  # first: it says which splits there are
-    inputs, split = subject.config.data.transform.inputs, subject.split or subject.config.eval.splits[0]
-    raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[split][inputs[0]]
+    inputs = subject.config.data.transform.inputs
+    raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[subject.of_split][inputs[0]]
     first = np.asarray(raw[0])
     if len(inputs) != 1 or first.size != 1 or first.dtype.kind not in "fiu":
-        raise DoesNotApplyError(f"is of one number a label; the run's have {', '.join(inputs)} of shape {first.shape}")
+        raise UserError(
+            f"this plot is of one number for each label; the run's have {', '.join(inputs)} of shape {first.shape}"
+        )
     x = np.asarray([raw[int(i)] for i in columns["index"]], np.float64).reshape(-1)
     figure = figures.fitted_line(x, columns["label"], columns["prediction"], name=inputs[0])
     return figure, {"x": x.tolist(), "label": columns["label"].tolist(), "prediction": columns["prediction"].tolist()}
@@ -93,8 +104,6 @@ def _residuals(subject: Subject) -> Drawing:
 
 
 def _coefficients(subject: Subject) -> Drawing:
-    if subject.config.model.name not in LINEAR:
-        raise DoesNotApplyError(f"is of models {', '.join(LINEAR)}; the run's is {subject.config.model.name}")
     found = coefficients(subject.run.path, subject.which)
     standardized, values = found.standardized.ravel(), found.values.ravel()
     # In their own units a large coefficient may be that of a feature which hardly varies.
@@ -120,7 +129,7 @@ def _roc(subject: Subject) -> Drawing:
     subject.needs_task("classification", "squared_hinge")
     labels, scores = subject.columns["label"], subject.columns["scores"]
     found = figures.areas(labels, scores, roc)
-    return figures.rocs(labels, scores), {"auc": {str(c): curve.area for c, curve in found.items()}}
+    return figures.rocs(labels, scores, subject.classes), {"auc": {str(c): curve.area for c, curve in found.items()}}
 
 
 def _precision_recall(subject: Subject) -> Drawing:
@@ -128,7 +137,7 @@ def _precision_recall(subject: Subject) -> Drawing:
     labels, scores = subject.columns["label"], subject.columns["scores"]
     found = figures.areas(labels, scores, precision_recall)
     numbers = {"average_precision": {str(c): curve.area for c, curve in found.items()}}
-    return figures.precision_recalls(labels, scores), numbers
+    return figures.precision_recalls(labels, scores, subject.classes), numbers
 
 
 def _confusion(subject: Subject) -> Drawing:
@@ -136,16 +145,7 @@ def _confusion(subject: Subject) -> Drawing:
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     classes = subject.columns["scores"].shape[1]
     numbers = {"counts": confusion(labels, predictions, classes).tolist()}
-    return figures.confusion_matrix(labels, predictions, classes), numbers
-
-
-def _check_path(subject: Subject) -> None:
-    if subject.config.model.name not in LINEAR:
-        raise DoesNotApplyError(f"is of models {', '.join(LINEAR)}; the run's is {subject.config.model.name}")
-    if refits.penalty(subject.config) is None:
-        raise DoesNotApplyError(
-            f"is of optimizers {', '.join(refits.PENALIZED)}; the run's is {subject.config.optimizer.name}"
-        )
+    return figures.confusion_matrix(labels, predictions, classes, subject.classes), numbers
 
 
 def _regularization_path(subject: Subject) -> Drawing:
@@ -159,6 +159,8 @@ def _regularization_path(subject: Subject) -> Drawing:
         metric_name=f"{found['split']} {found['metric']}",
         names=found["names"],
         now=found["now"],
+        best=found["best"]["value"],
+        unpenalized=found["unpenalized"],
     )
     return figure, found
 
@@ -170,55 +172,62 @@ def _learning_curve(subject: Subject) -> Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """`check` and `draw` raise DoesNotApplyError, `check` before anything takes long; `refits` says how often `draw`
-    trains the config, once for each of `repeats`."""
+    """`draw` raises UserError where a run can't have the plot, and so does `check`, of its config; `refits` says how
+    often `draw` trains the config at most, by `repeats`. `of` is what is drawn: a split as a checkpoint sees it, a
+    checkpoint, or refits, to which neither --split nor --checkpoint matters."""
 
     draw: Callable[[Subject], Drawing]
+    of: Literal["split", "checkpoint", "refits"] = "split"
     refits: Callable[[int], int] = lambda repeats: 0
-    check: Callable[[Subject], None] = lambda subject: None
+    check: Callable[[Any], None] = lambda config: None
 
 
 PLOTS: dict[str, Plot] = {
     "fit": Plot(_fit),
     "residuals": Plot(_residuals),
-    "coefficients": Plot(_coefficients),
+    "coefficients": Plot(_coefficients, "checkpoint"),
     "roc": Plot(_roc),
     "precision_recall": Plot(_precision_recall),
     "confusion": Plot(_confusion),
-    "regularization_path": Plot(_regularization_path, lambda repeats: len(refits.penalties(1.0)), _check_path),
-    "learning_curve": Plot(_learning_curve, lambda repeats: repeats * len(refits.FRACTIONS)),
+    "regularization_path": Plot(
+        _regularization_path, "refits", lambda repeats: len(refits.penalties(None)), refits.check_path
+    ),
+    "learning_curve": Plot(_learning_curve, "refits", lambda repeats: repeats * len(refits.FRACTIONS)),
 }
 
 
 def draw(subject: Subject, what: str) -> Path:
     """Draws one of PLOTS and writes it to the run's plots/, its numbers beside it -> the PNG.
 
+    The numbers have the "split" (None where it is of none), the "checkpoint" and its "step". Only what is of the first
+    of eval.splits and of the last checkpoint is called `what` alone.
+
     Raises UserError: there is no such plot, or the run can't have it.
     """
     plot = lookup(PLOTS, what, "--what")
-    try:
-        plot.check(subject)
-        figure, numbers = plot.draw(subject)
-    except DoesNotApplyError as error:
-        raise DoesNotApplyError(f"{what} {error}") from None
-    return subject.run.write_plot(what, figure, numbers)
+    figure, numbers = plot.draw(subject)
+    name, title, split, which, step = what, subject.config.data.name, None, subject.which, subject.trained.step
+    if plot.of == "refits":
+        split, which, step = numbers["split"], "last", numbers["step"]
+    elif plot.of == "split":
+        split = subject.of_split
+        name += f"-{split}" if split != subject.config.eval.splits[0] else ""
+    name += f"-{which}" if which != "last" else ""
+    title += f" {split}" if split else ""
+    figures.add_title(figure, f"{title}, {which} checkpoint, step {step:,}")
+    return subject.run.write_plot(name, figure, {"split": split, "checkpoint": which, "step": step, **numbers})
 
 
 def draw_all(subject: Subject) -> Iterable[tuple[str, Path | None, str | None]]:
     """Draws what applies to the run, but for what would take minutes -> (name, PNG or None, why not or None), each as
     soon as it is there."""
+    training = seconds_of_a_seed(subject.run.summary() or {}) or 0.0  # not known: the rest of a refit counts
     for what, plot in PLOTS.items():
-        seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training_seconds(subject.run))
+        seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training)
         try:
-            plot.check(subject)
             if seconds > UNASKED_SECONDS:
-                raise UserError(f"would take about {seconds / 60:.0f} minutes; --what={what} draws it")
+                plot.check(subject.config)
+                raise UserError(f"it would take about {seconds / 60:.0f} minutes; --what={what} draws it")
             yield what, draw(subject, what), None
         except UserError as error:
-            yield what, None, str(error).removeprefix(f"{what} ")
-
-
-def training_seconds(run: RunDir) -> float:
-    """What the steps of a run took, without compiling and evaluating; 0 if nothing is known of it."""
-    summary = run.summary() or {}
-    return summary.get("step", 0) * ((summary.get("throughput") or {}).get("step_time_ms") or 0.0) / 1e3
+            yield what, None, str(error)

@@ -17,7 +17,7 @@ from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.figures import MOST_COEFFICIENTS
 from research.data import load as data
 from research.data.pipeline import Stream
-from research.errors import UserError
+from research.errors import DivergedError, UserError
 from research.loop import STALLED, train_and_evaluate
 from research.rundir import RunDir
 from research.seeds import interval
@@ -27,22 +27,36 @@ from research.trained import Trained
 # Optimizers that end where a penalized loss is least. AdamW's and LAMB's weight decay is no penalty on a loss.
 PENALIZED = ("closed_form", "lbfgs", "sgd")
 
+# Where a config has no penalty yet: scikit-learn's own, which does not change with the number of examples.
+USUAL = {"classification": "C", "squared_hinge": "C", "regression": "alpha"}
+
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 
 # Makes the variables to start from, as in `train_and_evaluate`.
 Initial = Callable[[Any], Any] | None
 
 
-def penalty(config: Any) -> tuple[str, float] | None:
-    """The key and value of a config's penalty, of which C is an inverse; None if its optimizer has none."""
+def check_path(config: Any) -> None:
+    """Raises UserError where a config has no regularization path: coefficients and a penalty on them."""
+    if config.model.name not in LINEAR:
+        raise UserError(f"model {config.model.name!r} has no coefficients; {', '.join(LINEAR)} have")
+    if config.optimizer.name not in PENALIZED:
+        raise UserError(f"optimizer {config.optimizer.name!r} has no penalty; {', '.join(PENALIZED)} have")
+
+
+def penalty(config: Any) -> tuple[str, float | None]:
+    """The key of a config's penalty and its value: C, which is an inverse, alpha or weight_decay.
+
+    Where there is none, the key that the task takes, and None.
+    """
     section = config.optimizer
-    if section.name not in PENALIZED:
-        return None
-    name = next((key for key in ("C", "alpha") if section[key] is not None), "weight_decay")
-    return name, section[name]
+    for name in ("C", "alpha", "weight_decay"):
+        if section[name]:
+            return name, section[name]
+    return USUAL[config.task.name], None
 
 
-def penalties(now: float) -> list[float]:
+def penalties(now: float | None) -> list[float]:
     """Nine values from a hundredth of `now` to a hundred times it; about 1 where there is no penalty now."""
     return [float(value) for value in (now or 1.0) * np.logspace(-2, 2, 9)]
 
@@ -51,38 +65,42 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
     """Refits a linear model for each of the penalties `values`, by default `penalties` of the run's own.
 
     Returns:
-      "penalty" (its name), "now" (the run's own), "metric", "split", "names" [D] and "points", ascending, each with
-      "value", "metric" and "coefficients" [D], or "failed". They are those of the features as the model reads them,
-      which the penalty is on; of many the 30 that grow largest.
+      "penalty" (its name), "now" (the run's own, None without one), "metric", "split", "step", "names" [D], "points",
+      ascending, each with "value", "metric" and "coefficients" [D], or "failed" where it diverged; "best", the "value"
+      and "metric" of the point that eval.mode ranks first, of equals that with the strongest penalty; "unpenalized",
+      the metric of a run without a penalty, else None. The coefficients are those of the features as the model reads
+      them, which the penalty is on; of many the 30 that grow largest.
 
     Raises:
-      UserError: the model is not linear, the optimizer has no penalty, or no refit succeeded.
+      UserError: the model is not linear, the optimizer has no penalty, no refit succeeded, or one of them can't be made
+        for another reason than that it diverged, as where another process is at it.
     """
     config = _config(run)
-    found = penalty(config)
-    if found is None:
-        raise UserError(f"optimizer {config.optimizer.name!r} has no penalty; {', '.join(PENALIZED)} have")
-    if config.model.name not in LINEAR:
-        raise UserError(f"model {config.model.name!r} has no coefficients; {', '.join(LINEAR)} have")
-    name, now = found
+    check_path(config)
+    name, now = penalty(config)
     split, metric = config.eval.splits[0], config.eval.metric
     config.eval.splits = (split,)
     config.update({"train": {"max_minutes": None}, "eval": {"patience": 0}})  # each to its end
     points: list[dict[str, Any]] = []
-    for value in _progress(sorted(values or penalties(now)), "regularization path", show):
+    for value in _progress(sorted(map(float, values or penalties(now))), "regularization path", show):
         config.optimizer[name] = value
-        folder = run.refits / "regularization_path" / f"{name}={value:.4g}"
+        folder = run.refits / "regularization_path" / f"{name}={value!r}"
         try:
             summary = train_and_evaluate(config, folder, show=False)
-        except UserError as error:  # a penalty may be too strong for the learning rate
+        except DivergedError as error:  # a penalty may be too strong for the learning rate
             points.append({"value": value, "failed": str(error)})
             continue
         fit = coefficients(folder)
-        found = summary["metrics"][split][metric]
-        points.append({"value": value, "metric": found, "coefficients": fit.standardized.ravel()})
+        points.append(
+            {"value": value, "metric": summary["metrics"][split][metric], "coefficients": fit.standardized.ravel()}
+        )
     fitted = [point for point in points if "failed" not in point]
     if not fitted:
         raise UserError(f"no refit succeeded: {points[0]['failed']}")
+    better = {"max": 1, "min": -1}[config.eval.mode]
+    stronger = -1 if name == "C" else 1
+    best = max(fitted, key=lambda point: (better * point["metric"], stronger * point["value"]))
+    own = (run.summary() or {}).get("metrics", {}).get(split, {}).get(metric)
     height = np.max([np.abs(point["coefficients"]) for point in fitted], axis=0)
     largest = np.argsort(-height, kind="stable")[:MOST_COEFFICIENTS]
     for point in fitted:
@@ -92,6 +110,9 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
         "now": now,
         "metric": metric,
         "split": split,
+        "step": summary["step"],
+        "best": {key: best[key] for key in ("value", "metric")},
+        "unpenalized": own if now is None else None,
         "names": [fit.label(int(i)) for i in largest],
         "points": points,
     }
@@ -108,15 +129,20 @@ def learning_curve(
     """Refits the config on `fractions` of what it trained on, `repeats` times with another seed.
 
     A seed's parts of the training split lie one in the other, and each seed has others, so the interval is over what
-    is drawn as well as over where training starts. Every refit makes as many steps as the run: a smaller part is seen
-    more often, not trained less. Where the part is smaller than a batch, it is the batch; to a solver it always is.
+    is drawn as well as over where training starts. The larger the parts, the more of their examples the seeds share:
+    from about a half on the interval is narrower than that of training sets drawn anew. What the transform learns
+    (standardization, idf, a vocabulary) is that of the whole training split at every fraction. Every refit makes as
+    many steps as the run: a smaller part is seen more often, not trained less. Where the part is smaller than a batch,
+    it is the batch; to a solver it always is, and as a solver ends in the same optimum whatever the seed, it fits the
+    whole split once.
 
     Args:
       initial: as in `train_and_evaluate`, where the config has `init_from`.
 
     Returns:
-      "metric", "steps", "repeats" and "points", ascending, each with "fraction", "examples" and, by split,
-      "metrics": {"values" (one a seed), "mean", "low", "high"} (Student's t, 95 %).
+      "metric", "split" (the one that it ranks on), "step", "repeats" and "points", ascending, each with "fraction",
+      "examples" and, by split, "metrics": {"values" (one a seed), "mean", "low", "high"} (Student's t, 95 %; low and
+      high are None of one value).
     """
     config = _config(run)
     split, metric = config.eval.splits[0], config.eval.metric
@@ -130,16 +156,21 @@ def learning_curve(
     examples = data.load(config.data, run.assets).split("train")
     size = whole * len(examples)
     counted = "batch_size" if config.train.batch_rows is None else "batch_rows"
-    if config.optimizer.name in SOLVERS:
+    solving = config.optimizer.name in SOLVERS
+    if solving:
         config.train[counted] = -1
     most, rows = config.train[counted], size if counted == "batch_size" else whole * len(Stream.packed(examples).rows)
-    jobs = [(fraction, seed) for fraction in sorted(fractions) for seed in range(first, first + repeats)]
+    jobs = [
+        (fraction, seed)
+        for fraction in sorted(map(float, fractions))
+        for seed in range(first, first + (1 if solving and fraction * whole == 1 else repeats))
+    ]
     found: dict[float, list[dict[str, Any]]] = {}
     for fraction, seed in _progress(jobs, "learning curve", show):
         config.seed, config.data.train_fraction = seed, fraction * whole
         if most > 0:
             config.train[counted] = min(most, max(1, round(fraction * rows)))
-        folder = run.refits / "learning_curve" / f"{fraction:.4g}-seed{seed}"
+        folder = run.refits / "learning_curve" / f"{fraction!r}-seed{seed}"
         summary = train_and_evaluate(config, folder, initial=initial, show=False)
         found.setdefault(fraction, []).append(summary["metrics"])
         shutil.rmtree(RunDir(folder).checkpoints, ignore_errors=True)  # a large model's would fill the disk
@@ -149,7 +180,7 @@ def learning_curve(
         for name in config.eval.splits:
             by_split[name] = interval([one[name][metric] for one in metrics])
         points.append({"fraction": fraction, "examples": round(fraction * size), "metrics": by_split})
-    return {"metric": metric, "steps": config.train.steps, "repeats": repeats, "points": points}
+    return {"metric": metric, "split": split, "step": config.train.steps, "repeats": repeats, "points": points}
 
 
 def _config(run: RunDir) -> ConfigDict:

@@ -150,3 +150,9 @@ def test_the_shell_prints_the_table(tmp_path, capsys):
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[2:5]] == ["s1", "s5", "intercept"]
     with pytest.raises(UserError, match="--most is 0"):
         shell.main([f"--workdir={tmp_path}", "--most=0"])
+
+
+def test_a_separable_class_has_no_errors(tmp_path):
+    """One of iris's three; a Newton step is small beside errors without bound, so it does not tell."""
+    found, *_ = _run(tmp_path, "logistic_iris.py", "optimizer.C=None", "optimizer.tolerance=1e-8")
+    assert found.errors is None

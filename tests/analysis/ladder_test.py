@@ -3,6 +3,7 @@ import json
 import pytest
 
 from research import config, ladder
+from research.analysis import figures
 from research.analysis.ladder import LADDERS, Ladder, Rung, climb, table
 from research.errors import UserError
 from research.loop import train_and_evaluate
@@ -35,7 +36,7 @@ def _train(rung, seeds, workdir):
 
 def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path, monkeypatch):
     said = []
-    rows = climb(RUNGS, "test", tmp_path, seeds=2, train=_train, say=said.append)
+    rows = climb(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append)
     assert [row["rung"] for row in rows] == list(RUNGS)
     majority, broken, logistic = rows
     assert broken == {"rung": "broken", "failed": "no | such model"}
@@ -69,14 +70,52 @@ def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path,
         raise AssertionError("trained again")
 
     monkeypatch.setattr("research.loop._train", again)
-    assert climb(RUNGS, "test", tmp_path, seeds=2, train=_train, say=said.append) == rows
+    assert climb(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append) == rows
+
+
+def _row(name, **values):
+    accuracy = {"values": [0.5], "mean": 0.5, "low": None, "high": None}
+    row = {"rung": name, "accuracy": accuracy, "optimum": False, "examples": 10, "parameters": 1, "size_mib": 1.0}
+    return row | {"train_seconds": 1.0, "latency_ms": {"one": 1.0, "batch": 1.0}, "device": "cpu"} | values
+
+
+def test_the_rows_of_other_rungs_stay(tmp_path):
+    """In the ladder's order; what an older ladder had comes last."""
+    before = [_row("gone"), _row("last"), {"rung": "middle", "failed": "then"}, _row("first")]
+    (tmp_path / "table.json").write_text(json.dumps(before))
+
+    def train(*_):
+        raise UserError("now")
+
+    ladder = Ladder("test", {name: Rung("a") for name in ("first", "middle", "new", "last")})
+    rows = climb(ladder, tmp_path, names=["middle"], seeds=1, train=train, say=lambda text: None)
+    assert rows == [_row("first"), {"rung": "middle", "failed": "now"}, _row("last"), _row("gone")]
+    assert json.loads((tmp_path / "table.json").read_text()) == rows
+    written = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in written[2:6]] == ["| first", "| middle", "| last", "| gone"]
+    assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md", "ladder.png"}
+    (tmp_path / "table.json").write_text("[{")
+    with pytest.raises(UserError, match=r"table\.json can't be read"):
+        climb(ladder, tmp_path, names=["middle"], seeds=1, train=train, say=lambda text: None)
+    assert (tmp_path / "table.json").read_text() == "[{"
+
+
+def test_a_time_that_is_not_known_is_no_number():
+    """A run that was taken up again with nothing left to train."""
+    rows = [_row("one"), _row("other", train_seconds=None)]
+    assert table(rows, "test").splitlines()[2:4] == [
+        "| one | 0.5000 | 1 | 1.0 s | 1 | 1.00 ms | 1.00 ms |",
+        "| other | 0.5000 | 1 | – | 1 | 1.00 ms | 1.00 ms |",
+    ]
+    (axis,) = figures.ladder(rows, split="test").axes
+    assert [text.get_text() for text in axis.texts] == ["one"]
 
 
 def test_a_run_that_was_interrupted_is_no_rung(tmp_path):
     def train(*_):
         return {"status": "preempted", "reason": "asked to stop"}
 
-    (row,) = climb({"one": Rung("a")}, "test", tmp_path, seeds=1, train=train, say=lambda text: None)
+    (row,) = climb(Ladder("test", {"one": Rung("a")}), tmp_path, seeds=1, train=train, say=lambda text: None)
     assert "is preempted: asked to stop" in row["failed"]
 
 
@@ -84,7 +123,7 @@ def test_an_error_of_the_user_is_a_row_too(tmp_path):
     def train(*_):
         raise UserError("needs weights")
 
-    (row,) = climb({"one": Rung("a")}, "test", tmp_path, seeds=1, train=train, say=lambda text: None)
+    (row,) = climb(Ladder("test", {"one": Rung("a")}), tmp_path, seeds=1, train=train, say=lambda text: None)
     assert row == {"rung": "one", "failed": "needs weights"}
 
 

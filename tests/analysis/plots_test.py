@@ -134,8 +134,8 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
         "precision_recall",
         "confusion",
     }
-    assert found["fit"][1] == "is of task regression; the run's is classification"
-    assert found["regularization_path"][1] == "is of optimizers closed_form, lbfgs, sgd; the run's is adamw"
+    assert found["fit"][1] == "the run's task is classification; this plot is of regression"
+    assert found["regularization_path"][1] == "optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"
     assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
     found = {name: why for name, path, why in draw_all(Subject(line)) if not path}
     assert set(found) == {"roc", "precision_recall", "confusion", "regularization_path", "learning_curve"}
@@ -144,8 +144,8 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("fit", "fit is of task regression; the run's is classification"),
-        ("regularization_path", "regularization_path is of optimizers closed_form, lbfgs, sgd; the run's is adamw"),
+        ("fit", "the run's task is classification; this plot is of regression"),
+        ("regularization_path", "optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"),
         ("rock", "did you mean 'roc'"),
     ],
 )
@@ -157,16 +157,107 @@ def test_what_does_not_apply_is_an_error_where_it_was_asked_for(digits, what, me
 def test_the_shell_draws_what_it_is_asked_for(line, capsys):
     assert plot.main([f"--workdir={line.path}", "--what=residuals,fit", "--split=test"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
+    assert out == [f"{name}: {line.plots / name}-test.png" for name in ("residuals", "fit")]
     with pytest.raises(UserError, match="--what 'fti' is unknown; did you mean 'fit'"):
         plot.main([f"--workdir={line.path}", "--what=residuals,fti"])
+
+
+def test_all_that_can_be_drawn_is_and_the_rest_is_an_error(line, capsys):
+    with pytest.raises(UserError) as error:
+        plot.main([f"--workdir={line.path}", "--what=roc,residuals,confusion,fit"])
+    assert str(error.value) == (
+        "roc, confusion not drawn: the run's task is regression; this plot is of classification or squared_hinge"
+    )
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
+
+
+def test_a_plot_says_what_of(digits, monkeypatch):
+    """And one of another split or checkpoint does not take the place of the first."""
+    titles = []
+    add = figures.add_title
+    monkeypatch.setattr(figures, "add_title", lambda figure, text: add(figure, text) or titles.append(text))
+    expected = {"split": "validation", "checkpoint": "last", "step": 20}
+    test, best = Subject(digits, split="test"), Subject(digits, "best", split="test")
+    for subject, what, name, about in [
+        (Subject(digits), "roc", "roc", {}),
+        (test, "roc", "roc-test", {"split": "test"}),
+        (best, "roc", "roc-test-best", {"split": "test", "checkpoint": "best"}),
+        (test, "coefficients", "coefficients", {"split": None}),
+        (best, "coefficients", "coefficients-best", {"split": None, "checkpoint": "best"}),
+    ]:
+        path = draw(subject, what)
+        assert path.name == f"{name}.png"
+        assert _numbers(path).items() >= (expected | about).items()
+    assert titles[1] == "digits test, last checkpoint, step 20"
+    assert titles[3] == "digits, last checkpoint, step 20"
+
+
+def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch):
+    numbers = {"metric": "loss", "split": "validation", "step": 7, "repeats": 1, "points": []}
+    curve = {"metrics": {"validation": {"mean": 1.0, "low": None, "high": None}}, "examples": 2}
+    monkeypatch.setattr(plots.refits, "learning_curve", lambda run, **_: {**numbers, "points": [curve]})
+    path = draw(Subject(line, "best", split="test"), "learning_curve")
+    assert path.name == "learning_curve.png"
+    assert _numbers(path) == {**numbers, "points": [curve], "checkpoint": "last"}
+
+
+def test_classes_have_names_where_they_are_known(tmp_path, digits):
+    run = _run(logistic_breast_cancer.get_config(), tmp_path)
+    subject = Subject(run)
+    assert subject.classes == ("malignant", "benign")
+    assert Subject(digits).classes == ()
+    labels, scores = (subject.columns[name] for name in ("label", "scores"))
+    for names, shown in ((subject.classes, "benign, A"), ((), "class 1, A")):
+        for drawn in (figures.rocs(labels, scores, names), figures.precision_recalls(labels, scores, names)):
+            assert drawn.axes[0].get_legend().get_texts()[0].get_text().startswith(shown)
+        (axis,) = figures.confusion_matrix(labels, subject.columns["prediction"], 2, names).axes
+        assert [text.get_text() for text in axis.get_yticklabels()] == list(names or "01")
+
+
+def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_page(rng):
+    sizes = []
+    for classes in (20, 21, 1000):
+        figure = figures.confusion_matrix(*rng.integers(0, classes, (2, 50)), classes)
+        sizes.append(figure.get_size_inches().tolist())
+        assert len(figure.axes[0].texts) == (400 if classes == 20 else 0)
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_a_learning_curve_has_its_band_where_it_is_known():
+    """A solver's last point has none."""
+    ends = [(1.0, 3.0), (1.5, 2.5), (None, None)]
+    points = [
+        {"examples": n, "metrics": {"train": {"mean": 2.0, "low": low, "high": high}}}
+        for n, (low, high) in zip((10, 20, 40), ends, strict=True)
+    ]
+    (axis,) = figures.learning_curve(points, metric_name="loss").axes
+    band, bars = axis.collections
+    corners = band.get_paths()[0].vertices
+    assert len(band.get_paths()) == 1
+    assert {tuple(corner) for corner in corners.tolist()} == {(10, 1), (10, 3), (20, 1.5), (20, 2.5)}
+    drawn = [bar.tolist() for bar in bars.get_segments() if len(bar) and np.isfinite(bar).all()]
+    assert drawn == [[[10, 1], [10, 3]], [[20, 1.5], [20, 2.5]]]
+
+
+def test_a_path_marks_the_best_and_the_runs_own():
+    values, paths = [0.1, 1.0, 10.0], np.array([[1.0], [2.0], [3.0]])
+    texts = []
+    for own in ({"now": 1.0}, {"now": None, "unpenalized": 0.7}):
+        labels = {"penalty": "optimizer.C", "metric_name": "accuracy", "names": ["a"]}
+        figure = figures.regularization_path(values, paths, [0.5, 0.6, 0.8], best=10.0, **labels, **own)
+        right = figure.axes[1]
+        star = next(line for line in right.lines if line.get_marker() == "*")
+        assert star.get_xydata().tolist() == [[10.0, 0.8]]
+        texts.append([text.get_text() for text in right.get_legend().get_texts()])
+    assert texts == [["best: 10", "the run's"], ["best: 10", "the run, without a penalty"]]
 
 
 def test_hidden_labels_have_no_plot(digits, monkeypatch):
     monkeypatch.setattr(
         plots.Trained, "predictions", lambda self, split: ({}, [{"index": 0, "label": -1, "scores": [1.0, 0.0]}])
     )
-    with pytest.raises(UserError, match="roc the labels of the split are hidden"):
+    with pytest.raises(UserError, match="the labels of split 'validation' are hidden"):
         draw(Subject(digits), "roc")
 
 

@@ -1,5 +1,7 @@
 """Refits on a line, whose every fit has a closed form, and by solvers, against scikit-learn."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -31,31 +33,45 @@ def _not_again(*_, **__):
 
 
 def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
-    """The gradient 2 (w − cov(x, y)) + λ w of a standardized feature is zero at w = 2 cov / (2 + λ)."""
-    found = regularization_path(run, [2.0, 0.02, 100.0], show=False)
+    """The gradient 2 (w − cov(x, y)) + 2 α / N · w of a standardized feature is zero at w = cov / (1 + α / N)."""
+    near = 200.0001  # of two values that nearly are the same each has its own fit
+    found = regularization_path(run, [200.0, 2.0, 10000.0, near], show=False)
     columns = line()["train"]
     x, y = columns["features"][:, 0], columns["label"]
     covariance = np.mean((x - x.mean()) / x.std() * y)
     *points, diverged = found["points"]
-    assert [point["value"] for point in points] == [0.02, 2.0]
+    assert [point["value"] for point in points] == [2.0, 200.0, near]
     for point in points:
         # 0.8^100 of the way is left; float32 sums differ from these by 1e-7.
-        assert point["coefficients"] == pytest.approx([2 * covariance / (2 + point["value"])], rel=1e-5)
+        assert point["coefficients"] == pytest.approx([covariance / (1 + point["value"] / 200)], rel=1e-5)
     assert points[0]["metric"] < points[1]["metric"]
     assert "training diverged" in diverged["failed"]
-    assert (found["penalty"], found["now"], found["split"], found["metric"]) == (
-        "optimizer.weight_decay",
-        0.0,
-        "validation",
-        "loss",
-    )
+    about = ("penalty", "now", "split", "metric", "step")
+    assert [found[key] for key in about] == ["optimizer.alpha", None, "validation", "loss", 100]
+    assert found["best"] == {"value": 2.0, "metric": points[0]["metric"]}
+    assert found["unpenalized"] == run.summary()["metrics"]["validation"]["loss"]
     monkeypatch.setattr("research.loop._train", _not_again)
-    assert regularization_path(run, [2.0, 0.02], show=False)["points"] == points
+    assert regularization_path(run, [200, 2, near], show=False)["points"] == points
+
+
+def test_only_what_diverged_is_a_point_that_failed(run):
+    """Another process that holds a point ends the path: it would seem to be a penalty that can't be fitted."""
+    folder = run.refits / "regularization_path/alpha=3.0"
+    other = RunDir(folder)
+    other.start(linear_line.get_config().to_dict())
+    try:
+        with pytest.raises(UserError, match=r"^workdir .* is in use by another training"):
+            regularization_path(run, [3.0], show=False)
+    finally:
+        other.close()
+    with pytest.raises(UserError, match=r"no refit succeeded: .*training diverged"):
+        regularization_path(run, [10000.0], show=False)
 
 
 def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     found = learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False)
     assert [point["examples"] for point in found["points"]] == [20, 200]
+    assert (found["split"], found["step"]) == ("validation", 100)
     train, validation = line()["train"], line()["validation"]
     for point in found["points"]:
         expected = []
@@ -78,7 +94,7 @@ def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
     train_and_evaluate(config, tmp_path, show=False)
     run = RunDir.open(tmp_path, writer=True)
     found = regularization_path(run, [0.01, 1.0, 100.0], show=False)
-    assert (found["penalty"], found["now"]) == ("optimizer.alpha", 1.0)
+    assert (found["penalty"], found["now"], found["unpenalized"]) == ("optimizer.alpha", 1.0, None)
     features, labels = (diabetes()["train"][name] for name in ("features", "label"))
     features = StandardScaler().fit_transform(features)
     for point in found["points"]:
@@ -94,6 +110,7 @@ def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
     run = RunDir.open(tmp_path, writer=True)
     found = regularization_path(run, [0.01, 1.0], show=False)
     assert (found["penalty"], found["now"]) == ("optimizer.C", 0.3)
+    assert found["best"]["metric"] == max(point["metric"] for point in found["points"])
     features, labels = (breast_cancer()["train"][name] for name in ("features", "label"))
     features = StandardScaler().fit_transform(features)
     for point in found["points"]:
@@ -111,7 +128,12 @@ def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
     found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.1, 1.0), repeats=2, show=False)
     train, validation = line()["train"], line()["validation"]
     for point in found["points"]:
-        for seed, loss in enumerate(point["metrics"]["validation"]["values"]):
+        measured = point["metrics"]["validation"]
+        # The whole split has one least-squares fit, whatever the seed.
+        assert (len(measured["values"]), measured["low"] is None) == (
+            (1, True) if point["fraction"] == 1 else (2, False)
+        )
+        for seed, loss in enumerate(measured["values"]):
             part = chosen(200, point["fraction"], seed)
             fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
             errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
@@ -141,14 +163,72 @@ def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch
     run = RunDir.open(tmp_path, writer=True)
     learning_curve(run, fractions=(0.2, 1.0), repeats=1, show=False)
     folder = run.refits / "learning_curve"
-    few, whole = (RunDir.open(folder / name).config()["train"]["batch_rows"] for name in ("0.2-seed0", "1-seed0"))
+    few, whole = (RunDir.open(folder / name).config()["train"]["batch_rows"] for name in ("0.2-seed0", "1.0-seed0"))
     assert (few, whole) == (round(0.2 * rows), rows)
 
 
 def test_penalties_lie_about_the_runs_own():
     assert penalties(0.5)[4] == pytest.approx(0.5)
     assert penalties(0.5)[::8] == pytest.approx([0.005, 50])
-    assert penalties(0.0)[4] == 1.0
+    assert penalties(None)[4] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "expected"),
+    [
+        ("classification", {}, ("C", None)),
+        ("squared_hinge", {}, ("C", None)),
+        ("regression", {}, ("alpha", None)),
+        ("regression", {"alpha": 0.0}, ("alpha", None)),
+        ("regression", {"alpha": 3.0}, ("alpha", 3.0)),
+        ("classification", {"C": 3.0}, ("C", 3.0)),
+        ("classification", {"weight_decay": 0.1}, ("weight_decay", 0.1)),
+    ],
+)
+def test_a_penalty_that_is_not_given_is_scikit_learns(task, given, expected):
+    config = linear_line.get_config()
+    config.task.name = task
+    config.optimizer.update(given)
+    assert refits.penalty(config) == expected
+
+
+@pytest.mark.parametrize(("mode", "penalty", "best"), [("max", "C", 1.0), ("min", "C", 0.1), ("max", "alpha", 10.0)])
+def test_of_equally_good_penalties_the_strongest_is_best(run, monkeypatch, mode, penalty, best):
+    metric = {0.1: 0.5, 1.0: 0.7, 10.0: 0.7}
+
+    def fitted(config, folder, *, show):
+        return {"metrics": {"validation": {"loss": metric[config.optimizer[penalty]]}}, "step": 1}
+
+    class Fit:
+        standardized = np.ones((1, 1))
+        label = str
+
+    config = linear_line.get_config()
+    config.eval.mode = mode
+    monkeypatch.setattr(refits, "_config", lambda run: config)
+    monkeypatch.setattr(refits, "penalty", lambda config: (penalty, None))
+    monkeypatch.setattr(refits, "train_and_evaluate", fitted)
+    monkeypatch.setattr(refits, "coefficients", lambda folder: Fit)
+    assert regularization_path(run, list(metric), show=False)["best"] == {"value": best, "metric": metric[best]}
+
+
+def test_refits_are_not_ended_early(tmp_path):
+    """By the patience or the time that the run had."""
+    config = linear_line.get_config()
+    config.eval.every_steps = 10
+    train_and_evaluate(config, tmp_path, show=False)
+    limited = json.loads((tmp_path / "config.json").read_text())
+    limited["eval"] |= {"patience": 1, "min_delta": 1e9}
+    limited["train"]["max_minutes"] = 1e-9
+    (tmp_path / "config.json").write_text(json.dumps(limited))
+    run = RunDir.open(tmp_path, writer=True)
+    regularization_path(run, [1.0], show=False)
+    learning_curve(run, fractions=[0.5], repeats=1, show=False)
+    ended = [
+        RunDir.open(run.refits / name).summary()
+        for name in ("regularization_path/alpha=1.0", "learning_curve/0.5-seed0")
+    ]
+    assert [(summary["status"], summary["step"]) for summary in ended] == [("completed", 100)] * 2
 
 
 def test_what_has_no_path_says_so(tmp_path):
@@ -160,4 +240,3 @@ def test_what_has_no_path_says_so(tmp_path):
     RunDir.open(tmp_path, writer=True).write_summary(monkeypatched)
     with pytest.raises(UserError, match="is not completed; the same training command goes on"):
         learning_curve(run, show=False)
-    assert refits.FRACTIONS[-1] == 1.0
