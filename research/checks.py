@@ -63,6 +63,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
 def check_keys(config: Any) -> None:
     """Raises UserError where a value is out of its range, or two do not go together."""
     flat = flatten(config.to_dict())
+    for key, value in flat.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{key} is nan; it must be a number")
     for key, (low, high) in _LIMITS.items():
         value = flat.get(key)
         if key in ("train.batch_size", "train.batch_rows") and value == -1:  # all
@@ -117,11 +120,11 @@ def check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None:
 
 def check_data(config: Any, dataset: data.Dataset) -> None:
     """Raises UserError where the dataset does not fit the model, the task or the splits to be evaluated."""
-    check_splits(config, dataset, training=True)
     transform = config.data.transform
     buckets, features = transform.get("buckets"), config.model.get("num_features")
     if buckets is not None and features is not None and buckets != features:
         raise UserError(f"data.transform.buckets is {buckets} and model.num_features {features}; they must be equal")
+    check_splits(config, dataset, training=True)
     if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
         raise UserError(
             f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
@@ -155,7 +158,8 @@ def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: boo
         )
     if not full_batch or total_steps != 1:
         raise UserError(
-            f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1"
+            f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1 "
+            f"({total_steps} steps are asked for)"
         )
     for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
         if section[key] != off:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from research.build import nearest
 from research.errors import UserError
@@ -45,6 +46,11 @@ def parse(
 
     Raises UserError for an unknown flag, naming the nearest there is, and for a missing one of `required`.
     """
+
+    def fail(message: str) -> NoReturn:  # in one line, without argparse's usage
+        raise UserError(f"{message}; see --help")
+
+    parser.error = fail  # type: ignore[method-assign]
     arguments, others = parser.parse_known_args(argv)
     known = [flag for action in parser._actions for flag in action.option_strings]
     for other in others:

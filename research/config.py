@@ -99,6 +99,15 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
+# Of each pair one is given, and the other is None.
+_INSTEAD = {
+    "train.steps": "epochs",
+    "train.epochs": "steps",
+    "train.batch_size": "batch_rows",
+    "train.batch_rows": "batch_size",
+}
+
+
 def _parsed(override: str) -> tuple[str, str, str]:
     """An override's key, "=" if it has one, and value."""
     return override.removeprefix("--").removeprefix("config.").partition("=")
@@ -119,7 +128,9 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         keys.add(key)
         if value == "None" and (known[key] is None or key in ("optimizer.C", "optimizer.alpha")):
             unset.add(key)
-            continue  # to unset another key that is set, give the one that takes its place
+            continue
+        if value == "None" and key in _INSTEAD:
+            raise UserError(f"{key} can't be unset alone; give train.{_INSTEAD[key]} in its place")
         if (
             isinstance(known[key], tuple)
             and known[key]
@@ -134,10 +145,9 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         values(arguments)
     except (flags.Error, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"override not understood: {str(error).splitlines()[0]}") from error
-    for pair in (("steps", "epochs"), ("batch_size", "batch_rows")):
-        for given, other in (pair, pair[::-1]):
-            if f"train.{given}" in keys and f"train.{other}" not in keys:
-                config.train[other] = None
+    for key, other in _INSTEAD.items():
+        if key in keys and f"train.{other}" not in keys:
+            config.train[other] = None
     penalties = {"weight_decay": 0.0, "C": None, "alpha": None}
     replaced = any(f"optimizer.{key}" in keys for key in penalties)
     for key, off in penalties.items():

@@ -284,7 +284,7 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
     config, seeds = experiment.config, experiment.config.train.seeds
     stream = experiment.streams("train")
     packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
-    many = f", {seeds} seeds" if seeds else ""
+    many = f", {_seeds(seeds)}" if seeds else ""
     start = f"going on after step {progress.step}" if progress.step else f"{experiment.total_steps} steps"
     return (
         f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
@@ -304,16 +304,21 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
         text = ", ".join(
             f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
         )
-        many = f" ({summary['seeds']} seeds)" if text and bands else ""
+        many = f" ({_seeds(summary['seeds'])})" if text and bands else ""
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
     if summary["status"] == "completed" or summary["reason"] == STALLED:
-        lines.append(f"  curve: {run.plots / 'training_curve.png'}")
+        if summary["step"] > 1:
+            lines.append(f"  curve: {run.plots / 'training_curve.png'}")
         lines.append(
             f"  again: python -m research.evaluate --workdir={run.path} --split={next(iter(summary['metrics']))}"
         )
     else:
         lines.append("  the same command with this --workdir goes on from here")
     return "\n".join(lines)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def _margin(band: dict[str, Any] | None) -> str:

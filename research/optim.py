@@ -161,7 +161,8 @@ def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
         if value is None:
             continue
         if task not in tasks:
-            raise UserError(f"optimizer.{key} is {value}; task {task!r} does not take it, give optimizer.weight_decay")
+            other = {"regression": "alpha", "classification": "C", "squared_hinge": "C"}.get(task, "weight_decay")
+            raise UserError(f"optimizer.{key} is {value}; task {task!r} does not take it, give optimizer.{other}")
         if section["name"] in ("adamw", "lamb"):
             raise UserError(
                 f"optimizer.{key} is {value}; {section['name']!r} decays weights apart from the loss, so give "

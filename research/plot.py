@@ -58,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
 
     start = initial if saved.init_from else None
     subject = Subject(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
-    if arguments.what:
+    if arguments.split:
+        subject.trained.predictions(arguments.split)  # an unknown one ends here, as does a run without a checkpoint
+    else:
+        subject.trained  # noqa: B018
+    if arguments.what is not None:
         names = arguments.what.split(",")
         for name in names:
             lookup(PLOTS, name, "--what")

@@ -140,24 +140,26 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
 
     Of several seeds the mean, and around it the interval that it is sure of.
     """
-    if not run.writer:
+    lines = run.metrics()
+    if not run.writer or max((line["step"] for line in lines), default=0) < 2:  # one step is no curve
         return
     from matplotlib.figure import Figure
 
     names = ["loss"] if metric == "loss" else ["loss", metric]
     figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
-    lines = run.metrics()
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split in dict.fromkeys(line["split"] for line in lines):
             points = [
                 (line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None
             ]
             if points:
-                marker = "" if split == "train" else "o"
+                marker = "" if split == "train" and len(points) > 1 else "o"
                 (curve,) = axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
                 bands = [(step, band["low"], band["high"]) for step, band in _bands(lines, split, name)]
-                if bands:
+                if len(bands) > 1:
                     axis.fill_between(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.2, linewidth=0)
+                for step, low, high in bands[:1] if len(bands) == 1 else ():
+                    axis.errorbar(step, (low + high) / 2, yerr=(high - low) / 2, color=curve.get_color(), capsize=3)
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
         axis.legend()

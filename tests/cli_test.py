@@ -100,7 +100,10 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
         (["research.glue", "--workdirs=tests"], "--out is missing"),
         (["research.plot", "--workdir=tests"], "is not a run directory"),
         (["research.plot", "--workdir=tests", "--repeats=0"], "--repeats is 0; it must be at least 1"),
+        (["research.plot", "--workdir=tests", "--repeats=two"], "invalid int value: 'two'"),
+        (["research.coefficients", "--workdir=tests"], "is not a run directory"),
         (["research.ladder", "--dataset=digit"], "did you mean 'digits'?"),
+        (["research.ladder", "--dataset=digits", "--out=tests"], "tests is not empty and not a ladder's"),
         (["research.ladder", "--dataset=digits", "--rungs=mlp,resent"], "did you mean 'resnet'?"),
     ],
 )

@@ -294,6 +294,20 @@ def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng,
         "lbfgs did not converge",
         "all training examples are right and nothing is penalised",
     ]
+    assert "give more than optimizer.max_iterations=2" in summary["warnings"][0]
+
+
+def test_a_tolerance_that_the_type_can_not_have_is_a_warning(tmp_path):
+    config = load("configs/logistic_iris.py", ["optimizer.tolerance=1e-12"]).config
+    (text,) = train_and_evaluate(config, tmp_path, show=False)["warnings"]
+    assert "float32 can't get further: give dtype=float64 or a larger optimizer.tolerance than 1e-12" in text
+
+
+def test_more_parameters_than_examples_are_a_warning(tmp_path):
+    summary = train_and_evaluate(_linear("data.train_fraction=0.02"), tmp_path, show=False)
+    assert summary["training"]["converged"] == 1
+    (text,) = summary["warnings"]
+    assert text.startswith("5 training examples do not determine 11 parameters")
 
 
 @pytest.mark.parametrize(
@@ -393,7 +407,9 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
         ("logistic_iris.py", {"optimizer": {"name": "lbfg"}}, "optimizer.name 'lbfg' is unknown; did you mean 'lbfgs'"),
         ("logistic_iris.py", {"optimizer": {"weight_decay": 0.1}}, "weight_decay=0.1 and optimizer.C=1.0 are given"),
         ("logistic_iris.py", {"optimizer": {"C": 0.0}}, "optimizer.C is 0.0; it must be above 0"),
-        ("logistic_iris.py", {"optimizer": {"alpha": 1.0, "C": None}}, "task 'classification' does not take it"),
+        ("logistic_iris.py", {"optimizer": {"C": float("nan")}}, "optimizer.C is nan; it must be a number"),
+        ("logistic_iris.py", {"optimizer": {"alpha": 1.0, "C": None}}, "does not take it, give optimizer.C"),
+        ("linear_diabetes.py:lbfgs", {"optimizer": {"C": 1.0}}, "does not take it, give optimizer.alpha"),
         ("logistic_iris.py", {"optimizer": {"name": "closed_form"}}, "'closed_form' takes regression"),
         ("logistic_iris.py", {"task": {"class_weight": "balance"}}, "task.class_weight is 'balance'; known: balanced"),
         ("logistic_iris.py", {"task": {"class_weight": (1.0, 2.0)}}, r"it must be 3 numbers, none below 0"),

@@ -55,7 +55,10 @@ class Coefficients:
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
 
-    Raises UserError where its model is not linear.
+    They are of what the run trained on: for a bundled dataset `research.data.bundled`'s split `train`, and of that
+    `data.train_fraction`.
+
+    Raises UserError where the run's model is not linear.
     """
     run = RunDir.open(workdir)
     trained = Trained(run, which)

@@ -118,10 +118,14 @@ def climb(
       The table's rows: "rung" and "failed", or the figures of `measure`.
 
     Raises:
-      UserError: table.json can't be read.
+      UserError: `out` holds something else, or table.json can't be read.
     """
+    saved = out / "table.json"
+    if out.exists() and not saved.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and not a ladder's; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    rows = _saved(out / "table.json")
+    rows = _saved(saved)
+    write_whole(saved, json.dumps(list(rows.values()), indent=2) + "\n")
     names = list(ladder.rungs if names is None else names)
     for number, name in enumerate(names, 1):
         rung = ladder.rungs[name]
@@ -138,7 +142,7 @@ def climb(
             rows[name] = {"rung": name, "failed": reason}
         order = [*(one for one in ladder.rungs if one in rows), *(one for one in rows if one not in ladder.rungs)]
         rows = {one: rows[one] for one in order}
-        write_whole(out / "table.json", json.dumps(list(rows.values()), indent=2) + "\n")
+        write_whole(saved, json.dumps(list(rows.values()), indent=2) + "\n")
         write_whole(out / "table.md", table(list(rows.values()), ladder.split))
         done = [row for row in rows.values() if "failed" not in row]
         figures.ladder(done, split=ladder.split).savefig(out / "ladder.png", dpi=120)

@@ -86,30 +86,29 @@ def report(training: Mapping[str, Any]) -> str | None:
     """How a solver ended whose last training metrics these are, in a line; None for other optimizers."""
     if "iterations" not in training:
         return None
-    return (
-        f"{training['iterations']:.0f} iterations, the gradient's largest entry {training['grad_max']:.3g}, objective "
-        f"{training['objective']:.6g}"
-    )
+    count = f"{training['iterations']:.0f} iteration{'' if training['iterations'] == 1 else 's'}"
+    return f"{count}, the gradient's largest entry {training['grad_max']:.3g}, objective {training['objective']:.6g}"
 
 
-def warnings(config: Any, task: Task, weight_decay: float, training: Mapping[str, Any]) -> list[str]:
+def warnings(
+    config: Any, task: Task, weight_decay: float, training: Mapping[str, Any], *, examples: int, parameters: int
+) -> list[str]:
     """What to know of a solution whose last training metrics are `training`; nothing for other optimizers."""
     section = config.optimizer
-    found: list[str] = []
     if section.name not in SOLVERS:
-        return found
+        return []
+    found = []
     if training.get("converged") == 0:
-        reason = (
-            f"optimizer.max_iterations={section.max_iterations} were not enough, or {config.dtype} is not: give more, "
-            "dtype=float64, a larger optimizer.tolerance or more regularization"
-            if section.name == "lbfgs"
-            else "columns depend on each other: give optimizer.factorization=qr, dtype=float64 or optimizer.alpha"
-        )
+        way = _way_out(section, config.dtype, weight_decay, training)
+        found.append(f"{section.name} did not converge: {report(training)}; {way}")
+    if weight_decay:
+        return found
+    if section.name == "closed_form" and examples < parameters:
         found.append(
-            f"{section.name} did not converge: the gradient's largest entry is {training['grad_max']:.3g} after "
-            f"{training['iterations']:.0f} iterations; {reason}"
+            f"{examples} training examples do not determine {parameters} parameters: of all that fit them these have "
+            "the smallest norm; give optimizer.alpha"
         )
-    if not weight_decay and training.get("accuracy") == 1:
+    if training.get("accuracy") == 1:
         what = None
         if isinstance(task, SquaredHinge):
             what = "many parameters have no loss"
@@ -121,3 +120,14 @@ def warnings(config: Any, task: Task, weight_decay: float, training: Mapping[str
                 "and where the solver stopped is an accident; give optimizer.C"
             )
     return found
+
+
+def _way_out(section: Any, dtype: str, weight_decay: float, training: Mapping[str, Any]) -> str:
+    wider = "" if dtype == "float64" else "dtype=float64 or "
+    if section.name == "closed_form":
+        other = "optimizer.factorization=qr" if section.factorization == "cholesky" else "features of a like scale"
+        return f"columns depend on each other, or differ in scale: give {wider}{other}"
+    if training["iterations"] >= section.max_iterations:
+        way = "a larger optimizer.tolerance" + ("" if weight_decay else " or some regularization")
+        return f"give more than optimizer.max_iterations={section.max_iterations}, or {way}"
+    return f"{dtype} can't get further: give {wider}a larger optimizer.tolerance than {section.tolerance:g}"

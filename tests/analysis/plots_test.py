@@ -160,6 +160,8 @@ def test_the_shell_draws_what_it_is_asked_for(line, capsys):
     assert out == [f"{name}: {line.plots / name}-test.png" for name in ("residuals", "fit")]
     with pytest.raises(UserError, match="--what 'fti' is unknown; did you mean 'fit'"):
         plot.main([f"--workdir={line.path}", "--what=residuals,fti"])
+    with pytest.raises(UserError, match="has no split 'tets'; did you mean 'test'"):
+        plot.main([f"--workdir={line.path}", "--split=tets"])
 
 
 def test_all_that_can_be_drawn_is_and_the_rest_is_an_error(line, capsys):
