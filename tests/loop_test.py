@@ -279,7 +279,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         ({"optimizer": {"layer_decay": 0.9}}, "^optimizer.layer_decay=0.9 needs parameters named"),
         ({"optimizer": {"decay_exclude": "("}}, "is no regular expression"),
         ({"optimizer": {"warmup_fraction": 1.5}}, "warmup_fraction is 1.5; it must be 0 to 1"),
-        ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan; it must be 0 to 1000000000$"),
+        ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan; it must be a number$"),
         ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0; it must be at least 1"),
         ({"data": {"transform": {"inputs": ()}}}, "data.transform 'pixels' does not fit dataset digits"),
         ({"dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16, float64"),

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import scipy.stats
 
 from research import config, ladder
 from research.analysis import figures
@@ -57,6 +58,8 @@ def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path,
     assert json.loads((tmp_path / "table.json").read_text()) == rows
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[2].startswith(f"| majority | {accuracy:.4f} (one optimum) | 10 |")
+    best = logistic["accuracy"]["mean"]
+    assert f"within ± {scipy.stats.norm.ppf(0.975) * (best * (1 - best) / 360) ** 0.5:.4f}" in lines[-1]
     assert lines[3] == "| broken | failed: no / such model | | | | | |"
     assert lines[4].startswith(f"| logistic | {logistic['accuracy']['mean']:.4f} ± ")
     assert {line.count("|") for line in lines[:5]} == {8}
