@@ -108,7 +108,7 @@ def climb(
     seeds: int,
     train: Train,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Trains `seeds` replicas of each rung in one run and measures it; writes a table and a plot as it goes.
 
     The files are table.md, table.json and ladder.png. The rows that table.json has of other rungs than `names` (None:
@@ -116,7 +116,7 @@ def climb(
     `out` is not trained again.
 
     Returns:
-      The table's rows: "rung" and "failed", or the figures of `measure`.
+      The table's rows, "rung" and "failed", or the figures of `measure`; and the names that failed this time.
 
     Raises:
       UserError: `out` holds something else, or table.json can't be read.
@@ -128,6 +128,7 @@ def climb(
     rows = _saved(saved)
     write_whole(saved, json.dumps(list(rows.values()), indent=2) + "\n")
     names = list(ladder.rungs if names is None else names)
+    failed: list[str] = []
     for number, name in enumerate(names, 1):
         rung = ladder.rungs[name]
         say(f"rung {number} of {len(names)}: {name}, {rung.config}")
@@ -139,15 +140,18 @@ def climb(
             rows[name] = {"rung": name, **measure(RunDir.open(workdir, writer=True), summary, ladder.split)}
         except Exception as error:  # whatever a model fails of, the other models do not
             reason = " ".join((str(error) or type(error).__name__).split())
-            say(f"rung {name} failed: {reason}")
-            rows[name] = {"rung": name, "failed": reason}
+            failed.append(name)
+            measured = "failed" not in rows.get(name, {"failed": None})
+            say(f"rung {name} failed: {reason}" + ("; its row in the table is that of before" if measured else ""))
+            if not measured:
+                rows[name] = {"rung": name, "failed": reason}
         order = [*(one for one in ladder.rungs if one in rows), *(one for one in rows if one not in ladder.rungs)]
         rows = {one: rows[one] for one in order}
         write_whole(saved, json.dumps(list(rows.values()), indent=2) + "\n")
         write_whole(out / "table.md", table(list(rows.values()), ladder.split))
         done = [row for row in rows.values() if "failed" not in row]
         figures.ladder(done, split=ladder.split).savefig(out / "ladder.png", dpi=120)
-    return list(rows.values())
+    return list(rows.values()), failed
 
 
 def _saved(path: Path) -> dict[str, dict[str, Any]]:
