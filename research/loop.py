@@ -285,7 +285,8 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
     stream = experiment.streams("train")
     packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
     many = f", {_seeds(seeds)}" if seeds else ""
-    start = f"going on after step {progress.step}" if progress.step else f"{experiment.total_steps} steps"
+    steps = f"{experiment.total_steps} step{'' if experiment.total_steps == 1 else 's'}"
+    start = f"going on after step {progress.step}" if progress.step else steps
     return (
         f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
         f"{experiment.dataset.name} "

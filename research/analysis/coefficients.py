@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from research.data.arrays import standardization
-from research.data.bundled import feature_names
+from research.data.bundled import class_names, feature_names
 from research.errors import UserError
 from research.experiment import Experiment
 from research.platform import x64
@@ -18,6 +18,9 @@ from research.trained import Trained
 
 # The largest standard error of a training example's logit that still is one; regular problems have less than ten.
 LARGEST_ERROR = 100.0
+
+# Of more, the matrix of their pairs would take minutes to invert.
+MOST_PARAMETERS = 2000
 
 # The models that have coefficients.
 LINEAR = ("linear", "logistic", "sparse_logistic")
@@ -30,10 +33,11 @@ class Coefficients:
     The standard errors, and what follows from them, are those of unpenalised models: of least squares s² (XᵀX)⁻¹ with
     Student's t, of logistic regression the inverse Hessian of the log-likelihood with the normal distribution (Wald;
     Hastie et al. 2009, sections 3.2 and 4.4). None where a penalty or class weights make them wrong, where the features
-    are sparse, where they depend on each other, and where the parameters are no optimum.
+    are sparse or depend on each other, where the parameters are over 2,000, and where they are no optimum.
     """
 
     names: tuple[str, ...]  # [D]
+    columns: tuple[str, ...]  # [C], of which class each is; of regression an empty name
     values: np.ndarray  # [D, C], of the features as they were given; of texts, of their tf-idf
     intercept: np.ndarray  # [C]
     # Of the features as the model reads them: data.transform `standardize` gives them standard deviation 1.
@@ -49,7 +53,7 @@ class Coefficients:
     def label(self, index: int) -> str:
         """What the entry `index` of the raveled [D, C] is the coefficient of; behind these come the intercepts."""
         feature, column = divmod(index, self.values.shape[1])
-        return (*self.names, "intercept")[feature] + (f", class {column}" if self.values.shape[1] > 1 else "")
+        return (*self.names, "intercept")[feature] + (f", {self.columns[column]}" if len(self.columns) > 1 else "")
 
 
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
@@ -77,6 +81,7 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     reach = None if errors is None else distribution.ppf(0.975) * errors[:-1]
     return Coefficients(
         names=_names(experiment, len(kernel)),
+        columns=_columns(experiment, len(bias)),
         values=values,
         intercept=intercept,
         standardized=kernel,
@@ -109,6 +114,15 @@ def _names(experiment: Experiment, features: int) -> tuple[str, ...]:
     return tuple(f"{kind} {i}" for i in range(features))
 
 
+def _columns(experiment: Experiment, count: int) -> tuple[str, ...]:
+    if isinstance(experiment.task, Regression):
+        return ("",)
+    num_classes = experiment.config.model.num_classes
+    known = class_names(experiment.dataset.name)
+    names = known if len(known) == num_classes else tuple(f"class {c}" for c in range(num_classes))
+    return names[-count:]
+
+
 def _errors(
     experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray | None, Any]:
@@ -127,7 +141,7 @@ def _errors(
         return None, None
     batch = stream.examples.batch(stream.members[:, None])
     design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(stream.members))])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
+    if design.shape[1] * kernel.shape[1] > MOST_PARAMETERS or np.linalg.matrix_rank(design) < design.shape[1]:
         return None, None
     outputs = design @ np.vstack([kernel, bias])  # [N, C]
     if isinstance(task, Regression):
@@ -180,7 +194,8 @@ def table(found: Coefficients, most: int) -> str:
         columns |= {"standard error": errors, "low": values - reach, "high": values + reach, "p": p}
     columns["standardized"] = np.vstack([found.standardized, found.standardized_intercept])
     largest = np.argsort(-np.abs(found.standardized.ravel()), kind="stable")[:most]
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    of = found.columns[0] if len(found.columns) == 1 else ""
+    lines = [f"| {of} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for index in [*np.sort(largest), *range(found.values.size, values.size)]:
         numbers = " | ".join(f"{column.ravel()[index]:.4g}" for column in columns.values())
         lines.append(f"| {found.label(int(index))} | {numbers} |")

@@ -56,6 +56,10 @@ def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatc
     np.testing.assert_allclose(two.low[:, 0], two.values[:, 0] - reach, rtol=1e-6)
     np.testing.assert_allclose(two.high[:, 0], two.values[:, 0] + reach, rtol=1e-6)
     assert two.names == ("feature 0", "feature 1", "feature 2")
+    assert two.columns == ("benign",)  # what a larger number speaks for
+    with monkeypatch.context() as few:
+        few.setattr("research.analysis.coefficients.MOST_PARAMETERS", 3)
+        assert coefficients(tmp_path).errors is None
     logits = np.sqrt(np.einsum("ni,ij,nj->n", design, np.linalg.inv(hessian), design))  # their standard errors
     for limit, known in ((1.01 * logits.max(), True), (0.99 * logits.max(), False)):
         monkeypatch.setattr("research.analysis.coefficients.LARGEST_ERROR", limit)
@@ -95,7 +99,8 @@ def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
     expected = peer.decision_function(scaler.transform(features))
     np.testing.assert_allclose(logits - logits.mean(1)[:, None], expected - expected.mean(1)[:, None], atol=1e-6)
     assert found.errors is None
-    assert found.names[0] == "sepal length (cm)"
+    assert (found.names[0], found.columns[1]) == ("sepal length (cm)", "versicolor")
+    assert found.label(1) == "sepal length (cm), versicolor"
 
 
 def test_errors_are_of_what_was_trained_on(tmp_path):
@@ -141,7 +146,7 @@ def test_the_shell_prints_the_table(tmp_path, capsys):
     capsys.readouterr()
     assert shell.main([f"--workdir={tmp_path}"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert head == "| | coefficient | standard error | low | high | p | standardized |"
+    assert head == "|  | coefficient | standard error | low | high | p | standardized |"
     cells = {name.strip(): [float(x) for x in numbers] for _, name, *numbers, _ in (row.split("|") for row in rows)}
     assert list(cells) == [*found.names, "intercept"]
     design = np.column_stack([features, np.ones(len(features))])
