@@ -157,7 +157,8 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
 
 def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
-    config = tiny.bert(steps=1)
+    config = load("configs/logistic_sst2.py:embedded", ["optimizer.name=sgd"]).config
+    config.model.num_features = config.data.transform.buckets = 512
     config.train.batch_rows = rows = len(prepare(config).streams("train").rows)
     train_and_evaluate(config, tmp_path, show=False)
     run = RunDir.open(tmp_path, writer=True)
