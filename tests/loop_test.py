@@ -71,7 +71,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert kept == {10, summary["best"]["step"]}
 
 
-@pytest.mark.parametrize("make", [tiny.bert, tiny.mixed_resnet])
+@pytest.mark.parametrize("make", [tiny.bert, pytest.param(tiny.mixed_resnet, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     """With dropout, mixed images, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations."""
     whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")

@@ -132,7 +132,7 @@ def test_each_seed_is_trained_as_alone(name, train):
     assert all(np.abs(x[0] - x[1]).max() > 1e-3 for x in jax.tree.leaves(together.params) if x[0].ndim > 1)
 
 
-@pytest.mark.parametrize("name", ["packed", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("packed", marks=pytest.mark.slow), "resnet"])
 def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
     losses, make_mesh = {}, sharding.make_mesh
     for count in (1, 8):

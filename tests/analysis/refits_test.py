@@ -140,6 +140,7 @@ def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
             assert loss == pytest.approx(np.mean(errors**2), rel=1e-5)  # measured: 3e-7
 
 
+@pytest.mark.slow
 def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded").config
