@@ -4,15 +4,28 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from research.build import nearest
 from research.errors import UserError
 from research.platform import prepare_process
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+class Parser(argparse.ArgumentParser):
+    """The flags of `python -m research.NAME`; all shells have --debug. Raises UserError for what it can't parse."""
+
+    def __init__(self, name: str, description: str, **options: Any):
+        super().__init__(prog=f"python -m research.{name}", description=description, allow_abbrev=False, **options)
+        self.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+
+    def error(self, message: str) -> NoReturn:  # in one line, without argparse's usage
+        raise UserError(f"{message}; see --help")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Of what reads a run: which, and which of its checkpoints."""
+    parser.add_argument("--workdir", help="the run directory (needed)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +53,18 @@ def start_distributed(arguments: argparse.Namespace) -> None:
 
 
 def parse(
-    parser: argparse.ArgumentParser, argv: list[str] | None, *, required: tuple[str, ...], passed_on: str | None = None
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    *,
+    required: tuple[str, ...],
+    positive: tuple[str, ...] = (),
+    passed_on: str | None = None,
 ) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and those that begin with `passed_on` as they were given.
 
-    Raises UserError for an unknown flag, naming the nearest there is, and for a missing one of `required`.
+    Raises UserError for an unknown flag, naming the nearest there is, for a missing one of `required`, and for one of
+    `positive` that is below 1.
     """
-
-    def fail(message: str) -> NoReturn:  # in one line, without argparse's usage
-        raise UserError(f"{message}; see --help")
-
-    parser.error = fail  # type: ignore[method-assign]
     arguments, others = parser.parse_known_args(argv)
     known = [flag for action in parser._actions for flag in action.option_strings]
     for other in others:
@@ -65,6 +79,9 @@ def parse(
     for name in required:
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing; see --help")
+    for name in positive:
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     return arguments, others
 
 

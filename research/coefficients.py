@@ -3,27 +3,21 @@
 import argparse
 
 from research import cli
-from research.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m research.coefficients",
-        description="Print what a linear model learnt: coefficients in the data's own units and of the standardized "
-        "features; without a penalty also standard errors, 95 %% intervals and p-values.",
-        allow_abbrev=False,
+    parser = cli.Parser(
+        "coefficients",
+        "Print what a linear model learnt: coefficients in the data's own units and of the standardized "
+        "features; without a penalty also standard errors, 95 % intervals and p-values.",
     )
-    parser.add_argument("--workdir", help="the run directory (needed)")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    cli.add_run_flags(parser)
     parser.add_argument("--most", type=int, default=30, help="of more, those that are largest (default: 30)")
-    cli.add_common_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
-    if arguments.most < 1:
-        raise UserError(f"--most is {arguments.most}; it must be at least 1")
+    arguments, _ = cli.parse(parser(), argv, required=("workdir",), positive=("most",))
 
     from research.analysis.coefficients import coefficients, table
 

@@ -8,17 +8,14 @@ from research import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m research.evaluate",
-        description="Evaluate a checkpoint of a run: prints the metrics as JSON and writes predictions/SPLIT.jsonl "
+    parser = cli.Parser(
+        "evaluate",
+        "Evaluate a checkpoint of a run: prints the metrics as JSON and writes predictions/SPLIT.jsonl "
         "(SPLIT-best.jsonl for the best checkpoint; DATA-SPLIT.jsonl for a split of another dataset).",
-        allow_abbrev=False,
     )
-    parser.add_argument("--workdir", help="the run directory (needed)")
+    cli.add_run_flags(parser)
     parser.add_argument("--split", default="validation", help="any split of the dataset (default: validation)")
     parser.add_argument("--data", help="another dataset, read as the run reads its own (default: the run's)")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
-    cli.add_common_flags(parser)
     return parser
 
 

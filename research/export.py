@@ -7,16 +7,13 @@ from research import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m research.export",
-        description="Write a checkpoint of a BERT or a ResNet as a folder for other libraries (hf: transformers).",
-        allow_abbrev=False,
+    parser = cli.Parser(
+        "export",
+        "Write a checkpoint of a BERT or a ResNet as a folder for other libraries (hf: transformers).",
     )
-    parser.add_argument("--workdir", help="the run directory (needed)")
+    cli.add_run_flags(parser)
     parser.add_argument("--out", help="the folder to write, which must not exist or be empty (needed)")
     parser.add_argument("--format", default="hf", choices=("hf",), help="the layout (default: hf)")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
-    cli.add_common_flags(parser)
     return parser
 
 

@@ -6,16 +6,14 @@ from pathlib import Path
 
 from research import cli
 from research.build import lookup
-from research.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m research.ladder",
-        description="Train a baseline, a linear model, a small and a large network on the same data, and print one "
+    parser = cli.Parser(
+        "ladder",
+        "Train a baseline, a linear model, a small and a large network on the same data, and print one "
         "table of them. Writes table.md, table.json and ladder.png; the rows of other rungs than --rungs stay in them. "
         "What is finished in --out is not trained again.",
-        allow_abbrev=False,
     )
     parser.add_argument("--dataset", help="digits, mnist, newsgroups or sst2 (needed)")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each rung that no solver fits (default: 5)")
@@ -23,14 +21,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="the folder for runs, table and plot (default: runs/ladder-DATASET)")
     parser.add_argument("--init_from", metavar="FOLDER", help="the weights of the pretrained rung (default: a hub id)")
     parser.add_argument("--data_dir", help="where TFDS data lies (default: TFDS_DATA_DIR or ~/tensorflow_datasets)")
-    cli.add_common_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, _ = cli.parse(parser(), argv, required=("dataset",))
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds is {arguments.seeds}; it must be at least 1")
+    arguments, _ = cli.parse(parser(), argv, required=("dataset",), positive=("seeds",))
 
     from research.analysis.ladder import LADDERS, Rung, climb, table
     from research.config import load

@@ -284,14 +284,14 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
     config, seeds = experiment.config, experiment.config.train.seeds
     stream = experiment.streams("train")
     packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
-    many = f", {_seeds(seeds)}" if seeds else ""
-    steps = f"{experiment.total_steps} step{'' if experiment.total_steps == 1 else 's'}"
+    many = f", {_counted(seeds, 'seed')}" if seeds else ""
+    steps = _counted(experiment.total_steps, "step")
     start = f"going on after step {progress.step}" if progress.step else steps
     return (
         f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
         f"{experiment.dataset.name} "
         f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
-        f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}, {start} -> {run.path}"
+        f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {run.path}"
     )
 
 
@@ -305,7 +305,7 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
         text = ", ".join(
             f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
         )
-        many = f" ({_seeds(summary['seeds'])})" if text and bands else ""
+        many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
     if summary["status"] == "completed" or summary["reason"] == STALLED:
         if summary["step"] > 1:
@@ -318,8 +318,8 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
     return "\n".join(lines)
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed{'' if count == 1 else 's'}"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _margin(band: dict[str, Any] | None) -> str:

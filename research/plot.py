@@ -11,11 +11,10 @@ WHAT = "fit, residuals, coefficients, roc, precision_recall, confusion, regulari
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m research.plot",
-        description="Draw what a run came to. regularization_path and learning_curve train its config again, in the "
+    parser = cli.Parser(
+        "plot",
+        "Draw what a run came to. regularization_path and learning_curve train its config again, in the "
         "run's refits/; what is finished there is not trained twice.",
-        allow_abbrev=False,
     )
     parser.add_argument("--workdir", help="the run directory (needed)")
     parser.add_argument("--what", help=f"some of {WHAT}, with commas between (default: all that apply and end soon)")
@@ -32,14 +31,11 @@ def parser() -> argparse.ArgumentParser:
         "files are called WHAT-best",
     )
     parser.add_argument("--repeats", type=int, default=3, help="seeds at each point of a learning curve (default: 3)")
-    cli.add_common_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
-    if arguments.repeats < 1:
-        raise UserError(f"--repeats is {arguments.repeats}; it must be at least 1")
+    arguments, _ = cli.parse(parser(), argv, required=("workdir",), positive=("repeats",))
 
     from ml_collections import ConfigDict
 
@@ -58,10 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
     start = initial if saved.init_from else None
     subject = Subject(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
-    if arguments.split:
-        subject.trained.predictions(arguments.split)  # an unknown one ends here, as does a run without a checkpoint
-    else:
-        subject.trained  # noqa: B018
+    subject.trained.predictions(subject.of_split)  # a run without a checkpoint and an unknown split end here
     if arguments.what is not None:
         names = arguments.what.split(",")
         for name in names:

@@ -156,10 +156,9 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
                 marker = "" if split == "train" and len(points) > 1 else "o"
                 (curve,) = axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
                 bands = [(step, band["low"], band["high"]) for step, band in _bands(lines, split, name)]
-                if len(bands) > 1:
+                if bands:  # of a lone one the line is all there is to see
                     axis.fill_between(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.2, linewidth=0)
-                for step, low, high in bands[:1] if len(bands) == 1 else ():
-                    axis.errorbar(step, (low + high) / 2, yerr=(high - low) / 2, color=curve.get_color(), capsize=3)
+                    axis.vlines(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.5, linewidth=1)
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
         axis.legend()

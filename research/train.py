@@ -10,15 +10,13 @@ from research import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m research.train",
-        description="Train a config and evaluate it. The same command with the same --workdir goes on where it ended.",
+    parser = cli.Parser(
+        "train",
+        "Train a config and evaluate it. The same command with the same --workdir goes on where it ended.",
         epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")
     parser.add_argument("--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME)")
-    cli.add_common_flags(parser)
     cli.add_distributed_flags(parser)
     return parser
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from research.analysis.figures import class_name
 from research.data.arrays import standardization
 from research.data.bundled import class_names, feature_names
 from research.errors import UserError
@@ -46,9 +47,12 @@ class Coefficients:
     scale: np.ndarray  # [D], values = scale · standardized
     errors: np.ndarray | None  # [D, C], standard errors of `values`
     intercept_errors: np.ndarray | None  # [C]
-    low: np.ndarray | None  # [D, C], of 95 % intervals
-    high: np.ndarray | None  # [D, C]
     distribution: Any  # of a coefficient that is 0 over its standard error: one of scipy.stats, or None
+
+    @property
+    def intervals(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The ends of the 95 % intervals of `values`: low and high, [D, C] each."""
+        return None if self.errors is None else _interval(self.values, self.errors, self.distribution)
 
     def label(self, index: int) -> str:
         """What the entry `index` of the raveled [D, C] is the coefficient of; behind these come the intercepts."""
@@ -78,7 +82,6 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     values = scale[:, None] * kernel
     intercept = bias - mean @ values
     errors, distribution = _errors(experiment, kernel, bias, (mean, scale))
-    reach = None if errors is None else distribution.ppf(0.975) * errors[:-1]
     return Coefficients(
         names=_names(experiment, len(kernel)),
         columns=_columns(experiment, len(bias)),
@@ -89,10 +92,13 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
         scale=scale,
         errors=None if errors is None else errors[:-1],
         intercept_errors=None if errors is None else errors[-1],
-        low=None if reach is None else values - reach,
-        high=None if reach is None else values + reach,
         distribution=distribution,
     )
+
+
+def _interval(values: np.ndarray, errors: np.ndarray, distribution: Any) -> tuple[np.ndarray, np.ndarray]:
+    reach = distribution.ppf(0.975) * errors
+    return values - reach, values + reach
 
 
 def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,9 +124,8 @@ def _columns(experiment: Experiment, count: int) -> tuple[str, ...]:
     if isinstance(experiment.task, Regression):
         return ("",)
     num_classes = experiment.config.model.num_classes
-    known = class_names(experiment.dataset.name)
-    names = known if len(known) == num_classes else tuple(f"class {c}" for c in range(num_classes))
-    return names[-count:]
+    names = class_names(experiment.dataset.name, num_classes)
+    return tuple(class_name(c, names) for c in range(num_classes))[-count:]
 
 
 def _errors(
@@ -189,9 +194,9 @@ def table(found: Coefficients, most: int) -> str:
     columns = {"coefficient": values}
     if found.errors is not None and found.intercept_errors is not None:
         errors = np.vstack([found.errors, found.intercept_errors])
-        reach = found.distribution.ppf(0.975) * errors
+        low, high = _interval(values, errors, found.distribution)
         p = 2 * found.distribution.sf(np.abs(values) / errors)
-        columns |= {"standard error": errors, "low": values - reach, "high": values + reach, "p": p}
+        columns |= {"standard error": errors, "low": low, "high": high, "p": p}
     columns["standardized"] = np.vstack([found.standardized, found.standardized_intercept])
     largest = np.argsort(-np.abs(found.standardized.ravel()), kind="stable")[:most]
     of = found.columns[0] if len(found.columns) == 1 else ""

@@ -126,7 +126,7 @@ def climb(
         raise UserError(f"{out} is not empty and not a ladder's; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     rows = _saved(saved)
-    write_whole(saved, json.dumps(list(rows.values()), indent=2) + "\n")
+    _write(out, list(rows.values()), ladder.split)  # from now on it is a ladder's
     names = list(ladder.rungs if names is None else names)
     failed: list[str] = []
     for number, name in enumerate(names, 1):
@@ -147,11 +147,15 @@ def climb(
                 rows[name] = {"rung": name, "failed": reason}
         order = [*(one for one in ladder.rungs if one in rows), *(one for one in rows if one not in ladder.rungs)]
         rows = {one: rows[one] for one in order}
-        write_whole(saved, json.dumps(list(rows.values()), indent=2) + "\n")
-        write_whole(out / "table.md", table(list(rows.values()), ladder.split))
-        done = [row for row in rows.values() if "failed" not in row]
-        figures.ladder(done, split=ladder.split).savefig(out / "ladder.png", dpi=120)
+        _write(out, list(rows.values()), ladder.split)
     return list(rows.values()), failed
+
+
+def _write(out: Path, rows: list[dict[str, Any]], split: str) -> None:
+    write_whole(out / "table.json", json.dumps(rows, indent=2) + "\n")
+    write_whole(out / "table.md", table(rows, split))
+    done = [row for row in rows if "failed" not in row]
+    figures.ladder(done, split=split).savefig(out / "ladder.png", dpi=120)
 
 
 def _saved(path: Path) -> dict[str, dict[str, Any]]:

@@ -69,8 +69,7 @@ class Subject:
     @property
     def classes(self) -> tuple[str, ...]:
         """What the classes are called; empty where they have no names."""
-        names = class_names(self.config.data.name)
-        return names if len(names) == self.columns["scores"].shape[1] else ()
+        return class_names(self.config.data.name, self.columns["scores"].shape[1])
 
     def needs_task(self, *names: str) -> None:
         if self.config.task.name not in names:
@@ -117,8 +116,9 @@ def _coefficients(subject: Subject) -> Drawing:
         "of": len(values),
     }
     intervals = None
-    if found.low is not None and found.high is not None:
-        intervals = found.low.ravel()[shown], found.high.ravel()[shown]
+    if found.intervals is not None:
+        low, high = found.intervals
+        intervals = low.ravel()[shown], high.ravel()[shown]
         numbers |= {"low": intervals[0].tolist(), "high": intervals[1].tolist()}
     scale = found.scale[shown // found.values.shape[1]]
     title = f"{subject.config.model.name}: {len(shown)} largest of {len(values):,}"

@@ -80,7 +80,6 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
     name, now = penalty(config)
     split, metric = config.eval.splits[0], config.eval.metric
     config.eval.splits = (split,)
-    config.update({"train": {"max_minutes": None}, "eval": {"patience": 0}})  # each to its end
     points: list[dict[str, Any]] = []
     for value in _progress(sorted(map(float, values or penalties(now))), "regularization path", show):
         config.optimizer[name] = value
@@ -151,8 +150,7 @@ def learning_curve(
         raise UserError(f"{run.path} is not completed; the same training command goes on")
     first, whole = config.seed, config.data.train_fraction
     config.eval.splits = tuple(dict.fromkeys((split, "train")))
-    config.train.update(steps=summary["step"], epochs=None, max_minutes=None)
-    config.eval.patience = 0
+    config.train.update(steps=summary["step"], epochs=None)
     examples = data.load(config.data, run.assets).split("train")
     size = whole * len(examples)
     counted = "batch_size" if config.train.batch_rows is None else "batch_rows"
@@ -184,9 +182,9 @@ def learning_curve(
 
 
 def _config(run: RunDir) -> ConfigDict:
-    """The run's config, to be changed; of several seeds that of the first."""
+    """The run's config, to be changed, of several seeds that of the first; each refit goes to its end."""
     config = ConfigDict(Trained(run, "last").config)
-    config.train.seeds = None
+    config.update({"train": {"seeds": None, "max_minutes": None}, "eval": {"patience": 0}})
     return config
 
 

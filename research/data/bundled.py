@@ -54,12 +54,13 @@ def feature_names(name: str) -> tuple[str, ...]:
     return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
 
 
-def class_names(name: str) -> tuple[str, ...]:
-    """What the classes of a bundled dataset are called; empty where they have no names but numbers."""
+def class_names(name: str, num_classes: int) -> tuple[str, ...]:
+    """What the classes of a bundled dataset are called; empty where so many have no names but numbers."""
     import sklearn.datasets
 
     found = getattr(getattr(sklearn.datasets, f"load_{name}")(), "target_names", ()) if name in BUNDLED else ()
-    return tuple(str(of_class) for of_class in found if isinstance(of_class, str))
+    names = tuple(str(of_class) for of_class in found if isinstance(of_class, str))
+    return names if len(names) == num_classes else ()
 
 
 BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {

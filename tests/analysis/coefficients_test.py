@@ -31,8 +31,8 @@ def test_least_squares_have_the_classical_errors(tmp_path):
     errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
     np.testing.assert_allclose(np.append(found.errors[:, 0], found.intercept_errors), errors, rtol=1e-9)
     reach = stats.t.ppf(0.975, freedom)
-    np.testing.assert_allclose(found.high[:, 0], solution[:-1] + reach * errors[:-1], rtol=1e-9)
-    np.testing.assert_allclose(found.low[:, 0], solution[:-1] - reach * errors[:-1], rtol=1e-9)
+    np.testing.assert_allclose(found.intervals[1][:, 0], solution[:-1] + reach * errors[:-1], rtol=1e-9)
+    np.testing.assert_allclose(found.intervals[0][:, 0], solution[:-1] - reach * errors[:-1], rtol=1e-9)
     assert found.names[:3] == ("age", "sex", "bmi")
     np.testing.assert_allclose(found.standardized, found.values * features.std(axis=0)[:, None], rtol=1e-9)
 
@@ -53,8 +53,8 @@ def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatc
     expected = np.sqrt(np.diag(np.linalg.inv(hessian)))
     np.testing.assert_allclose(np.append(two.errors[:, 0], two.intercept_errors), expected, rtol=1e-7)
     reach = stats.norm.ppf(0.975) * expected[:-1]
-    np.testing.assert_allclose(two.low[:, 0], two.values[:, 0] - reach, rtol=1e-6)
-    np.testing.assert_allclose(two.high[:, 0], two.values[:, 0] + reach, rtol=1e-6)
+    np.testing.assert_allclose(two.intervals[0][:, 0], two.values[:, 0] - reach, rtol=1e-6)
+    np.testing.assert_allclose(two.intervals[1][:, 0], two.values[:, 0] + reach, rtol=1e-6)
     assert two.names == ("feature 0", "feature 1", "feature 2")
     assert two.columns == ("benign",)  # what a larger number speaks for
     with monkeypatch.context() as few:
