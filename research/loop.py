@@ -313,6 +313,7 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
         lines.append(
             f"  again: python -m research.evaluate --workdir={run.path} --split={next(iter(summary['metrics']))}"
         )
+        lines.append(f"  plots: python -m research.plot --workdir={run.path}")
     else:
         lines.append("  the same command with this --workdir goes on from here")
     return "\n".join(lines)

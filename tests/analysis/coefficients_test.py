@@ -155,6 +155,7 @@ def test_the_shell_prints_the_table(tmp_path, capsys):
     freedom = len(labels) - 11
     errors = np.sqrt(squares / freedom * np.diag(np.linalg.inv(design.T @ design)))
     expected = [solution, errors, 2 * stats.t(freedom).sf(np.abs(solution) / errors)]
+    # Four digits are printed.
     np.testing.assert_allclose(np.array(list(cells.values()))[:, [0, 1, 4]], np.transpose(expected), rtol=1e-3)
     assert shell.main([f"--workdir={tmp_path}", "--most=2"]) == 0
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[2:5]] == ["s1", "s5", "intercept"]
