@@ -4,10 +4,12 @@ A run keeps its last state and its best one by the config's metric. Saving is as
 written while training goes on; a checkpoint that was cut off while being written is never seen by `restore`.
 """
 
+import contextlib
 import dataclasses
 import logging
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,26 @@ class Progress:
         return dataclasses.replace(self, history=(*self.history, (self.step, value)))
 
 
+# Orbax finds the arrays of a checkpoint by a glob of its unescaped path, and TensorStore reads a backslash as a slash.
+_SPECIAL_CHARACTERS = frozenset("[]*?\\")
+
+
+@contextlib.contextmanager
+def _path_for_orbax(folder: Path) -> Iterator[Path]:
+    """`folder`, or where its path has special characters a link to it whose path has none, until the context ends.
+
+    Under such a path Orbax would report success and write a checkpoint without arrays.
+    """
+    if not _SPECIAL_CHARACTERS.intersection(str(folder)):
+        yield folder
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="research-checkpoints-") as temporary:
+        link = Path(temporary) / "checkpoints"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
 class Checkpoints:
     """The checkpoints of one run directory. Use as a context manager: leaving it waits for the last write."""
 
@@ -54,10 +76,12 @@ class Checkpoints:
         With `writable` what an earlier crash left half written is removed; so only one process tree may have it.
         """
         policies = ocp.training.preservation_policies
+        self._folder = folder.absolute()
         self._metric = metric
         self._sign = {"max": 1.0, "min": -1.0}[mode]
+        self._cleanup = contextlib.ExitStack()
         self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
+            self._cleanup.enter_context(_path_for_orbax(self._folder)),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(1),
@@ -75,7 +99,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._checkpointer.close()
+        with self._cleanup:
+            self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
@@ -92,7 +117,7 @@ class Checkpoints:
         """The step of the "last" or the "best" checkpoint. Raises UserError if there is none."""
         step = self.best_step if which == "best" else max(self.steps, default=None)
         if step is None:
-            raise UserError(f"{self._checkpointer.directory} has no {which} checkpoint yet")
+            raise UserError(f"{self._folder} has no {which} checkpoint yet")
         return step
 
     def save(self, state: TrainState, progress: Progress, value: float | None) -> None:
@@ -152,4 +177,4 @@ class Checkpoints:
                 return jax.block_until_ready(self._checkpointer.load(step, abstract))
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"checkpoint {self._checkpointer.directory}/{step} can't be restored: {reason}") from error
+            raise UserError(f"checkpoint {self._folder}/{step} can't be restored: {reason}") from error

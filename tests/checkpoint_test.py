@@ -122,3 +122,18 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
             path.write_bytes(path.read_bytes()[:5])
     with _open(tmp_path) as checkpoints, pytest.raises(UserError, match="can't be restored"):
         checkpoints.restore(ABSTRACT, 1)
+
+
+@pytest.mark.parametrize("name", ["lr[1e-3]", "seed=[1]/run", "back\\slash", "a*b", "why?", "{a,b} %20 #1: ~"])
+def test_a_path_may_have_any_characters(name, tmp_path):
+    """A glob of the path, unescaped, is how Orbax finds what it wrote."""
+    folder = tmp_path / name / "checkpoints"
+    with _open(folder) as checkpoints:
+        checkpoints.save(_state(3), Progress(step=3), 0.75)
+    assert (folder / "3").is_dir()
+    with Checkpoints(folder, metric="accuracy", mode="max", writable=False) as checkpoints:
+        assert checkpoints.best_step == 3
+        state, _ = checkpoints.restore(ABSTRACT, 3)
+        variables = checkpoints.restore_variables(checkpoints.variables(3), 3)
+    jax.tree.map(np.testing.assert_array_equal, state, _state(3))
+    np.testing.assert_array_equal(variables["params"]["w"], 3.0)
