@@ -1,15 +1,17 @@
 """Checkpoints: the one place that touches Orbax.
 
-A run keeps its last state and its best one by the config's metric. Saving is asynchronous: the arrays are copied, then
-written while training goes on; a checkpoint that was cut off while being written is never seen by `restore`.
+A run keeps its last state and its best one by the config's metric. A state is saved before it is evaluated, so that no
+failure of an evaluation loses training; what it is worth is added when it is known. Saving is asynchronous: the arrays
+are copied, then written while training continues; `restore` never sees a checkpoint whose write was interrupted.
 """
 
 import contextlib
 import dataclasses
+import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from research.errors import UserError
+from research.rundir import atomic_write
 from research.state import TrainState, unbiased
 
 # What it prints at level INFO and the advice it warns of are for its own developers.
@@ -40,9 +43,14 @@ class Progress:
         position = self.position + rows
         return dataclasses.replace(self, step=self.step + 1, position=position if most is None else min(position, most))
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is a value of this step."""
+        return self.step in dict(self.history)
+
     def evaluated(self, value: float) -> "Progress":
         """With the value of an evaluation at this step; one that is there already stays."""
-        if self.step in dict(self.history):
+        if self.is_evaluated:
             return self
         return dataclasses.replace(self, history=(*self.history, (self.step, value)))
 
@@ -67,6 +75,17 @@ def _path_for_orbax(folder: Path) -> Iterator[Path]:
         yield link
 
 
+@dataclasses.dataclass(frozen=True)
+class _Preserved:
+    """Orbax's protocol of a preservation policy: keeps the steps that `needed` picks of those there are."""
+
+    needed: Callable[[Sequence[int]], set[int]]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        needed = self.needed([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in needed for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run directory. Use as a context manager: leaving it waits for the last write."""
 
@@ -75,25 +94,18 @@ class Checkpoints:
 
         With `writable` what an earlier crash left half written is removed; so only one process tree may have it.
         """
-        policies = ocp.training.preservation_policies
         self._folder = folder.absolute()
         self._metric = metric
         self._sign = {"max": 1.0, "min": -1.0}[mode]
+        self._values: dict[int, float] = {}  # the metric by step
         self._cleanup = contextlib.ExitStack()
         self._checkpointer = ocp.training.Checkpointer(
             self._cleanup.enter_context(_path_for_orbax(self._folder)),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(1),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: self._sign * metrics[metric],
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=_Preserved(self._needed),
             cleanup_tmp_directories=writable,
         )
+        self._ranking = self._folder / "ranking.json"
+        self._values |= self._read_values()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -109,9 +121,8 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best metric, the last of equals; None where none was saved with one."""
-        ranked = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return max(ranked, key=lambda c: (self._sign * c.metrics[self._metric], c.step)).step if ranked else None
+        """The step with the best metric, the last of equals; None where none was evaluated."""
+        return self._best(self.steps)
 
     def step(self, which: str) -> int:
         """The step of the "last" or the "best" checkpoint. Raises UserError if there is none."""
@@ -120,20 +131,43 @@ class Checkpoints:
             raise UserError(f"{self._folder} has no {which} checkpoint yet")
         return step
 
-    def save(self, state: TrainState, progress: Progress, value: float | None) -> None:
-        """Starts saving. `value`: the ranking metric, if this state was just evaluated."""
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Starts saving; nothing happens where this step is saved already."""
         if progress.step in self.steps:
             return
         self._checkpointer.save_async(
             progress.step,
             state,
             force=True,
-            metrics=None if value is None else {self._metric: value},
             custom_metadata={
                 "position": progress.position,
                 "history": [list(pair) for pair in progress.history],
             },
         )
+
+    def rank(self, progress: Progress) -> None:
+        """Records the metric of the evaluations so far, and removes the checkpoints that are no longer needed."""
+        self._values |= dict(progress.history)
+        if jax.process_index() == 0:
+            atomic_write(self._ranking, json.dumps(self._values))
+        steps = self.steps
+        for step in set(steps) - self._needed(steps):
+            self._checkpointer.delete(step)
+
+    def _needed(self, steps: Sequence[int]) -> set[int]:
+        """The last of these steps and the best."""
+        return {step for step in (max(steps, default=None), self._best(steps)) if step is not None}
+
+    def _best(self, steps: Iterable[int]) -> int | None:
+        ranked = [step for step in steps if step in self._values]
+        return max(ranked, key=lambda step: (self._sign * self._values[step], step)) if ranked else None
+
+    def _read_values(self) -> dict[int, float]:
+        """The metric by step, from ranking.json; from the checkpoints themselves where an older run has none."""
+        values = {c.step: float(c.metrics[self._metric]) for c in self._checkpointer.checkpoints if c.metrics}
+        if self._ranking.is_file():
+            values |= {int(step): value for step, value in json.loads(self._ranking.read_text()).items()}
+        return values
 
     def restore(self, abstract_state: Any, step: int) -> tuple[TrainState, Progress]:
         """What was saved at `step`, placed as `abstract_state`'s shardings say.
@@ -142,7 +176,8 @@ class Checkpoints:
         """
         state = self._load(step, abstract_state)
         metadata = self._checkpointer.metadata(step).custom_metadata
-        history = tuple((int(at), float(value)) for at, value in metadata["history"])
+        values = {int(at): float(value) for at, value in metadata["history"]} | self._values
+        history = tuple(sorted((at, value) for at, value in values.items() if at <= step))
         return state, Progress(step=step, position=int(metadata["position"]), history=history)
 
     def variables(self, step: int) -> dict[str, Any]:

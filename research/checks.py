@@ -139,6 +139,17 @@ def check_data(config: Any, dataset: data.Dataset) -> None:
         )
 
 
+def check_metric(config: Any, task: Task, labels: np.ndarray) -> None:
+    """Raises UserError where eval.metric has no value on the labels [N, …] of the first of eval.splits."""
+    metric = task.split_metrics.get(config.eval.metric.removeprefix(AVERAGE))
+    if metric is not None and metric({"prediction": np.zeros(len(labels))}, labels) is None:
+        raise UserError(
+            f"eval.metric is {config.eval.metric!r}, which has no value on the {len(labels)} labels of split "
+            f"{config.eval.splits[0]!r}: fewer than two of them, hidden ones left out, differ; name another metric, or "
+            "another split first in eval.splits"
+        )
+
+
 def check_classes(config: Any, labels: np.ndarray) -> None:
     """Raises UserError where a classifier would be trained on the labels [N] of one class."""
     if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():

@@ -14,7 +14,7 @@ from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
 from research.interop import source
-from research.rundir import flatten
+from research.rundir import RETIRED_KEYS, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,8 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         key, equals, value = _parsed(override)
         if not equals:
             raise UserError(f"override {override!r} has no value; write --config.{key}=VALUE")
+        if key in RETIRED_KEYS:
+            continue
         if key not in known:
             raise UserError(f"config key {key!r} is unknown; {nearest(key, known)}")
         if key == "preset":

@@ -1,10 +1,12 @@
 """Evaluation of one split: every example exactly once, whatever the batch size and the number of devices."""
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from research import metrics, sharding
 from research.data import pipeline
@@ -13,9 +15,22 @@ from research.seeds import Value
 from research.state import TrainState, averaged
 from research.tasks import SplitMetric
 
+# With several processes, how many batches pass between two questions whether to stop: asking takes time.
+ASK_EVERY = 16
+
+
+class EvaluationInterrupted(Exception):
+    """`should_stop` said so before the evaluation ended."""
+
 
 def evaluate(
-    experiment: Experiment, state: TrainState, split: str, *, predictions: bool = False
+    experiment: Experiment,
+    state: TrainState,
+    split: str,
+    *,
+    predictions: bool = False,
+    show: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
     """The metrics of a split, and with `predictions` a record per example in the dataset's order.
 
@@ -23,14 +38,26 @@ def evaluate(
 
     A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, there are
     metrics of that too, ema_…; the predictions are its own if `eval.metric` is one of these.
+
+    Args:
+      show: whether to draw a progress bar.
+      should_stop: asked between two batches (with several processes, every ASK_EVERY batches, by all of them).
+
+    Raises:
+      EvaluationInterrupted: `should_stop` said so.
     """
+
+    def of(state: TrainState, predictions: bool, what: str) -> tuple[dict[str, Value], list[dict[str, Any]]]:
+        batches = _shown(experiment, split, f"evaluating {split}{what}", show)
+        return _evaluate(experiment, state, split, predictions, _until(batches, should_stop))
+
     if not state.average:
-        return _evaluate(experiment, state, split, predictions)
+        return of(state, predictions, "")
     ranked = experiment.config.eval.metric.startswith(metrics.AVERAGE)
     average = averaged if experiment.config.train.seeds is None else jax.vmap(averaged, in_axes=(0, None))
     mean = average(state, experiment.config.train.ema_decay)
-    values, records = _evaluate(experiment, state, split, predictions and not ranked)
-    of_average, records_of_average = _evaluate(experiment, mean, split, predictions and ranked)
+    values, records = of(state, predictions and not ranked, "")
+    of_average, records_of_average = of(mean, predictions and ranked, ", averaged parameters")
     values |= {f"{metrics.AVERAGE}{name}": value for name, value in of_average.items()}
     return values, records_of_average if ranked else records
 
@@ -42,18 +69,50 @@ def check_memory(experiment: Experiment, state: TrainState) -> None:
         experiment.eval_step.compiled(state, sharding.put_batch(batch, experiment.mesh))
 
 
-def _batches(experiment: Experiment, split: str) -> Iterator[tuple[np.ndarray, pipeline.Batch]]:
+Batches = Iterable[tuple[np.ndarray, pipeline.Batch]]
+
+
+def _batch_rows(experiment: Experiment) -> int:
     section = experiment.config.eval
+    return section.batch_rows if experiment.packed else section.batch_size
+
+
+def _batches(experiment: Experiment, split: str) -> Iterator[tuple[np.ndarray, pipeline.Batch]]:
     return pipeline.evaluation_batches(
         experiment.streams(split),
-        batch_rows=section.batch_rows if experiment.packed else section.batch_size,
+        batch_rows=_batch_rows(experiment),
         rows=experiment.rows,
         workers=experiment.config.data.workers,
     )
 
 
+def _shown(experiment: Experiment, split: str, what: str, show: bool) -> Batches:
+    """The batches of a split, with a progress bar where they take more than a second."""
+    return tqdm(
+        _batches(experiment, split),
+        what,
+        total=-(-len(experiment.streams(split).rows) // _batch_rows(experiment)),
+        unit="batch",
+        disable=not show,
+        delay=1.0,
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 20.0,
+        file=sys.stderr,
+    )
+
+
+def _until(batches: Batches, should_stop: Callable[[], bool]) -> Batches:
+    """The batches; raises EvaluationInterrupted where `should_stop` says so before the last one."""
+    every = 1 if jax.process_count() == 1 else ASK_EVERY
+    for i, batch in enumerate(batches):
+        if i and i % every == 0 and should_stop():
+            raise EvaluationInterrupted
+        yield batch
+
+
 def _evaluate(
-    experiment: Experiment, state: TrainState, split: str, predictions: bool
+    experiment: Experiment, state: TrainState, split: str, predictions: bool, batches: Batches
 ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
     stream = experiment.streams(split)
     totals: list[dict[str, Any]] = []
@@ -73,7 +132,7 @@ def _evaluate(
             gathered.append((members.ravel()[real], columns))
 
     waiting: tuple[Any, ...] | None = None
-    for members, batch in _batches(experiment, split):
+    for members, batch in batches:
         outputs = experiment.eval_step(state, sharding.put_batch(batch, experiment.mesh))
         if waiting:  # the device works on this batch while the last one's results are taken in
             collect(*waiting)

@@ -153,6 +153,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     if config.train.ema_decay > 0:
         known |= {f"{metrics.AVERAGE}{name}": score for name, score in known.items()}
     lookup(known, config.eval.metric, "eval.metric")
+    checks.check_metric(config, task, streams(config.eval.splits[0]).labels)
     blocks = config.train.accumulate
     if solving:
         checks.check_solved(name, module, shapes)

@@ -1,6 +1,7 @@
 """The story of a run, top to bottom. Nothing here asks which model it is running."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ from ml_collections import FrozenConfigDict
 from research import solvers
 from research.checkpoint import Checkpoints, Progress
 from research.errors import UserError
-from research.evaluation import check_memory, evaluate
+from research.evaluation import EvaluationInterrupted, check_memory, evaluate
 from research.experiment import Experiment, prepare
 from research.platform import x64
 from research.reporting import Reporter, plot_training_curve
-from research.rundir import RunDir
+from research.rundir import RunDir, without_retired
 from research.seeds import Value, described, mean
 from research.sharding import placed_ahead
 from research.state import TrainState, param_count
@@ -57,7 +58,7 @@ def train_and_evaluate(
     Raises:
       UserError: the config, the data or the workdir is not good. A workdir that is refused is not touched.
     """
-    config = FrozenConfigDict(config)
+    config = FrozenConfigDict(without_retired(config))
     with x64(config.dtype):
         return _run(config, workdir, note, initial, should_stop, show)
 
@@ -81,7 +82,7 @@ def _run(
         experiment = prepare(config, run.assets)
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints, initial)
-            run.forget_metrics_after(progress.step)
+            run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
             reporter = Reporter(
                 run,
                 progress.step,
@@ -93,7 +94,8 @@ def _run(
             )
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
-                summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)
+                parts = _Parts(experiment, checkpoints, reporter, run, lambda: _any_process(should_stop()))
+                summary = _train(parts, state, progress)
         summary["preset_note"] = note
         run.write_summary(summary)
         plot_training_curve(run, config.eval.metric)
@@ -135,93 +137,179 @@ def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) 
     return stack(parts)
 
 
-def _train(
-    experiment: Experiment,
-    state: TrainState,
-    progress: Progress,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    run: RunDir,
-    should_stop: Callable[[], bool],
-) -> dict[str, Any]:
-    """From `progress` to the end of the run -> its summary."""
-    config, total_steps = experiment.config, experiment.total_steps
-    if config.train.seeds is not None:
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What training, evaluation and saving share."""
+
+    experiment: Experiment
+    checkpoints: Checkpoints
+    reporter: Reporter
+    run: RunDir
+    should_stop: Callable[[], bool]  # gives the same answer in every process
+
+    @property
+    def main_split(self) -> str:
+        """The split that ranks checkpoints and ends training early."""
+        return self.experiment.config.eval.splits[0]
+
+
+def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, Any]:
+    """From `progress` to the end of the run -> its summary.
+
+    A state is saved before it is evaluated, so that no failure of an evaluation loses training.
+    """
+    experiment, reporter, section = parts.experiment, parts.reporter, parts.experiment.config.train
+    total_steps, every_steps = experiment.total_steps, experiment.config.eval.every_steps
+    save_every = (every_steps, experiment.config.checkpoint.every_steps)
+    if section.seeds is not None:
         check_memory(experiment, state)
     batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
-    train_step = Compiled(experiment.train_step, repeats=config.train.accumulate, seeds=config.train.seeds)
+    train_step = Compiled(experiment.train_step, repeats=section.accumulate, seeds=section.seeds)
     throughput = Throughput(train_step)
-    deadline = time.monotonic() + 60 * (config.train.max_minutes or float("inf"))
-    main_split = config.eval.splits[0]
+    deadline = time.monotonic() + 60 * (section.max_minutes or float("inf"))
     results: dict[str, Any] = {}
-    reason = STALLED if stalled(progress.history, config.eval) else None
-
-    while progress.step < total_steps and not reason:
-        with throughput.waiting():
-            batch, on_devices = next(batches)
-        state, scores = train_step(state, on_devices)
-        throughput.count(batch, scores, jax.process_count())
-        progress = progress.after(experiment.batch_rows, experiment.total_rows)
-        step, value = progress.step, None
-        reporter.step(scores)
-        if step == total_steps:
-            break  # the evaluation and the checkpoint of the end follow below
-        if _due(step, config.train.log_every):
-            reporter.log(step)
-            try:
-                _check_data_wait(throughput, config.train.max_data_wait_fraction)
-            except UserError:
-                reporter.flush(step)
-                checkpoints.save(state, progress, None)
-                raise
-        if jax.process_count() == 1 or _due(step, config.train.log_every):  # asking the other processes takes time
-            if _any_process(should_stop()):
-                reason = ASKED
-            elif _any_process(time.monotonic() > deadline):
-                reason = OUT_OF_TIME
-
-        evaluating = _due(step, config.eval.every_steps)
-        if not (evaluating or _due(step, config.checkpoint.every_steps) or reason):
-            continue
-        reporter.flush(step)  # waits for the device; a loss that is not finite ends the run before it is saved
+    reason = None
+    try:
+        while progress.step < total_steps:
+            if _due(progress.step, every_steps) and not progress.is_evaluated:
+                with throughput.aside():
+                    results, progress = _evaluate_and_rank(parts, state, progress)
+            if stalled(progress.history, experiment.config.eval):
+                reason = STALLED
+            if reason:
+                break
+            with throughput.waiting():
+                batch, on_devices = next(batches)
+            state, scores = train_step(state, on_devices)
+            throughput.count(batch, scores, jax.process_count())
+            progress = progress.after(experiment.batch_rows, experiment.total_rows)
+            reporter.step(scores)
+            if progress.step < total_steps:
+                reason = _log_and_look(parts, state, progress, throughput, deadline)
+            if reason or any(_due(progress.step, every) for every in save_every):
+                reporter.flush(progress.step)  # waits for the device, which is time of training
+                with throughput.aside():
+                    _save(parts, state, progress)
+        reporter.flush(progress.step)
         with throughput.aside():
-            if evaluating:
-                results[main_split], _ = evaluate(experiment, state, main_split)
-                reporter.evaluation(step, main_split, results[main_split])
-                value = _ranking(results[main_split], config.eval.metric)
-                progress = progress.evaluated(value)
-                reason = STALLED if stalled(progress.history, config.eval) else reason
-            checkpoints.save(state, progress, value)
-
-    reporter.flush(progress.step)
-    speed = throughput.report()
-    if reason == ASKED and progress.step not in dict(progress.history):
-        results = {}  # those of an earlier step
-    if reason != ASKED:
-        for split in config.eval.splits:
-            results[split], records = evaluate(experiment, state, split, predictions=True)
-            if not (split == main_split and progress.step in dict(progress.history)):
-                reporter.evaluation(progress.step, split, results[split])
-            if split == main_split and not reason:
-                value = _ranking(results[main_split], config.eval.metric)
-                progress = progress.evaluated(value)
-                checkpoints.save(state, progress, value)
-            evaluation = {"step": progress.step, "split": split, **described(results[split])}
-            run.write_predictions(split, records, evaluation)
+            _save(parts, state, progress)
+            if reason != ASKED:
+                results, progress = _evaluate_at_the_end(parts, state, progress, ranking=reason is None)
+    except EvaluationInterrupted:
+        reason = ASKED
     if reason in (None, STALLED):
-        _check_data_wait(throughput, config.train.max_data_wait_fraction)  # all is saved by now
-    summary = summarize(
-        experiment,
+        _check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
+    summary = _summary(parts, state, progress, reason, results, throughput)
+    reporter.say(_conclude(summary, parts.run))
+    return summary
+
+
+def _log_and_look(
+    parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput, deadline: float
+) -> str | None:
+    """Logs where that is due -> why the run has to stop here, or None."""
+    section = parts.experiment.config.train
+    logging = _due(progress.step, section.log_every)
+    if logging:
+        parts.reporter.log(progress.step)
+        try:
+            _check_data_wait(throughput, section.max_data_wait_fraction)
+        except UserError:
+            parts.reporter.flush(progress.step)
+            _save(parts, state, progress)
+            raise
+    if jax.process_count() > 1 and not logging:  # asking the other processes takes time
+        return None
+    if parts.should_stop():
+        return ASKED
+    return OUT_OF_TIME if _any_process(time.monotonic() > deadline) else None
+
+
+def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
+    """Starts saving the state. Raises DivergedError for parameters that are not finite: such a state is of no use."""
+    for i, finite in enumerate(np.atleast_1d(_all_finite(state.params, parts.experiment.config.train.seeds))):
+        if not finite:
+            replica = None if parts.experiment.config.train.seeds is None else i
+            raise parts.reporter.diverged(
+                f"a parameter after step {progress.step} is not finite", progress.step, replica
+            )
+    parts.checkpoints.save(state, progress)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _all_finite(params: Any, seeds: int | None) -> jax.Array:
+    """Whether all parameters are finite: bool scalar, or [seeds]."""
+    leaves = [jnp.isfinite(leaf).reshape(seeds or 1, -1).all(axis=1) for leaf in jax.tree.leaves(params)]
+    return functools.reduce(jnp.logical_and, leaves)
+
+
+def _evaluate_and_rank(
+    parts: _Parts, state: TrainState, progress: Progress
+) -> tuple[dict[str, dict[str, Value]], Progress]:
+    """Evaluates the main split in the course of training -> its metrics by split, and the progress with the metric."""
+    values, _ = _evaluate(parts, state, parts.main_split, predictions=False)
+    parts.reporter.evaluation(progress.step, parts.main_split, values)
+    return {parts.main_split: values}, _rank(parts, progress, values)
+
+
+def _evaluate_at_the_end(
+    parts: _Parts, state: TrainState, progress: Progress, *, ranking: bool
+) -> tuple[dict[str, dict[str, Value]], Progress]:
+    """Evaluates all splits and writes their predictions -> metrics by split, progress.
+
+    Without `ranking` the run resumes here later, and the evaluation does not count as one in its course.
+    """
+    results = {}
+    for split in parts.experiment.config.eval.splits:
+        values, records = _evaluate(parts, state, split, predictions=True)
+        results[split] = values
+        if not (split == parts.main_split and progress.is_evaluated):
+            parts.reporter.evaluation(progress.step, split, values)
+        parts.run.write_predictions(split, records, {"step": progress.step, "split": split, **described(values)})
+        if split == parts.main_split and ranking:
+            progress = _rank(parts, progress, values)
+    return results, progress
+
+
+def _evaluate(
+    parts: _Parts, state: TrainState, split: str, *, predictions: bool
+) -> tuple[dict[str, Value], list[dict[str, Any]]]:
+    return evaluate(
+        parts.experiment,
+        state,
+        split,
+        predictions=predictions,
+        show=parts.reporter.show,
+        should_stop=parts.should_stop,
+    )
+
+
+def _rank(parts: _Parts, progress: Progress, values: dict[str, Value]) -> Progress:
+    """The progress with the ranking metric of its step, by which its checkpoint is ranked from now on."""
+    progress = progress.evaluated(_ranking(values, parts.experiment.config.eval.metric))
+    parts.checkpoints.rank(progress)
+    return progress
+
+
+def _summary(
+    parts: _Parts,
+    state: TrainState,
+    progress: Progress,
+    reason: str | None,
+    results: dict[str, dict[str, Value]],
+    throughput: Throughput,
+) -> dict[str, Any]:
+    training = parts.run.metrics("train")[-1:] or [{}]
+    return summarize(
+        parts.experiment,
         state,
         status={None: "completed", ASKED: "preempted"}.get(reason, "stopped_early"),
         reason=reason,
         progress=progress,
-        metrics=results,
-        throughput=speed,
-        training={k: v for k, v in (run.metrics("train") or [{}])[-1].items() if k not in ("step", "split")},
+        metrics={} if reason == ASKED and not progress.is_evaluated else results,  # else those of an earlier step
+        throughput=throughput.report(),
+        training={key: value for key, value in training[0].items() if key not in ("step", "split")},
     )
-    reporter.say(_conclude(summary, run))
-    return summary
 
 
 def _due(step: int, every: int) -> bool:

@@ -62,38 +62,6 @@ class Perplexity:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RSquared:
-    """The coefficient of determination R² = 1 − Σ(y−ŷ)² / Σ(y−ȳ)² over weighted examples."""
-
-    weight: Any
-    label: Any  # Σ w (y − c)
-    label_squared: Any  # Σ w (y − c)²
-    error_squared: Any  # Σ w (y − ŷ)²
-    shift: float = dataclasses.field(default=0.0, metadata={"static": True})  # c: near the labels' mean, for accuracy
-
-    @classmethod
-    def of(cls, predictions: jax.Array, labels: jax.Array, weight: jax.Array, shift: float = 0.0) -> "RSquared":
-        """From predictions, labels and weights of one shape."""
-        centred = labels - shift
-        return cls(
-            jnp.sum(weight),
-            jnp.sum(weight * centred),
-            jnp.sum(weight * centred**2),
-            jnp.sum(weight * (labels - predictions) ** 2),
-            shift,
-        )
-
-    def compute(self) -> float | None:
-        """R², or None without examples or with labels that are all equal."""
-        weight = float(self.weight)
-        if weight == 0:
-            return None
-        variation = float(self.label_squared) - float(self.label) ** 2 / weight
-        return 1.0 - float(self.error_squared) / variation if variation > 0 else None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Confusion:
     """The confusion counts of two classes, of which class 1 is the positive one, and the statistic to make of them."""
 
@@ -144,6 +112,18 @@ def matthews(true_positive: float, false_positive: float, false_negative: float,
     tp, fp, fn, tn = true_positive, false_positive, false_negative, true_negative
     scale = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return (tp * tn - fp * fn) / scale if scale > 0 else 0.0
+
+
+def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float | None:
+    """The coefficient of determination R² = 1 − Σ(y−ŷ)² / Σ(y−ȳ)² of two arrays [N], in float64 and two passes.
+
+    The mean is subtracted before squaring, so that labels far from 0 keep their digits. None where R² is undefined:
+    fewer than two examples, or labels that are all equal.
+    """
+    predicted, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    if len(y) < 2 or (y == y[0]).all():
+        return None
+    return 1.0 - float(np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:

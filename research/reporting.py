@@ -39,13 +39,13 @@ class Reporter:
         self._pending: list[tuple[int, list[Any], float]] = []
         self._steps: list[Any] = []
         self._latest: dict[str, str] = {}
-        self._show = show and run.writer
+        self.show = show and run.writer
         self._board = SummaryWriter(str(run.tensorboard), purge_step=start) if run.writer else None
         self._bar = tqdm(
             total=total,
             initial=start,
             unit="step",
-            disable=not self._show,
+            disable=not self.show,
             dynamic_ncols=True,
             delay=0.5,
             file=sys.stderr,
@@ -62,7 +62,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line, above the bar."""
-        if self._show:
+        if self.show:
             tqdm.write(text, file=sys.stdout)
 
     def step(self, scores: Any) -> None:
@@ -94,7 +94,8 @@ class Reporter:
         mean = means(values)
         rate = {"learning_rate": float(self._learning_rate(step - 1))} if self._learning_rate else {}
         self._line(step, "train", {**mean, **rate})
-        self._latest["loss"] = f"{mean['loss']:.4f}"
+        if mean["loss"] is not None:  # no example of these steps weighs anything
+            self._latest["loss"] = f"{mean['loss']:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
     def evaluation(self, step: int, split: str, values: dict[str, Value]) -> None:
@@ -111,15 +112,18 @@ class Reporter:
     def _check_finite(self, values: dict[str, Value], what: str, step: int) -> None:
         losses = values["loss"]
         for i, loss in enumerate(losses if isinstance(losses, list) else [losses]):
-            if loss is None or math.isfinite(loss):
-                continue
-            whose = f" with seed {self._seed + i}" if isinstance(losses, list) else ""
-            if self._learning_rate:
-                rate = float(self._learning_rate(step - 1))
-                way = f"training diverged; lower optimizer.learning_rate (here {rate:.3g}) or set optimizer.clip_norm"
-            else:
-                way = "the numbers are too large for the type; scale them or give dtype=float64"
-            raise DivergedError(f"{what} is {loss}{whose}: {way}, with another --workdir: this one keeps what it saved")
+            if loss is not None and not math.isfinite(loss):
+                raise self.diverged(f"{what} is {loss}", step, i if isinstance(losses, list) else None)
+
+    def diverged(self, what: str, step: int, replica: int | None = None) -> DivergedError:
+        """The error of a run with values that are not finite. `replica`: which of several seeds, from 0."""
+        whose = "" if replica is None else f" with seed {self._seed + replica}"
+        if self._learning_rate:
+            rate = float(self._learning_rate(step - 1))
+            way = f"training diverged; lower optimizer.learning_rate (here {rate:.3g}) or set optimizer.clip_norm"
+        else:
+            way = "the numbers are too large for the type; scale them or give dtype=float64"
+        return DivergedError(f"{what}{whose}: {way}; use a new --workdir, the checkpoints in this one remain")
 
     def _line(
         self,

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ FREE_KEYS = (
     "data.workers",
     "mesh.",
 )
+
+# Keys that had an effect once. What an older config or command line says of them is left out.
+RETIRED_KEYS = ("task.label_shift",)
 
 # Keys that the config of an older run lacks, with the values that leave it what it was.
 _LATER_KEYS: dict[tuple[str, str], Any] = {
@@ -51,6 +54,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the config without RETIRED_KEYS."""
+    return {
+        name: {key: x for key, x in section.items() if f"{name}.{key}" not in RETIRED_KEYS}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in config.items()
+    }
+
+
 def same_source(one: str | None, other: str | None) -> bool:
     """Whether two values of `init_from` name the same weights, though perhaps with "~" or from another folder."""
     if one is None or other is None:
@@ -58,7 +71,7 @@ def same_source(one: str | None, other: str | None) -> bool:
     return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Writes the file whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
@@ -158,7 +171,7 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
-        config = self._read(self._config)
+        config = without_retired(self._read(self._config))
         for (section, key), value in _LATER_KEYS.items():
             if section in config:
                 config[section].setdefault(key, value)
@@ -210,11 +223,18 @@ class RunDir:
                 lines.append(line)
         return lines
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drops the lines past the restored `step`: the run is about to write them again."""
+    def truncate_metrics(self, step: int, evaluated: Collection[str]) -> None:
+        """Drops the lines that the run is about to write again, resumed at `step`.
+
+        Those are the later ones, and of this step the evaluations but of the splits that were `evaluated`.
+        """
         if self.writer and self._metrics.is_file():
-            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-            write_whole(self._metrics, "".join(kept))
+            kept = [
+                json.dumps(line) + "\n"
+                for line in self.metrics()
+                if line["step"] < step or (line["step"] == step and line["split"] in ("train", *evaluated))
+            ]
+            atomic_write(self._metrics, "".join(kept))
 
     def write_predictions(
         self, name: str, records: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
@@ -227,7 +247,7 @@ class RunDir:
         if self.writer:
             path.parent.mkdir(exist_ok=True)
             about.unlink(missing_ok=True)  # so that it never stands beside others than its own
-            write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+            atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
             if evaluation is not None:
                 self._write(about, evaluation)
         return path
@@ -264,4 +284,4 @@ class RunDir:
             raise UserError(f"{path} can't be read ({error})") from error
 
     def _write(self, path: Path, value: Any) -> None:
-        write_whole(path, json.dumps(value, indent=2) + "\n")
+        atomic_write(path, json.dumps(value, indent=2) + "\n")

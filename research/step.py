@@ -28,7 +28,8 @@ def train_step(
 
     With `accumulate` = k the batch's rows go through the model in k parts, whose summed gradients are divided by the
     examples' total weight once: the same update as k = 1 up to rounding (dropout masks and batch statistics apart).
-    `ema_decay` is of the average of the parameters, where the state keeps one.
+    `ema_decay` is of the average of the parameters, where the state keeps one. A batch whose examples all weigh 0 has
+    zero gradients.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -43,7 +44,7 @@ def train_step(
         )
         scores = task.scores(outputs, batch)
         loss = scores["loss"]
-        return loss.total / loss.weight if accumulate == 1 else loss.total, (scores, dict(model_state))
+        return loss.total / _or_one(loss.weight) if accumulate == 1 else loss.total, (scores, dict(model_state))
 
     gradient = jax.grad(part_loss, has_aux=True)
 
@@ -57,7 +58,7 @@ def train_step(
         def body(carry: Any, part: Any) -> tuple[Any, Any]:
             more, (scores, model_state) = gradient(state.params, carry[1], *part)
             # A part of padding only has no batch statistics: it leaves everything as it was.
-            real = scores["loss"].weight > 0
+            real = jnp.any(part[0]["weight"] > 0)
             kept = jax.tree.map(
                 lambda new, old: jnp.where(real, new, old), (metrics.add(carry[0], more), model_state), carry
             )
@@ -66,7 +67,8 @@ def train_step(
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (grads, model_state), scores = jax.lax.scan(body, (zeros, state.model_state), (parts, rngs))
         scores = jax.tree.map(lambda x: jnp.sum(x, axis=0), scores)
-        grads = jax.tree.map(lambda g: g / scores["loss"].weight, grads)
+        weight = _or_one(scores["loss"].weight)
+        grads = jax.tree.map(lambda g: g / weight, grads)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -75,6 +77,11 @@ def train_step(
     average = jax.tree.map(lambda mean, new: mean + (1 - ema_decay) * (new - mean), state.average, latest)
     scores = {**scores, "grad_norm": metrics.Mean(optax.tree.norm(grads), jnp.ones(()))}
     return TrainState(state.step + 1, params, model_state, opt_state, average), scores
+
+
+def _or_one(weight: jax.Array) -> jax.Array:
+    """A divisor for sums of this weight: where it is 0 the sums are 0 too, and so is their mean."""
+    return jnp.where(weight > 0, weight, 1)
 
 
 def eval_step(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from research.errors import UserError
-from research.metrics import Confusion, Mean, Perplexity, RSquared, at_least_float32, f1, matthews, pearson, spearman
+from research.metrics import Confusion, Mean, Perplexity, at_least_float32, f1, matthews, pearson, r_squared, spearman
 
 Batch = dict[str, jax.Array]
 
@@ -80,8 +80,9 @@ class Classification:
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""
-        probabilities = jax.nn.softmax(at_least_float32(outputs), axis=-1)
-        return {"prediction": jnp.argmax(probabilities, axis=-1), "scores": probabilities}
+        logits = at_least_float32(outputs)
+        # Of the logits, as in `scores`: where rounding makes probabilities equal, the logits may still differ.
+        return {"prediction": jnp.argmax(logits, axis=-1), "scores": jax.nn.softmax(logits, axis=-1)}
 
 
 def _class_scores(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> dict[str, Any]:
@@ -174,25 +175,22 @@ def _decisions(outputs: jax.Array) -> jax.Array:
 class Regression:
     """Squared error. Outputs: float [...] or [..., 1]; labels: float [...].
 
-    A split is also scored by Pearson's and Spearman's correlation. Hidden labels have no weight in the scores, their
-    predictions are given like any other's.
+    A split is also scored by R² and by Pearson's and Spearman's correlation. Hidden labels have no weight in the
+    scores, their predictions are given like any other's.
 
     Attributes:
-      label_shift: a round number near the labels' mean, subtracted inside R² so that its sums keep their digits in
-        float32.
       hidden_label: the number that stands for a label that is not given; None where all are.
     """
 
-    label_shift: float = 0.0
     hidden_label: float | None = None
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:
-        def among_visible(correlation: Any, columns: Mapping[str, np.ndarray], labels: np.ndarray) -> float | None:
+        def among_visible(metric: Any, columns: Mapping[str, np.ndarray], labels: np.ndarray) -> float | None:
             visible = labels != self.hidden_label
-            return correlation(columns["prediction"][visible], labels[visible])
+            return metric(columns["prediction"][visible], labels[visible])
 
-        functions = {"pearson": pearson, "spearman": spearman}
+        functions = {"r2": r_squared, "pearson": pearson, "spearman": spearman}
         return {name: functools.partial(among_visible, function) for name, function in functions.items()}
 
     def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
@@ -203,7 +201,6 @@ class Regression:
         return {
             "loss": Mean.of((predictions - labels) ** 2, weight),
             "mean_absolute_error": Mean.of(jnp.abs(predictions - labels), weight),
-            "r2": RSquared.of(predictions, labels, weight, self.label_shift),
         }
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:

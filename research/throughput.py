@@ -75,8 +75,10 @@ class Throughput:
     def aside(self) -> Iterator[None]:
         """Evaluation, saving: time that is not training's."""
         start, compiled = time.perf_counter(), self._step.seconds
-        yield
-        self._aside += time.perf_counter() - start - (self._step.seconds - compiled)
+        try:
+            yield
+        finally:
+            self._aside += time.perf_counter() - start - (self._step.seconds - compiled)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -125,7 +125,6 @@ def test_a_task_of_glue_changes_only_what_is_the_tasks(task):
         "task.name",
         "task.label_smoothing",
         "task.class_weight",
-        "task.label_shift",
         "task.hidden_label",
         "data.name",
         "data.transform.inputs",

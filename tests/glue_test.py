@@ -180,7 +180,7 @@ def test_a_regression_that_does_not_fit_is_one_line(change, message):
 
 def test_a_model_of_several_outputs_is_no_regression():
     config = _quick("cola")
-    config.task = ConfigDict({"name": "regression", "label_shift": 0.0, "hidden_label": -1.0})
+    config.task = ConfigDict({"name": "regression", "hidden_label": -1.0})
     with pytest.raises(UserError, match="one output for a label, and the model gives 2"):
         prepare(config)
 

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from sklearn.metrics import r2_score
 
 from configs import linear_diabetes
 from configs.defaults import image
@@ -13,7 +14,7 @@ from research.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
 from research.data.images import PixelExamples
-from research.errors import UserError
+from research.errors import DivergedError, UserError
 from research.experiment import prepare
 from research.loop import stalled, train_and_evaluate
 from research.rundir import RunDir
@@ -114,6 +115,84 @@ def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path
     assert rest["params_sha256"] == whole["params_sha256"]
     steps = [line["step"] for line in RunDir(tmp_path / "cut").metrics("train")]
     assert steps == [5, 10, 15, 20, 25, 30]  # none twice
+
+
+@pytest.fixture
+def power_cut(monkeypatch):
+    """Evaluation fails, until the fixture's `undo`."""
+
+    def fail(*_, **__):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr("research.loop.evaluate", fail)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("every_steps", [0, 20])
+def test_an_evaluation_that_fails_loses_no_training(every_steps, power_cut, tmp_path):
+    """Neither that of the end nor one in the course of training, which the resumed run then makes."""
+    config = tiny.logistic(steps=30)
+    config.eval.every_steps = every_steps
+    with pytest.raises(RuntimeError, match="power cut"):
+        _run(config, tmp_path / "cut")
+    with Checkpoints(tmp_path / "cut/checkpoints", metric="accuracy", mode="max", writable=False) as checkpoints:
+        assert checkpoints.steps == [every_steps or 30]
+    power_cut.undo()
+    rest, whole = _run(config, tmp_path / "cut"), _run(config, tmp_path / "whole")
+    for key in ("params_sha256", "metrics", "best", "examples_seen"):
+        assert rest[key] == whole[key], key
+    assert RunDir(tmp_path / "cut").metrics() == RunDir(tmp_path / "whole").metrics()
+
+
+def test_a_stop_is_heard_during_an_evaluation(tmp_path):
+    """At step 20 and at the end; what was trained is saved, and the rest of the run is as if nothing had been."""
+    config = tiny.logistic(steps=30)
+    config.eval.update(every_steps=20, batch_size=64)  # several batches
+    whole = _run(config, tmp_path / "whole")
+    stops = iter([*[False] * 20, True, *[False] * 6, *[False] * 10, True])  # of 20 steps and an evaluation; of the rest
+    for step in (20, 30):
+        summary = _run(config, tmp_path / "run", should_stop=lambda: next(stops, False))
+        assert (summary["status"], summary["step"], summary["metrics"]) == ("preempted", step, {})
+    rest = _run(config, tmp_path / "run")
+    assert (rest["status"], rest["params_sha256"]) == ("completed", whole["params_sha256"])
+    assert (rest["metrics"], rest["best"]) == (whole["metrics"], whole["best"])
+    assert RunDir(tmp_path / "run").metrics() == RunDir(tmp_path / "whole").metrics()
+
+
+def test_a_metric_without_a_value_is_found_before_training(monkeypatch, rng, tmp_path):
+    x = rng.standard_normal((20, 2))
+    columns = {"features": x, "label": x[:, 0]}
+    equal = {"features": x, "label": np.full(20, 3.0)}
+    monkeypatch.setitem(
+        data.SOURCES, "equal", ("embedded", lambda: {"train": columns, "validation": equal, "test": columns})
+    )
+    for metric in ("r2", "pearson", "spearman"):
+        config = load("configs/linear_diabetes.py", ["data.name=equal", f"eval.metric={metric}"]).config
+        config.eval.splits = ("validation",)
+        with pytest.raises(UserError, match=f"eval.metric is '{metric}'"):
+            _run(config, tmp_path / metric)
+        config.eval.splits = ("test", "validation")
+        config.train.update(steps=2, epochs=None)
+        summary = _run(config, tmp_path / f"{metric}-last")
+        assert (summary["status"], summary["metrics"]["validation"][metric]) == ("completed", None)
+
+
+def test_r_squared_and_labels_keep_their_digits_far_from_zero(monkeypatch, rng, tmp_path):
+    """Labels of more than 31 bits, in float64; R² is scikit-learn's of the predictions that were written."""
+    x = rng.standard_normal((100, 2))
+    labels = np.rint(3e9 + x @ [5e8, -3e8] + 1e8 * rng.standard_normal(100)).astype(np.int64)
+    columns = {"features": x, "label": labels}
+    monkeypatch.setitem(
+        data.SOURCES, "large", ("embedded", lambda: dict.fromkeys(("train", "validation", "test"), columns))
+    )
+    config = load("configs/linear_diabetes.py:closed_form", ["data.name=large", "dtype=float64"]).config
+    config.eval.splits = ("test",)
+    summary = _run(config, tmp_path)
+    records = RunDir(tmp_path).predictions("test")
+    assert [record["label"] for record in records] == labels.tolist()
+    expected = r2_score(labels, [record["prediction"] for record in records])
+    assert expected > 0.9
+    assert summary["metrics"]["test"]["r2"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_completed_run_is_left_as_it_is(tmp_path):
@@ -260,6 +339,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
+def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
+    """Though the loss of the step that made it so was finite still."""
+    config = tiny.logistic(steps=4)
+    config.optimizer.update(name="sgd", learning_rate=3e38, clip_norm=None, momentum=0.0, weight_decay=0.0)
+    config.checkpoint.every_steps = 1
+    config.train.log_every = 1
+    with pytest.raises(DivergedError, match="learning_rate"):
+        _run(config, tmp_path)
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -317,7 +407,7 @@ def test_only_a_classifier_is_trained_on_mixed_images(tmp_path):
     config.data.transform = image(channels=1)
     config.data.transform.inputs = ("features",)
     config.data.transform.augment.mixup = 0.2
-    config.task = {"name": "regression", "label_shift": 0.0, "hidden_label": None}
+    config.task = {"name": "regression", "hidden_label": None}
     with pytest.raises(UserError, match="mixes the labels of two examples, which task 'regression' does not take"):
         _run(config, tmp_path)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import metrics
-from research.metrics import Confusion, Mean, Perplexity, RSquared, f1, matthews, pearson, spearman
+from research.metrics import Confusion, Mean, Perplexity, f1, matthews, pearson, r_squared, spearman
 
 ROWS = st.lists(st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40)
 
@@ -41,20 +41,16 @@ def test_perplexity_is_exp_of_the_mean_over_all_parts():
     assert Perplexity(Mean.of(jnp.array([1e6]), jnp.ones(1))).compute() == np.inf
 
 
-def test_r_squared_is_scikit_learns(rng):
-    labels = (150 + 77 * rng.standard_normal(100)).astype(np.float32)
-    predictions = (labels + 30 * rng.standard_normal(100)).astype(np.float32)
-    weight = (rng.random(100) < 0.7).astype(np.float32)
-    parts = [
-        RSquared.of(*(jnp.asarray(x[s]) for x in (predictions, labels, weight)), shift=150.0)
-        for s in (slice(0, 33), slice(33, None))
-    ]
-    expected = sklearn.metrics.r2_score(labels, predictions, sample_weight=weight)
-    assert metrics.add(*parts).compute() == pytest.approx(expected, abs=1e-5)
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (150, 0.01), (1e5, 1), (-3e9, 5e8)])
+def test_r_squared_is_scikit_learns_however_far_labels_are_from_zero(offset, scale, rng):
+    labels = offset + scale * rng.standard_normal(200)
+    predictions = labels + 0.3 * scale * rng.standard_normal(200)
+    assert r_squared(predictions, labels) == pytest.approx(sklearn.metrics.r2_score(labels, predictions), abs=1e-12)
 
 
-def test_r_squared_of_equal_labels_is_none():
-    assert RSquared.of(jnp.array([1.0, 2.0]), jnp.array([3.0, 3.0]), jnp.ones(2)).compute() is None
+@pytest.mark.parametrize("labels", [[], [3.0], [3.0, 3.0]])
+def test_r_squared_takes_two_labels_that_differ(labels):
+    assert r_squared(np.arange(len(labels)), np.array(labels)) is None
 
 
 PAIRS_OF_CLASSES = st.lists(

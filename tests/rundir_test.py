@@ -97,20 +97,30 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         RunDir.open(tmp_path)
 
 
-def test_metrics_past_the_restored_step_are_forgotten(tmp_path):
+@pytest.mark.parametrize(
+    ("evaluated", "kept"),
+    [(("validation",), [(1, "train"), (2, "train"), (2, "validation")]), ((), [(1, "train"), (2, "train")])],
+)
+def test_metrics_that_a_resumed_run_writes_again_are_dropped(evaluated, kept, tmp_path):
     run = _start(tmp_path, CONFIG)
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "split": "train"})
     run.append_metrics({"step": 2, "split": "validation"})
+    run.append_metrics({"step": 2, "split": "test"})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "spl')  # cut off by a crash
-    run.forget_metrics_after(2)
-    assert [(line["step"], line["split"]) for line in run.metrics()] == [
-        (1, "train"),
-        (2, "train"),
-        (2, "validation"),
-    ]
-    assert [line["step"] for line in run.metrics("validation")] == [2]
+    run.truncate_metrics(2, evaluated)
+    assert [(line["step"], line["split"]) for line in run.metrics()] == kept
+    assert len(run.metrics("validation")) == len(evaluated)
+
+
+def test_a_key_without_effect_is_left_out_of_an_older_config(tmp_path):
+    """So that the run resumes with today's config, which lacks the key."""
+    run = _start(tmp_path, {**CONFIG, "task": {"name": "regression", "label_shift": 150.0}})
+    run.append_metrics({"step": 1, "split": "train"})
+    run.close()
+    assert RunDir.open(tmp_path).config()["task"] == {"name": "regression"}
+    _start(tmp_path, {**CONFIG, "task": {"name": "regression"}})
 
 
 def test_a_process_that_is_no_writer_writes_nothing(tmp_path):

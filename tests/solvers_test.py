@@ -171,6 +171,8 @@ def test_class_weights_of_several_machines_are_scikit_learns():
         # 7e-7; the normal equations are singular to float32.
         ("auto", 0.003, 1e-5),
         ("qr", 0.003, 1e-5),
+        # 1e-4: of the difference's own digits few are left in float32.
+        ("auto", 1e-4, 1e-3),
         # 1e-5; 5e-3 without the refinement.
         ("auto", 0.1, 1e-4),
     ],
@@ -182,8 +184,21 @@ def test_least_squares_of_many_rows_keeps_what_two_like_columns_say(rng, factori
     labels = (features @ np.array([3.0, -2.0])).astype(np.float32)
     batch = {"features": features, "labels": labels, "weight": np.ones(len(a), np.float32)}
     state = init_state(LinearRegression(), optax.identity(), jax.tree.map(lambda x: x[:1], batch), 0)
-    solution, _ = _least_squares(factorization, np.float32)(state, jax.tree.map(jax.numpy.asarray, batch))
+    solution, scores = _least_squares(factorization, np.float32)(state, jax.tree.map(jax.numpy.asarray, batch))
     np.testing.assert_allclose(solution.params["linear"]["kernel"][:, 0], [3.0, -2.0], atol=error)
+    assert scores["undetermined"].compute() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_directions_that_the_data_does_not_determine_are_counted(dtype, rng):
+    """A column twice, a sum of two, and one that is always 0, which counts as determined: its coefficient is 0."""
+    a, b = rng.standard_normal((2, 2_000))
+    features = np.column_stack([a, b, a, a + b, np.zeros(len(a))]).astype(dtype)
+    with x64("float64" if dtype is np.float64 else "float32"):
+        batch = {"features": features, "labels": a.astype(dtype), "weight": np.ones(len(a), np.float32)}
+        state = init_state(LinearRegression(dtype=dtype), optax.identity(), batch, 0, dtype=dtype)
+        _, scores = _least_squares("auto", dtype)(state, jax.tree.map(jax.numpy.asarray, batch))
+    assert scores["undetermined"].compute() == 2
 
 
 def _source(monkeypatch, name, features, labels):
@@ -301,6 +316,14 @@ def test_a_tolerance_that_the_type_can_not_have_is_a_warning(tmp_path):
     config = load("configs/logistic_iris.py", ["optimizer.tolerance=1e-12"]).config
     (text,) = train_and_evaluate(config, tmp_path, show=False)["warnings"]
     assert "float32 can't get further: give dtype=float64 or a larger optimizer.tolerance than 1e-12" in text
+
+
+def test_features_that_depend_on_each_other_are_a_warning(monkeypatch, rng, tmp_path):
+    x = rng.standard_normal((50, 2))
+    _source(monkeypatch, "twice", np.column_stack([x, x[:, 0]]), x @ [1.0, 2.0])
+    (warning,) = train_and_evaluate(_linear("data.name=twice"), tmp_path, show=False)["warnings"]
+    assert "1 of 4 directions" in warning
+    assert "dtype=float64" in warning
 
 
 def test_more_parameters_than_examples_are_a_warning(tmp_path):

@@ -14,6 +14,7 @@ from research.experiment import prepare
 from research.metrics import Mean
 from research.state import TrainState, averaged
 from research.step import of_each, train_step
+from research.tasks import Classification
 from tests import tiny
 
 
@@ -73,6 +74,31 @@ def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
     after, scores = _step(experiment, accumulate=4)(experiment.init(), batch)
     assert float(scores["loss"].weight) == 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("make", [tiny.logistic, tiny.mlm])
+def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monkeypatch):
+    """Its classes weigh 0, or nothing is hidden: no loss, and the parameters stay."""
+    tiny.few_documents(monkeypatch)
+    experiment = _sgd(make(batch_size=16, accumulate=accumulate))
+    (batch,) = tiny.batches(experiment, 1)
+    batch["labels"] = np.full_like(batch["labels"], -1)
+    state = experiment.init()
+    after, scores = _step(experiment, accumulate=accumulate)(state, batch)
+    assert scores["loss"].compute() is None
+    assert _difference(after.params, state.params) == 0
+
+
+def test_batch_statistics_are_of_all_examples_whatever_they_weigh_in_the_loss(few):
+    """In parts as in one."""
+    experiment = _sgd(tiny.resnet(batch_size=16, accumulate=2))
+    task = Classification(class_weight=(0.0,) * 10)
+    (batch,) = tiny.batches(experiment, 1)
+    state = experiment.init()
+    after, _ = _step(experiment, task=task, accumulate=2)(state, batch)
+    assert _difference(after.params, state.params) == 0
+    assert _difference(after.model_state, state.model_state) > 0.1
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

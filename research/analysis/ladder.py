@@ -16,7 +16,7 @@ from research import sharding
 from research.analysis import figures
 from research.data import pipeline
 from research.errors import UserError
-from research.rundir import RunDir, write_whole
+from research.rundir import RunDir, atomic_write
 from research.seeds import interval
 from research.solvers import SOLVERS
 from research.throughput import seconds_of_a_seed
@@ -152,8 +152,8 @@ def climb(
 
 
 def _write(out: Path, rows: list[dict[str, Any]], split: str) -> None:
-    write_whole(out / "table.json", json.dumps(rows, indent=2) + "\n")
-    write_whole(out / "table.md", table(rows, split))
+    atomic_write(out / "table.json", json.dumps(rows, indent=2) + "\n")
+    atomic_write(out / "table.md", table(rows, split))
     done = [row for row in rows if "failed" not in row]
     figures.ladder(done, split=split).savefig(out / "ladder.png", dpi=120)
 

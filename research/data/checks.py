@@ -19,7 +19,8 @@ def check_labels(
         if training and hidden is not None and (labels == hidden).any():
             raise UserError(f"split {split!r} has the label {hidden}: task.hidden_label can't be trained on")
         return
-    if not np.issubdtype(labels.dtype, np.integer):
+    large = np.abs(labels) > np.iinfo(np.int32).max  # integers that are float64 for want of bits
+    if not (np.issubdtype(labels.dtype, np.integer) or large.any()):
         raise UserError(f"split {split!r} has labels of type {labels.dtype}; a classifier needs integers")
     wrong = np.flatnonzero((labels >= num_classes) | (labels < (0 if training else -1)))
     if len(wrong):

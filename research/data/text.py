@@ -185,6 +185,10 @@ def encode(
 
 
 def as_labels(values: Any) -> np.ndarray:
-    """Integers as int32, everything else as float32."""
+    """Integers as int32, or as float64 where one has more than 31 bits; everything else as float32."""
     array = np.asarray(values)
-    return array.astype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
+    if not np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.float32)
+    limits = np.iinfo(np.int32)
+    fits = not array.size or (array.min() >= limits.min and array.max() <= limits.max)
+    return array.astype(np.int32 if fits else np.float64)

@@ -29,8 +29,9 @@ KEYS = ("tolerance", "max_iterations", "factorization")
 BLOCK_BYTES = 2**20
 BLOCK_PER_GRADIENT = 4
 
-# (problem, parameters to start from) -> (solution, iterations, the largest gradient that counts as converged)
-Solver = Callable[..., tuple[Any, jax.Array, Any]]
+# (problem, parameters to start from) -> (solution, iterations, the largest gradient that counts as converged, what else
+# it reports, by name)
+Solver = Callable[..., tuple[Any, jax.Array, Any, dict[str, jax.Array]]]
 
 SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "lbfgs": lbfgs}
 
@@ -49,8 +50,9 @@ def solve_step(
 ) -> tuple[TrainState, dict[str, Any]]:
     """The parameters that fit `batch`, all training examples, and their scores.
 
-    Beside the task's scores there are `objective`, `grad_max` (its gradient's largest entry), `iterations` and
-    `converged` (1 or 0). The rows of `batch`, split over `devices`, are a multiple of devices × blocks.
+    Beside the task's scores there are `objective`, `grad_max` (its gradient's largest entry), `iterations`, `converged`
+    (1 or 0) and what the solver itself reports. The rows of `batch`, split over `devices`, are a multiple of devices ×
+    blocks.
     """
 
     def in_blocks(x: jax.Array) -> jax.Array:  # each device keeps its own rows
@@ -59,7 +61,7 @@ def solve_step(
 
     with jax.default_matmul_precision("highest"):
         problem = Problem(module, task, jax.tree.map(in_blocks, batch), weight_decay, decay_exclude)
-        params, iterations, bound = solver(problem, state.params)
+        params, iterations, bound, others = solver(problem, state.params)
         end = problem.at(params)
     grad_max = max_norm(end.grad)
     found = {
@@ -67,6 +69,7 @@ def solve_step(
         "grad_max": grad_max,
         "iterations": iterations,
         "converged": grad_max <= bound,
+        **others,
     }
     one = jnp.ones((), end.value.dtype)
     found = {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
@@ -107,6 +110,13 @@ def warnings(
         found.append(
             f"{examples} training examples do not determine {parameters} parameters: of all that fit them these have "
             "the smallest norm; give optimizer.alpha"
+        )
+    elif training.get("undetermined"):
+        wider = "" if config.dtype == "float64" else " or dtype=float64"
+        found.append(
+            f"{config.dtype} can't tell {training['undetermined']:.0f} of {parameters} directions of the parameters "
+            "apart, for training features depend on each other: of all solutions this one has the smallest norm; give "
+            f"optimizer.alpha{wider}"
         )
     if training.get("accuracy") == 1:
         what = None

@@ -14,16 +14,23 @@ from research.optim import decay_mask
 from research.solvers.problem import Problem, max_norm
 from research.tasks import Batch
 
+# `qr` takes a singular value for 0 that is so many roundings or fewer beside the largest. Of a singular value that is 0
+# rounding leaves up to 43 (measured in float32: a column twice, 3 million rows), hardly more for more rows or columns.
+RANK_CUTOFF = 128
+
 
 def closed_form(
     problem: Problem, params: Any, *, tolerance: float, factorization: str, **_: Any
-) -> tuple[Any, jax.Array, Any]:
+) -> tuple[Any, jax.Array, Any, dict[str, jax.Array]]:
     """The least-squares solution of a model that is linear in its parameters, wherever they start.
 
     Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
     takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
     normal equations is several times as fast, loses twice the digits, and needs a problem with a single solution;
     without one the parameters stay 0. `auto` is cholesky where that is good enough, and qr elsewhere.
+
+    Beside the solution, `undetermined` is the number of directions of the parameters that the data does not determine,
+    as far as the type can tell, features that are always 0 not counted.
     """
     flat, unravel = ravel_pytree(params)
     flat = jnp.zeros_like(flat)  # what is solved for are the parameters themselves
@@ -51,7 +58,7 @@ def closed_form(
         return ravel_pytree(jax.grad(problem.objective)(unravel(flat.at[order].set(found))))[0][order]
 
     # In the columns' order.
-    found, start = FACTORIZATIONS[factorization](
+    found, start, undetermined = FACTORIZATIONS[factorization](
         _Equations(
             problem=problem,
             rows=rows,
@@ -64,7 +71,7 @@ def closed_form(
     found = flat.at[order].set(jnp.where(jnp.all(jnp.isfinite(found)), found, 0))
     # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
     bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * max_norm(start))
-    return unravel(found), jnp.int32(1), bound
+    return unravel(found), jnp.int32(1), bound, {"undetermined": undetermined}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +86,29 @@ class _Equations:
     gradient: Callable[[jax.Array], jax.Array]  # of the objective, [P] at [P], by another pass over the data
 
 
-def _cholesky(equations: _Equations) -> tuple[jax.Array, jax.Array]:
-    """The parameters [P], not finite where the equations are singular, and the gradient [P] where all are 0."""
+# The parameters [P], the gradient [P] where all of them are 0, and how many directions are undetermined.
+_Solution = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _cholesky(equations: _Equations) -> _Solution:
+    """The parameters are not finite where the equations are singular."""
     found, start, _ = _normal_equations(equations)
-    return found, start
+    return found, start, jnp.int32(0)
 
 
-def _auto(equations: _Equations) -> tuple[jax.Array, jax.Array]:
+def _auto(equations: _Equations) -> _Solution:
     """As `_cholesky` where that is exact enough, else as `_qr`: where of each column's square more than the root of the
     type's precision is no combination of the columns before it, rounding leaves errors below that root, to be refined.
     """
     found, start, own = _normal_equations(equations)
     good = jnp.all(own > math.sqrt(jnp.finfo(own.dtype).eps)) & jnp.all(jnp.isfinite(found))
-    return jax.lax.cond(good, lambda: (found, start), lambda: _qr(equations))
+    return jax.lax.cond(good, lambda: (found, start, jnp.int32(0)), lambda: _qr(equations))
 
 
 def _normal_equations(equations: _Equations) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `_cholesky`, and of each column the part of its square that is not a combination of those before it: [P]."""
+    """Parameters and gradient as in `_Solution`; of each column the part of its square that is not a combination of
+    those before it: [P].
+    """
 
     def products(block: Batch) -> tuple[jax.Array, jax.Array]:
         jacobian, residuals, weights = equations.rows(block)
@@ -116,8 +129,8 @@ def _normal_equations(equations: _Equations) -> tuple[jax.Array, jax.Array, jax.
     return found - solve(equations.gradient(found)), start, jnp.diag(factor) ** 2
 
 
-def _qr(equations: _Equations) -> tuple[jax.Array, jax.Array]:
-    """As `_cholesky`, but always finite."""
+def _qr(equations: _Equations) -> _Solution:
+    """The parameters are always finite."""
 
     def scaled(block: Batch) -> jax.Array:
         jacobian, residuals, weights = equations.rows(block)
@@ -130,15 +143,26 @@ def _qr(equations: _Equations) -> tuple[jax.Array, jax.Array]:
     below = jnp.column_stack([jnp.diag(jnp.sqrt(penalty / 2)), jnp.zeros_like(penalty)])
     triangle = jnp.linalg.qr(jnp.concatenate([stacked, below]), mode="r")
     factor, right = triangle[:size, :size], triangle[:size, size]
-    # What rounding leaves of a singular value that is 0: it grows with the root of the rows that were summed.
-    cutoff = jnp.finfo(penalty.dtype).eps * max(math.sqrt(stacked.shape[0]), size)
-    penalised = jnp.linalg.pinv(factor[free:, free:], rtol=cutoff) @ right[free:]
-    rest = right[:free] - factor[:free, free:] @ penalised
-    found = jnp.concatenate([jnp.linalg.pinv(factor[:free, :free], rtol=cutoff) @ rest, penalised])
-    return found, -2 * factor.T @ right
+    penalised, lost = _minimum_norm(factor[free:, free:], right[free:])
+    rest, lost_free = _minimum_norm(factor[:free, :free], right[:free] - factor[:free, free:] @ penalised)
+    return jnp.concatenate([rest, penalised]), -2 * factor.T @ right, lost + lost_free
 
 
-FACTORIZATIONS: dict[str, Callable[[_Equations], tuple[jax.Array, jax.Array]]] = {
+def _minimum_norm(factor: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The solution [P] of factor · x = right of the smallest norm, and in how many directions it is undetermined.
+
+    Columns of `factor` [P, P] that are 0 do not count as such.
+    """
+    if not right.size:
+        return right, jnp.int32(0)
+    left, values, rows = jnp.linalg.svd(factor)
+    counts = values > RANK_CUTOFF * jnp.finfo(values.dtype).eps * values[0]
+    solution = rows.T @ (jnp.where(counts, 1 / jnp.where(counts, values, 1), 0) * (left.T @ right))
+    columns = jnp.count_nonzero(jnp.any(factor != 0, axis=0))
+    return solution, (columns - jnp.count_nonzero(counts)).astype(jnp.int32)
+
+
+FACTORIZATIONS: dict[str, Callable[[_Equations], _Solution]] = {
     "auto": _auto,
     "cholesky": _cholesky,
     "qr": _qr,

@@ -19,7 +19,7 @@ DENSE, DENSE_ROWS, REGULAR, COLUMNS = 1024, 4, 1e-3, 32
 
 def lbfgs(
     problem: Problem, params: Any, *, tolerance: float, max_iterations: int, **_: Any
-) -> tuple[Any, jax.Array, Any]:
+) -> tuple[Any, jax.Array, Any, dict[str, jax.Array]]:
     """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), to a gradient whose largest entry is `tolerance`.
 
     Up to DENSE parameters it works in coordinates in which the curvature at the start is the same in all directions,
@@ -47,7 +47,7 @@ def lbfgs(
     value, grad = jax.value_and_grad(objective)(x)
     carry = (zero, zero, value, x, value, grad, tx.init(x))
     iterations, _, _, x, _, _, _ = jax.lax.while_loop(going_on, iterate, carry)
-    return coordinates.params(x), iterations, tolerance
+    return coordinates.params(x), iterations, tolerance, {}
 
 
 @dataclasses.dataclass(frozen=True)

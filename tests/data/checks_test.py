@@ -13,6 +13,7 @@ from research.errors import UserError
         ([0, -1], True, "a hidden label"),
         ([0, -2], False, "label -2 of example 1"),
         ([0.0, 1.0], True, "a classifier needs integers"),
+        ([0.0, 2.0**31], True, "label 2147483648.0 of example 1 of split 's' is out of range"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(labels, training, message):

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from research.data.kept import Kept
-from research.data.text import SPECIAL_TOKENS, as_text, train_wordpiece, wordpiece
+from research.data.text import SPECIAL_TOKENS, as_labels, as_text, train_wordpiece, wordpiece
 from research.errors import UserError
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
@@ -180,3 +180,21 @@ def test_large_sets_are_tokenized_in_pieces_that_join():
     assert len(examples) == 20_000
     for i in (0, 8191, 8192, 19_999):
         assert len(_tokens(examples, i)) == len(_tokens(few, i % 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([-(2**31), 2**31 - 1], np.int32),
+        ([0, 2**31], np.float64),
+        (np.array([2**32 - 1], np.uint32), np.float64),
+        ([-(2**31) - 1], np.float64),
+        ([], np.float32),
+        (np.array([], np.int64), np.int32),
+        ([0.5], np.float32),
+    ],
+)
+def test_labels_keep_their_values(values, dtype):
+    labels = as_labels(values)
+    assert labels.dtype == dtype
+    assert labels.tolist() == list(values)
