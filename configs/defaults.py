@@ -76,7 +76,8 @@ def defaults() -> ConfigDict:
                 # Replicas that are trained together, with the seeds seed, seed + 1, …; None: a run of one seed. Batches
                 # are of this size for each of them.
                 "seeds": placeholder(int),
-                "max_minutes": placeholder(float),  # stop this invocation after so long; the same command goes on
+                # Stop training after so long, save, and evaluate; rerun the same command to resume.
+                "max_minutes": placeholder(float),
                 "log_every": 20,  # steps
                 # The run fails if it waits for data longer than this fraction of its time; None: it does not.
                 "max_data_wait_fraction": placeholder(float),

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -86,7 +87,7 @@ def parse(
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs a shell and exits: 0, 2 with one line for what the user can mend, or with a stack trace for a bug."""
+    """Runs a shell and exits: 0, 2 with one line for what the user can mend, 130 after Ctrl-C; a bug has its trace."""
     # What native libraries log at start-up is not for users; a setting of their own stays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -98,3 +99,8 @@ def run(main: Callable[[], int]) -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

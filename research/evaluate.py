@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     from research.trained import Trained
 
     trained = Trained(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
-    evaluation = trained.evaluate(arguments.split, data=arguments.data)
+    evaluation = trained.evaluate(arguments.split, data=arguments.data, show=True)
     print(json.dumps(evaluation))
     if all(value is None for value in evaluation["metrics"].values()):
         print(

@@ -27,7 +27,7 @@ from research.state import TrainState, param_count
 from research.summary import summarize
 from research.throughput import Compiled, Throughput
 
-# Reasons a run may end before its last step. After the first it is over; after the others the same command goes on.
+# Reasons a run may end before its last step. After the first it is complete; after the others the same command resumes.
 STALLED = "eval.metric stopped improving"
 OUT_OF_TIME = "train.max_minutes is over"
 ASKED = "asked to stop"
@@ -42,14 +42,14 @@ def train_and_evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     show: bool = True,
 ) -> dict[str, Any]:
-    """Trains, evaluates and writes the run directory; goes on where the run in `workdir` left off, if there is one.
+    """Trains, evaluates and writes the run directory; resumes the run in `workdir`, if there is one.
 
     Args:
       note: one line for summary.json: why a preset stands in for another.
       initial: makes the variables to start from, {"params": …, "batch_stats": …}, of fresh ones, which it may give up;
-        needed where the config has `init_from` (research/interop/pretrained.py). A run that goes on does not call it.
-      should_stop: asked after every step (with several processes, every `train.log_every`); once it says so, the run
-        saves its state and ends as "preempted".
+        needed where the config has `init_from` (research/interop/pretrained.py). A resumed run does not call it.
+      should_stop: asked after every step (with several processes, every `train.log_every`) and every batch of an
+        evaluation; once it says so, the run saves its state and ends as "preempted".
       show: whether to print and to draw a progress bar.
 
     Returns:
@@ -326,7 +326,7 @@ def _any_process(flag: bool) -> bool:
     return bool(_of_all_processes(flag).any())
 
 
-# How long a run goes on before it is judged by how it waits for data: its first seconds are no measure.
+# The seconds before a run is judged by how it waits for data: at its start the pipeline is not filled yet.
 SETTLED_SECONDS = 10.0
 
 
@@ -339,7 +339,7 @@ def _check_data_wait(throughput: Throughput, limit: float | None) -> None:
     if fraction > limit:
         raise UserError(
             f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: raise "
-            "data.workers or the limit; the same command then goes on from here"
+            "data.workers or the limit, then rerun the same command to resume"
         )
 
 
@@ -374,7 +374,7 @@ def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: 
     packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
     many = f", {_counted(seeds, 'seed')}" if seeds else ""
     steps = _counted(experiment.total_steps, "step")
-    start = f"going on after step {progress.step}" if progress.step else steps
+    start = f"resuming after step {progress.step}" if progress.step else steps
     return (
         f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
         f"{experiment.dataset.name} "
@@ -403,7 +403,7 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
         )
         lines.append(f"  plots: python -m research.plot --workdir={run.path}")
     else:
-        lines.append("  the same command with this --workdir goes on from here")
+        lines.append("  rerun the same command with this --workdir to resume")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from research import cli
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "train",
-        "Train a config and evaluate it. The same command with the same --workdir goes on where it ended.",
+        "Train a config and evaluate it. Rerun the same command with the same --workdir to resume.",
         epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
     )
     parser.add_argument("--config", metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")

@@ -32,8 +32,10 @@ class Trained:
         with self._checkpoints() as checkpoints:
             self.step = checkpoints.step(which)
 
-    def evaluate(self, split: str, *, data: str | None = None) -> dict[str, Any]:
+    def evaluate(self, split: str, *, data: str | None = None, show: bool = False) -> dict[str, Any]:
         """Evaluates a split of the run's dataset, or of another named `data`, and writes its predictions to the run.
+
+        `show`: whether to draw a progress bar.
 
         Returns:
           "step", "split", "metrics", "intervals" of a run of several seeds, and "predictions", the file.
@@ -45,7 +47,7 @@ class Trained:
             experiment, state = self.loaded
             if data is not None:
                 experiment = experiment.on(data, self.run.assets)
-            metrics, records = evaluate(experiment, state, split, predictions=True)
+            metrics, records = evaluate(experiment, state, split, predictions=True, show=show)
         evaluation = {"step": self.step, "split": split, **described(metrics)}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
         return {**evaluation, "predictions": str(path)}

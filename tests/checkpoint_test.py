@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ def _state(value):
     )
 
 
+def _saved(checkpoints, step, value=None):
+    """Saves a state of `step`, and ranks it where it has a value."""
+    progress = Progress(step=step)
+    checkpoints.save(_state(step), progress)
+    if value is not None:
+        checkpoints.rank(progress.evaluated(value))
+
+
 def _open(folder):
     return Checkpoints(folder, metric="accuracy", mode="max")
 
@@ -31,7 +40,7 @@ ABSTRACT = jax.eval_shape(lambda: _state(0))
 def test_what_is_saved_comes_back(tmp_path):
     progress = Progress(step=3, position=96, history=((2, 0.5), (3, 0.75)))
     with _open(tmp_path) as checkpoints:
-        checkpoints.save(_state(3), progress, 0.75)
+        checkpoints.save(_state(3), progress)
     with _open(tmp_path) as checkpoints:
         state, restored = checkpoints.restore(ABSTRACT, 3)
     assert restored == progress
@@ -41,9 +50,7 @@ def test_what_is_saved_comes_back(tmp_path):
 def test_of_the_variables_those_asked_for_come_back_or_their_average(tmp_path):
     """The average is a weighted sum as it is saved: after 3 steps with a decay of 0.5 its weights sum to 0.875."""
     with _open(tmp_path) as checkpoints:
-        checkpoints.save(
-            dataclasses.replace(_state(3), average={"params": {"w": jnp.full((8, 4), 7.0)}}), Progress(3), 0
-        )
+        checkpoints.save(dataclasses.replace(_state(3), average={"params": {"w": jnp.full((8, 4), 7.0)}}), Progress(3))
     with _open(tmp_path) as checkpoints:
         abstract = checkpoints.variables(3)
         np.testing.assert_array_equal(checkpoints.restore_variables(abstract, 3)["params"]["w"], 3.0)
@@ -55,7 +62,7 @@ def test_of_the_variables_those_asked_for_come_back_or_their_average(tmp_path):
 def test_the_last_and_the_best_are_kept(tmp_path):
     with _open(tmp_path) as checkpoints:
         for step, value in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)]:
-            checkpoints.save(_state(step), Progress(step=step), value)
+            _saved(checkpoints, step, value)
     with _open(tmp_path) as checkpoints:
         assert checkpoints.steps == [2, 5]
         assert checkpoints.best_step == 2
@@ -64,9 +71,43 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 def test_the_best_may_be_the_smallest(tmp_path):
     with Checkpoints(tmp_path, metric="loss", mode="min") as checkpoints:
         for step, value in [(1, 0.5), (2, 0.1), (3, 0.2)]:
-            checkpoints.save(_state(step), Progress(step=step), value)
+            _saved(checkpoints, step, value)
     with Checkpoints(tmp_path, metric="loss", mode="min") as checkpoints:
         assert checkpoints.best_step == 2
+
+
+def test_a_value_that_comes_after_saving_ranks_and_is_part_of_the_history(tmp_path):
+    """Also for another process, and though the checkpoint itself does not have it."""
+    progress = Progress(step=2, position=64, history=((1, 0.5),))
+    with _open(tmp_path) as checkpoints:
+        _saved(checkpoints, 1, 0.5)
+        checkpoints.save(_state(2), progress)
+        assert checkpoints.best_step == 1
+        checkpoints.rank(progress.evaluated(0.75))
+    with _open(tmp_path) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best_step) == ([2], 2)
+        assert checkpoints.restore(ABSTRACT, 2)[1] == progress.evaluated(0.75)
+
+
+def test_values_of_later_steps_are_no_history_of_a_restored_one(tmp_path):
+    """A run whose last checkpoint was lost evaluates again."""
+    with _open(tmp_path) as checkpoints:
+        _saved(checkpoints, 1, 0.9)
+        _saved(checkpoints, 2, 0.5)
+    shutil.rmtree(tmp_path / "2")
+    with _open(tmp_path) as checkpoints:
+        assert checkpoints.restore(ABSTRACT, 1)[1].history == ((1, 0.9),)
+
+
+def test_the_best_of_a_run_whose_checkpoints_hold_their_values_themselves_is_found(tmp_path):
+    """As runs wrote them before there was a ranking.json."""
+    with _open(tmp_path) as checkpoints:
+        for step, value in ((1, 0.9), (2, 0.5)):
+            custom = {"position": step, "history": [[step, value]]}
+            checkpoints._checkpointer.save(step, _state(step), metrics={"accuracy": value}, custom_metadata=custom)
+            checkpoints._values[step] = value
+    with _open(tmp_path) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best_step) == ([1, 2], 1)
 
 
 def test_saving_does_not_see_later_steps(tmp_path):
@@ -75,7 +116,7 @@ def test_saving_does_not_see_later_steps(tmp_path):
     with _open(tmp_path) as checkpoints:
         state = _state(1)
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (1000, *x.shape)).copy(), state)
-        checkpoints.save(state, Progress(step=1), None)
+        checkpoints.save(state, Progress(step=1))
         for _ in range(10):
             state = step(state)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
@@ -88,7 +129,7 @@ def test_saving_does_not_see_later_steps(tmp_path):
 def test_evaluating_a_live_run_leaves_the_checkpoint_being_written_alone(tmp_path):
     state = _state(1).replace(params={"w": jnp.zeros(10_000_000)})  # takes a while to write
     with _open(tmp_path) as checkpoints:
-        checkpoints.save(state, Progress(step=1), None)
+        checkpoints.save(state, Progress(step=1))
         with Checkpoints(tmp_path, metric="accuracy", mode="max", writable=False):
             pass
     with _open(tmp_path) as checkpoints:
@@ -97,7 +138,7 @@ def test_evaluating_a_live_run_leaves_the_checkpoint_being_written_alone(tmp_pat
 
 def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
     with _open(tmp_path) as checkpoints:
-        checkpoints.save(_state(1), Progress(step=1), None)
+        checkpoints.save(_state(1), Progress(step=1))
     shardings = state_shardings(ABSTRACT, [("params/w", ("fsdp",))], make_mesh(data=2, fsdp=4))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), ABSTRACT, shardings)
     with _open(tmp_path) as checkpoints:
@@ -108,7 +149,7 @@ def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     with _open(tmp_path) as checkpoints:
-        checkpoints.save(_state(1), Progress(step=1), None)
+        checkpoints.save(_state(1), Progress(step=1))
     other = jax.eval_shape(lambda: _state(0).replace(params={"other": jnp.zeros(3)}))
     with _open(tmp_path) as checkpoints, pytest.raises(UserError, match="can't be restored"):
         checkpoints.restore(other, 1)
@@ -116,7 +157,7 @@ def test_another_models_checkpoint_is_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
     with _open(tmp_path) as checkpoints:
-        checkpoints.save(_state(1), Progress(step=1), None)
+        checkpoints.save(_state(1), Progress(step=1))
     for path in (tmp_path / "1").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:5])
@@ -129,7 +170,7 @@ def test_a_path_may_have_any_characters(name, tmp_path):
     """A glob of the path, unescaped, is how Orbax finds what it wrote."""
     folder = tmp_path / name / "checkpoints"
     with _open(folder) as checkpoints:
-        checkpoints.save(_state(3), Progress(step=3), 0.75)
+        _saved(checkpoints, 3, 0.75)
     assert (folder / "3").is_dir()
     with Checkpoints(folder, metric="accuracy", mode="max", writable=False) as checkpoints:
         assert checkpoints.best_step == 3
