@@ -313,7 +313,7 @@ def _summary(
 
 
 def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    return every > 0 and step > 0 and step % every == 0
 
 
 def _of_all_processes(value: float) -> np.ndarray:
