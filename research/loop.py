@@ -1,6 +1,7 @@
 """The story of a run, top to bottom. Nothing here asks which model it is running."""
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from research.rundir import RunDir
 from research.seeds import Value, described, mean
 from research.sharding import placed_ahead
 from research.state import TrainState, param_count
-from research.summary import summarize
+from research.summary import summarize, truncation_warnings
 from research.throughput import Compiled, Throughput
 
 # Reasons a run may end before its last step. After the first it is over; after the others the same command goes on.
@@ -93,6 +94,8 @@ def _run(
             )
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
+                for warning in truncation_warnings(experiment):
+                    reporter.say(f"  warning: {warning}")
                 summary = _train(experiment, state, progress, checkpoints, reporter, run, should_stop)
         summary["preset_note"] = note
         run.write_summary(summary)
@@ -311,7 +314,8 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
         if summary["step"] > 1:
             lines.append(f"  curve: {run.plots / 'training_curve.png'}")
         lines.append(
-            f"  again: python -m research.evaluate --workdir={run.path} --split={next(iter(summary['metrics']))}"
+            f"  again: python -m research.evaluate --workdir={run.path} "
+            f"--split={shlex.quote(next(iter(summary['metrics'])))}"
         )
         lines.append(f"  plots: python -m research.plot --workdir={run.path}")
     else:
