@@ -56,6 +56,7 @@ def tokenized(
     encoder = tokenizers.Tokenizer.from_str(definition)
     encoder.no_padding()
     encoder.no_truncation()
+    separator = special_ids(encoder)["[SEP]"]
 
     def encoded(split: str) -> dict[str, np.ndarray]:
         tokens, _, _ = encode(encoder, [texts(split)], split, special=False)
@@ -64,7 +65,7 @@ def tokenized(
         blank = np.array([True, *(not text.strip() for text in raw), True])
         found = np.array([bool(begins.search(text)) for text in raw], bool)
         alone = blank[:-2] & blank[2:] if heading else True
-        documents = joined(tokens, found & alone, special_ids(encoder)["[SEP]"])
+        documents = joined(tokens, found & alone, separator)
         return {"tokens": documents.values, "offsets": documents.offsets}
 
     def documents(split: str) -> Ragged:

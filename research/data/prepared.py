@@ -94,7 +94,7 @@ def _config_of(folder: Path, root: Path, default_config: Callable[[str], str | N
     if default or len(configs) == 1:
         return default or configs[0]
     raise UserError(
-        f"dataset {folder.name} has several configs in {root}; name one: {handful(configs, folder.name, folder.name)}"
+        f"dataset {folder.name} has several configs in {root}; name one: {handful(configs, '', folder.name)}"
     )
 
 

@@ -134,7 +134,10 @@ def missing(name: str, data_dir: str | None) -> str | None:
     if folder(name, data_dir):
         return None
     where = prepared.not_prepared(name, data_dir)
-    builder = _builder(name, data_dir)
+    try:
+        builder = _builder(name, data_dir)
+    except UserError as error:
+        return str(error)
     if builder is None:
         return f"{where} and TFDS has no builder of that name to download it with"
     hosts = _unreachable_hosts(builder)
