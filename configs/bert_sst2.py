@@ -77,7 +77,7 @@ def _text(vocab_size: int, max_length: int, pad_to: tuple[int, ...], row_length:
             "tokenizer": placeholder(str),  # a tokenizer.json; None: one is trained on the training split
             "vocab_size": vocab_size,
             "lowercase": True,
-            "max_length": max_length,
+            "max_length": max_length,  # cuts 1.9 % of the sentences of `embedded`, 0.01 % of those of `scratch`
             "pad_to": pad_to,  # with train.batch_size
             "row_length": row_length,  # with train.batch_rows
         }

@@ -41,7 +41,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "label": "label",
             "ngrams": (1, 1),
             "buckets": BUCKETS,
-            "max_length": 8192,  # the longest message has fewer different words
+            "max_length": 8192,  # one message of `test` has 13,321 different words, all others have fewer than this
             "pad_to": (128, 512, 2048, 8192),
             "row_length": 8192,
         }

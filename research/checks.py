@@ -1,7 +1,7 @@
 """Checks of a config, and of a dataset against it, before anything is built. Each raises UserError in one line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from research import solvers
 from research.build import lookup, regex
-from research.data import load as data
 from research.data.checks import check_inputs, check_labels
 from research.data.examples import Examples, MixedExamples, RandomExamples
+from research.data.pipeline import Stream
 from research.errors import UserError
 from research.metrics import AVERAGE
 from research.rundir import flatten
@@ -96,42 +96,40 @@ def check_keys(config: Any) -> None:
         raise UserError("eval.splits is empty; name at least one split")
 
 
-def check_splits(config: Any, dataset: data.Dataset, *, training: bool) -> None:
-    """Raises UserError where a split does not fit the model. With `training` its split `train` is trained on."""
+def check_split(config: Any, split: str, examples: Examples, *, training: bool) -> None:
+    """Raises UserError where a split's examples do not fit the model; `training`: where they can't be trained on."""
     # A model with one output regresses.
     num_classes = config.model.get("num_classes")
-    for split, examples in dataset.splits.items():
-        if len(examples):
-            check_labels(
-                split,
-                examples.labels,
-                None if num_classes == 1 else num_classes,
-                training=training and split == "train",
-                hidden=config.task.get("hidden_label"),
-            )
-            check_inputs(
-                split,
-                examples,
-                vocab_size=config.model.get("vocab_size"),
-                max_positions=config.model.get("max_positions"),
-                num_features=config.model.get("num_features"),
-            )
+    check_labels(
+        split,
+        examples.labels,
+        None if num_classes == 1 else num_classes,
+        training=training,
+        hidden=config.task.get("hidden_label"),
+    )
+    check_inputs(
+        split,
+        examples,
+        vocab_size=config.model.get("vocab_size"),
+        max_positions=config.model.get("max_positions"),
+        num_features=config.model.get("num_features"),
+    )
 
 
-def check_data(config: Any, dataset: data.Dataset) -> None:
-    """Raises UserError where the dataset does not fit the model, the task or the splits to be evaluated."""
+def check_data(config: Any, streams: Callable[[str], Stream]) -> None:
+    """Raises UserError where the data does not fit the model or the task. It looks at `train` and `eval.splits` only.
+
+    `streams`: from a split's name to its rows, which raises UserError for a split that does not fit by itself.
+    """
     transform = config.data.transform
     buckets, features = transform.get("buckets"), config.model.get("num_features")
     if buckets is not None and features is not None and buckets != features:
         raise UserError(f"data.transform.buckets is {buckets} and model.num_features {features}; they must be equal")
-    check_splits(config, dataset, training=True)
-    if isinstance(dataset.split("train"), MixedExamples) and config.task.name != "classification":
+    if isinstance(streams("train").examples, MixedExamples) and config.task.name != "classification":
         raise UserError(
             f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
         )
-    for split in config.eval.splits:
-        dataset.split(split)
-    main = dataset.split(config.eval.splits[0])
+    main, *_ = [streams(split) for split in config.eval.splits]
     hidden = config.task.get("hidden_label", -1)
     if "num_classes" in config.model and (main.labels == hidden).all():
         raise UserError(

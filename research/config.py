@@ -29,13 +29,14 @@ class Experiment:
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
-    """Loads "path/to/file.py:preset", or ":auto" or no preset for the full size where it can be had, else `embedded`.
+    """Loads "path/to/file.py:preset"; ":auto" and no preset mean the full size where it is available, else `embedded`.
 
     Args:
       overrides: "train.steps=10" or "--config.train.steps=10", applied in order.
 
     Raises:
-      UserError: the file, the preset, an overridden key or its value is not good.
+      UserError: the file, the preset, an overridden key or its value is not good, or an override asks for data or
+        weights that are unavailable.
     """
     path, _, preset = spec.partition(":")
     module = _import(Path(path))
@@ -49,26 +50,46 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
     return Experiment(config, Path(path).stem, note, given)
 
 
-def unavailable(config: ConfigDict) -> list[str]:
-    """What the config needs and can't be had here: pretrained weights, the dataset. Empty if nothing is missing."""
-    reasons = (source.missing(config.init_from) if config.init_from else None, data.missing(config.data))
-    return [reason for reason in reasons if reason]
+def unavailable(config: ConfigDict) -> dict[str, str]:
+    """What the config needs and is unavailable here: the key that names it -> why. Empty if nothing is missing."""
+    reasons = {
+        "init_from": source.missing(config.init_from) if config.init_from else None,
+        "data.name": data.missing(config.data),
+    }
+    return {key: reason for key, reason in reasons.items() if reason}
 
 
-# What decides whether the full size can be had; an override of one counts.
+# What decides whether the full size is available; an override of one counts.
 _DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir")
+
+# How to get what a key names, and the keys by which it is asked for.
+_WAYS = {
+    "init_from": ("give a folder that holds them: --config.init_from=FOLDER", ("init_from",)),
+    "data.name": (
+        "prepare it there, or name its folder with --config.data.data_dir=FOLDER",
+        ("data.name", "data.data_dir"),
+    ),
+}
 
 
 def _choose(path: str, module: ModuleType, overrides: Sequence[str]) -> tuple[str, str | None]:
     """The full-size preset, or `embedded` and a line that says why.
 
     A config file's ON_CPU names a preset on real data or real weights that needs no accelerator; the line names it too.
+
+    Raises UserError where an override asks for what is unavailable: only what the preset itself asks for is replaced.
     """
     if module.FULL == "embedded":
         return module.FULL, None
     full = module.get_config(module.FULL)
-    _override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
-    reasons, others = unavailable(full), [("the full job", module.FULL)]
+    given = _override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
+    lacking, others = unavailable(full), [("the full job", module.FULL)]
+    for key, reason in lacking.items():
+        way, keys = _WAYS[key]
+        asked = [f"{key}={flatten(full.to_dict())[key]}" for key in keys if key in given]
+        if asked:
+            raise UserError(f"{' and '.join(asked)} was asked for and is unavailable: {reason}; {way}")
+    reasons, kept = list(lacking.values()), sorted(given - {"needs_accelerator"})
     if full.needs_accelerator and jax.default_backend() == "cpu":
         reasons.insert(0, "no accelerator (JAX sees only the CPU)")
         if hasattr(module, "ON_CPU"):
@@ -76,7 +97,8 @@ def _choose(path: str, module: ModuleType, overrides: Sequence[str]) -> tuple[st
     if not reasons:
         return module.FULL, None
     return "embedded", (
-        f"preset {module.FULL} can't be had here: {'; '.join(reasons)}. Running preset embedded instead; "
+        f"preset {module.FULL} is unavailable here: {'; '.join(reasons)}. Running preset embedded instead"
+        + (f", with the {' and '.join(kept)} asked for; " if kept else "; ")
         + "; ".join(f"{what}: python -m research.train --config={path}:{preset}" for what, preset in others)
     )
 

@@ -11,10 +11,15 @@ def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "evaluate",
         "Evaluate a checkpoint of a run: prints the metrics as JSON and writes predictions/SPLIT.jsonl "
-        "(SPLIT-best.jsonl for the best checkpoint; DATA-SPLIT.jsonl for a split of another dataset).",
+        "(SPLIT-best.jsonl for the best checkpoint; DATA-SPLIT.jsonl for a split of another dataset; "
+        "test.to-5pct.jsonl for test[:5%%]).",
     )
     cli.add_run_flags(parser)
-    parser.add_argument("--split", default="validation", help="any split of the dataset (default: validation)")
+    parser.add_argument(
+        "--split",
+        default="validation",
+        help="any split of the dataset, or a part of it, as 'test[:5%%]' (default: validation)",
+    )
     parser.add_argument("--data", help="another dataset, read as the run reads its own (default: the run's)")
     return parser
 

@@ -16,7 +16,8 @@ from flax import linen as nn
 from research import checks, memory, metrics, optim, sharding, solvers, step
 from research.build import build, lookup
 from research.data import load as data
-from research.data import pipeline
+from research.data import pipeline, splits
+from research.data.examples import Examples
 from research.errors import UserError
 from research.models import MODELS
 from research.platform import compiler_options
@@ -31,7 +32,8 @@ class Experiment:
 
     config: Any
     dataset: data.Dataset
-    streams: Callable[[str], pipeline.Stream]  # a split's name -> its rows, with several texts in each if `packed`
+    # The name of a split, or of a part such as "test[:5%]" -> its rows, with several texts in each if `packed`.
+    streams: Callable[[str], pipeline.Stream]
     packed: bool
     module: nn.Module
     task: Task
@@ -59,11 +61,10 @@ class Experiment:
     def on(self, name: str, assets: Path) -> "Experiment":
         """The same model on another dataset, to be evaluated there. `assets`: as in `prepare`, of the trained run.
 
-        Raises UserError if the dataset can't be had or does not fit the model.
+        Raises UserError if the dataset is unavailable; its `streams` do if a split does not fit the model.
         """
         dataset = data.load(self.config.data, assets, other=name)
-        checks.check_splits(self.config, dataset, training=False)
-        return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset, fraction=1.0))
+        return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset, training=False))
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` to the end of the run."""
@@ -96,9 +97,9 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     task = build(TASKS, config.task, "task")
 
     dataset = data.load(config.data, assets)
-    checks.check_data(config, dataset)
     packed = config.train.batch_rows is not None
-    streams = _streams(config, dataset, config.data.train_fraction)
+    streams = _streams(config, dataset, training=True)
+    checks.check_data(config, streams)
     stream = streams("train")
     batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
     labels = stream.labels
@@ -237,17 +238,29 @@ def _seeded(train_step: Any, seed: Any, state: TrainState, batch: Any) -> Any:
     return train_step(state, batch, seed=seed)
 
 
-def _streams(config: Any, dataset: data.Dataset, fraction: float) -> Callable[[str], pipeline.Stream]:
-    """Of `train` a `fraction`, what is trained on; the other splits whole."""
+def _streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[[str], pipeline.Stream]:
+    """From the name of a split, or of a part such as "test[:5%]", to its rows; checked when it is first asked for.
+
+    With `training` its split `train` is trained on, and is the `train_fraction` of it; a part is always of the whole.
+    """
     arrange = pipeline.Stream.unpacked if config.train.batch_rows is None else pipeline.Stream.packed
+    fraction = config.data.train_fraction if training else 1.0
 
-    def stream(split: str) -> pipeline.Stream:
+    @functools.cache
+    def checked(split: str) -> Examples:
         examples = dataset.split(split)
-        if split == "train" and fraction < 1:
-            return arrange(examples, pipeline.chosen(len(examples), fraction, config.seed))
-        return arrange(examples)
+        checks.check_split(config, split, examples, training=training and split == "train")
+        return examples
 
-    return functools.cache(stream)
+    @functools.cache
+    def stream(split: str) -> pipeline.Stream:
+        examples = checked(splits.whole(split))
+        members = splits.members(split, len(examples))
+        if split == "train" and fraction < 1:
+            members = pipeline.chosen(len(examples), fraction, config.seed)
+        return arrange(examples, members)
+
+    return stream
 
 
 def _length(train: Any, rows: int) -> tuple[int, int, int | None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from research.rundir import RunDir, without_retired
 from research.seeds import Value, described, mean
 from research.sharding import placed_ahead
 from research.state import TrainState, param_count
-from research.summary import summarize
+from research.summary import summarize, truncation_warnings
 from research.throughput import Compiled, Throughput
 
 # Reasons a run may end before its last step. After the first it is complete; after the others the same command resumes.
@@ -94,6 +95,8 @@ def _run(
             )
             with reporter:
                 reporter.say(_describe(experiment, state, run, progress))
+                for warning in truncation_warnings(experiment):
+                    reporter.say(f"  warning: {warning}")
                 parts = _Parts(experiment, checkpoints, reporter, run, lambda: _any_process(should_stop()))
                 summary = _train(parts, state, progress)
         summary["preset_note"] = note
@@ -399,7 +402,8 @@ def _conclude(summary: dict[str, Any], run: RunDir) -> str:
         if summary["step"] > 1:
             lines.append(f"  curve: {run.plots / 'training_curve.png'}")
         lines.append(
-            f"  again: python -m research.evaluate --workdir={run.path} --split={next(iter(summary['metrics']))}"
+            f"  again: python -m research.evaluate --workdir={run.path} "
+            f"--split={shlex.quote(next(iter(summary['metrics'])))}"
         )
         lines.append(f"  plots: python -m research.plot --workdir={run.path}")
     else:

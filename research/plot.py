@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--what", help=f"some of {WHAT}, with commas between (default: all that apply and end soon)")
     parser.add_argument(
         "--split",
-        help="any split of the dataset (default: the first of the run's eval.splits, which regularization_path and "
-        "learning_curve always use); of another the files are called WHAT-SPLIT",
+        help="any split of the dataset, or a part of it, as 'test[:5%%]' (default: the first of the run's eval.splits, "
+        "which regularization_path and learning_curve always use); of another the files are called WHAT-SPLIT",
     )
     parser.add_argument(
         "--checkpoint",

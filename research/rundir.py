@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -69,6 +70,19 @@ def same_source(one: str | None, other: str | None) -> bool:
     if one is None or other is None:
         return one is other
     return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
+
+
+def _file_name(name: str) -> str:
+    """A name with a part of a split in it, as shells and file systems take it: "test[:-5%]" -> "test.to-minus5pct".
+
+    No split has a dot in its name, so that no other is called so.
+    """
+
+    def bounds(match: re.Match[str]) -> str:
+        given = ((word, bound) for word, bound in zip(("from", "to"), match.groups(), strict=True) if bound)
+        return "".join(f".{word}-{bound.replace('-', 'minus').replace('%', 'pct')}" for word, bound in given)
+
+    return re.sub(r"\[([^\[\]:]*):([^\[\]:]*)\]", bounds, name)
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -267,14 +281,14 @@ class RunDir:
 
     def write_plot(self, name: str, figure: "Figure", numbers: Mapping[str, Any]) -> Path:
         """A figure to plots/<name>.png, and what it shows to plots/<name>.json -> the former."""
-        path = self.plots / f"{name}.png"
+        path = self.plots / f"{_file_name(name)}.png"
         self.plots.mkdir(exist_ok=True)
         figure.savefig(path, dpi=120)
         self._write(path.with_suffix(".json"), numbers)
         return path
 
     def _predictions(self, name: str) -> tuple[Path, Path]:
-        folder = self.path / "predictions"
+        folder, name = self.path / "predictions", _file_name(name)
         return folder / f"{name}.jsonl", folder / f"{name}.metrics.json"
 
     def _read(self, path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import optax
 
 from research import solvers
 from research.checkpoint import Progress
+from research.data.examples import BagExamples, TextExamples
 from research.experiment import Experiment
 from research.seeds import Value, intervals, means
 from research.state import TrainState, param_count, params_sha256
@@ -49,6 +50,22 @@ def _git_commit() -> str | None:
         return None
 
 
+def truncation_warnings(experiment: Experiment) -> list[str]:
+    """What data.transform.max_length cuts of `train` and of each split that is evaluated: a line each, or none."""
+    config, lines = experiment.config, []
+    for split in dict.fromkeys(("train", *config.eval.splits)):
+        stream = experiment.streams(split)
+        fraction, longest = stream.cut()
+        if fraction:
+            assert isinstance(stream.examples, TextExamples | BagExamples)
+            lines.append(
+                f"{fraction:.2%} of the examples of {split} are truncated: the longest has {longest:,} "
+                f"{stream.examples.unit}, data.transform.max_length is {config.data.transform.max_length:,}; to keep "
+                "more, raise it (pad_to and row_length must hold it)"
+            )
+    return lines
+
+
 def summarize(
     experiment: Experiment,
     state: TrainState,
@@ -72,7 +89,8 @@ def summarize(
         "preset": config.preset,
         "metrics": {split: means(values) for split, values in metrics.items()},
         "training": training,
-        "warnings": solvers.warnings(
+        "warnings": truncation_warnings(experiment)
+        + solvers.warnings(
             config,
             experiment.task,
             experiment.weight_decay,

@@ -41,7 +41,7 @@ class Trained:
           "step", "split", "metrics", "intervals" of a run of several seeds, and "predictions", the file.
 
         Raises:
-          UserError: the dataset or the split can't be had, or does not fit the model.
+          UserError: the dataset or the split is unavailable, or does not fit the model.
         """
         with x64(self.config.dtype):
             experiment, state = self.loaded
@@ -90,5 +90,5 @@ class Trained:
 
 def _name(split: str, data: str | None, which: str) -> str:
     """What the predictions of a split are called in the run directory."""
-    name = f"{data.replace('/', '_')}-{split}" if data else split
+    name = f"{data.replace('/', '_').replace(':', '_')}-{split}" if data else split
     return f"{name}-best" if which == "best" else name

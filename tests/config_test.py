@@ -61,7 +61,7 @@ class TestAuto:
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         experiment = load("configs/logistic_sst2.py" + preset)
         assert experiment.config.preset == "embedded"
-        assert "preset sst2 can't be had here: no data. Running preset embedded" in experiment.note
+        assert "preset sst2 is unavailable here: no data. Running preset embedded" in experiment.note
         assert "--config=configs/logistic_sst2.py:sst2" in experiment.note
 
     def test_embedded_where_there_is_no_accelerator(self, monkeypatch):
@@ -82,6 +82,28 @@ class TestAuto:
         experiment = load("configs/bert_sst2.py", [*given, "needs_accelerator=False"])
         assert (experiment.config.preset, experiment.note) == ("base", None)
         assert experiment.given == {"init_from", "data.data_dir", "model.num_classes", "needs_accelerator"}
+
+    @pytest.mark.parametrize(
+        "config", ["configs/bert_sst2.py", "configs/bert_glue.py:auto", "configs/logistic_sst2.py"]
+    )
+    @pytest.mark.parametrize(
+        ("overrides", "asked"),
+        [
+            (["data.name=glue/nonexistent"], "data.name=glue/nonexistent was asked for and is unavailable"),
+            (["data.data_dir=EMPTY"], "data.data_dir=.* was asked for and is unavailable"),
+            (["init_from=missing", "needs_accelerator=False"], "init_from=missing was asked for and is unavailable"),
+        ],
+    )
+    def test_what_is_asked_for_is_never_replaced(self, config, overrides, asked, monkeypatch, tmp_path):
+        """Preset `embedded` would fail by the same override, or ignore it."""
+        real = data.missing
+        monkeypatch.setattr(data, "missing", lambda section: real({**section, "data_dir": str(tmp_path)}))
+        with pytest.raises(UserError, match=asked):
+            load(config, [override.replace("EMPTY", str(tmp_path)) for override in overrides])
+
+    def test_the_note_names_what_was_asked_for_and_stays(self, tmp_path):
+        note = load("configs/bert_sst2.py", [f"init_from={tmp_path}", "data.name=sentiment"]).note
+        assert "preset embedded instead, with the data.name and init_from asked for; " in note
 
     def test_the_note_names_the_preset_for_a_cpu(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")

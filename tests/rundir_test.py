@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -149,3 +150,18 @@ def test_a_latency_is_measured_once(tmp_path):
 
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {"d": (2,)}}, "e": 3}) == {"a.b": 1, "a.c.d": (2,), "e": 3}
+
+
+def test_predictions_of_a_part_of_a_split_have_a_file_of_their_own(tmp_path):
+    """Without characters that a shell or a file system takes for something else."""
+    parts = ("t", "t[:5]", "t[5:]", "t[:-5]", "t[-5:]", "t[:5%]", "t[5%:]", "t[-5%:]", "t[1:5]", "t[1:5%]", "t[1.5%:]")
+    names = [name for part in parts for name in (part, f"{part}-best", f"mine_a-{part}")]
+    run = _start(tmp_path, CONFIG)
+    for name in names:
+        run.write_predictions(name, [{"name": name}], {"step": 1, "split": name, "metrics": {}})
+    files = list((tmp_path / "predictions").glob("*.jsonl"))
+    assert len(files) == len(names)
+    assert all(re.fullmatch(r"[\w.-]+", path.name) for path in files)
+    for name in names:
+        assert run.predictions(name) == [{"name": name}]
+        assert run.evaluation(name)["split"] == name

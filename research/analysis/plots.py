@@ -15,6 +15,7 @@ from research.analysis.curves import confusion, precision_recall, roc
 from research.build import lookup
 from research.data import load as data
 from research.data.bundled import class_names
+from research.data.splits import whole
 from research.errors import UserError
 from research.rundir import RunDir
 from research.throughput import seconds_of_a_seed
@@ -83,7 +84,7 @@ def _fit(subject: Subject) -> Drawing:
     subject.needs_task("regression")
     columns = subject.columns  # first: it says which splits there are
     inputs = subject.config.data.transform.inputs
-    raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[subject.of_split][inputs[0]]
+    raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[whole(subject.of_split)][inputs[0]]
     first = np.asarray(raw[0])
     if len(inputs) != 1 or first.size != 1 or first.dtype.kind not in "fiu":
         raise UserError(

@@ -9,12 +9,13 @@ import numpy as np
 from research.data.checks import check_finite
 from research.data.examples import ArrayExamples, Columns, Examples
 from research.data.kept import Kept
+from research.data.splits import BySplit
 from research.data.text import as_labels, column
 
 
 def standardize(
     splits: Mapping[str, Columns], kept: Kept, *, inputs: tuple[str, ...], label: str
-) -> dict[str, Examples]:
+) -> Mapping[str, Examples]:
     """Column `inputs` [N, D] with mean 0 and standard deviation 1 over `train`; constant columns become 0."""
     (name,) = inputs
 
@@ -33,7 +34,7 @@ def standardize(
         labels = as_labels(labels) if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.float64)
         return ArrayExamples({"features": (values - mean[None, :]) * scale[None, :], "labels": labels})
 
-    return {split: encode(split) for split in splits}
+    return BySplit(splits, encode)
 
 
 def standardization(learnt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

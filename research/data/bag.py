@@ -9,6 +9,7 @@ import numpy as np
 
 from research.data.examples import BagExamples, Columns, Examples, Ragged
 from research.data.kept import Kept
+from research.data.splits import BySplit
 from research.data.text import as_labels, as_text, column
 from research.errors import UserError
 
@@ -24,7 +25,7 @@ def bag_of_words(
     max_length: int,
     pad_to: tuple[int, ...],
     row_length: int,
-) -> dict[str, Examples]:
+) -> Mapping[str, Examples]:
     """Hashed tf-idf, as scikit-learn's HashingVectorizer and TfidfTransformer(sublinear_tf=True) compute it.
 
     N-grams of one bucket are counted as one. Of V n-grams one shares its bucket with probability 1 − exp(−V / buckets)
@@ -61,7 +62,7 @@ def bag_of_words(
         dtype=np.float32,
     )
 
-    @functools.cache  # those of `train` are used twice
+    @functools.cache  # those of `train` may be needed twice
     def counts(split: str) -> Any:
         parts = [column(splits[split], name, split) for name in inputs]
         return vectorizer.transform(" ".join(map(as_text, line)) for line in zip(*parts, strict=True))
@@ -69,39 +70,43 @@ def bag_of_words(
     def fit() -> np.ndarray:
         return TfidfTransformer(sublinear_tf=True).fit(counts("train")).idf_.astype(np.float32)
 
-    version = f"1, scikit-learn {sklearn.__version__}"  # the number to be raised when this comes to give something else
+    version = f"2, scikit-learn {sklearn.__version__}"  # the number to be raised when this comes to give something else
     idf = kept.array("idf", fit, key=(version, inputs, ngrams, buckets))
     transformer = TfidfTransformer(sublinear_tf=True)
     transformer.idf_ = idf
 
-    def encode_all() -> dict[str, np.ndarray]:
-        arrays = {}
-        for split in splits:
-            ids, values = _ragged(transformer.transform(counts(split)).tocsr(), max_length)
-            arrays[f"{split}.offsets"] = ids.offsets
-            arrays[f"{split}.ids"] = ids.values
-            arrays[f"{split}.values"] = values.values
-            arrays[f"{split}.labels"] = as_labels(column(splits[split], label, split))
-        return arrays
+    def encoded(split: str) -> dict[str, np.ndarray]:
+        ids, values, full_lengths = _ragged(transformer.transform(counts(split)).tocsr(), max_length)
+        return {
+            "offsets": ids.offsets,
+            "ids": ids.values,
+            "values": values.values,
+            "full_lengths": full_lengths,
+            "labels": as_labels(column(splits[split], label, split)),
+        }
 
-    key = (version, hashlib.sha256(idf.tobytes()).hexdigest(), inputs, label, ngrams, buckets, max_length)
-    arrays = kept.arrays("bags", encode_all, key=key)
-    return {
-        name.removesuffix(".labels"): BagExamples(
-            ids=Ragged(arrays[name.replace(".labels", ".ids")], arrays[name.replace(".labels", ".offsets")]),
-            values=Ragged(arrays[name.replace(".labels", ".values")], arrays[name.replace(".labels", ".offsets")]),
-            labels=arrays[name],
+    def examples(split: str) -> BagExamples:
+        key = (version, hashlib.sha256(idf.tobytes()).hexdigest(), inputs, label, ngrams, buckets, max_length, split)
+        arrays = kept.arrays("bags", lambda: encoded(split), key=key)
+        return BagExamples(
+            ids=Ragged(arrays["ids"], arrays["offsets"]),
+            values=Ragged(arrays["values"], arrays["offsets"]),
+            labels=arrays["labels"],
             pad_to=tuple(pad_to),
             row_length=row_length,
+            full_lengths=arrays["full_lengths"],
         )
-        for name in arrays
-        if name.endswith(".labels")
-    }
+
+    return BySplit(splits, examples)
 
 
-def _ragged(matrix: Any, most: int) -> tuple[Ragged, Ragged]:
-    """A CSR matrix without explicit zeros as (ids, values), of each row the `most` heaviest."""
-    for row in np.flatnonzero(np.diff(matrix.indptr) > most):
+def _ragged(matrix: Any, most: int) -> tuple[Ragged, Ragged, np.ndarray]:
+    """A CSR matrix without explicit zeros as (ids, values, full lengths): of each row the `most` heaviest.
+
+    The full lengths, int32 [N], are those before; a row without entries becomes one of value 0.
+    """
+    full_lengths = np.maximum(np.diff(matrix.indptr), 1).astype(np.int32)
+    for row in np.flatnonzero(full_lengths > most):
         values = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
         values[np.argsort(-values, kind="stable")[most:]] = 0
     matrix.eliminate_zeros()
@@ -110,4 +115,4 @@ def _ragged(matrix: Any, most: int) -> tuple[Ragged, Ragged]:
     empty = matrix.indptr[:-1][lengths == 0]
     offsets = np.concatenate([[0], np.cumsum(np.maximum(lengths, 1), dtype=np.int64)])
     ids = np.insert(matrix.indices, empty, 0).astype(np.int32)
-    return Ragged(ids, offsets), Ragged(np.insert(matrix.data, empty, 0).astype(np.float32), offsets)
+    return Ragged(ids, offsets), Ragged(np.insert(matrix.data, empty, 0).astype(np.float32), offsets), full_lengths

@@ -8,7 +8,8 @@ import tokenizers
 
 from research.data.examples import Columns, Ragged
 from research.data.kept import Kept, digest
-from research.data.text import SPECIAL_TOKENS, as_text, column, encode, read_tokenizer, train_wordpiece
+from research.data.splits import BySplit
+from research.data.text import SPECIAL_TOKENS, VERSION, as_text, column, encode, read_tokenizer, train_wordpiece
 from research.errors import UserError
 
 Replacements = tuple[tuple[str, str], ...]
@@ -24,10 +25,10 @@ def tokenized(
     tokenizer: str | None,
     vocab_size: int,
     lowercase: bool,
-) -> tuple[tokenizers.Tokenizer, dict[str, Ragged]]:
-    """The tokenizer, and each split's documents, every one but the last with [SEP] behind it.
+) -> tuple[tokenizers.Tokenizer, Mapping[str, Ragged]]:
+    """The tokenizer, and each split's documents, every one except the last with [SEP] behind it.
 
-    The tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
+    A split's tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
 
     Args:
       inputs: the one text column.
@@ -50,30 +51,29 @@ def tokenized(
         lines = (_replaced(text, blank) for text in texts("train"))
         return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
 
-    trained = None if tokenizer else (inputs, replace, vocab_size, lowercase, "documents")
+    trained = None if tokenizer else (VERSION, inputs, replace, vocab_size, lowercase, "documents")
     definition = kept.text("tokenizer.json", fit, key=trained)
     encoder = tokenizers.Tokenizer.from_str(definition)
     encoder.no_padding()
     encoder.no_truncation()
+    separator = special_ids(encoder)["[SEP]"]
 
-    def encode_all() -> dict[str, np.ndarray]:
-        separator = special_ids(encoder)["[SEP]"]
-        arrays = {}
-        for split in splits:
-            lines = texts(split)
-            tokens, _ = encode(encoder, [lines], split, special=False)
-            # The headings are looked for in the text as it came.
-            raw = [as_text(text) for text in column(splits[split], name, split)]
-            blank = np.array([True, *(not text.strip() for text in raw), True])
-            found = np.array([bool(begins.search(text)) for text in raw], bool)
-            alone = blank[:-2] & blank[2:] if heading else True
-            documents = joined(tokens, found & alone, separator)
-            arrays[f"{split}.tokens"], arrays[f"{split}.offsets"] = documents.values, documents.offsets
-        return arrays
+    def encoded(split: str) -> dict[str, np.ndarray]:
+        tokens, _, _ = encode(encoder, [texts(split)], split, special=False)
+        # The headings are looked for in the text as it came.
+        raw = [as_text(text) for text in column(splits[split], name, split)]
+        blank = np.array([True, *(not text.strip() for text in raw), True])
+        found = np.array([bool(begins.search(text)) for text in raw], bool)
+        alone = blank[:-2] & blank[2:] if heading else True
+        documents = joined(tokens, found & alone, separator)
+        return {"tokens": documents.values, "offsets": documents.offsets}
 
-    arrays = kept.arrays("documents", encode_all, key=(digest(definition), inputs, heading, replace))
-    names = [name.removesuffix(".tokens") for name in arrays if name.endswith(".tokens")]
-    return encoder, {split: Ragged(arrays[f"{split}.tokens"], arrays[f"{split}.offsets"]) for split in names}
+    def documents(split: str) -> Ragged:
+        key = (VERSION, digest(definition), inputs, heading, replace, split)
+        arrays = kept.arrays("documents", lambda: encoded(split), key=key)
+        return Ragged(arrays["tokens"], arrays["offsets"])
+
+    return encoder, BySplit(splits, documents)
 
 
 def _replaced(text: str, replace: Replacements) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -210,11 +210,14 @@ class TextExamples:
     L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is what packed rows may hold.
     """
 
+    unit: ClassVar[str] = "tokens"  # what `lengths` counts
+
     tokens: Ragged
     type_ids: Ragged
     labels: np.ndarray
     pad_to: tuple[int, ...]
     row_length: int
+    full_lengths: np.ndarray | None = None  # int [N], the lengths before max_length cut; None: as they are
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -242,11 +245,14 @@ class BagExamples:
     A batch has ids, int32, values, float32 (0 in the padding), and segments, int32, each [B, L], and labels [B, E].
     """
 
+    unit: ClassVar[str] = "terms"
+
     ids: Ragged
     values: Ragged  # of the same lengths
     labels: np.ndarray
     pad_to: tuple[int, ...]
     row_length: int
+    full_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

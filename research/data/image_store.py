@@ -13,11 +13,12 @@ from research.data.checks import check_finite
 from research.data.decoding import MODES, decode
 from research.data.examples import Columns, Ragged, arrived, sent
 from research.data.kept import Kept
+from research.data.splits import BySplit
 from research.data.text import as_labels, column
 from research.data.tfds_source import Records, Values
 from research.errors import UserError
 
-# Splits whose pixels take more bytes than this, together, are kept encoded.
+# A split whose pixels take more bytes than this is kept encoded.
 DECODED_BYTES = 2**31
 
 # In the key of what is cached: to be raised when `decode` comes to give something else.
@@ -56,44 +57,39 @@ class Encoded:
 
 def read(
     splits: Mapping[str, Columns], kept: Kept, *, name: str, label: str, channels: int
-) -> dict[str, tuple[Decoded | Encoded, np.ndarray]]:
-    """Every split's images, column `name`, and labels. Other runs on the same data find them decoded in the cache.
+) -> Mapping[str, tuple[Decoded | Encoded, np.ndarray]]:
+    """Each split's images, column `name`, and labels. Other runs on the same data find them decoded in the cache.
 
     Raises UserError for an image that can't be decoded, or an array that is no images of so many channels.
     """
     if channels not in MODES:
         raise UserError(f"data.transform.channels is {channels}; it must be 1 or 3")
 
-    def make() -> dict[str, np.ndarray]:
-        arrays, room = {}, DECODED_BYTES
-        for split in splits:
-            values = column(splits[split], name, split)
-            decoded = _decoded(values, split, channels, room)
-            if decoded is not None:
-                arrays[f"{split}.images"] = decoded
-                room -= decoded.nbytes
-            elif not isinstance(values, Records):  # those stay where they are
-                lengths = np.fromiter(map(len, values), np.int64, len(values))
-                arrays[f"{split}.files"] = np.frombuffer(b"".join(values), np.uint8)
-                arrays[f"{split}.offsets"] = np.concatenate([[0], np.cumsum(lengths)])
-            arrays[f"{split}.labels"] = as_labels(column(splits[split], label, split))
+    def make(split: str) -> dict[str, np.ndarray]:
+        arrays = {"labels": as_labels(column(splits[split], label, split))}
+        values = column(splits[split], name, split)
+        decoded = _decoded(values, split, channels)
+        if decoded is not None:
+            arrays["images"] = decoded
+        elif not isinstance(values, Records):  # those stay where they are
+            lengths = np.fromiter(map(len, values), np.int64, len(values))
+            arrays["files"] = np.frombuffer(b"".join(values), np.uint8)
+            arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
         return arrays
 
-    arrays = kept.arrays("images", make, key=(_VERSION, name, label, channels))
+    def stored(split: str) -> tuple[Decoded | Encoded, np.ndarray]:
+        arrays = kept.arrays("images", lambda: make(split), key=(_VERSION, name, label, channels, split))
+        if "images" in arrays:
+            return Decoded(arrays["images"]), arrays["labels"]
+        if "files" in arrays:
+            return Encoded(Ragged(arrays["files"], arrays["offsets"]), split, channels), arrays["labels"]
+        return Encoded(column(splits[split], name, split), split, channels), arrays["labels"]
 
-    def store(split: str) -> Decoded | Encoded:
-        if f"{split}.images" in arrays:
-            return Decoded(arrays[f"{split}.images"])
-        if f"{split}.files" in arrays:
-            return Encoded(Ragged(arrays[f"{split}.files"], arrays[f"{split}.offsets"]), split, channels)
-        return Encoded(column(splits[split], name, split), split, channels)
-
-    names = [name.removesuffix(".labels") for name in arrays if name.endswith(".labels")]
-    return {split: (store(split), arrays[f"{split}.labels"]) for split in names}
+    return BySplit(splits, stored)
 
 
-def _decoded(values: Any, split: str, channels: int, room: int) -> np.ndarray | None:
-    """The column as uint8 or float32 [N, H, W, C]; None where encoded images differ in size or take more than `room`.
+def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
+    """The column as uint8 or float32 [N, H, W, C]; None where encoded images differ in size or take too many bytes.
 
     What is in memory is decoded in any case, so that a bad image is found before training; of the rest only what may
     fit.
@@ -104,7 +100,7 @@ def _decoded(values: Any, split: str, channels: int, room: int) -> np.ndarray | 
         return _checked(np.asarray(values), split, channels)
     in_memory = not isinstance(values, Records)
     shape = _decode(values[0], channels, split, 0, values).shape
-    fits = len(values) * math.prod(shape) <= room
+    fits = len(values) * math.prod(shape) <= DECODED_BYTES
     if not (fits or in_memory):
         return None
     images = np.empty((len(values) if fits else 0, *shape), np.uint8)

@@ -13,6 +13,7 @@ from research.data.decoding import View
 from research.data.examples import Columns, Examples, first
 from research.data.image_store import Decoded, Encoded
 from research.data.kept import Kept
+from research.data.splits import BySplit
 from research.errors import UserError
 
 
@@ -104,7 +105,7 @@ def image(
     size: int | None,
     interpolation: str,
     augment: Mapping[str, Any],
-) -> dict[str, Examples]:
+) -> Mapping[str, Examples]:
     """Column `inputs`, encoded images or arrays [N, H, W, C], as images in the range that they come in.
 
     Args:
@@ -115,8 +116,10 @@ def image(
     view = View(resize, size, interpolation)
     augmentation = build({"augment": Augment}, {"name": "augment", **augment}, "data.transform.augment")
     needs_bytes = ["resize"] * bool(resize) + [f"augment.{key}" for key in augmentation.needs_bytes]
-    examples: dict[str, Examples] = {}
-    for split, plain in _plain(splits, kept, inputs, label, channels, view).items():
+    plain_images = _plain(splits, kept, inputs, label, channels, view)
+
+    def examples(split: str) -> Examples:
+        plain = plain_images[split]
         if needs_bytes and isinstance(plain.store, Decoded) and plain.store.images.dtype != np.uint8:
             raise UserError(
                 f"data.transform.{needs_bytes[0]} takes images of bytes; those of split {split!r} are floating-point"
@@ -124,14 +127,16 @@ def image(
         if len(plain) and isinstance(plain.store, Decoded):
             augmentation.check_size(*view.shape(*plain.store.images.shape[1:3]))
         if augmentation.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
-            raise UserError(f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are none")
+            raise UserError(
+                f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are not classes"
+            )
         if augmentation.mixes:
-            examples[split] = MixedImages(plain.store, plain.labels, plain.view, augmentation)
-        elif augmentation.redraws:
-            examples[split] = AugmentedImages(plain.store, plain.labels, plain.view, augmentation)
-        else:  # no keys are drawn for what has no use for them
-            examples[split] = plain
-    return examples
+            return MixedImages(plain.store, plain.labels, plain.view, augmentation)
+        if augmentation.redraws:
+            return AugmentedImages(plain.store, plain.labels, plain.view, augmentation)
+        return plain  # no keys are drawn for what has no use for them
+
+    return BySplit(splits, examples)
 
 
 def pixels(
@@ -143,29 +148,35 @@ def pixels(
     channels: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> dict[str, Examples]:
+) -> Mapping[str, Examples]:
     """Column `inputs` as in `image`, as feature vectors; `mean` and `std` have a number for each channel."""
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != channels or (key == "std" and min(values) <= 0):
             positive = "positive " if key == "std" else ""
             raise UserError(f"data.transform.{key} is {tuple(values)}; it must be {channels} {positive}numbers")
-    found = _plain(splits, kept, inputs, label, channels, View(None, None, "bilinear"))
+    plain_images = _plain(splits, kept, inputs, label, channels, View(None, None, "bilinear"))
     middle, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    return {
-        split: PixelExamples(plain.store, plain.labels, plain.view, middle, scale) for split, plain in found.items()
-    }
+
+    def examples(split: str) -> PixelExamples:
+        plain = plain_images[split]
+        return PixelExamples(plain.store, plain.labels, plain.view, middle, scale)
+
+    return BySplit(splits, examples)
 
 
 def _plain(
     splits: Mapping[str, Columns], kept: Kept, inputs: tuple[str, ...], label: str, channels: int, view: View
-) -> dict[str, ImageExamples]:
+) -> Mapping[str, ImageExamples]:
     (name,) = inputs
-    examples = {}
-    for split, (store, labels) in image_store.read(splits, kept, name=name, label=label, channels=channels).items():
+    stored = image_store.read(splits, kept, name=name, label=label, channels=channels)
+
+    def plain(split: str) -> ImageExamples:
+        store, labels = stored[split]
         if isinstance(store, Encoded) and view.size is None:
             raise UserError(
                 f"images of split {split!r} differ in size, or are too many to be kept decoded; transform image with "
                 "data.transform.size brings them to one size"
             )
-        examples[split] = ImageExamples(store, labels, view)
-    return examples
+        return ImageExamples(store, labels, view)
+
+    return BySplit(splits, plain)

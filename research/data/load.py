@@ -1,5 +1,6 @@
 """The config's `data` section -> examples: a source gives columns, a transform makes examples of them."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +23,7 @@ from research.data.line import line
 from research.data.masked_lm import masked_lm
 from research.data.python_docs import python_docs
 from research.data.sentiment import sentiment
+from research.data.splits import BySplit
 from research.data.text import wordpiece
 from research.errors import UserError
 
@@ -33,7 +35,7 @@ SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
     **{name: ("sklearn", function) for name, function in BUNDLED.items()},
 }
 
-TRANSFORMS: dict[str, Callable[..., dict[str, Examples]]] = {
+TRANSFORMS: dict[str, Callable[..., Mapping[str, Examples]]] = {
     "bag_of_words": bag_of_words,
     "image": image,
     "masked_lm": masked_lm,
@@ -45,45 +47,48 @@ TRANSFORMS: dict[str, Callable[..., dict[str, Examples]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Splits ready for batching; `source` is "tfds", "sklearn" or "embedded"; `fingerprint` hashes the raw columns."""
+    """Splits ready for batching, each made when it is first asked for.
 
-    splits: dict[str, Examples]
+    `source` is "tfds", "sklearn" or "embedded"; `fingerprint` hashes the raw columns of all splits.
+    """
+
+    splits: Mapping[str, Examples]
     name: str
     source: str
     fingerprint: str
 
     def split(self, name: str) -> Examples:
         """A split by name; raises UserError naming those there are, or if it is empty."""
-        if name not in self.splits:
-            raise UserError(f"dataset {self.name} has no split {name!r}; {nearest(name, self.splits)}")
-        if not len(self.splits[name]):
+        examples = self.splits[name]
+        if not len(examples):
             raise UserError(f"split {name!r} of dataset {self.name} is empty")
-        return self.splits[name]
+        return examples
 
 
 def missing(section: Mapping[str, Any]) -> str | None:
-    """Why the dataset of a `data` section can't be had here, or None if it can."""
+    """Why the dataset of a `data` section is unavailable, or None if it is available."""
     return None if section["name"] in SOURCES else tfds_source.missing(section["name"], section["data_dir"])
 
 
-class _Splits(Mapping[str, Columns]):
+class _Source(Mapping[str, Columns]):
     """A source's columns, read when something first asks for them: where the cache has all that is needed, never."""
 
-    def __init__(self, name: str, read: Callable[[], dict[str, Columns]], *, needed: tuple[str, ...] = ()):
+    def __init__(self, name: str, read: Callable[[], Mapping[str, Columns]]):
         self._name = name
         self._read = read
-        self._needed = needed
 
     @functools.cached_property
-    def _columns(self) -> dict[str, Columns]:
-        columns = self._read()
-        for split in self._needed:
-            if split not in columns:
-                raise UserError(f"dataset {self._name} has no split {split!r}; it has {', '.join(columns)}")
-        return columns
+    def _columns(self) -> Mapping[str, Columns]:
+        return self._read()
 
     def __getitem__(self, split: str) -> Columns:
+        """Raises UserError naming the splits there are."""
+        if split not in self._columns:
+            raise UserError(f"dataset {self._name} has no split {split!r}; {nearest(split, self._columns)}")
         return self._columns[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._columns
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
@@ -92,23 +97,22 @@ class _Splits(Mapping[str, Columns]):
         return len(self._columns)
 
 
-def raw(name: str, data_dir: str | None, *, needed: tuple[str, ...] = ()) -> Mapping[str, Columns]:
+def raw(name: str, data_dir: str | None) -> Mapping[str, Columns]:
     """A dataset's columns by split, before any transform. They are read when something is first asked of them."""
-    read = SOURCES[name][1] if name in SOURCES else functools.partial(tfds_source.load, name, data_dir)
-    return _Splits(name, read, needed=needed)
+    return _Source(name, SOURCES[name][1] if name in SOURCES else functools.partial(tfds_source.load, name, data_dir))
 
 
 def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str | None = None) -> Dataset:
-    """Loads and transforms the dataset. What the transform learns from `train` is kept in and read from `assets`.
+    """Loads the dataset. What the transform learns from `train` is kept in and read from `assets`.
 
     `other` names another dataset to load instead, transformed by what was learnt before and is in `assets`.
 
-    Raises UserError if the dataset can't be had or does not fit the transform.
+    Raises UserError if the dataset is unavailable or does not fit the transform.
     """
     name, data_dir = other or section["name"], section["data_dir"]
     source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
-    splits = raw(name, data_dir, needed=() if other else ("train",))
-    # Files that did not change hold what they held: their fingerprint is not worked out again.
+    splits = raw(name, data_dir)
+    # Files that did not change hold what they held: their fingerprint is not computed again.
     fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(3,))
     kept = Kept(assets, fingerprint)
     before = kept.text("data_fingerprint.txt", lambda: fingerprint) if other is None else fingerprint
@@ -116,16 +120,29 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str |
         raise UserError(
             f"dataset {name} has changed since the run began: its fingerprint was {before}, now {fingerprint}"
         )
+    transform = section["transform"]
+    with _fitting(transform["name"], name):
+        examples = build(TRANSFORMS, transform, "data.transform", splits=splits, kept=kept)
+
+    def of_split(split: str) -> Examples:
+        with _fitting(transform["name"], name):
+            return examples[split]
+
+    return Dataset(splits=BySplit(splits, of_split), name=name, source=source, fingerprint=fingerprint)
+
+
+@contextlib.contextmanager
+def _fitting(transform: str, name: str) -> Iterator[None]:
+    """Turns what a transform raises for columns that it can't take into a UserError."""
     try:
-        examples = build(TRANSFORMS, section["transform"], "data.transform", splits=splits, kept=kept)
+        yield
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(
-            f"data.transform {section['transform']['name']!r} does not fit dataset {name}, or has a bad value: "
+            f"data.transform {transform!r} does not fit dataset {name}, or has a bad value: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
-    return Dataset(splits=examples, name=name, source=source, fingerprint=fingerprint)
 
 
 def _fingerprint(columns: Mapping[str, Columns]) -> str:

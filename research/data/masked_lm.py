@@ -10,6 +10,7 @@ from research.data import draws
 from research.data.documents import Replacements, cut_rows, row_count, special_ids, tokenized
 from research.data.examples import Columns, Examples, Ragged
 from research.data.kept import Kept
+from research.data.splits import BySplit
 from research.errors import UserError
 
 # The key of the masks that evaluation uses: always the same, whatever the run's seed.
@@ -152,8 +153,8 @@ def masked_lm(
     row_length: int,
     mask_rate: float,
     whole_words: bool,
-) -> dict[str, Examples]:
-    """Cuts every split's documents into rows, some of whose tokens will be hidden.
+) -> Mapping[str, Examples]:
+    """Cuts each split's documents into rows, some of whose tokens will be hidden.
 
     Args:
       inputs, heading, replace: where documents come from; see `research.data.documents.tokenized`.
@@ -188,7 +189,8 @@ def masked_lm(
             "data.transform.whole_words: no piece of the tokenizer begins with ##, by which a word's pieces are known"
         )
     masking = Masking(mask_rate, whole_words, special, continues, ids["[MASK]"])
-    return {
-        split: MaskedExamples(ragged, row_length, masking, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
-        for split, ragged in documents.items()
-    }
+
+    def examples(split: str) -> MaskedExamples:
+        return MaskedExamples(documents[split], row_length, masking, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
+
+    return BySplit(splits, examples)

@@ -5,21 +5,21 @@ import numpy as np
 from research.errors import UserError
 
 
-def best_fit(lengths: np.ndarray, capacity: int, order: np.ndarray) -> np.ndarray:
+def best_fit(lengths: np.ndarray, capacity: int, order: np.ndarray, unit: str = "tokens") -> np.ndarray:
     """Rows of at most `capacity` tokens: int64 [R, E], example indices in the order they were put in, −1 where empty.
 
     Takes the examples in `order` and puts each into the fullest row that still holds it (best fit, Johnson 1974).
     Sorting them by length first would fill rows a little better, but the short ones would share rows: the number of
     examples in a batch would vary twice as much.
 
-    Raises UserError for an example that is longer than a row.
+    Raises UserError for an example that is longer than a row, whose length it gives in `unit`.
     """
     if lengths.min(initial=1) < 1:
         raise ValueError("an example without tokens can't be packed")
     longest = int(lengths.max(initial=0))
     if longest > capacity:
         raise UserError(
-            f"an example has {longest} tokens, but data.transform.row_length is {capacity}; raise it, or lower "
+            f"an example has {longest} {unit}, but data.transform.row_length is {capacity}; raise it, or lower "
             "data.transform.max_length, by which longer examples are cut"
         )
     rows: list[list[int]] = []

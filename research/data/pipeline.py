@@ -65,12 +65,12 @@ class Stream:
         Raises UserError for other examples, and where one is too long.
         """
         if not isinstance(examples, TextExamples | BagExamples):
-            raise UserError("train.batch_rows packs texts, and these examples are none; give train.batch_size instead")
+            raise UserError("train.batch_rows packs texts, which these examples are not; give train.batch_size")
         lengths = examples.lengths
         order = np.random.RandomState(_PLAN_SEED).permutation(len(examples))
         if members is not None:
             order = order[np.isin(order, members)]
-        rows = best_fit(lengths, examples.row_length, order)
+        rows = best_fit(lengths, examples.row_length, order, examples.unit)
         return cls(dataclasses.replace(examples, pad_to=(examples.row_length,)), rows, lengths)
 
     @functools.cached_property
@@ -88,6 +88,13 @@ class Stream:
         """Of packed rows, the fraction of their tokens that are not padding."""
         assert isinstance(self.examples, TextExamples | BagExamples)
         return int(self.examples.lengths[self.members].sum()) / (len(self.rows) * self.examples.row_length)
+
+    def cut(self) -> tuple[float, int]:
+        """The fraction of the rows' examples that max_length cut, and the full length of the longest; 0, 0: none."""
+        if not isinstance(self.examples, TextExamples | BagExamples) or self.examples.full_lengths is None:
+            return 0.0, 0
+        full, lengths = self.examples.full_lengths[self.members], self.examples.lengths[self.members]
+        return float(np.mean(full > lengths)), int(full.max())
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch in their order: int64 [R, E], a function of the arguments alone."""

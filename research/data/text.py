@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from research.data.examples import Columns, Examples, Ragged, TextExamples
 from research.data.kept import Kept, digest
+from research.data.splits import BySplit
 from research.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -28,8 +29,8 @@ def column(columns: Columns, name: str, split: str) -> Any:
     return columns[name]
 
 
-# In the keys of what is cached: to be raised when train_wordpiece or _encode come to give something else.
-_VERSION = f"1, tokenizers {tokenizers.__version__}"
+# In the keys of what is cached: to be raised when train_wordpiece or encode come to give something else.
+VERSION = f"2, tokenizers {tokenizers.__version__}"
 
 _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 
@@ -39,26 +40,37 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
 
     The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
     library's own WordPiece trainer merges likewise, but breaks ties by a random hash: another vocabulary each time.
+    Single characters are pieces where they occur: as themselves at the beginning of a word, as ##c behind it. Chinese
+    characters and punctuation are words of their own.
     """
+    texts = list(texts)
+    normalizer, cut = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+    words = _words(texts, normalizer, cut)
+    first, later = sorted({word[0] for word in words}), sorted({letter for word in words for letter in word[1:]})
     merges = tokenizers.Tokenizer(models.BPE())
-    merges.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    merges.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.BertPreTokenizer(),
-            pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always", split=False),
-        ]
-    )
-    merges.train_from_iterator(texts, trainer=trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    merges.normalizer = normalizer
+    marked = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always", split=False)
+    merges.pre_tokenizer = pre_tokenizers.Sequence([cut, marked])
+    # The mark and what it merges with to a single character take no place in the vocabulary.
+    most = vocab_size + len(first) + 1
+    merges.train_from_iterator(texts, trainer=trainers.BpeTrainer(vocab_size=most, show_progress=False))
     learnt = merges.get_vocab()
-    pieces = sorted(learnt, key=learnt.__getitem__)  # the alphabet, then the merges from the most frequent on
-    alphabet = [piece for piece in pieces if len(piece) == 1 and piece != _WORD_START]
     merged = [
         piece.removeprefix(_WORD_START) if piece.startswith(_WORD_START) else f"##{piece}"
-        for piece in pieces
+        for piece in sorted(learnt, key=learnt.__getitem__)  # the alphabet, then the merges from the most frequent on
         if len(piece) > 1
     ]
-    ordered = dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *(f"##{letter}" for letter in alphabet), *merged])
+    ordered = dict.fromkeys([*SPECIAL_TOKENS, *first, *(f"##{letter}" for letter in later), *merged])
     return bert_tokenizer({piece: i for i, piece in enumerate(list(ordered)[:vocab_size])}, lowercase=lowercase)
+
+
+def _words(texts: list[str], normalizer: Any, cut: Any) -> set[str]:
+    """All words of the texts, found on all cores."""
+    counter = tokenizers.Tokenizer(models.WordLevel())
+    counter.normalizer, counter.pre_tokenizer = normalizer, cut
+    trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=1, show_progress=False)
+    counter.train_from_iterator(texts, trainer=trainer)
+    return set(counter.get_vocab())
 
 
 def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
@@ -88,8 +100,8 @@ def wordpiece(
     max_length: int,
     pad_to: tuple[int, ...],
     row_length: int,
-) -> dict[str, Examples]:
-    """Tokenizes every split, once: other runs on the same data find the tokens in the cache.
+) -> Mapping[str, Examples]:
+    """Tokenizes each split, once: other runs on the same data find its tokens in the cache.
 
     Args:
       inputs: one text column, or two for sentence pairs.
@@ -116,10 +128,10 @@ def wordpiece(
         lines = (as_text(line) for part in texts("train") for line in part)
         return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
 
-    trained = None if tokenizer else (_VERSION, inputs, vocab_size, lowercase)
+    trained = None if tokenizer else (VERSION, inputs, vocab_size, lowercase)
     definition = kept.text("tokenizer.json", fit, key=trained)
 
-    def encode_all() -> dict[str, np.ndarray]:
+    def encoded(split: str) -> dict[str, np.ndarray]:
         encoder = tokenizers.Tokenizer.from_str(definition)
         encoder.no_padding()
         encoder.enable_truncation(max_length, strategy="longest_first")
@@ -127,27 +139,28 @@ def wordpiece(
             raise UserError(
                 "data.transform.tokenizer puts no token such as [CLS] before a text; it needs one to classify by"
             )
-        arrays = {}
-        for split in splits:
-            tokens, type_ids = encode(encoder, texts(split), split)
-            arrays[f"{split}.offsets"] = tokens.offsets
-            arrays[f"{split}.tokens"] = tokens.values
-            arrays[f"{split}.type_ids"] = type_ids.values
-            arrays[f"{split}.labels"] = as_labels(column(splits[split], label, split))
-        return arrays
+        tokens, type_ids, full_lengths = encode(encoder, texts(split), split)
+        return {
+            "offsets": tokens.offsets,
+            "tokens": tokens.values,
+            "type_ids": type_ids.values,
+            "full_lengths": full_lengths,
+            "labels": as_labels(column(splits[split], label, split)),
+        }
 
-    arrays = kept.arrays("tokens", encode_all, key=(_VERSION, digest(definition), max_length, inputs, label))
-    return {
-        name.removesuffix(".labels"): TextExamples(
-            tokens=Ragged(arrays[name.replace(".labels", ".tokens")], arrays[name.replace(".labels", ".offsets")]),
-            type_ids=Ragged(arrays[name.replace(".labels", ".type_ids")], arrays[name.replace(".labels", ".offsets")]),
-            labels=arrays[name],
+    def examples(split: str) -> TextExamples:
+        key = (VERSION, digest(definition), max_length, inputs, label, split)
+        arrays = kept.arrays("tokens", lambda: encoded(split), key=key)
+        return TextExamples(
+            tokens=Ragged(arrays["tokens"], arrays["offsets"]),
+            type_ids=Ragged(arrays["type_ids"], arrays["offsets"]),
+            labels=arrays["labels"],
             pad_to=tuple(pad_to),
             row_length=row_length,
+            full_lengths=arrays["full_lengths"],
         )
-        for name in arrays
-        if name.endswith(".labels")
-    }
+
+    return BySplit(splits, examples)
 
 
 def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
@@ -166,13 +179,14 @@ def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
 
 def encode(
     tokenizer: tokenizers.Tokenizer, parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
-) -> tuple[Ragged, Ragged]:
-    """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time.
+) -> tuple[Ragged, Ragged, np.ndarray]:
+    """One split's texts, or its pairs of texts, on all cores and a piece at a time -> tokens, type ids, full lengths.
 
+    The full lengths, int32 [N], are those before the tokenizer's truncation, if it has any.
     `special`: whether the tokenizer adds its [CLS] and [SEP] to each.
     """
     size, piece = len(parts[0]), 8192
-    tokens, type_ids = [], []
+    tokens, type_ids, full_lengths = [], [], [np.zeros(0, np.int32)]
     with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
         for start in range(0, size, piece):
             columns = [list(map(as_text, part[start : start + piece])) for part in parts]
@@ -180,8 +194,28 @@ def encode(
             encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
             tokens.append(Ragged.of([encoding.ids for encoding in encodings], np.int32))
             type_ids.append(Ragged.of([encoding.type_ids for encoding in encodings], np.int32))
+            full_lengths.append(_full_lengths(tokenizer, columns, encodings, special=special))
             bar.update(len(encodings))
-    return Ragged.joined(tokens, np.int32), Ragged.joined(type_ids, np.int32)
+    return Ragged.joined(tokens, np.int32), Ragged.joined(type_ids, np.int32), np.concatenate(full_lengths)
+
+
+def _full_lengths(
+    tokenizer: tokenizers.Tokenizer, columns: list[list[str]], encodings: list[tokenizers.Encoding], *, special: bool
+) -> np.ndarray:
+    """The lengths of texts or pairs, of which these are the encodings, before they were truncated: int32 [N]."""
+    lengths = np.array([len(encoding) for encoding in encodings], np.int32)
+    cut = [index for index, encoding in enumerate(encodings) if encoding.overflowing]
+    added = tokenizer.num_special_tokens_to_add(is_pair=len(columns) > 1) if special else 0
+    if cut and len(columns) == 1:
+        # What was cut off comes in pieces, each with special tokens of its own.
+        lengths[cut] += [sum(len(piece) - added for piece in encodings[index].overflowing) for index in cut]
+    elif cut:  # each piece of one part comes with each of the other: they don't say how long the parts are
+        lengths[cut] = added
+        for column in columns:
+            texts = [column[index] for index in cut]
+            alone = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            lengths[cut] += _full_lengths(tokenizer, [texts], alone, special=False)
+    return lengths
 
 
 def as_labels(values: Any) -> np.ndarray:

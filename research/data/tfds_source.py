@@ -1,16 +1,20 @@
-"""TensorFlow Datasets without TensorFlow: prepared array_record data, or the official download where it can be had."""
+"""TensorFlow Datasets without TensorFlow: prepared array_record data, or the official download."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from research.data import prepared
 from research.data.examples import Columns
 from research.data.kept import digest
+from research.data.splits import BySplit
 from research.errors import UserError
 
 # tensorflow-datasets registers a builder when its module is imported; `tfds.builder` finds these by name only after.
@@ -68,48 +72,83 @@ class Records(Sequence[Any]):
             yield from self[start : start + 4096]
 
 
-def default_data_dir() -> Path:
-    """Where TFDS looks when nothing is said."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+@functools.cache
+def _builder_class(family: str) -> Any:
+    """The class that TFDS knows by the name; None if it knows none."""
+    import tensorflow_datasets as tfds
+
+    if family in _MODULES:
+        importlib.import_module(_MODULES[family])
+    try:
+        return tfds.builder_cls(family)
+    except tfds.core.registered.DatasetNotFoundError:
+        return None
 
 
-def prepared(name: str, data_dir: str | None) -> bool:
-    """Whether some version of the dataset lies prepared in `data_dir`. Only looks at file names."""
-    folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    return any(folder.joinpath(name).glob("*.*.*/dataset_info.json"))
+def _default_config(family: str) -> str | None:
+    """The config that TFDS takes where a name has none."""
+    configs = getattr(_builder_class(family), "BUILDER_CONFIGS", None)
+    return configs[0].name if configs else None
+
+
+def folder(name: str, data_dir: str | None) -> Path | None:
+    """The folder of the prepared dataset, DATA_DIR/NAME/[CONFIG/]VERSION; None if it is not prepared.
+
+    Of a name without a config it is the default one's, of one without a version the newest's. Looks at file names only.
+
+    Raises UserError for a name that is not valid or not unique.
+    """
+    return prepared.find(name, data_dir, _default_config)
 
 
 def state(name: str, data_dir: str | None) -> str | None:
     """A hash of the names, sizes and times of a prepared dataset's files; None where it is not prepared."""
-    folder = (Path(data_dir).expanduser() if data_dir else default_data_dir()) / name
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.*.*/*"))]
-    return digest(files) if prepared(name, data_dir) else None
+    where = folder(name, data_dir)
+    if where is None:
+        return None
+    return digest([(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(where.glob("*"))])
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
+    """What can download the dataset; None if TFDS knows none. Raises UserError for an unknown config or version."""
     import tensorflow_datasets as tfds
 
-    family = name.split("/")[0]
-    if family in _MODULES:
-        importlib.import_module(_MODULES[family])
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
+    *_, reading = found = prepared.readings(name)
+    builder_class = _builder_class(reading.family)
+    if builder_class is None:
         return None
+    configs = builder_class.builder_configs
+    reading = next((one for one in found if one.config is None or one.config in configs), reading)
+    where = prepared.not_prepared(name, data_dir)
+    if reading.config and reading.config not in configs:
+        known = prepared.handful(configs, reading.config, reading.family) if configs else "it has none"
+        raise UserError(f"{where}, and TFDS knows no config {reading.config!r} of {reading.family}: {known}")
+    try:
+        return tfds.builder(str(reading), data_dir=prepared.data_folder(data_dir))
     except (ValueError, AssertionError, ImportError) as error:
-        raise UserError(f"dataset name {name!r} is not good: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{where}, and TFDS cannot build it: {first_sentence(error)}") from error
 
 
 def missing(name: str, data_dir: str | None) -> str | None:
-    """Why the dataset can't be had, in a few words; None if it is prepared or can be downloaded."""
-    if prepared(name, data_dir):
+    """Why the dataset is unavailable, in a few words; None if it is prepared or can be downloaded."""
+    if folder(name, data_dir):
         return None
-    where = f"the dataset {name} is not prepared in {data_dir or default_data_dir()}"
-    builder = _builder(name, data_dir)
+    where = prepared.not_prepared(name, data_dir)
+    try:
+        builder = _builder(name, data_dir)
+    except UserError as error:
+        return str(error)
     if builder is None:
         return f"{where} and TFDS has no builder of that name to download it with"
     hosts = _unreachable_hosts(builder)
     return f"{where} and can't be downloaded: {', '.join(hosts)} can't be reached" if hosts else None
+
+
+def first_sentence(error: Exception) -> str:
+    """What an error says, in one line without a full stop: TFDS's messages have several lines, and a preamble."""
+    text = re.sub(r"^Failed to construct dataset .*?, builder_kwargs .*?}\"?: ", "", " ".join(str(error).split()))
+    match = re.match(r".*?[.!?](?=\s|$)", text)
+    return (match.group() if match else text).rstrip(" .:") or type(error).__name__
 
 
 def _unreachable_hosts(builder: Any) -> list[str]:
@@ -133,28 +172,62 @@ def _decoders(builder: Any) -> dict[str, Any]:
     return {key: tfds.decode.SkipDecoding() for key in features if isinstance(features[key], tfds.features.Image)}
 
 
-def load(name: str, data_dir: str | None) -> dict[str, Columns]:
-    """All splits as columns, downloading and preparing the dataset first where that must and can be done.
+def load(name: str, data_dir: str | None) -> Mapping[str, Columns]:
+    """The splits as columns, each read when first asked for; downloads and prepares the dataset first where it must.
 
-    Images are given as the bytes of their files, as they were encoded. Raises UserError if it can't be had or read.
+    Images are given as the bytes of their files, as they were encoded. Raises UserError if the dataset is unavailable
+    or can't be read.
     """
-    reason = missing(name, data_dir)
+    where = folder(name, data_dir)
+    reason = None if where else missing(name, data_dir)
     if reason:
         raise UserError(f"{reason}; prepare it there, or name its folder with --config.data.data_dir=FOLDER")
-    builder = _builder(name, data_dir)
-    try:
-        if not prepared(name, data_dir):
-            builder.download_and_prepare(file_format="array_record")
-        columns: dict[str, Columns] = {}
-        for split, info in builder.info.splits.items():
-            source = builder.as_data_source(split=split, decoders=_decoders(builder))
-            shards = Shards(tuple(map(str, info.filepaths)), tuple(info.shard_lengths))
-            if builder.info.dataset_size > IN_MEMORY_BYTES:
-                columns[split] = {key: Records(source, key, shards) for key in builder.info.features}
-                continue
-            records = source.__getitems__(list(range(len(source)))) if len(source) else []
-            columns[split] = {key: Values((record[key] for record in records), shards) for key in builder.info.features}
-        return columns
-    except Exception as error:  # TFDS raises whatever its readers and its downloads raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the dataset {name} in {data_dir or default_data_dir()} can't be read: {reason}") from error
+
+    @contextlib.contextmanager
+    def readable() -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # TFDS raises whatever its readers and its downloads raise
+            place = where or prepared.data_folder(data_dir)
+            raise UserError(f"the dataset {name} in {place} can't be read: {first_sentence(error)}") from error
+
+    with readable():
+        builder = _read_only(where) if where else _downloaded(_builder(name, data_dir))
+        splits = dict(builder.info.splits)
+
+    def read(split: str) -> Columns:
+        with readable():
+            return _columns(builder, splits[split])
+
+    return BySplit(splits, read)
+
+
+def _downloaded(builder: Any) -> Any:
+    builder.download_and_prepare(file_format="array_record")
+    return _read_only(Path(builder.data_dir))
+
+
+def _read_only(where: Path) -> Any:
+    """A reader of a prepared dataset, by what its files say: no code of the dataset's own is needed."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(where)
+    file_format = builder.info.file_format.value
+    if file_format != "array_record":
+        raise UserError(
+            f"the dataset in {where} is prepared as {file_format}, which takes TensorFlow to read; prepare it with "
+            'TFDS\'s download_and_prepare(file_format="array_record")'
+        )
+    return builder
+
+
+def _columns(builder: Any, info: Any) -> Columns:
+    features = builder.info.features
+    source = builder.as_data_source(split=info.name, decoders=_decoders(builder))
+    shards = Shards(tuple(map(str, info.filepaths)), tuple(info.shard_lengths))
+    if builder.info.dataset_size > IN_MEMORY_BYTES:
+        return {key: Records(source, key, shards) for key in features}
+    records = source.__getitems__(list(range(len(source)))) if len(source) else []
+    return {key: Values((record[key] for record in records), shards) for key in features}

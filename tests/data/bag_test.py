@@ -103,7 +103,7 @@ def test_the_idf_is_kept_and_other_data_are_weighed_by_it(tmp_path):
 
 def test_other_runs_find_the_bags_in_the_cache(tmp_path, monkeypatch):
     options = {"ngrams": (1, 2), "buckets": 512, "max_length": 16, "pad_to": (16,), "row_length": 32}
-    first = bag_of_words(SPLITS, Kept(tmp_path / "1", "s"), inputs=("s",), label="y", **options)
+    first = dict(bag_of_words(SPLITS, Kept(tmp_path / "1", "s"), inputs=("s",), label="y", **options))
     monkeypatch.setattr(HashingVectorizer, "transform", None)
     again = bag_of_words(SPLITS, Kept(tmp_path / "2", "s"), inputs=("s",), label="y", **options)
     for split, examples in first.items():
@@ -122,7 +122,7 @@ def test_a_long_text_keeps_its_heaviest_terms(arrange):
 
 
 def test_a_row_that_cannot_hold_the_longest_example_is_named():
-    with pytest.raises(UserError, match=r"7 tokens, but data.transform.row_length is 6"):
+    with pytest.raises(UserError, match=r"7 terms, but data.transform.row_length is 6"):
         Stream.packed(_bag(row_length=6)["train"])
     with pytest.raises(UserError, match=r"max_length is 17; it must be at least 1 and at most .* pad_to=\(8, 16\)"):
         _bag(max_length=17)
@@ -139,3 +139,12 @@ def test_a_row_that_cannot_hold_the_longest_example_is_named():
 def test_what_makes_no_bag_is_one_line(options, message):
     with pytest.raises(UserError, match=message):
         _bag(**options)
+
+
+def test_the_lengths_before_the_cut_are_kept():
+    whole = _bag(splits={**SPLITS, "test": {"s": [*TEST, ""], "y": [0, 1, 0]}})
+    cut = _bag(splits={**SPLITS, "test": {"s": [*TEST, ""], "y": [0, 1, 0]}}, max_length=3)
+    for split in ("train", "test"):
+        assert cut[split].full_lengths.tolist() == whole[split].lengths.tolist() == whole[split].full_lengths.tolist()
+        assert cut[split].lengths.max() == 3 < whole[split].lengths.max()
+    assert whole["test"].full_lengths[2] == 1  # an empty text

@@ -120,13 +120,13 @@ class Unread(dict):
 def test_the_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     kept = Kept(source="these documents")
-    _, first = tokenized({"train": {"text": TEXTS}}, kept, **OPTIONS)
+    first = dict(tokenized({"train": {"text": TEXTS}}, kept, **OPTIONS)[1])
     _, again = tokenized(Unread(), kept, **OPTIONS)
     np.testing.assert_array_equal(again["train"].values, first["train"].values)
     np.testing.assert_array_equal(again["train"].offsets, first["train"].offsets)
     for other in ({"heading": "a"}, {"replace": (("a", "b"),)}, {"inputs": ("other",)}, {"lowercase": False}):
         with pytest.raises(AssertionError, match="were read"):
-            tokenized(Unread(), kept, **{**OPTIONS, **other})
+            tokenized(Unread(), kept, **{**OPTIONS, **other})[1]["train"]
 
 
 def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):

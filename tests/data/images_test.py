@@ -171,7 +171,7 @@ def test_images_of_differing_sizes_are_brought_to_one(tmp_path):
     with pytest.raises(
         UserError, match=r"images of split 'test' differ in size, .*; transform image with data.transform"
     ):
-        image(splits, Kept(), **section)
+        image(splits, Kept(), **section)["test"]
     changes = {**section["augment"], "random_resized_crop": (0.5, 1.0)}
     section |= {"resize": 6, "size": 4, "augment": changes}
     found = image(splits, Kept(), **section)
@@ -236,7 +236,7 @@ def test_a_missing_key_and_labels_that_are_no_classes_are_named():
     del section["name"]
     with pytest.raises(UserError, match=r"data.transform.augment.flip is missing"):
         image({"train": FLOATS}, Kept(), **section)
-    with pytest.raises(UserError, match=r"mixes classes \(mixup, cutmix\); labels of split 'train' are none"):
+    with pytest.raises(UserError, match=r"mixes classes \(mixup, cutmix\); labels of split 'train' are not"):
         _transform({**FLOATS, "label": [0.5, 1.0, 2.0]}, augment={"mixup": 0.2})
 
 

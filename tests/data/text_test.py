@@ -120,7 +120,7 @@ def test_the_second_time_tokens_come_from_the_cache(monkeypatch, tmp_path):
         np.testing.assert_array_equal(again.batch(np.array([[0], [3]]))[name], array)
     for other in ({"max_length": 7}, {"inputs": ("other",)}, {"label": "other"}, {"lowercase": False}):
         with pytest.raises(AssertionError, match="were read"):
-            wordpiece(Unread(), kept, **{**OPTIONS, **other})
+            wordpiece(Unread(), kept, **{**OPTIONS, **other})["train"]
 
 
 def _tokens(examples, index):
@@ -153,7 +153,7 @@ def test_a_tokenizer_of_ones_own(tmp_path):
     own.post_processor = tokenizers.processors.TemplateProcessing(single="$A", pair="$A $B:1")
     own.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"data.transform.tokenizer puts no token such as \[CLS\]"):
-        wordpiece(_splits(), Kept(), **options)
+        wordpiece(_splits(), Kept(), **options)["train"]
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"data.transform.tokenizer .*tokenizer.json can't be read"):
         wordpiece(_splits(), Kept(), **options)
@@ -198,3 +198,42 @@ def test_labels_keep_their_values(values, dtype):
     labels = as_labels(values)
     assert labels.dtype == dtype
     assert labels.tolist() == list(values)
+
+
+LONG = ["dull " * 40, "", "the plot is superb " * 9, "a film", "not " * 7]
+
+
+@pytest.mark.parametrize("inputs", [("a",), ("a", "b")])
+def test_the_lengths_before_the_cut_are_kept(inputs):
+    splits = {"train": {"a": LONG, "b": LONG[::-1], "label": [0] * 5}}
+    whole = wordpiece(splits, Kept(), **{**OPTIONS, "inputs": inputs, "max_length": 512, "pad_to": (512,)})["train"]
+    np.testing.assert_array_equal(whole.full_lengths, whole.lengths)
+    short = wordpiece(splits, Kept(), **{**OPTIONS, "inputs": inputs})["train"]
+    np.testing.assert_array_equal(short.full_lengths, whole.lengths)
+    np.testing.assert_array_equal(short.lengths, np.minimum(whole.lengths, 8))
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_every_single_character_in_the_vocabulary_can_be_used(lowercase):
+    """A character is a piece where it begins a word, and ##it where it stands behind another; nothing else is."""
+    texts = ["Zebra über-all, 你好 x9?", "naïve co-op", "a\u0301b 中文 ok"]
+    tokenizer = train_wordpiece(texts, vocab_size=300, lowercase=lowercase)
+    words = [
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    ]
+    pieces = tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS)
+    assert {piece for piece in pieces if len(piece) == 1} == {word[0] for word in words}
+    assert {piece[2:] for piece in pieces if len(piece) == 3 and piece.startswith("##")} == {
+        letter for word in words for letter in word[1:]
+    }
+    assert {"你", "文", "-", ","} <= pieces
+    assert not {"##你", "##文", "##-", "##,"} & pieces
+    assert 1 not in tokenizer.encode(" ".join(texts)).ids  # nothing is unknown
+
+
+def test_rare_characters_leave_room_for_words():
+    texts = ["the superb film"] * 5 + [chr(0x4E00 + i) for i in range(200)]
+    tokenizer = train_wordpiece(texts, vocab_size=260, lowercase=True)
+    assert tokenizer.encode(texts[0]).tokens == ["[CLS]", "the", "superb", "film", "[SEP]"]

@@ -12,11 +12,11 @@ from tests.data.tiny_reviews import TinyReviews
 
 def test_it_downloads_prepares_and_reads_without_tensorflow(tmp_path):
     assert TinyReviews.name == "tiny_reviews"  # imported, so TFDS knows it
-    assert not tfds_source.prepared("tiny_reviews", str(tmp_path))
+    assert tfds_source.folder("tiny_reviews", str(tmp_path)) is None
     assert tfds_source.missing("tiny_reviews", str(tmp_path)) is None  # it has nothing to download
     first = tfds_source.load("tiny_reviews", str(tmp_path))
     again = tfds_source.load("tiny_reviews", str(tmp_path))  # now from the prepared files
-    assert tfds_source.prepared("tiny_reviews", str(tmp_path))
+    assert tfds_source.folder("tiny_reviews", str(tmp_path)) == tmp_path / "tiny_reviews/1.0.0"
     assert first == again
     assert sorted(first["train"]["sentence"]) == sorted(f"review número {i}".encode() for i in range(7))
     assert np.sum(first["train"]["label"]) == 3
@@ -29,11 +29,11 @@ def test_damaged_files_are_one_line(tmp_path):
     for path in tmp_path.rglob("*train*array_record*"):
         path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match="can't be read"):
-        tfds_source.load("tiny_reviews", str(tmp_path))
+        tfds_source.load("tiny_reviews", str(tmp_path))["train"]
 
 
 def test_a_dataset_beyond_memory_is_read_in_pieces(tmp_path, monkeypatch):
-    whole = tfds_source.load("tiny_reviews", str(tmp_path))
+    whole = dict(tfds_source.load("tiny_reviews", str(tmp_path)))
     monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
     pieces = tfds_source.load("tiny_reviews", str(tmp_path))
     for split, columns in whole.items():

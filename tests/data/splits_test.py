@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from research.data.splits import BySplit, members, whole
+from research.errors import UserError
+
+
+@pytest.mark.parametrize("size", [7, 200, 872, 67_349])
+@pytest.mark.parametrize(
+    "bounds", [":5%", "5%:", "-10%:", ":-10%", "33%:66.5%", "5:", ":5", "-5:-1", "1:5", "0%:100%", "99.4%:", "0:1_0"]
+)
+def test_a_part_is_that_of_tfds(bounds, size):
+    split = f"test[{bounds}]"
+    instruction = tfds.core.splits._str_to_relative_instruction(split)
+    info = tfds.core.SplitInfo(name="test", shard_lengths=[size], num_bytes=0, filename_template=None)
+    try:
+        (part,) = instruction.to_absolute({"test": info})
+        expected = np.arange(size)[part.from_ : part.to]
+    except ValueError:  # of seven examples there are no ten
+        expected = np.arange(0)
+    if len(expected):
+        np.testing.assert_array_equal(members(split, size), expected)
+    else:
+        with pytest.raises(UserError, match=r"has no examples|reaches beyond"):
+            members(split, size)
+    assert whole(split) == "test"
+
+
+def test_a_whole_split_has_no_part():
+    assert members("test", 5) is None
+    assert whole("test") == "test"
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        "t[",
+        "t]",
+        "t[]",
+        "t[:]",
+        "t[3]",
+        "t[::2]",
+        "t[a:b]",
+        "t[:5%",
+        "t[:5%]x",
+        "t[:1shard]",
+        "[:5]",
+        "t[10%:9]",
+        "t[1.5:]",
+    ],
+)
+def test_another_notation_is_one_line(split):
+    with pytest.raises(UserError, match="is not valid; write NAME"):
+        members(split, 100)
+
+
+@pytest.mark.parametrize("split", ["t[:101]", "t[-101:]", "t[101:]", "t[:101%]", "t[-200%:]"])
+def test_what_reaches_beyond_the_split_is_one_line(split):
+    with pytest.raises(UserError, match="reaches beyond the 100 examples of 't'"):
+        members(split, 100)
+
+
+@pytest.mark.parametrize("split", ["t[5:5]", "t[9:3]", "t[:0.1%]", "t[100:]"])
+def test_a_part_without_examples_is_one_line(split):
+    with pytest.raises(UserError, match="has no examples"):
+        members(split, 100)
+
+
+def test_what_is_made_of_a_split_is_made_once_and_only_when_asked_for():
+    made = []
+    values = BySplit({"train": 1, "test": 2}, lambda split: made.append(split) or split.upper())
+    assert (list(values), len(values), made) == (["train", "test"], 2, [])
+    assert [values["test"], values["test"]] == ["TEST", "TEST"]
+    assert made == ["test"]
+    assert dict(values) == {"train": "TRAIN", "test": "TEST"}
