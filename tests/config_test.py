@@ -61,7 +61,7 @@ class TestAuto:
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         experiment = load("configs/logistic_sst2.py" + preset)
         assert experiment.config.preset == "embedded"
-        assert "preset sst2 can't be had here: no data. Running preset embedded" in experiment.note
+        assert "preset sst2 is unavailable here: no data. Running preset embedded" in experiment.note
         assert "--config=configs/logistic_sst2.py:sst2" in experiment.note
 
     def test_embedded_where_there_is_no_accelerator(self, monkeypatch):

@@ -120,7 +120,7 @@ def test_end_fraction_is_where_decay_ends():
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
         ({"layer_decay": 1.1}, "layer_decay is 1.1"),
-        ({"freeze": "("}, r"optimizer.freeze='\(' is no regular expression"),
+        ({"freeze": "("}, r"optimizer.freeze='\(' is not a valid regular expression"),
     ],
 )
 def test_bad_settings_are_one_line(change, message):

@@ -13,6 +13,7 @@ from research.data.decoding import View
 from research.data.examples import Columns, Examples, first
 from research.data.image_store import Decoded, Encoded
 from research.data.kept import Kept
+from research.data.text import only
 from research.errors import UserError
 
 
@@ -159,8 +160,7 @@ def pixels(
 def _plain(
     splits: Mapping[str, Columns], kept: Kept, inputs: tuple[str, ...], label: str, channels: int, view: View
 ) -> dict[str, ImageExamples]:
-    (name,) = inputs
-    examples = {}
+    name, examples = only(inputs), {}
     for split, (store, labels) in image_store.read(splits, kept, name=name, label=label, channels=channels).items():
         if isinstance(store, Encoded) and view.size is None:
             raise UserError(

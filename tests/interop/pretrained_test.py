@@ -134,7 +134,7 @@ def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
             "init_fresh='layer_7/' finds no parameter that init_from has; one is encoder/",
         ),
         (["init_fresh=."], "init_fresh='.' finds every parameter"),
-        (["init_fresh=("], r"init_fresh='\(' is no regular expression"),
+        (["init_fresh=("], r"init_fresh='\(' is not a valid regular expression"),
     ],
 )
 def test_an_init_fresh_that_is_no_good_is_one_line(overrides, message, tmp_path):
