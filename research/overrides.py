@@ -13,13 +13,14 @@ from ml_collections import ConfigDict, FieldReference
 from research.errors import UserError
 
 _WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "text", tuple: "a tuple"}
+_ITEMS: dict[Any, str] = {int: "integers", float: "numbers", str: "names", tuple: "tuples"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a config says of a key: its type, `object` for any, its value, and whether it may be None."""
+    """What a config says of a key: its `kind` (a type, `object` for any), its value, and whether it may be None."""
 
-    type: type
+    kind: type
     value: Any
     optional: bool
 
@@ -32,10 +33,9 @@ class Declared:
     @property
     def wanted(self) -> str:
         """What a value must be, for an error message."""
-        what = _WANTED.get(self.type, "a number, text or a tuple of them")
-        if self.items in _WANTED:
-            kind = {int: "integers", float: "numbers", str: "names"}.get(self.items, f"{self.items.__name__}s")
-            what += f" of {kind}, such as {self.value!r}"
+        what = _WANTED.get(self.kind, "a number, text or a tuple of them")
+        if self.items in _ITEMS:
+            what += f" of {_ITEMS[self.items]}, such as {self.value!r}"
         return what + (", or None" if self.optional else "")
 
 
@@ -59,9 +59,9 @@ def parse(key: str, text: str, declared: Declared) -> Any:
             raise UserError(f"{key} can't be None; it must be {declared.wanted}")
         return None
     try:
-        if not text and (declared.type is not str or declared.optional):
+        if not text and (declared.kind is not str or declared.optional):
             raise ValueError  # text that may be empty says so by not being optional
-        return _PARSERS.get(declared.type, _any)(text, declared.items)
+        return _PARSERS.get(declared.kind, _any)(text, declared.items)
     except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError):
         raise UserError(f"override not understood: {key}={text!r}; it must be {declared.wanted}") from None
 

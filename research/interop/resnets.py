@@ -134,7 +134,7 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             found.append(tuple(float(value) / factor for value in values))
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(
-                f"{path} has {key} {values!r} and rescale_factor {factor!r}; they must be a list of numbers and a number"
+                f"{path} has {key} {values!r} and rescale_factor {factor!r}; they must be numbers"
             ) from error
     return found[0], found[1]
 
