@@ -58,8 +58,8 @@ def test_an_old_file_without_model_type_is_berts():
     ("change", "message"),
     [
         ({"hidden_act": "swish"}, "F has the activation 'swish'; known: gelu"),
-        ({"hidden_size": "8"}, "F has hidden_size '8', which is no int"),
-        ({"hidden_size": True}, "F has hidden_size True, which is no int"),
+        ({"hidden_size": "8"}, "F has hidden_size '8'; it must be an integer"),
+        ({"hidden_size": True}, "F has hidden_size True; it must be an integer"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'; only 'absolute'"),
         ({"is_decoder": True}, "is_decoder True; only False"),
     ],

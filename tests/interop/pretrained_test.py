@@ -175,7 +175,7 @@ def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
 
 
 def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
-    with pytest.raises(UserError, match=r"is no folder"):
+    with pytest.raises(UserError, match=r"is not a folder"):
         _start(tmp_path / "W", tmp_path / "F")
 
 
