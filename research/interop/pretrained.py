@@ -156,7 +156,7 @@ def _abstract(model: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, A
     module = build(MODELS, model, "model")
     try:
         return jax.eval_shape(lambda: module.init(jax.random.key(0), batch, train=False))
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
 
 

@@ -1,0 +1,19 @@
+"""A few of the commands that tests/fuzz.py makes: those that are soon refused, or soon traced."""
+
+import pytest
+
+from tests import fuzz, tiny
+
+QUICK = ("configs/linear_line.py:embedded", "configs/logistic_digits.py:embedded", "configs/bert_sst2.py:embedded")
+
+
+def test_no_override_ends_in_a_stack_trace(tmp_path, monkeypatch):
+    tiny.few_sentences(monkeypatch, 40, 20)
+    results = [fuzz.run(case, f"{tmp_path}/{i}", whole=False) for i, case in enumerate(fuzz.cases(60, 0, QUICK))]
+    assert [result for result in results if result not in ("accepted", "refused")] == []
+    assert {"accepted", "refused"} == set(results)
+
+
+@pytest.mark.slow
+def test_no_override_of_any_config_ends_in_a_stack_trace():
+    assert fuzz.main(["--count=200", "--seed=3"]) == 0
