@@ -2,14 +2,13 @@
 
 import pytest
 
-from tests import fuzz, tiny
+from tests import fuzz
 
-QUICK = ("configs/linear_line.py:embedded", "configs/logistic_digits.py:embedded", "configs/bert_sst2.py:embedded")
+QUICK = ("configs/linear_line.py:embedded", "configs/logistic_digits.py:embedded")
 
 
-def test_no_override_ends_in_a_stack_trace(tmp_path, monkeypatch):
-    tiny.few_sentences(monkeypatch, 40, 20)
-    results = [fuzz.run(case, f"{tmp_path}/{i}", whole=False) for i, case in enumerate(fuzz.cases(60, 0, QUICK))]
+def test_no_override_ends_in_a_stack_trace(tmp_path):
+    results = [fuzz.run(case, f"{tmp_path}/{i}", whole=False) for i, case in enumerate(fuzz.cases(40, 0, QUICK))]
     assert [result for result in results if result not in ("accepted", "refused")] == []
     assert {"accepted", "refused"} == set(results)
 

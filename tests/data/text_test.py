@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from research.data.kept import Kept
-from research.data.text import SPECIAL_TOKENS, as_text, train_wordpiece, wordpiece
+from research.data.text import SPECIAL_TOKENS, as_labels, as_text, only, train_wordpiece, wordpiece
 from research.errors import UserError
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
@@ -180,3 +180,22 @@ def test_large_sets_are_tokenized_in_pieces_that_join():
     assert len(examples) == 20_000
     for i in (0, 8191, 8192, 19_999):
         assert len(_tokens(examples, i)) == len(_tokens(few, i % 4))
+
+
+def test_yes_and_no_are_classes():
+    for values in ([True, False], np.array([True, False])):
+        labels = as_labels(values)
+        assert (labels.dtype, labels.tolist()) == (np.int32, [1, 0])
+
+
+@pytest.mark.parametrize("inputs", [(), ("sentence", "a", "b")])
+def test_a_wrong_number_of_columns_is_one_line(inputs):
+    with pytest.raises(UserError, match=r"data\.transform\.inputs"):
+        wordpiece(_splits(), Kept(), **{**OPTIONS, "inputs": inputs})
+
+
+def test_the_only_column():
+    assert only(("a",)) == "a"
+    for inputs in ((), ("a", "b")):
+        with pytest.raises(UserError, match=r"data\.transform\.inputs"):
+            only(inputs)

@@ -62,11 +62,29 @@ def test_an_old_file_without_model_type_is_berts():
         ({"hidden_size": True}, "F has hidden_size True; it must be an integer"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'; only 'absolute'"),
         ({"is_decoder": True}, "is_decoder True; only False"),
+        ({"classifier_dropout": "no"}, "F has classifier_dropout 'no'; it must be a number or null"),
+        ({"layer_norm_eps": float("nan")}, "^F: model.layer_norm_eps is nan"),
+        ({"num_hidden_layers": 10**9}, "^F: model.num_layers is 1000000000"),
+        ({"num_attention_heads": 0}, "^F: model.num_heads is 0"),
+        ({"vocab_size": 10**30}, "^F: model.vocab_size is 1000"),
+        ({"hidden_dropout_prob": 2}, "^F: model.dropout is 2.0"),
     ],
 )
 def test_what_is_not_known_is_one_line(change, message):
     with pytest.raises(UserError, match=message):
         read_config({**CONFIGS["bert"], **change}, "F")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_null_is_one_line_or_what_leaving_it_out_means(family):
+    for key in CONFIGS[family]:
+        try:
+            found, model = read_config({**CONFIGS[family], key: None}, "F")
+        except (UserError, KeyError) as error:  # of another model_type, which the caller has looked up
+            assert isinstance(error, UserError) or key == "model_type"
+            assert key in str(error) or key == "model_type"
+        else:
+            assert (found.model_type, model) == (family, EXPECTED[family])
 
 
 def test_what_is_missing_is_named():

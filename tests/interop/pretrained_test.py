@@ -1,5 +1,6 @@
 """A config with `init_from`, and runs that start from it."""
 
+import json
 import shutil
 
 import jax
@@ -274,3 +275,20 @@ class TestLanguageModels:
         np.testing.assert_array_equal(table, tiny_encoder.tensors("bert")["bert.embeddings.word_embeddings.weight"])
         tiny.assert_trees_equal(params["transform"], fresh["transform"])
         assert _run(start, tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.parametrize("names", ["null", "{}", "3", "[]"])
+def test_labels_without_names_are_one_line_where_they_are_needed(names, tmp_path):
+    tiny_encoder.write(tmp_path / "F", num_classes=3)
+    path = tmp_path / "F/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": json.loads(names)}))
+    with pytest.raises(UserError, match="config.json has id2label"):
+        pretrained.load(str(tmp_path / "F"))
+    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is fresh all the same
+
+
+def test_a_key_that_was_given_as_none_does_not_follow_the_weights(tmp_path):
+    tiny_encoder.write(tmp_path / "F", "distilbert")
+    assert _start(tmp_path / "W", tmp_path / "F").config.model.classifier_dropout == 0.2
+    given = _start(tmp_path / "W", tmp_path / "F", "model.classifier_dropout=None")
+    assert given.config.model.classifier_dropout is None

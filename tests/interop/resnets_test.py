@@ -71,6 +71,9 @@ class TestTheFolder:
             ({"layer_type": "wide"}, "config.json has layer_type 'wide'; known: basic, bottleneck"),
             ({"depths": [1, "2"]}, r"config.json has depths \[1, '2'\]"),
             ({"depths": 3}, "config.json has depths 3"),
+            ({"depths": None}, "config.json has depths None"),
+            ({"layer_type": None}, "config.json has layer_type None"),
+            ({"depths": [1, 10**9]}, "config.json: model.stage_sizes is "),
             ({"embedding_size": True}, "config.json has embedding_size True"),
             (
                 {"hidden_sizes": [4, 12]},
