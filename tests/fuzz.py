@@ -39,7 +39,7 @@ from research.rundir import RunDir
 from research.solvers import SOLVERS
 from tests import tiny
 
-EVERY = 10
+EVERY = 25
 
 _ONE_STEP = ("train.steps=1", "eval.every_steps=0", "checkpoint.every_steps=0", "train.log_every=1")
 _ENCODER = (

@@ -246,5 +246,9 @@ def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
     assert weight_decay({**section, "weight_decay": 0.1}, "regression", 50) == 0.1
     assert weight_decay({**section, "C": 0.5}, "classification", 50) == 1 / 25
     assert weight_decay({**section, "alpha": 3.0}, "regression", 50) == 6 / 50
+    for extreme in ({"C": 5e-324}, {"alpha": 1e308}):
+        task = "classification" if "C" in extreme else "regression"
+        with pytest.raises(UserError, match=f"optimizer.{next(iter(extreme))}=.* must be finite"):
+            weight_decay({**section, **extreme}, task, 0.1)
     with pytest.raises(UserError, match=r"weight_decay=0.1 and optimizer.alpha=0.0 are given"):
         weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", 50)

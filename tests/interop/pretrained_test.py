@@ -282,7 +282,7 @@ def test_labels_without_names_are_one_line_where_they_are_needed(names, tmp_path
     tiny_encoder.write(tmp_path / "F", num_classes=3)
     path = tmp_path / "F/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": json.loads(names)}))
-    with pytest.raises(UserError, match="config.json has id2label"):
+    with pytest.raises(UserError, match=r"config.json has id2label"):
         pretrained.load(str(tmp_path / "F"))
     assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is fresh all the same
 
