@@ -122,6 +122,9 @@ _INSTEAD = {
 _PENALTIES = {"optimizer.weight_decay": 0.0, "optimizer.C": None, "optimizer.alpha": None}
 
 
+_PATHS = ("init_from", "data.data_dir", "data.transform.tokenizer")
+
+
 def _parsed(override: str) -> tuple[str, str, str]:
     """An override's key, "=" if it has one, and value."""
     return override.removeprefix("--").removeprefix("config.").partition("=")
@@ -140,6 +143,8 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         if key == "preset":
             raise UserError(f"preset is chosen with the file: --config=FILE:{text}")
         values[key] = parse(key, text, known[key])
+        if key in _PATHS and values[key]:
+            expanded(values[key])  # "~user" of nobody is an error here already; the key keeps its text
     given = frozenset(values)
     for key, other in _INSTEAD.items():
         if key in given and other not in given:

@@ -69,6 +69,6 @@ def test_a_state_or_a_step_larger_than_the_machine_is_one_line(tmp_path, monkeyp
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with pytest.raises(UserError, match=r"this run needs 0\.04 GiB a device for the state, and there are 0\.01 GiB"):
         memory.check_state({"w": jax.ShapeDtypeStruct((10 * MIB,), np.float32, sharding=place)}, None)
-    compiled = jax.jit(lambda x: x[:, None] * x).lower(np.zeros(3000, np.float32)).compile()
+    compiled = jax.jit(lambda x: x[:, None] * x[None, :]).lower(np.zeros(3000, np.float32)).compile()
     with pytest.raises(UserError, match=r"this run needs \S+ GiB a device for a step"):
         memory.check_step(compiled, None)

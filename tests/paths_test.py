@@ -33,6 +33,12 @@ def test_a_user_without_a_home_is_one_line():
             read("~nosuchuser/x.txt")
 
 
+@pytest.mark.parametrize("key", ["init_from", "data.data_dir", "data.transform.tokenizer"])
+def test_nor_has_a_keys_path(key):
+    with pytest.raises(UserError, match="~nosuchuser"):
+        load("configs/bert_sst2.py", [f"{key}=~nosuchuser/x"])
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
