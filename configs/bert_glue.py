@@ -11,6 +11,7 @@ Of the others nothing yet.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import bert_sst2
 
@@ -72,7 +73,8 @@ def _stsb(config: ConfigDict) -> None:
     """5,749 pairs of sentences: how alike are they, from 0 to 5?"""
     _task(config, SENTENCES, "spearman", batch_rows=4, every=160)
     config.model.num_classes = 1
-    config.task = ConfigDict({"name": "regression", "hidden_label": -1.0})
+    config.task = ConfigDict({"name": "regression", "hidden_label": placeholder(float)})
+    config.task.hidden_label = -1.0
 
 
 def _qqp(config: ConfigDict) -> None:

@@ -113,7 +113,8 @@ def classification() -> ConfigDict:
         {
             "name": "classification",
             "label_smoothing": 0.0,
-            # What an example of each class weighs in the loss: a number each, or "balanced"; None: the same.
+            # What an example of each class weighs in the loss: a number each, or "balanced"; None: the same. On the
+            # command line also scikit-learn's {class: weight}.
             "class_weight": placeholder(object),
         }
     )

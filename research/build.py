@@ -61,8 +61,8 @@ def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], w
 
 
 def regex(key: str, pattern: str) -> re.Pattern[str]:
-    """The config key's regular expression. Raises UserError for what is none."""
+    """The config key's regular expression. Raises UserError where it is not a valid one."""
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{key}={pattern!r} is no regular expression: {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{key}={pattern!r} is not a valid regular expression: {error}") from error

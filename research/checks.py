@@ -1,6 +1,5 @@
 """Checks of a config, and of a dataset against it, before anything is built. Each raises UserError in one line."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,65 +14,14 @@ from research.data.checks import check_inputs, check_labels
 from research.data.examples import Examples, MixedExamples, RandomExamples
 from research.data.pipeline import Stream
 from research.errors import UserError
+from research.limits import RANGES, check_values
 from research.metrics import AVERAGE
-from research.rundir import flatten
 from research.tasks import Regression, Task
-
-# What a value must lie between, ends included.
-_LIMITS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "train.batch_size": (1, math.inf),
-    "train.batch_rows": (1, math.inf),
-    "train.accumulate": (1, math.inf),
-    "train.seeds": (1, math.inf),
-    "train.ema_decay": (0, 0.999999),  # beyond, a step changes less than float32 can tell
-    "train.log_every": (1, math.inf),
-    "train.epochs": (0, 10**9),
-    "train.max_minutes": (0, math.inf),
-    "train.max_data_wait_fraction": (0, 1),
-    "data.workers": (0, 1024),
-    "data.train_fraction": (0, 1),
-    "eval.batch_size": (1, math.inf),
-    "eval.batch_rows": (1, math.inf),
-    "eval.every_steps": (0, math.inf),
-    "eval.patience": (0, math.inf),
-    "checkpoint.every_steps": (0, math.inf),
-    "optimizer.learning_rate": (0, math.inf),
-    "optimizer.warmup_fraction": (0, 1),
-    "optimizer.weight_decay": (0, math.inf),
-    "optimizer.tolerance": (0, math.inf),
-    "optimizer.max_iterations": (1, math.inf),
-    "mesh.fsdp": (1, math.inf),
-    "mesh.tensor": (1, math.inf),
-    "model.dropout": (0, 1),
-    "model.attention_dropout": (0, 1),
-    "model.pooler_dropout": (0, 1),
-    "model.classifier_dropout": (0, 1),
-    "model.position_offset": (0, math.inf),
-    "model.type_vocab_size": (0, math.inf),
-    "model.hidden_size": (1, math.inf),
-    "model.num_layers": (1, math.inf),
-    "model.num_heads": (1, math.inf),
-    "model.width": (1, math.inf),
-    "model.stochastic_depth": (0, 1),
-    "task.label_smoothing": (0, 1),
-}
 
 
 def check_keys(config: Any) -> None:
     """Raises UserError where a value is out of its range, or two do not go together."""
-    flat = flatten(config.to_dict())
-    for key, value in flat.items():
-        if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"{key} is nan; it must be a number")
-    for key, (low, high) in _LIMITS.items():
-        value = flat.get(key)
-        if key in ("train.batch_size", "train.batch_rows") and value == -1:  # all
-            continue
-        if value is not None and not low <= value <= high:
-            raise UserError(
-                f"{key} is {value}; it must be " + (f"at least {low}" if high == math.inf else f"{low} to {high}")
-            )
+    check_values(config.to_dict())
     if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
         raise UserError(
             f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
@@ -85,10 +33,10 @@ def check_keys(config: Any) -> None:
             "each seed draws another part of the data, so train them one after another"
         )
     last = config["seed"] + (config["train"]["seeds"] or 1) - 1
-    if last > _LIMITS["seed"][1]:
+    if last > RANGES["seed"].high:
         raise UserError(
             f"seed={config['seed']} with train.seeds={config['train']['seeds']} goes up to {last}; the largest seed is "
-            f"{_LIMITS['seed'][1]}"
+            f"{RANGES['seed'].high}"
         )
     if config["eval"]["mode"] not in ("max", "min"):
         raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")

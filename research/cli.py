@@ -77,6 +77,9 @@ def parse(
         if passed_on and "." in name:
             raise UserError(f"unknown flag {name!r}; config keys are written {passed_on}{name.lstrip('-')}=VALUE")
         raise UserError(f"unknown flag {name!r}; {nearest(name, known)}")
+    for name, value in vars(arguments).items():
+        if value == "" or (isinstance(value, list) and "" in value):  # as of a shell's variable that is not set
+            raise UserError(f"--{name} is empty; give it a value or leave it out")
     for name in required:
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing; see --help")

@@ -2,18 +2,22 @@
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
 from research.interop import source
+from research.limits import check_values
+from research.overrides import by_class, declared, parse
+from research.paths import expanded
 from research.rundir import RETIRED_KEYS, flatten
 
 
@@ -38,8 +42,8 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
       UserError: the file, the preset, an overridden key or its value is not good, or an override asks for data or
         weights that are unavailable.
     """
-    path, _, preset = spec.partition(":")
-    module = _import(Path(path))
+    path, preset = _parts(spec)
+    module = _import(path)
     overrides, note = list(overrides), None
     if preset in ("", "auto"):
         preset, note = _choose(path, module, overrides)
@@ -47,7 +51,15 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
         raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
     config = module.get_config(preset)
     given = _override(config, overrides)
-    return Experiment(config, Path(path).stem, note, given)
+    check_values(config.to_dict())
+    return Experiment(config, path.stem, note, given)
+
+
+def _parts(spec: str) -> tuple[Path, str]:
+    """The file and the preset of "path/to/file.py:preset". Folders may have colons in their names."""
+    path = expanded(spec)
+    name, _, preset = path.name.rpartition(":")
+    return (path.with_name(name), preset) if name and not path.name.endswith(".py") else (path, "")
 
 
 def unavailable(config: ConfigDict) -> dict[str, str]:
@@ -72,7 +84,7 @@ _WAYS = {
 }
 
 
-def _choose(path: str, module: ModuleType, overrides: Sequence[str]) -> tuple[str, str | None]:
+def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[str, str | None]:
     """The full-size preset, or `embedded` and a line that says why.
 
     A config file's ON_CPU names a preset on real data or real weights that needs no accelerator; the line names it too.
@@ -104,11 +116,12 @@ def _choose(path: str, module: ModuleType, overrides: Sequence[str]) -> tuple[st
 
 
 def _import(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too where the path itself is not valid
         near = nearest(path.name, [file.name for file in path.parent.glob("*.py") if file.stem != "__init__"])
         raise UserError(f"config file {path} does not exist; {near}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None
+    if spec is None:
+        raise UserError(f"config file {path} is not a Python file (.py)")
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
@@ -123,11 +136,16 @@ def _import(path: Path) -> ModuleType:
 
 # Of each pair one is given, and the other is None.
 _INSTEAD = {
-    "train.steps": "epochs",
-    "train.epochs": "steps",
-    "train.batch_size": "batch_rows",
-    "train.batch_rows": "batch_size",
+    "train.steps": "train.epochs",
+    "train.epochs": "train.steps",
+    "train.batch_size": "train.batch_rows",
+    "train.batch_rows": "train.batch_size",
 }
+# Of these one is given, and the others are off.
+_PENALTIES = {"optimizer.weight_decay": 0.0, "optimizer.C": None, "optimizer.alpha": None}
+
+
+_PATHS = ("init_from", "data.data_dir", "data.transform.tokenizer")
 
 
 def _parsed(override: str) -> tuple[str, str, str]:
@@ -137,10 +155,10 @@ def _parsed(override: str) -> tuple[str, str, str]:
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     """Applies "key=value" strings in place -> the keys they set."""
-    arguments, keys, unset = [""], set(), set()
-    known = flatten(config.to_dict())
+    values: dict[str, Any] = {}
+    known = declared(config)
     for override in overrides:
-        key, equals, value = _parsed(override)
+        key, equals, text = _parsed(override)
         if not equals:
             raise UserError(f"override {override!r} has no value; write --config.{key}=VALUE")
         if key in RETIRED_KEYS:
@@ -148,33 +166,28 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         if key not in known:
             raise UserError(f"config key {key!r} is unknown; {nearest(key, known)}")
         if key == "preset":
-            raise UserError(f"preset is chosen with the file: --config=FILE:{value}")
-        keys.add(key)
-        if value == "None" and (known[key] is None or key in ("optimizer.C", "optimizer.alpha")):
-            unset.add(key)
-            continue
-        if value == "None" and key in _INSTEAD:
-            raise UserError(f"{key} can't be unset alone; give train.{_INSTEAD[key]} in its place")
-        if (
-            isinstance(known[key], tuple)
-            and known[key]
-            and all(isinstance(item, str) for item in known[key])
-            and value[:1] != "("
-        ):
-            value = repr(tuple(value.split(",")))  # "validation,test", without a shell's quotes around quotes
-        arguments.append(f"--config.{key}={value}")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-    except (flags.Error, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"override not understood: {str(error).splitlines()[0]}") from error
+            raise UserError(f"preset is chosen with the file: --config=FILE:{text}")
+        values[key] = parse(key, text, known[key])
+        if key in _PATHS and values[key]:
+            expanded(values[key])  # "~user" of nobody is an error here already; the key keeps its text
+    given = frozenset(values)
     for key, other in _INSTEAD.items():
-        if key in keys and f"train.{other}" not in keys:
-            config.train[other] = None
-    penalties = {"weight_decay": 0.0, "C": None, "alpha": None}
-    replaced = any(f"optimizer.{key}" in keys for key in penalties)
-    for key, off in penalties.items():
-        if f"optimizer.{key}" in unset or (replaced and f"optimizer.{key}" not in keys):
-            config.optimizer[key] = off
-    return frozenset(keys - unset)
+        if key in given and other not in given:
+            if values[key] is None and known[key].value is not None:
+                raise UserError(f"{key} can't be None alone; give {other} in its place")
+            values[other] = known[other].value if values[key] is None else None
+    if any(values.get(key) is not None for key in _PENALTIES):
+        values = {**_PENALTIES, **values}
+    for key, value in values.items():
+        _set(config, key, value)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _set(config, key, by_class(key, value, config.model.get("num_classes")))
+    return given
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    config[name] = value

@@ -1,7 +1,6 @@
 """Evaluate a run from the command line: a run directory and a split -> metrics and predictions."""
 
 import argparse
-import json
 import sys
 
 from research import cli
@@ -27,12 +26,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
-    from research.rundir import RunDir
+    from research.rundir import RunDir, to_json
     from research.trained import Trained
 
     trained = Trained(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
     evaluation = trained.evaluate(arguments.split, data=arguments.data, show=True)
-    print(json.dumps(evaluation))
+    print(to_json(evaluation))
     if all(value is None for value in evaluation["metrics"].values()):
         print(
             f"no metrics: the labels of split {arguments.split!r} are hidden; predictions: {evaluation['predictions']}",

@@ -19,6 +19,7 @@ from research.data import load as data
 from research.data import pipeline, splits
 from research.data.examples import Examples
 from research.errors import UserError
+from research.limits import LARGEST
 from research.models import MODELS
 from research.platform import compiler_options
 from research.state import TrainState, init_state, param_count
@@ -124,6 +125,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     # Only shapes matter here: one row a device is enough to see every parameter's.
     parts = sharding.batch_parts(mesh)
     shapes = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
+    for key, asked in _rows_asked(config, batch_rows, parts).items():
+        memory.check_batch(shapes, asked, key)
     abstract_batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), shapes
     )
@@ -142,7 +145,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         ) from error
     except UserError:  # of the optimizer, which looks at the parameters
         raise
-    except (ValueError, TypeError, ZeroDivisionError) as error:  # a model that its sizes don't allow
+    except (ValueError, TypeError, ArithmeticError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
     options = compiler_options(config.compiler)
     eval_step: Any = functools.partial(step.eval_step, module=module, task=task)
@@ -202,8 +205,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         out_shardings=replicated,
         compiler_options=options,
     )
+    memory.check_state(state, config.train.seeds)
     if config.train.seeds is not None:
-        memory.check_state(state, config.train.seeds)
         eval_step = Compiled(eval_step, seeds=config.train.seeds)
     return Experiment(
         config=config,
@@ -263,6 +266,16 @@ def _streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[
     return stream
 
 
+def _rows_asked(config: Any, batch_rows: int, parts: int) -> dict[str, int]:
+    """The rows that are made together, by the key that asks for them, where that may be anything."""
+    name = "batch_size" if config.train.batch_rows is None else "batch_rows"
+    return {
+        f"train.{name}": batch_rows * (config.train.seeds or 1),
+        "train.accumulate": config.train.accumulate * parts,
+        f"eval.{name}": config.eval[name],
+    }
+
+
 def _length(train: Any, rows: int) -> tuple[int, int, int | None]:
     """(rows a step, steps, rows in all if given in epochs), where an epoch has `rows` rows."""
     for one, other in (("epochs", "steps"), ("batch_size", "batch_rows")):
@@ -276,6 +289,8 @@ def _length(train: Any, rows: int) -> tuple[int, int, int | None]:
     else:
         total = round(train.epochs * rows)
         steps = math.ceil(total / batch_rows)
-    if steps < 1:
-        raise UserError(f"train.steps={train.steps}, train.epochs={train.epochs} make no step; give more")
+    if not 1 <= steps <= LARGEST:
+        raise UserError(
+            f"train.steps={train.steps}, train.epochs={train.epochs} make {steps} steps; it must be 1 to {LARGEST}"
+        )
     return batch_rows, steps, total

@@ -12,6 +12,7 @@ from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
 from research.metrics import AVERAGE
+from research.paths import expanded
 from research.rundir import RunDir
 from research.trained import Trained
 
@@ -117,7 +118,7 @@ def submit(
     missing = {
         file: "no run on its task was given" for name, task in TASKS.items() if name not in runs for file in task.files
     }
-    out = out.absolute()
+    out = expanded(out).absolute()
     _check_folder(out, [out / file for name in runs for file in TASKS[name].files], overwrite)
     trained = {name: Trained(run, which) for name, run in runs.items()}
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,26 @@ def _groups_left() -> list[int]:
     return lefts
 
 
-def check_state(abstract: Any, seeds: int) -> None:
-    """Raises UserError where a state (shapes with shardings) of so many seeds does not fit, before it is made."""
+def check_batch(example: Mapping[str, Any], rows: int, key: str) -> None:
+    """Raises UserError where `rows` rows like those of `example`, arrays [B, …], do not fit into what this machine has
+    left. `key` is the config's that asks for them."""
+    row, limit = sum(x.nbytes / x.shape[0] for x in example.values()), _host_left()
+    if limit is not None and row * rows > limit:
+        raise UserError(
+            f"{key} asks for batches of {rows:,} rows, {row * rows / 2**30:,.2f} GiB, and this machine has "
+            f"{limit / 2**30:.2f} GiB left: at most {int(limit // row):,} rows fit"
+        )
+
+
+def check_state(abstract: Any, seeds: int | None) -> None:
+    """Raises UserError where a state (shapes with shardings) does not fit, before it is made; `seeds`: of so many."""
     leaves = jax.tree.leaves(abstract)
     need = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    _check(need, 0, seeds, "their state")
+    _check(need, 0, seeds, "the state")
 
 
-def check_step(compiled: Any, seeds: int) -> None:
-    """Raises UserError where a compiled step of so many seeds, whose arguments are there already, does not fit."""
+def check_step(compiled: Any, seeds: int | None) -> None:
+    """Raises UserError where a compiled step, whose arguments are there already, does not fit; `seeds`: of so many."""
     analysis = compiled.memory_analysis()
     if analysis is None:  # not every backend tells
         return
@@ -72,12 +84,15 @@ def check_step(compiled: Any, seeds: int) -> None:
     _check(need, arguments, seeds, "a step")
 
 
-def _check(need: int, held: int, seeds: int, what: str) -> None:
+def _check(need: int, held: int, seeds: int | None, what: str) -> None:
     limit = available(held)
-    if limit is not None and need > limit:
+    if limit is None or need <= limit:
+        return
+    who, way = "this run", "give a smaller model"
+    if seeds is not None:
         fits = seeds * limit // need
-        way = f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
-        raise UserError(
-            f"train.seeds={seeds} needs {need / 2**30:.2f} GiB a device for {what}, and there are "
-            f"{limit / 2**30:.2f} GiB: {way}, or smaller batches (train.batch_size, batch_rows, eval.batch_size)"
-        )
+        who, way = f"train.seeds={seeds}", f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
+    raise UserError(
+        f"{who} needs {need / 2**30:,.2f} GiB a device for {what}, and there are {limit / 2**30:.2f} GiB: {way}, or "
+        "smaller batches (train.batch_size, batch_rows, eval.batch_size)"
+    )

@@ -1,6 +1,7 @@
 """Optimizers and schedules: config -> optax. Weight decay always comes before the learning rate is applied."""
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -171,8 +172,14 @@ def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
         if value < 0 or (key == "C" and value == 0):
             raise UserError(f"optimizer.{key} is {value}; it must be " + ("above 0" if key == "C" else "at least 0"))
     if section["C"] is not None:
-        return 1 / (section["C"] * weight)
-    return section["weight_decay"] if section["alpha"] is None else 2 * section["alpha"] / weight
+        product = section["C"] * weight
+        decay = 1 / product if product else math.inf
+    else:
+        decay = section["weight_decay"] if section["alpha"] is None else 2 * section["alpha"] / weight
+    if not math.isfinite(decay):
+        what = ", ".join(f"optimizer.{key}={value}" for key, value in given.items())
+        raise UserError(f"{what} with examples of weight {weight:g} is a weight decay of {decay}; it must be finite")
+    return decay
 
 
 def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:

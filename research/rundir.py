@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.errors import UserError
+from research.paths import expanded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +41,36 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
 }
 
 
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that any reader takes: numbers that are not finite, which JSON lacks, become null."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def jsonable(value: Any) -> Any:
     """`value` as JSON gives it back (tuples become lists, keys strings)."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _check_jsonable(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a value of a config that would not come back from config.json."""
+    for key, value in flatten(config).items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{key} is {value!r}, which config.json can't hold; it must be a finite number, text, or a tuple"
+            ) from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,7 +125,7 @@ class RunDir:
     """Paths and files of one run. Only the process with `writer` True writes."""
 
     def __init__(self, path: str | Path, *, writer: bool = True):
-        self.path = Path(path).absolute()
+        self.path = expanded(path).absolute()
         self.writer = writer
         self.checkpoints = self.path / "checkpoints"
         self.assets = self.path / "assets"
@@ -111,22 +140,24 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
-        """An existing run. Raises UserError if `path` is none."""
+        """An existing run. Raises UserError if `path` is not a run directory."""
         run = cls(path, writer=writer)
-        if not run._config.is_file():
+        if not os.path.isfile(run._config):  # False too where the path itself is not valid
             raise UserError(f"{run.path} is not a run directory: it has no config.json")
         return run
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Makes the directory, or takes up the run it holds.
 
-        Raises UserError, with nothing changed, if it can't be written, holds another config's run, or other files.
+        Raises UserError, with nothing changed, if it can't be written, holds another config's run, or other files, and
+        for a config that JSON can't hold.
         """
-        if self._config.is_file():
+        _check_jsonable(config)
+        if os.path.isfile(self._config):
             # A config that was refused before its first step holds nothing: another may take its place.
             if self.checkpoints.is_dir() or self._metrics.is_file():
                 self._check_same(config)
-        elif self.path.is_dir() and any(self.path.iterdir()) and self.writer:
+        elif os.path.isdir(self.path) and any(self.path.iterdir()) and self.writer:
             raise UserError(f"workdir {self.path} is not empty and not a run directory; choose another --workdir")
         if not self.writer:
             return
@@ -181,7 +212,7 @@ class RunDir:
     @property
     def resumable(self) -> bool:
         """Whether it holds a run with a checkpoint."""
-        return self._config.is_file() and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+        return os.path.isfile(self._config) and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
@@ -221,7 +252,7 @@ class RunDir:
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         if self.writer:
             with self._metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(to_json(line) + "\n")
 
     def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
         """The metric lines (of `split`), in order. A last line cut off by a crash is passed over."""
@@ -244,7 +275,7 @@ class RunDir:
         """
         if self.writer and self._metrics.is_file():
             kept = [
-                json.dumps(line) + "\n"
+                to_json(line) + "\n"
                 for line in self.metrics()
                 if line["step"] < step or (line["step"] == step and line["split"] in ("train", *evaluated))
             ]
@@ -261,7 +292,7 @@ class RunDir:
         if self.writer:
             path.parent.mkdir(exist_ok=True)
             about.unlink(missing_ok=True)  # so that it never stands beside others than its own
-            atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
+            atomic_write(path, "".join(to_json(record) + "\n" for record in records))
             if evaluation is not None:
                 self._write(about, evaluation)
         return path
@@ -298,4 +329,4 @@ class RunDir:
             raise UserError(f"{path} can't be read ({error})") from error
 
     def _write(self, path: Path, value: Any) -> None:
-        atomic_write(path, json.dumps(value, indent=2) + "\n")
+        atomic_write(path, to_json(value, indent=2) + "\n")

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from research.build import regex
 from research.errors import UserError
 from research.state import path_name
 
@@ -61,9 +62,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
     """A NamedSharding for every leaf: that of the first rule whose regex finds the leaf's path, else replicated.
 
-    Raises UserError where a rule has more entries than the leaf has dimensions, names an unknown axis, or does not
-    divide the leaf's shape. A rule shorter than the leaf leaves the last dimensions whole.
+    Raises UserError where a rule is not of the form `Rule`, has more entries than the leaf has dimensions, names an
+    unknown axis or one twice, or does not divide the leaf's shape. A rule shorter than the leaf leaves the last
+    dimensions whole.
     """
+    _check_rules(rules)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = path_name(path)
@@ -75,18 +78,42 @@ def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> A
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 
+def _check_rules(rules: Any) -> None:
+    """Raises UserError for what is not a sequence of `Rule`s."""
+    for rule in rules if _is_list(rules) else [rules]:
+        formed = _is_list(rule) and len(rule) == 2 and isinstance(rule[0], str) and _is_list(rule[1])
+        if not formed or not all(_is_entry(entry) for entry in rule[1]):
+            raise UserError(
+                f"mesh.rules has the rule {rule!r}; it must be (regex of a path, (axis, …)) with a mesh axis' name, a "
+                "tuple of names or None for each dimension, such as ('kernel', (None, 'tensor'))"
+            )
+        regex("mesh.rules", rule[0])
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_entry(entry: Any) -> bool:
+    return entry is None or isinstance(entry, str) or (_is_list(entry) and all(isinstance(a, str) for a in entry))
+
+
 def _checked_spec(name: str, shape: tuple[int, ...], axes: tuple[Any, ...], mesh: Mesh) -> PartitionSpec:
     if len(axes) > len(shape):
         raise UserError(f"mesh.rules gives {len(axes)} axes {axes} to {name}, which has shape {shape}")
+    used: set[str] = set()
     for size, entry in zip(shape, axes, strict=False):
         parts = 1
         for axis in (entry,) if isinstance(entry, str) else entry or ():
             if axis not in mesh.shape:
                 raise UserError(f"mesh.rules names the axis {axis!r} for {name}; known: {', '.join(mesh.shape)}")
+            if axis in used:
+                raise UserError(f"mesh.rules gives the axis {axis!r} twice to {name}: {axes}")
+            used.add(axis)
             parts *= mesh.shape[axis]
         if size % parts:
             raise UserError(f"mesh.rules splits a dimension of {size} of {name} into {parts} parts; it must divide")
-    return PartitionSpec(*axes)
+    return PartitionSpec(*(tuple(entry) if _is_list(entry) else entry for entry in axes))
 
 
 def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -102,9 +103,9 @@ def _of_class(class_weight: Any, labels: jax.Array) -> Any:
 
 
 def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) -> Task:
-    """The task with its class_weight as numbers, one a class, from the training split's labels [N].
+    """The task with its class_weight as numbers, one for each class, from the training split's labels [N].
 
-    Raises UserError where they are too many, too few or negative, or unknown.
+    Raises UserError where it is neither "balanced" nor a finite number of at least 0 for each class.
     """
     given = getattr(task, "class_weight", None)
     if given is None:
@@ -114,9 +115,16 @@ def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) 
             raise UserError(f"task.class_weight is {given!r}; known: balanced, or a number for each class")
         counts = np.bincount(labels, minlength=num_classes or 0)
         given = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
-    elif not isinstance(given, Sequence) or len(given) != num_classes or min(given) < 0:
-        raise UserError(f"task.class_weight is {given}; it must be {num_classes} numbers, none below 0, or balanced")
+    elif not isinstance(given, Sequence) or len(given) != num_classes or not all(map(_weighs, given)):
+        raise UserError(
+            f"task.class_weight is {given}; it must be a tuple of {num_classes} finite numbers, none below 0, one for "
+            "each class in order, or balanced"
+        )
     return dataclasses.replace(task, class_weight=tuple(map(float, given)))  # type: ignore[type-var]
+
+
+def _weighs(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def training_weight(task: Task, labels: np.ndarray) -> float:

@@ -27,7 +27,7 @@ class Compiled:
     """A jitted function that is compiled once for each shape of its arguments, with the time that took.
 
     `repeats`: how often its inner loop runs, of which XLA counts the operations once. `seeds`: how many it is of, where
-    they are several; raises UserError if the memory is not enough for them.
+    they are several. Raises UserError if the memory is not enough.
     """
 
     def __init__(self, function: Any, repeats: int = 1, seeds: int | None = None):
@@ -49,8 +49,7 @@ class Compiled:
             start = time.perf_counter()
             compiled = self._function.lower(state, batch).compile()
             self.seconds += time.perf_counter() - start
-            if self._seeds:
-                memory.check_step(compiled, self._seeds)
+            memory.check_step(compiled, self._seeds)
             cost = compiled.cost_analysis() or {}
             self._compiled[key] = compiled, self._repeats * float(cost.get("flops", 0.0))
         return self._compiled[key]

@@ -92,6 +92,7 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
         ),
         (["research.train", "--confg=configs/linear_diabetes.py"], "did you mean '--config'?"),
         (["research.train", "--workdir=x"], "--config is missing"),
+        (["research.train", "--config=configs/linear_line.py", "--workdir="], "--workdir is empty"),
         (["research.train", "--config=x.py", "--optimizer.name=sgd"], "written --config.optimizer.name=VALUE"),
         (["research.train", "--config=x.py", "--config.seed", "3"], "--config.seed has no value"),
         (["research.evaluate", "--splt=test", "--workdir=x"], "did you mean '--split'?"),

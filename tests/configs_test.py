@@ -16,7 +16,9 @@ from research.data import load as data
 from research.data.augment import Augment
 from research.experiment import prepare
 from research.leaderboard import TASKS as TASKS_OF_GLUE
+from research.limits import RANGES, check_values
 from research.models import MODELS
+from research.overrides import declared
 from research.rundir import flatten
 from research.tasks import TASKS
 from tests import tiny
@@ -68,6 +70,35 @@ def test_every_key_is_visible(file, preset):
         assert set(section) - {"name"} == taken
     if config.data.transform.name == "image":
         assert set(config.data.transform.augment) == {field.name for field in dataclasses.fields(Augment)}
+
+
+@pytest.mark.parametrize(("file", "preset"), PRESETS)
+def test_a_key_that_may_be_none_says_so(file, preset):
+    """By being a placeholder, whatever the preset gives it: so that a user can give None in its place."""
+    config = load(f"configs/{file}.py:{preset}").config
+    keys = declared(config)
+    built = {
+        "model": MODELS[config.model.name],
+        "task": TASKS[config.task.name],
+        "data.transform": data.TRANSFORMS[config.data.transform.name],
+        "data.transform.augment": Augment,
+    }
+    for section, function in built.items():
+        for key, parameter in keys_of(function).items():
+            if f"{section}.{key}" in keys and "None" in str(parameter.annotation):
+                assert keys[f"{section}.{key}"].optional, f"{section}.{key}"
+    optional = {key for key, declared in keys.items() if declared.optional}
+    assert {"init_from", "data.data_dir", "optimizer.clip_norm", "optimizer.C", "optimizer.alpha"} <= optional
+
+
+@pytest.mark.parametrize(("file", "preset"), PRESETS)
+def test_every_number_has_a_range(file, preset):
+    """And the preset's own value is in it."""
+    config = load(f"configs/{file}.py:{preset}").config
+    for key, declared_key in declared(config).items():
+        if declared_key.kind in (int, float) or declared_key.items in (int, float):
+            assert key in RANGES, key
+    check_values(config.to_dict())
 
 
 @pytest.mark.parametrize("file", FILES)

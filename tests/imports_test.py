@@ -49,6 +49,7 @@ def test_data_does_not_know_jax():
             assert _own(path) <= {m for m in MODULES if m.startswith("research.data")} | {
                 "research.errors",
                 "research.build",
+                "research.paths",
             }, name
 
 

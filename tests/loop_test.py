@@ -368,7 +368,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):
         ({"train": {"ema_decay": 1.0}}, "train.ema_decay is 1.0; it must be 0 to 0.999999$"),
         ({"optimizer": {"freeze": "nothing"}}, "^optimizer.freeze='nothing' finds no parameter; some of the 2 are "),
         ({"optimizer": {"layer_decay": 0.9}}, "^optimizer.layer_decay=0.9 needs parameters named"),
-        ({"optimizer": {"decay_exclude": "("}}, "is no regular expression"),
+        ({"optimizer": {"decay_exclude": "("}}, "is not a valid regular expression"),
         ({"optimizer": {"warmup_fraction": 1.5}}, "warmup_fraction is 1.5; it must be 0 to 1"),
         ({"train": {"steps": None, "epochs": float("nan")}}, "train.epochs is nan; it must be a number$"),
         ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0; it must be at least 1"),

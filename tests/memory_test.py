@@ -1,9 +1,11 @@
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from research import memory
+from research.errors import UserError
 
 MIB = 2**20
 
@@ -49,3 +51,24 @@ def test_other_devices_tell_themselves(monkeypatch):
     assert memory.available(held=5) == 7
     device.memory_stats = lambda: None
     assert memory.available() is None
+
+
+def test_a_batch_larger_than_the_machine_names_its_key(tmp_path, monkeypatch):
+    _files(tmp_path, monkeypatch, "/a/b", {})  # 100 MiB
+    example = {"images": np.zeros((2, 512), np.float32), "weight": np.ones(2, np.float32)}  # 2052 bytes a row
+    memory.check_batch(example, 51_000, "train.batch_size")
+    with pytest.raises(
+        UserError, match=r"^train\.batch_size asks for batches of 52,000 rows.* at most 51,100 rows fit"
+    ):
+        memory.check_batch(example, 52_000, "train.batch_size")
+
+
+def test_a_state_or_a_step_larger_than_the_machine_is_one_line(tmp_path, monkeypatch):
+    """Of one seed too: the system would end the process."""
+    _files(tmp_path, monkeypatch, "/a/b", {})
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(UserError, match=r"this run needs 0\.04 GiB a device for the state, and there are 0\.01 GiB"):
+        memory.check_state({"w": jax.ShapeDtypeStruct((10 * MIB,), np.float32, sharding=place)}, None)
+    compiled = jax.jit(lambda x: x[:, None] * x[None, :]).lower(np.zeros(3000, np.float32)).compile()
+    with pytest.raises(UserError, match=r"this run needs \S+ GiB a device for a step"):
+        memory.check_step(compiled, None)

@@ -120,7 +120,7 @@ def test_end_fraction_is_where_decay_ends():
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
         ({"layer_decay": 1.1}, "layer_decay is 1.1"),
-        ({"freeze": "("}, r"optimizer.freeze='\(' is no regular expression"),
+        ({"freeze": "("}, r"optimizer.freeze='\(' is not a valid regular expression"),
     ],
 )
 def test_bad_settings_are_one_line(change, message):
@@ -246,5 +246,9 @@ def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
     assert weight_decay({**section, "weight_decay": 0.1}, "regression", 50) == 0.1
     assert weight_decay({**section, "C": 0.5}, "classification", 50) == 1 / 25
     assert weight_decay({**section, "alpha": 3.0}, "regression", 50) == 6 / 50
+    for extreme in ({"C": 5e-324}, {"alpha": 1e308}):
+        task = "classification" if "C" in extreme else "regression"
+        with pytest.raises(UserError, match=f"optimizer.{next(iter(extreme))}=.* must be finite"):
+            weight_decay({**section, **extreme}, task, 0.1)
     with pytest.raises(UserError, match=r"weight_decay=0.1 and optimizer.alpha=0.0 are given"):
         weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", 50)

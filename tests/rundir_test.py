@@ -4,7 +4,7 @@ import re
 import pytest
 
 from research.errors import UserError
-from research.rundir import RunDir, flatten
+from research.rundir import RunDir, flatten, to_json
 
 
 def _start(path, config):
@@ -165,3 +165,42 @@ def test_predictions_of_a_part_of_a_split_have_a_file_of_their_own(tmp_path):
     for name in names:
         assert run.predictions(name) == [{"name": name}]
         assert run.evaluation(name)["split"] == name
+
+
+def _strict(text):
+    """As a reader that knows no NaN and no Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_is_not_finite_is_null():
+    value = {"a": float("nan"), "b": [1.5, (float("-inf"), "NaN")], "c": None, 1: {"d": float("inf")}}
+    assert _strict(to_json(value)) == {"a": None, "b": [1.5, [None, "NaN"]], "c": None, "1": {"d": None}}
+    assert to_json({"a": [1, 0.1]}, indent=2) == json.dumps({"a": [1, 0.1]}, indent=2)
+
+
+def test_every_file_of_a_run_is_strict_json(tmp_path):
+    run, bad = _start(tmp_path, CONFIG), float("inf")
+    run.append_metrics({"step": 1, "split": "train", "loss": 0.5, "grad_norm": bad})
+    run.append_metrics({"step": 2, "split": "train", "loss": 0.5, "grad_norm": float("nan")})
+    run.truncate_metrics(1, ())
+    run.write_summary({"metrics": {"perplexity": bad}})
+    run.write_latency({"1": bad})
+    run.write_predictions("test", [{"index": 0, "scores": [bad, 0.5]}], {"metrics": {"loss": bad}})
+    files = [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.jsonl")]
+    assert len(files) == 6
+    for file in files:
+        for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            _strict(text)
+    assert run.metrics() == [{"step": 1, "split": "train", "loss": 0.5, "grad_norm": None}]
+    assert run.summary()["metrics"] == {"perplexity": None}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), (0.5, float("nan")), {1, 2}, b"x"])
+def test_a_config_that_json_cannot_hold_is_refused_before_anything_is_written(value, tmp_path):
+    with pytest.raises(UserError, match=r"train.rate is "):
+        RunDir(tmp_path / "run").start({"train": {"rate": value}})
+    assert not (tmp_path / "run").exists()

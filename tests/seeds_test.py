@@ -308,7 +308,7 @@ def test_what_takes_one_seed_refuses_several(run, tmp_path):
 def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_path, monkeypatch):
     """Fewer for an evaluation's batch, which is the larger one here; the number that it names fits."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)
-    with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for their state, and there are 0.00"):
+    with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for the state, and there are 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))
     monkeypatch.setattr("research.experiment.memory.check_state", lambda *_: None)
     with pytest.raises(UserError, match=r"GiB a device for a step, .*: at most train.seeds=\d+ fits") as caught:

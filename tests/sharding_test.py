@@ -80,6 +80,33 @@ def test_the_rows_of_several_seeds_are_split_behind_them(rng):
         assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 4, 2)}
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("linear",),
+        (("linear",),),
+        (("kernel", "fsdp"),),
+        (("kernel", (0,)),),
+        (("kernel", (("fsdp", None),)),),
+        ((1, ("fsdp",)),),
+        ((None, ()),),
+        (("(", ()),),
+        (("kernel", ("fsdp", "fsdp")),),
+        (("kernel", (("fsdp", "fsdp"),)),),
+        "linear",
+        3,
+    ],
+)
+def test_rules_of_another_form_are_one_line(rules):
+    with pytest.raises(UserError, match=r"mesh\.rules"):
+        state_shardings(STATE, rules, make_mesh(fsdp=2))
+
+
+def test_rules_as_json_gives_them_back():
+    placed = state_shardings(STATE, [["kernel", [["data", "fsdp"]]]], make_mesh(fsdp=2))
+    assert placed["params"]["kernel"].spec == PartitionSpec(("data", "fsdp"))
+
+
 def test_batches_are_placed_one_ahead():
     made = []
 

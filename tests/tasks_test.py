@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import metrics
+from research.errors import UserError
 from research.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
 
 
@@ -196,6 +197,15 @@ def test_classes_weigh_in_the_loss_only(rng):
     expected = sklearn.metrics.log_loss(labels, probabilities, sample_weight=weight * of_class[labels])
     assert scores["loss"] == pytest.approx(expected, rel=1e-5)
     assert scores["accuracy"] == metrics.compute(Classification().scores(logits, batch))["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("a", "b"), (1, None), (1, float("nan")), (1, float("inf")), (True, 1), (1,), (1, 2, 3), {"0": 1}, 2, "all", ()],
+)
+def test_class_weights_that_are_not_a_number_for_each_class_are_one_line(given):
+    with pytest.raises(UserError, match=r"task\.class_weight is "):
+        with_class_weights(Classification(class_weight=given), np.array([0, 1]), 2)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -16,7 +16,8 @@ from research import sharding
 from research.analysis import figures
 from research.data import pipeline
 from research.errors import UserError
-from research.rundir import RunDir, atomic_write
+from research.paths import expanded
+from research.rundir import RunDir, atomic_write, to_json
 from research.seeds import interval
 from research.solvers import SOLVERS
 from research.throughput import seconds_of_a_seed
@@ -121,6 +122,7 @@ def climb(
     Raises:
       UserError: `out` holds something else, or table.json can't be read.
     """
+    out = expanded(out)
     saved = out / "table.json"
     if out.exists() and not saved.is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and not a ladder's; choose another --out")
@@ -152,7 +154,7 @@ def climb(
 
 
 def _write(out: Path, rows: list[dict[str, Any]], split: str) -> None:
-    atomic_write(out / "table.json", json.dumps(rows, indent=2) + "\n")
+    atomic_write(out / "table.json", to_json(rows, indent=2) + "\n")
     atomic_write(out / "table.md", table(rows, split))
     done = [row for row in rows if "failed" not in row]
     figures.ladder(done, split=split).savefig(out / "ladder.png", dpi=120)

@@ -10,19 +10,23 @@ from research.data.checks import check_finite
 from research.data.examples import ArrayExamples, Columns, Examples
 from research.data.kept import Kept
 from research.data.splits import BySplit
-from research.data.text import as_labels, column
+from research.data.text import as_labels, column, only
 
 
 def standardize(
     splits: Mapping[str, Columns], kept: Kept, *, inputs: tuple[str, ...], label: str
 ) -> Mapping[str, Examples]:
     """Column `inputs` [N, D] with mean 0 and standard deviation 1 over `train`; constant columns become 0."""
-    (name,) = inputs
+    name = only(inputs)
 
     def fit() -> str:
         values = np.asarray(column(splits["train"], name, "train"), np.float64)
         check_finite(f"{name} of split 'train'", values)
-        return json.dumps({"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()})
+        with np.errstate(over="ignore", invalid="ignore"):  # values near the type's end
+            learnt = {"mean": values.mean(axis=0), "std": values.std(axis=0)}
+        for what, column_values in learnt.items():
+            check_finite(f"the {what} of {name} of split 'train'", column_values)
+        return json.dumps({what: column_values.tolist() for what, column_values in learnt.items()})
 
     mean, scale = standardization(json.loads(kept.text("standardize.json", fit)))
 
@@ -30,8 +34,8 @@ def standardize(
         values = np.asarray(column(splits[split], name, split), np.float64)
         check_finite(f"{name} of split {split!r}", values)
         labels = np.asarray(column(splits[split], label, split))
-        # Labels that are no integers keep their digits too.
-        labels = as_labels(labels) if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.float64)
+        # Labels that are neither integers nor yes and no keep their digits too.
+        labels = as_labels(labels) if labels.dtype.kind in "biu" else labels.astype(np.float64)
         return ArrayExamples({"features": (values - mean[None, :]) * scale[None, :], "labels": labels})
 
     return BySplit(splits, encode)

@@ -43,6 +43,8 @@ def bag_of_words(
     import sklearn
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
+    if not inputs:
+        raise UserError("data.transform.inputs is (); it must name a text column")
     if not 1 <= max_length <= max(pad_to):
         raise UserError(
             f"data.transform.max_length is {max_length}; it must be at least 1 and at most the largest of "

@@ -1,15 +1,15 @@
 """Documents -> one long sequence of tokens a split, of which rows of one length are cut without any padding."""
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
 import tokenizers
 
+from research.build import regex
 from research.data.examples import Columns, Ragged
 from research.data.kept import Kept, digest
 from research.data.splits import BySplit
-from research.data.text import SPECIAL_TOKENS, VERSION, as_text, column, encode, read_tokenizer, train_wordpiece
+from research.data.text import SPECIAL_TOKENS, VERSION, as_text, column, encode, only, read_tokenizer, train_wordpiece
 from research.errors import UserError
 
 Replacements = tuple[tuple[str, str], ...]
@@ -37,8 +37,8 @@ def tokenized(
       replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
       tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece`.
     """
-    (name,) = inputs
-    begins = re.compile(heading)
+    name = only(inputs)
+    begins = regex("data.transform.heading", heading)
 
     def texts(split: str) -> list[str]:
         return [_replaced(as_text(text), replace) for text in column(splits[split], name, split)]

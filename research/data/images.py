@@ -14,6 +14,7 @@ from research.data.examples import Columns, Examples, first
 from research.data.image_store import Decoded, Encoded
 from research.data.kept import Kept
 from research.data.splits import BySplit
+from research.data.text import only
 from research.errors import UserError
 
 
@@ -167,8 +168,7 @@ def pixels(
 def _plain(
     splits: Mapping[str, Columns], kept: Kept, inputs: tuple[str, ...], label: str, channels: int, view: View
 ) -> Mapping[str, ImageExamples]:
-    (name,) = inputs
-    stored = image_store.read(splits, kept, name=name, label=label, channels=channels)
+    stored = image_store.read(splits, kept, name=only(inputs), label=label, channels=channels)
 
     def plain(split: str) -> ImageExamples:
         store, labels = stored[split]

@@ -167,6 +167,11 @@ def masked_lm(
         raise UserError(f"data.transform.row_length is {row_length}; it must be at least 3: [CLS], a token and [SEP]")
     if not 0 < mask_rate < 1:
         raise UserError(f"data.transform.mask_rate is {mask_rate}; it must lie between 0 and 1")
+    for pair in replace:
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair) or not pair[0]:
+            raise UserError(
+                f"data.transform.replace has {pair!r}; it must be pairs of a text that is not empty and another"
+            )
     replace = tuple((old, new) for old, new in replace)
     encoder, documents = tokenized(
         splits,

@@ -1,7 +1,6 @@
 """Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from research.data.examples import Columns, Examples, Ragged, TextExamples
 from research.data.kept import Kept, digest
 from research.data.splits import BySplit
 from research.errors import UserError
+from research.paths import expanded
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -27,6 +27,13 @@ def column(columns: Columns, name: str, split: str) -> Any:
     if name not in columns:
         raise UserError(f"split {split!r} has no column {name!r}; it has {', '.join(columns)}")
     return columns[name]
+
+
+def only(inputs: tuple[str, ...]) -> str:
+    """The one column that a transform reads. Raises UserError where `data.transform.inputs` names none, or several."""
+    if len(inputs) != 1:
+        raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one column")
+    return inputs[0]
 
 
 # In the keys of what is cached: to be raised when train_wordpiece or encode come to give something else.
@@ -113,6 +120,8 @@ def wordpiece(
       pad_to: the row lengths a batch of one example a row may have; max_length must not exceed their largest.
       row_length: of packed rows (train.batch_rows), in tokens.
     """
+    if len(inputs) not in (1, 2):
+        raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one text column, or two of pairs")
     if not 2 + len(inputs) <= max_length <= max(pad_to):
         raise UserError(
             f"data.transform.max_length is {max_length}; it must be at least {2 + len(inputs)} and at most the largest "
@@ -166,9 +175,10 @@ def wordpiece(
 def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
     """A tokenizer.json, or BERT's with the vocabulary of a *.txt, one token a line. Raises UserError for a bad one."""
     try:
-        if not path.endswith(".txt"):
-            return tokenizers.Tokenizer.from_file(path)
-        tokens = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        file = expanded(path)
+        if file.suffix != ".txt":
+            return tokenizers.Tokenizer.from_file(str(file))
+        tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"data.transform.tokenizer {path} can't be read: {error}") from error
     lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
@@ -219,9 +229,9 @@ def _full_lengths(
 
 
 def as_labels(values: Any) -> np.ndarray:
-    """Integers as int32, or as float64 where one has more than 31 bits; everything else as float32."""
+    """Integers, and yes and no as 1 and 0, as int32; integers of more than 31 bits as float64, the rest as float32."""
     array = np.asarray(values)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "biu":
         return array.astype(np.float32)
     limits = np.iinfo(np.int32)
     fits = not array.size or (array.min() >= limits.min and array.max() <= limits.max)

@@ -11,7 +11,7 @@ import tokenizers
 from research.data.text import read_tokenizer
 from research.errors import UserError
 from research.interop.families import FAMILIES, read_config, write_config
-from research.interop.kinds import Described, Exported, Kind, Shapes
+from research.interop.kinds import Described, Exported, Kind, Shapes, check_kind
 from research.interop.tensors import read_json
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first that is there is used
@@ -37,17 +37,20 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
     if name is None:
         raise UserError(f"{folder} has neither {' nor '.join(_TOKENIZERS)}")
     if name == "vocab.txt" and (
-        options.get("strip_accents") is not None or not options.get("tokenize_chinese_chars", 1)
+        options.get("strip_accents") is not None or options.get("tokenize_chinese_chars") not in (None, True)
     ):
         raise UserError(f"{settings} sets strip_accents or tokenize_chinese_chars, which vocab.txt alone can't follow")
     lowercase = options.get("do_lower_case", True)
-    tokens = max(read_tokenizer(str(folder / name), lowercase=lowercase).get_vocab().values()) + 1
+    if name == "vocab.txt" or lowercase is not None:  # a tokenizer.json says so itself
+        check_kind(settings, "do_lower_case", lowercase, (bool,), "true or false")
+    vocabulary = read_tokenizer(str(folder / name), lowercase=bool(lowercase)).get_vocab()
+    tokens = max(vocabulary.values(), default=-1) + 1
     if tokens != model["vocab_size"]:
         raise UserError(
             f"the vocabulary of {folder / name} has {tokens} tokens, but the embedding {model['vocab_size']} "
             "(vocab_size in config.json)"
         )
-    transform = {"tokenizer": str(folder / name), "lowercase": lowercase, "vocab_size": tokens}
+    transform = {"tokenizer": str(folder / name), "lowercase": bool(lowercase), "vocab_size": tokens}
     return Described(family.model_type, family.naming, model, transform, _batch({}))
 
 

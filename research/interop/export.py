@@ -12,6 +12,7 @@ from research.interop import KINDS
 from research.interop.pretrained import average_of, checkpoints_of
 from research.interop.tensors import SINGLE, write
 from research.models import MODELS
+from research.paths import expanded
 from research.rundir import RunDir
 from research.state import path_name
 
@@ -26,7 +27,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     Raises UserError, with nothing written, for a folder that is not empty, for a run of another model or without such
     a checkpoint, and for a model that transformers has nothing alike of.
     """
-    run, folder = RunDir.open(workdir), Path(out)
+    run, folder = RunDir.open(workdir), expanded(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; choose another --out")
     run.check_one_seed("an export")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
-from research.interop.kinds import labels
+from research.interop.kinds import check_kind, check_model, labels
 from research.interop.tensors import Naming
 
 # Theirs -> ours; of several that are one function the first is written.
@@ -150,11 +150,15 @@ UNNAMED = "bert"  # the model_type of a config.json without one: BERT's first fi
 
 # Settings under which an encoder would compute something else.
 _EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
-_KINDS = {
-    **dict.fromkeys(("dropout", "attention_dropout", "layer_norm_eps", "initializer_range"), (int, float)),
-    "classifier_dropout": (int, float, type(None)),
-    "activation": (str,),
+# Types of values, and what they are called; of the other keys integers.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        ("dropout", "attention_dropout", "layer_norm_eps", "initializer_range"), ((int, float), "a number")
+    ),
+    "classifier_dropout": ((int, float, type(None)), "a number or null"),
+    "activation": ((str,), "text"),
 }
+_INTEGER = ((int,), "an integer")
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
@@ -172,20 +176,19 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str
         if theirs not in config and key not in family.defaults:
             raise UserError(f"{where} has no {theirs}, which {family.model_type} needs")
         value = config.get(theirs, family.defaults.get(key))
-        kinds = _KINDS.get(key, (int,))
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise UserError(f"{where} has {theirs} {value!r}, which is no {kinds[-1].__name__}")
+        kinds, what = _KINDS.get(key, _INTEGER)
+        check_kind(where, theirs, value, kinds, what)
         model[key] = float(value) if float in kinds and value is not None else value
     if model["activation"] not in _ACTIVATIONS:
         raise UserError(f"{where} has the activation {model['activation']!r}; known: {', '.join(_ACTIVATIONS)}")
     model["activation"] = _ACTIVATIONS[model["activation"]]
     if family is ROBERTA:
         pad = config.get("pad_token_id", 1)
-        if not isinstance(pad, int):
-            raise UserError(f"{where} has pad_token_id {pad!r}, which is no int")
+        check_kind(where, "pad_token_id", pad, *_INTEGER)
         model["position_offset"] = pad + 1
         model["max_positions"] -= model["position_offset"]
         model["pooler_dropout"] = model["dropout" if model["classifier_dropout"] is None else "classifier_dropout"]
+    check_model(where, model)
     return family, model
 
 

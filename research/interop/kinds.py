@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.errors import UserError
 from research.interop.tensors import Naming
+from research.limits import check_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -66,6 +68,20 @@ class Kind:
     batch: Callable[[Shapes], dict[str, Any]]
     read: Callable[[Path, Mapping[str, Any]], Described]
     write: Callable[[Mapping[str, Any], Path, Shapes], Exported]
+
+
+def check_kind(where: object, key: str, value: Any, kinds: tuple[type, ...], what: str) -> None:
+    """Raises UserError where a file's value, which JSON's null makes None, is not of the `kinds`, called `what`."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UserError(f"{where} has {key} {value!r}; it must be {what}")
+
+
+def check_model(where: object, model: Mapping[str, Any]) -> None:
+    """Raises UserError, which names the file, where a key of `model` read from it is out of its range."""
+    try:
+        check_values({"model": model})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def labels(num_classes: int) -> dict[str, Any]:

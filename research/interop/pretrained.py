@@ -156,7 +156,7 @@ def _abstract(model: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, A
     module = build(MODELS, model, "model")
     try:
         return jax.eval_shape(lambda: module.init(jax.random.key(0), batch, train=False))
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
 
 
@@ -199,7 +199,17 @@ class _Files:
         self.model = self._described.model
         self.transform = self._described.transform
         self.batch = self._described.batch
-        self.num_classes = len(config.get("id2label", (0, 1)))  # two are not written down
+        self._names = config.get("id2label", {"0": None, "1": None})  # two are not written down
+        self._where = folder / "config.json"
+
+    @property
+    def num_classes(self) -> int:
+        """Of the head; asked for only where it is wanted. Raises UserError where config.json does not tell."""
+        if not isinstance(self._names, dict) or not self._names:
+            raise UserError(
+                f"{self._where} has id2label {self._names!r}; it must be an object of a name for each class"
+            )
+        return len(self._names)
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
         """`shapes`: of the variables that are asked for, by path. Raises UserError where the weights don't fit."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
-from research.interop.kinds import Described, Exported, Kind, Shapes, labels
+from research.interop.kinds import Described, Exported, Kind, Shapes, check_kind, check_model, labels
 from research.interop.tensors import Naming, read_json
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
 }
+_WHAT = {int: "an integer", str: "text", list: "a list of integers"}
 # Settings under which a ResNet would compute something else; True for the last is v1, with the stride on a 1×1.
 _EXPECTED = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
 # What a ResNet of transformers is here.
@@ -58,9 +59,9 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
     settings = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
     for key, default in _DEFAULTS.items():
         value = settings[key]
-        kind, items = type(default), value if isinstance(value, list) else ()
-        if type(value) is not kind or any(type(item) is not int for item in items):
-            raise UserError(f"{where} has {key} {value!r}, which is no {kind.__name__}{' of int' * (kind is list)}")
+        check_kind(where, key, value, (type(default),), _WHAT[type(default)])
+        for item in value if isinstance(value, list) else ():
+            check_kind(where, key, item, (int,), "an integer in each place")
     block, width, depths = settings["layer_type"], settings["embedding_size"], settings["depths"]
     if block not in _WIDENING:
         raise UserError(f"{where} has layer_type {block!r}; known: {', '.join(_WIDENING)}")
@@ -72,6 +73,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
         )
     mean, std = _normalization(folder)
     model = {**_FIXED, "block": block, "stage_sizes": tuple(depths), "width": width, "mean": mean, "std": std}
+    check_model(where, model)
     return Described("resnet", NAMING, model, {}, _inputs(settings["num_channels"]))
 
 
@@ -132,7 +134,7 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             found.append(tuple(float(value) / factor for value in values))
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(
-                f"{path} has {key} {values!r} and rescale_factor {factor!r}, which are no numbers"
+                f"{path} has {key} {values!r} and rescale_factor {factor!r}; they must be numbers"
             ) from error
     return found[0], found[1]
 

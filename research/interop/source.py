@@ -1,5 +1,6 @@
 """Where pretrained weights are: in a folder, or on the hub, whose files are downloaded once."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from research.interop import KINDS
 from research.interop.families import UNNAMED
 from research.interop.kinds import Kind
 from research.interop.tensors import read_json, weight_files
+from research.paths import expanded
 
 # No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
 _FILES = (
@@ -25,21 +27,21 @@ _PROBE_SECONDS = 4.0
 
 
 def missing(init_from: str) -> str | None:
-    """Why the weights can't be had here, in a few words; None if they are here or can be downloaded.
+    """Why the weights are unavailable here, in a few words; None if they are here or can be downloaded.
 
     Looks neither into a folder nor at what a hub id's files are.
     """
-    if Path(init_from).expanduser().is_dir():
+    if os.path.isdir(expanded(init_from)):
         return None
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HFValidationError
 
-    where = f"pretrained weights: {init_from} is no folder"
+    where = f"pretrained weights: {init_from} is not a folder"
     try:
         if _downloaded(init_from):
             return None
     except HFValidationError:
-        return f"{where}, and no hub id (OWNER/NAME)"
+        return f"{where}, nor a hub id (OWNER/NAME)"
     if constants.HF_HUB_OFFLINE:
         return f"{where}, not among the hub's files here, and HF_HUB_OFFLINE forbids to download it"
     import requests
@@ -73,8 +75,8 @@ def folder(init_from: str) -> Path:
 
     Raises UserError, within seconds where there is no network, if they can't be had.
     """
-    local = Path(init_from).expanduser()
-    if local.is_dir():
+    local = expanded(init_from)
+    if os.path.isdir(local):
         return local.absolute()
     reason = missing(init_from)
     if reason:

@@ -133,8 +133,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         files = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(files, dict):
-            raise UserError(f"{folder / INDEX} has no weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise UserError(f"{folder / INDEX} has weight_map {files!r}; it must be an object of the tensors' files")
         return [folder / Path(name).name for name in sorted(set(files.values()))]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
     raise UserError(

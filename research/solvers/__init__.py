@@ -90,7 +90,11 @@ def report(training: Mapping[str, Any]) -> str | None:
     if "iterations" not in training:
         return None
     count = f"{training['iterations']:.0f} iteration{'' if training['iterations'] == 1 else 's'}"
-    return f"{count}, the gradient's largest entry {training['grad_max']:.3g}, objective {training['objective']:.6g}"
+    largest, objective = (
+        "not finite" if training[name] is None else f"{training[name]:{form}}"
+        for name, form in (("grad_max", ".3g"), ("objective", ".6g"))
+    )
+    return f"{count}, the gradient's largest entry {largest}, objective {objective}"
 
 
 def warnings(

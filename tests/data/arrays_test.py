@@ -39,3 +39,16 @@ def test_values_that_are_not_finite_are_named(rng, bad, split):
     splits[split]["x"][7, 2] = bad
     with pytest.raises(UserError, match=rf"x of split '{split}' holds {bad} at \[7, 2\]"):
         standardize(splits, Kept(), inputs=("x",), label="y")[split]
+
+
+def test_yes_and_no_are_classes():
+    columns = {"x": np.eye(2), "y": np.array([False, True])}
+    labels = standardize({"train": columns}, Kept(), inputs=("x",), label="y")["train"].labels
+    assert np.issubdtype(labels.dtype, np.integer)
+    assert labels.tolist() == [0, 1]
+
+
+def test_features_whose_deviation_is_not_finite_are_one_line():
+    columns = {"x": np.array([[1e308], [-1e308]]), "y": [0, 1]}
+    with pytest.raises(UserError, match="the std of x"):
+        standardize({"train": columns}, Kept(), inputs=("x",), label="y")["train"]

@@ -254,3 +254,17 @@ def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
 def test_bad_settings_are_one_line(change, message):
     with pytest.raises(UserError, match=message):
         masked_lm(SPLITS, Kept(), **{**OPTIONS, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"replace": replace} for replace in (("ab",), (("a",),), (("a", 1),), (("", "b"),), ((("a", "b"),),))),
+        {"heading": "("},
+        {"inputs": ()},
+        {"inputs": ("text", "text")},
+    ],
+)
+def test_settings_of_another_form_name_their_key(change):
+    with pytest.raises(UserError, match=rf"data\.transform\.{next(iter(change))}"):
+        masked_lm(SPLITS, Kept(), **{**OPTIONS, **change})

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from research.data.kept import Kept
-from research.data.text import SPECIAL_TOKENS, as_labels, as_text, train_wordpiece, wordpiece
+from research.data.text import SPECIAL_TOKENS, as_labels, as_text, only, train_wordpiece, wordpiece
 from research.errors import UserError
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
@@ -237,3 +237,22 @@ def test_rare_characters_leave_room_for_words():
     texts = ["the superb film"] * 5 + [chr(0x4E00 + i) for i in range(200)]
     tokenizer = train_wordpiece(texts, vocab_size=260, lowercase=True)
     assert tokenizer.encode(texts[0]).tokens == ["[CLS]", "the", "superb", "film", "[SEP]"]
+
+
+def test_yes_and_no_are_classes():
+    for values in ([True, False], np.array([True, False])):
+        labels = as_labels(values)
+        assert (labels.dtype, labels.tolist()) == (np.int32, [1, 0])
+
+
+@pytest.mark.parametrize("inputs", [(), ("sentence", "a", "b")])
+def test_a_wrong_number_of_columns_is_one_line(inputs):
+    with pytest.raises(UserError, match=r"data\.transform\.inputs"):
+        wordpiece(_splits(), Kept(), **{**OPTIONS, "inputs": inputs})
+
+
+def test_the_only_column():
+    assert only(("a",)) == "a"
+    for inputs in ((), ("a", "b")):
+        with pytest.raises(UserError, match=r"data\.transform\.inputs"):
+            only(inputs)

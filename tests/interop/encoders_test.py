@@ -34,6 +34,8 @@ class TestTheFolder:
             ({"vocab.txt": None}, "has neither tokenizer.json nor vocab.txt"),
             ({"vocab.txt": "[PAD]\n[UNK]\n"}, r"vocab.txt lacks \[CLS\], \[SEP\], \[MASK\]"),
             ({"tokenizer.json": "{}"}, "tokenizer.json can't be read"),
+            ({"tokenizer_config.json": '{"do_lower_case": null}'}, "tokenizer_config.json has do_lower_case None"),
+            ({"tokenizer_config.json": '{"do_lower_case": "no"}'}, "tokenizer_config.json has do_lower_case 'no'"),
             ({"tokenizer_config.json": '{"strip_accents": false}'}, "sets strip_accents or tokenize_chinese_chars"),
             (
                 {"vocab.txt": "\n".join(tiny_encoder.VOCABULARY[:-1])},

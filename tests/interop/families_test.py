@@ -58,15 +58,33 @@ def test_an_old_file_without_model_type_is_berts():
     ("change", "message"),
     [
         ({"hidden_act": "swish"}, "F has the activation 'swish'; known: gelu"),
-        ({"hidden_size": "8"}, "F has hidden_size '8', which is no int"),
-        ({"hidden_size": True}, "F has hidden_size True, which is no int"),
+        ({"hidden_size": "8"}, "F has hidden_size '8'; it must be an integer"),
+        ({"hidden_size": True}, "F has hidden_size True; it must be an integer"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'; only 'absolute'"),
         ({"is_decoder": True}, "is_decoder True; only False"),
+        ({"classifier_dropout": "no"}, "F has classifier_dropout 'no'; it must be a number or null"),
+        ({"layer_norm_eps": float("nan")}, "^F: model.layer_norm_eps is nan"),
+        ({"num_hidden_layers": 10**9}, "^F: model.num_layers is 1000000000"),
+        ({"num_attention_heads": 0}, "^F: model.num_heads is 0"),
+        ({"vocab_size": 10**30}, "^F: model.vocab_size is 1000"),
+        ({"hidden_dropout_prob": 2}, "^F: model.dropout is 2.0"),
     ],
 )
 def test_what_is_not_known_is_one_line(change, message):
     with pytest.raises(UserError, match=message):
         read_config({**CONFIGS["bert"], **change}, "F")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_null_is_one_line_or_what_leaving_it_out_means(family):
+    harmless = {"architectures"} | ({"pad_token_id"} if family != "roberta" else set())
+    for key in CONFIGS[family].keys() - {"model_type"}:  # which the caller has looked up
+        config = {**CONFIGS[family], key: None}
+        if key in harmless:
+            assert read_config(config, "F")[1] == EXPECTED[family]
+            continue
+        with pytest.raises(UserError, match=f"^F has {key} None; it must be "):
+            read_config(config, "F")
 
 
 def test_what_is_missing_is_named():

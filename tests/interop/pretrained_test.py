@@ -1,5 +1,6 @@
 """A config with `init_from`, and runs that start from it."""
 
+import json
 import shutil
 
 import jax
@@ -134,7 +135,7 @@ def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
             "init_fresh='layer_7/' finds no parameter that init_from has; one is encoder/",
         ),
         (["init_fresh=."], "init_fresh='.' finds every parameter"),
-        (["init_fresh=("], r"init_fresh='\(' is no regular expression"),
+        (["init_fresh=("], r"init_fresh='\(' is not a valid regular expression"),
     ],
 )
 def test_an_init_fresh_that_is_no_good_is_one_line(overrides, message, tmp_path):
@@ -175,7 +176,7 @@ def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
 
 
 def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
-    with pytest.raises(UserError, match=r"is no folder"):
+    with pytest.raises(UserError, match=r"is not a folder"):
         _start(tmp_path / "W", tmp_path / "F")
 
 
@@ -274,3 +275,20 @@ class TestLanguageModels:
         np.testing.assert_array_equal(table, tiny_encoder.tensors("bert")["bert.embeddings.word_embeddings.weight"])
         tiny.assert_trees_equal(params["transform"], fresh["transform"])
         assert _run(start, tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.parametrize("names", ["null", "{}", "3", "[]"])
+def test_labels_without_names_are_one_line_where_they_are_needed(names, tmp_path):
+    tiny_encoder.write(tmp_path / "F", num_classes=3)
+    path = tmp_path / "F/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": json.loads(names)}))
+    with pytest.raises(UserError, match=r"config.json has id2label"):
+        pretrained.load(str(tmp_path / "F"))
+    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is fresh all the same
+
+
+def test_a_key_that_was_given_as_none_does_not_follow_the_weights(tmp_path):
+    tiny_encoder.write(tmp_path / "F", "distilbert")
+    assert _start(tmp_path / "W", tmp_path / "F").config.model.classifier_dropout == 0.2
+    given = _start(tmp_path / "W", tmp_path / "F", "model.classifier_dropout=None")
+    assert given.config.model.classifier_dropout is None

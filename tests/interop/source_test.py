@@ -64,7 +64,9 @@ def test_half_a_download_is_none(name, hub_cache, online):
 
 
 def test_without_network_it_is_one_line(hub_cache, online):
-    with pytest.raises(UserError, match=r"some/model is no folder, not among the hub's files here, and \S+ can't be"):
+    with pytest.raises(
+        UserError, match=r"some/model is not a folder, not among the hub's files here, and \S+ can't be"
+    ):
         source.folder("some/model")
     ((url, timeout),) = online
     assert "some/model" in url
@@ -79,7 +81,7 @@ def test_offline_is_not_asked_either(hub_cache, online, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_one_line(hub_cache):
-    with pytest.raises(UserError, match=r"/no/such/folder is no folder, and no hub id \(OWNER/NAME\)"):
+    with pytest.raises(UserError, match=r"/no/such/folder is not a folder, nor a hub id \(OWNER/NAME\)"):
         source.folder("/no/such/folder")
 
 

@@ -55,8 +55,12 @@ def test_several_files_with_an_index(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
     tiny.assert_trees_equal(_params(tmp_path), params)
+    for text in ('{"weight_map": null}', '{"weight_map": {"a": null}}', '{"weight_map": {"a": ["b"]}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match=r"index.json has weight_map"):
+            _params(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"index.json has no weight_map"):
+    with pytest.raises(UserError, match=r"index.json has weight_map None"):
         _params(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-00002-of-00002.safetensors").unlink()

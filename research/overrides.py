@@ -1,0 +1,129 @@
+"""Overrides: what a user types for a key of a config -> a value of the type that the config declares for the key.
+
+A key may be None where the config declares it as `placeholder(type)`, whatever value a preset gave it since.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from research.errors import UserError
+
+_WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "text", tuple: "a tuple"}
+_ITEMS: dict[Any, str] = {int: "integers", float: "numbers", str: "names", tuple: "tuples"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a config says of a key: its `kind` (a type, `object` for any), its value, and whether it may be None."""
+
+    kind: type
+    value: Any
+    optional: bool
+
+    @property
+    def items(self) -> type | None:
+        """The type of a tuple's items, where the config shows it."""
+        types = {type(item) for item in self.value} if isinstance(self.value, tuple) else set()
+        return types.pop() if len(types) == 1 else None
+
+    @property
+    def wanted(self) -> str:
+        """What a value must be, for an error message."""
+        what = _WANTED.get(self.kind, "a number, text or a tuple of them")
+        if self.items in _ITEMS:
+            what += f" of {_ITEMS[self.items]}, such as {self.value!r}"
+        return what + (", or None" if self.optional else "")
+
+
+def declared(config: ConfigDict, prefix: str = "") -> dict[str, Declared]:
+    """What the config declares, by key: "train.steps"."""
+    found: dict[str, Declared] = {}
+    for key, field in config.items(preserve_field_references=True):
+        if isinstance(field, ConfigDict):
+            found |= declared(field, f"{prefix}{key}.")
+        elif isinstance(field, FieldReference):
+            found[prefix + key] = Declared(field.get_type(), field.get(), optional=True)
+        else:
+            found[prefix + key] = Declared(object if field is None else type(field), field, optional=field is None)
+    return found
+
+
+def parse(key: str, text: str, declared: Declared) -> Any:
+    """The value that `text` stands for. Raises UserError, which names the key, the text and what it must be."""
+    if text == "None":
+        if not declared.optional:
+            raise UserError(f"{key} can't be None; it must be {declared.wanted}")
+        return None
+    try:
+        if not text and (declared.kind is not str or declared.optional):
+            raise ValueError  # text that may be empty says so by not being optional
+        return _PARSERS.get(declared.kind, _any)(text, declared.items)
+    except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError):
+        raise UserError(f"override not understood: {key}={text!r}; it must be {declared.wanted}") from None
+
+
+def by_class(key: str, weights: Mapping[Any, Any], num_classes: int | None) -> tuple[Any, ...]:
+    """scikit-learn's {class: weight} as a weight for each class, 1 for those that are left out."""
+    classes = range(num_classes or 0)
+    if not all(type(label) is int and label in classes for label in weights):
+        raise UserError(f"{key} is {dict(weights)}; its keys must be classes, 0 to {len(classes) - 1}")
+    return tuple(weights.get(label, 1.0) for label in classes)
+
+
+def _bool(text: str, _: Any) -> bool:
+    return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[text.lower()]
+
+
+def _tuple(text: str, items: type | None) -> tuple[Any, ...]:
+    if items is str and text[:1] not in ("(", "["):
+        names = tuple(text.split(","))  # "validation,test", without a shell's quotes around quotes
+        if not all(names):
+            raise ValueError
+        return names
+    value = _plain(ast.literal_eval(text))
+    if items is None:
+        if not isinstance(value, tuple):
+            raise TypeError
+        return value
+    return tuple(_item(item, items) for item in (value if isinstance(value, tuple) else (value,)))
+
+
+def _item(value: Any, wanted: type) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise TypeError
+    return value
+
+
+def _any(text: str, _: Any) -> Any:
+    """A Python literal, or else text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """What a config can hold: numbers, text, None, and tuples of these, for lists too."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if not isinstance(value, bool | int | float | str | None):
+        raise TypeError
+    return value
+
+
+_PARSERS: Mapping[type, Callable[[str, type | None], Any]] = {
+    bool: _bool,
+    int: lambda text, _: int(text),
+    float: lambda text, _: float(text),
+    str: lambda text, _: text,
+    tuple: _tuple,
+}
