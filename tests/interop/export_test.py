@@ -37,6 +37,25 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_pat
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
+def test_an_export_that_is_exported_again_is_the_same_bytes(family, tmp_path):
+    """A regression, whose embedding has more rows than the tokenizer has tokens, as published ones have."""
+    rows = tiny_encoder.CONFIGS[family]["vocab_size"] + 7
+    tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=1, vocab_size=rows)
+    source = tmp_path / "F"
+    for out in ("once", "twice"):
+        workdir = write_run(tmp_path / f"{out}-run", source, 1)
+        assert RunDir(workdir).config()["model"]["vocab_size"] == rows
+        export(workdir, tmp_path / out)
+        source = tmp_path / out
+    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("once", "twice"))
+    assert once == twice
+    config = json.loads(once["config.json"])
+    assert (config["id2label"], config["problem_type"]) == ({"0": "LABEL_0"}, "regression")
+    table = load_file(tmp_path / "once/model.safetensors")[f"{family}.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(table, tensors[f"{family}.embeddings.word_embeddings.weight"])
+
+
+@pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_the_other_files(family, tmp_path):
     tiny_encoder.write(tmp_path / "F", family, num_classes=3)
     export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
@@ -46,6 +65,7 @@ def test_the_other_files(family, tmp_path):
     expected["architectures"] = [f"{name}ForSequenceClassification"]
     assert {key: config[key] for key in expected} == expected
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert config["problem_type"] == "single_label_classification"
 
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
     assert (tokenizer.padding, tokenizer.truncation) == (None, None)
@@ -114,6 +134,10 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
     config["model"]["pooler"] = "relu"
     (workdir / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="none of bert, roberta, distilbert has"):
+        export(workdir, tmp_path / "out")
+    config["model"].update(pooler="tanh", vocab_size=50)
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"token ids up to 56, .* 50 rows \(model.vocab_size\)"):
         export(workdir, tmp_path / "out")
     (workdir / "assets/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"assets/tokenizer.json can't be read"):
