@@ -103,13 +103,26 @@ def test_the_command_line(tmp_path, capsys):
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir, out = write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "new/out"
     assert shell.main([f"--workdir={workdir}", f"--out={out}", "--format=hf", "--checkpoint=best"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"step": 7, "format": "hf", "out": str(out)}
+    printed = {"step": 7, "format": "hf", "out": str(out), "dtype": "float32"}
+    assert json.loads(capsys.readouterr().out) == printed
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert len(before) == 5
     assert len({path.stat().st_mode for path in before}) == 1
     with pytest.raises(UserError, match="is there and not empty; choose another --out"):
         shell.main([f"--workdir={workdir}", f"--out={out}"])
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_command_line_says_where_outputs_differ_from_the_runs(tmp_path, capsys):
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir = write_run(tmp_path / "W", tmp_path / "F")
+    config = json.loads((workdir / "config.json").read_text())
+    for dtype in ("bfloat16", "float64"):
+        (workdir / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+        assert shell.main([f"--workdir={workdir}", f"--out={tmp_path / dtype}"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        printed = json.loads(line)
+        assert (printed["dtype"], dtype in printed["note"], "float32" in printed["note"]) == (dtype, True, True)
 
 
 def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
