@@ -20,10 +20,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir", "out"))
 
-    from research.interop.export import export
+    from research.interop.export import ROUNDING, export
+    from research.rundir import RunDir
 
     step = export(arguments.workdir, arguments.out, checkpoint=arguments.checkpoint)
-    print(json.dumps({"step": step, "format": arguments.format, "out": arguments.out}))
+    dtype = RunDir.open(arguments.workdir).config()["dtype"]
+    note = {"note": ROUNDING[dtype]} if dtype in ROUNDING else {}
+    print(json.dumps({"step": step, "format": arguments.format, "out": arguments.out, "dtype": dtype, **note}))
     return 0
 
 

@@ -142,20 +142,22 @@ class Reporter:
 def plot_training_curve(run: RunDir, metric: str) -> None:
     """plots/training_curve.png: loss, and `metric` where it is another, over the steps, a line per split.
 
-    Of several seeds the mean, and around it the interval that it is sure of.
+    Of several seeds the mean, and around it the interval that it is sure of. What is not finite is left out, and so is
+    a metric without any value; where nothing is left there is no picture.
     """
     lines = run.metrics()
     if not run.writer or max((line["step"] for line in lines), default=0) < 2:  # one step is no curve
         return
     from matplotlib.figure import Figure
 
-    names = ["loss"] if metric == "loss" else ["loss", metric]
+    names = [name for name in dict.fromkeys(("loss", metric)) if any(_value(line, name) is not None for line in lines)]
+    if not names:
+        return
     figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split in dict.fromkeys(line["split"] for line in lines):
-            points = [
-                (line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None
-            ]
+            of_split = [line for line in lines if line["split"] == split]
+            points = [(line["step"], value) for line in of_split if (value := _value(line, name)) is not None]
             if points:
                 marker = "" if split == "train" and len(points) > 1 else "o"
                 (curve,) = axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
@@ -167,6 +169,12 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(run.plots / "training_curve.png", dpi=120)
+
+
+def _value(line: dict[str, Any], name: str) -> float | None:
+    """A metric of a line; None where it is missing, has no value or is not finite."""
+    value = line.get(name)
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _bands(lines: list[dict[str, Any]], split: str, name: str) -> list[tuple[int, dict[str, Any]]]:

@@ -1,4 +1,7 @@
+import math
+
 import pytest
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from research import reporting
@@ -25,3 +28,31 @@ def test_the_bar_shows_the_metric_that_ranks(metric, shown, tmp_path, monkeypatc
     assert shown in bar
     assert "accuracy" not in bar
     assert "hidden" not in bar
+
+
+def _curve(folder, monkeypatch, metric, lines):
+    """The curve's axes, {ylabel: {split: ys}}, or None where there is none."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    run = RunDir(folder)
+    run.start({})
+    for line in lines:
+        run.append_metrics(line)
+    reporting.plot_training_curve(run, metric)
+    run.close()
+    axes = [axis for figure in figures for axis in figure.axes]
+    return {axis.get_ylabel(): {line.get_label(): list(line.get_ydata()) for line in axis.lines} for axis in axes}
+
+
+def test_a_curve_has_what_is_finite(tmp_path, monkeypatch):
+    """A metric without any value has no empty picture."""
+    lines = [
+        {"step": step, "split": split, "loss": None if split == "hidden" else 1.0, "r2": r2, "perplexity": perplexity}
+        for step, perplexity in ((1, math.inf), (2, 5.0))
+        for split, r2 in (("train", None), ("hidden", None))
+    ]
+    loss = {"train": [1.0, 1.0]}
+    assert _curve(tmp_path / "r2", monkeypatch, "r2", lines) == {"loss": loss}
+    both = {"train": [5.0], "hidden": [5.0]}
+    assert _curve(tmp_path / "perplexity", monkeypatch, "perplexity", lines) == {"loss": loss, "perplexity": both}
+    assert _curve(tmp_path / "none", monkeypatch, "r2", [line for line in lines if line["split"] == "hidden"]) == {}

@@ -51,7 +51,7 @@ def _counts(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often a class, the row, was taken for another, the column: int64 [C, C]."""
+    """How often a class, the row, was taken for another, the column: int64 [C, C]. Hidden labels, −1, don't count."""
     counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (labels, predictions), 1)
+    np.add.at(counts, (labels[labels >= 0], predictions[labels >= 0]), 1)
     return counts

@@ -1,5 +1,10 @@
-"""Numbers -> figures. Nothing is read or written here: a notebook shows what is returned, or calls `savefig`."""
+"""Numbers -> figures. Nothing is read or written here: a notebook shows what is returned, or calls `savefig`.
 
+Class labels are −1 where they are hidden; such examples are left out. All other numbers must be finite.
+"""
+
+import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,14 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from research.analysis.curves import Curve, confusion, precision_recall, roc
+from research.errors import UserError
 
 MOST_LINES = 10  # that a legend can name and an eye tell apart
 MOST_COEFFICIENTS = 30
 MOST_COUNTED = 20  # classes: numbers in more cells than theirs can't be read
+MOST_BINS = 100  # of a histogram; one outlier may ask for millions
+LONGEST_NAME = 40  # characters of a name beside an axis or in a legend
+_TITLE_POINTS = 11
+_LETTER = 0.075  # inches that a letter of 8 points takes at most, on average
 
 
-def _figure(columns: int = 1, *, width: float = 5.5, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
+def _figure(
+    columns: int = 1, *, width: float = 5.5, height: float = 4.0, square: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """`square`: whether the axes will have equal scales, which asks for another layout."""
+    figure = Figure(figsize=(width * columns, height), layout="compressed" if square else "constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -23,13 +36,38 @@ def _figure(columns: int = 1, *, width: float = 5.5, height: float = 4.0) -> tup
 
 
 def add_title(figure: Figure, text: str) -> None:
-    """Puts a line above a figure, below the one it may have."""
-    figure.suptitle("\n".join(filter(None, (figure.get_suptitle(), text))), fontsize=11)
+    """Puts a text above a figure, below the one it may have, wrapped to the figure's width; the figure grows by it."""
+    # The layout makes room for a title's height, not for its width. A letter is about 0.6 of its size wide.
+    width = int(figure.get_figwidth() * 72 / (0.6 * _TITLE_POINTS))
+    lines = textwrap.wrap(_literal(text), width, break_on_hyphens=False)
+    figure.suptitle("\n".join(filter(None, (figure.get_suptitle(), *lines))), fontsize=_TITLE_POINTS)
+    figure.set_figheight(figure.get_figheight() + len(lines) * 1.2 * _TITLE_POINTS / 72)
 
 
 def class_name(c: int, names: Sequence[str]) -> str:
     """What class `c` is called; `names` is empty where they have none."""
     return names[c] if names else f"class {c}"
+
+
+def _literal(text: str) -> str:
+    """The text as matplotlib shows it letter by letter: a dollar sign would begin a formula."""
+    return " ".join(text.split()).replace("$", r"\$")
+
+
+def _short(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name that fits beside an axis: of a longer one the beginning and the end."""
+    half = (longest - 1) // 2
+    return _literal(name if len(name) <= longest else f"{name[:half]}…{name[-half:]}")
+
+
+def _width_beside(texts: Sequence[str]) -> float:
+    """Inches that a legend of these texts takes beside an axis."""
+    return 0.6 + _LETTER * max(map(len, texts))
+
+
+def _legend_beside(axis: Axes) -> None:
+    """A legend to the right of the axis, where it hides nothing."""
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, name: str = "x") -> Figure:
@@ -38,7 +76,7 @@ def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, n
     order = np.argsort(x)
     axis.scatter(x, labels, s=8, alpha=0.5, label="data")
     axis.plot(x[order], predictions[order], color="C3", label="fit")
-    axis.set(xlabel=name, ylabel="label")
+    axis.set(xlabel=_short(name), ylabel="label")
     axis.legend()
     return figure
 
@@ -53,15 +91,34 @@ def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
     over.scatter(predictions, difference, s=8, alpha=0.5)
     over.axhline(0, color="C3", linewidth=1)
     over.set(xlabel="prediction", ylabel="label − prediction")
-    spread.hist(difference, bins="auto", density=True, alpha=0.6)
+    spread.hist(difference, bins=bin_edges(difference).tolist(), density=True, alpha=0.6)
     mean, deviation = difference.mean(), difference.std()
     if deviation > 0:
         at = np.linspace(difference.min(), difference.max(), 200)
         density = np.exp(-((at - mean) ** 2) / (2 * deviation**2)) / (deviation * np.sqrt(2 * np.pi))
         spread.plot(at, density, color="C3", label=f"normal: {mean:.3g} ± {deviation:.3g}")
         spread.legend()
+        spread.set_ylim(top=1.2 * spread.get_ylim()[1])  # for the legend
     spread.set(xlabel="label − prediction", ylabel="density")
+    for axis in (over, spread):
+        axis.ticklabel_format(scilimits=(-3, 5))  # longer numbers run into each other
     return figure
+
+
+def bin_edges(values: np.ndarray) -> np.ndarray:
+    """The edges of a histogram's equal bins, at most `MOST_BINS`, over values [N].
+
+    Their width is the smaller of Freedman and Diaconis' (1981), 2 · IQR / N^⅓, and Sturges' (1926),
+    range / (1 + log₂ N); the former is ignored where it is 0 because half of the values are equal.
+    """
+    low, high, count = float(values.min()), float(values.max()), len(values)
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-100):  # equal up to rounding: bins would have no width
+        reach = max(0.5, 0.5 * abs(low))
+        return np.array([low - reach, high + reach])
+    quartiles = float(np.subtract(*np.percentile(values, [75, 25])))
+    widths = 2 * quartiles / np.cbrt(count), (high - low) / (1 + math.log2(count))
+    bins = (high - low) / min(width for width in widths if width > 0)
+    return np.linspace(low, high, math.ceil(min(bins, MOST_BINS)) + 1)
 
 
 def coefficients(
@@ -77,13 +134,13 @@ def coefficients(
     `scale` [D]: those of standardized features are values / scale. Where it is not the same for all, only they can be
     compared with one another, and are on the left.
     """
-    per_unit = np.ones(len(values)), "coefficient, of one unit of the feature"
+    per_unit = np.ones(len(values)), "coefficient,\nof one unit of the feature"
     if np.ptp(scale) > 0:
         # The coefficient of a constant feature, whose scale is 0, is 0.
-        panels = [(np.where(scale > 0, scale, 1), "coefficient, of one standard deviation of the feature"), per_unit]
+        panels = [(np.where(scale > 0, scale, 1), "coefficient,\nof one standard deviation of the feature"), per_unit]
     else:
         panels = [per_unit]
-    figure, axes = _figure(len(panels), height=1.6 + 0.22 * len(names))
+    figure, axes = _figure(len(panels), height=1.4 + 0.22 * len(names))
     at = np.arange(len(names))
     for axis, (unit, label) in zip(axes, panels, strict=True):
         if intervals is None:
@@ -92,9 +149,10 @@ def coefficients(
             axis.hlines(at, *(end / unit for end in intervals), linewidth=3, alpha=0.4)
             axis.plot(values / unit, at, "o", markersize=4)
         axis.axvline(0, color="black", linewidth=1)
-        axis.set_yticks(at, names, fontsize=8)
+        axis.set_yticks(at, [_short(name) for name in names], fontsize=8)
+        axis.tick_params(labelleft=axis is axes[0])
         axis.set(xlabel=label, ylim=(-0.7, len(names) - 0.3))
-    figure.suptitle(title if intervals is None else f"{title}, 95 % intervals", fontsize=11)
+    add_title(figure, title if intervals is None else f"{title}, 95 % intervals")
     return figure
 
 
@@ -103,17 +161,15 @@ def rocs(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> F
 
     Of two classes that of class 1, of more each one against the rest.
     """
-    figure, (axis,) = _figure()
+    figure, axis = _one_versus_rest(areas(labels, scores, roc), "AUC", names, free_corner="lower right")
     axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-    _one_versus_rest(axis, labels, scores, curve=roc, area="AUC", names=names)
     axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     return figure
 
 
 def precision_recalls(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> Figure:
     """Precision over recall, for the same curves as `rocs`."""
-    figure, (axis,) = _figure()
-    _one_versus_rest(axis, labels, scores, curve=precision_recall, area="AP", names=names)
+    figure, axis = _one_versus_rest(areas(labels, scores, precision_recall), "AP", names, free_corner="lower left")
     axis.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03), aspect="equal")
     return figure
 
@@ -123,27 +179,35 @@ def areas(
 ) -> dict[int, Curve]:
     """`roc` or `precision_recall` of each class that has one, against the rest; of two classes of class 1 alone."""
     classes = range(scores.shape[1]) if scores.shape[1] > 2 else (1,)
+    labels, scores = labels[labels >= 0], scores[labels >= 0]
     found = {c: curve(scores[:, c], labels == c) for c in classes}
     return {c: line for c, line in found.items() if line is not None}
 
 
 def _one_versus_rest(
-    axis: Axes,
-    labels: np.ndarray,
-    scores: np.ndarray,
-    *,
-    curve: Callable[[np.ndarray, np.ndarray], Curve | None],
-    area: str,
-    names: Sequence[str],
-) -> None:
-    found = areas(labels, scores, curve)
-    for c, line in found.items():
-        name = f"{class_name(c, names)}, {area} {line.area:.4f}" if len(found) <= MOST_LINES else None
-        axis.plot(line.x, line.y, label=name, linewidth=1.2)
+    found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: str
+) -> tuple[Figure, Axes]:
+    """The curves by their class, with a legend in the corner where few curves are, or beside them.
+
+    Raises UserError where there is none.
+    """
+    if not found:
+        raise UserError("no class has a curve: the labels must be of two classes at least")
+    texts = [f"{_short(class_name(c, names))}, {area} {line.area:.4f}" for c, line in found.items()]
+    mean = f"mean of {len(found)} classes, {area} {np.mean([line.area for line in found.values()]):.4f}"
+    named = len(found) <= MOST_LINES
+    shown = [*(texts if named else ()), *([mean] if len(found) > 1 else ())]
+    beside = len(shown) > 4 or max(map(len, shown)) > 30
+    figure, (axis,) = _figure(width=4.5 + (_width_beside(shown) if beside else 0.0), square=True)
+    for text, line in zip(texts, found.values(), strict=True):
+        axis.plot(line.x, line.y, label=text if named else None, linewidth=1.2)
     if len(found) > 1:
-        mean = np.mean([line.area for line in found.values()])
-        axis.plot([], [], " ", label=f"mean of {len(found)} classes, {area} {mean:.4f}")
-    axis.legend(fontsize=8)
+        axis.plot([], [], " ", label=mean)
+    if beside:
+        _legend_beside(axis)
+    else:
+        axis.legend(fontsize=8, loc=free_corner)
+    return figure, axis
 
 
 def confusion_matrix(
@@ -154,8 +218,11 @@ def confusion_matrix(
     Of more than 20 classes the cells are smaller, not the figure larger, and have neither numbers nor names.
     """
     counts = confusion(labels, predictions, num_classes)
-    size = 2.5 + 0.42 * min(num_classes, MOST_COUNTED)
-    figure, (axis,) = _figure(width=size, height=size)
+    marks = [_short(name, 24) for name in names] or [str(c) for c in range(num_classes)]
+    shown = min(num_classes, MOST_COUNTED)
+    letters = _LETTER * max(map(len, marks))
+    size = max(4.5, 2.5 + 0.42 * shown + (letters if names and shown == num_classes else 0.0))
+    figure, (axis,) = _figure(width=size, height=size, square=True)
     axis.grid(visible=False)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -163,17 +230,25 @@ def confusion_matrix(
         for i, j in np.ndindex(counts.shape):
             colour = "white" if share[i, j] > 0.5 else "black"
             axis.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
-        marks = names or [str(c) for c in range(num_classes)]
-        axis.set_xticks(range(num_classes), marks, rotation=30 if names else 0)
-        axis.set_yticks(range(num_classes), marks)
-    axis.set(xlabel="prediction", ylabel="label", title=f"accuracy {np.trace(counts) / counts.sum():.4f}")
+        axis.set_xticks(range(num_classes), marks, fontsize=8)
+        axis.set_yticks(range(num_classes), marks, fontsize=8)
+        if letters > (size - 1.5) / num_classes:  # wider than a cell
+            _tilt(axis, 45)
+    axis.set(xlabel="prediction", ylabel="label")
+    add_title(figure, f"accuracy {np.trace(counts) / counts.sum():.4f}")
     return figure
+
+
+def _tilt(axis: Axes, degrees: float) -> None:
+    """Turns the marks of the horizontal axis, each about its end, so that long ones don't overlap."""
+    for mark in axis.get_xticklabels():
+        mark.set(rotation=degrees, horizontalalignment="right", rotation_mode="anchor")
 
 
 def regularization_path(
     values: Sequence[float],
     paths: np.ndarray,
-    metric: Sequence[float],
+    metric: Sequence[float | None],
     *,
     penalty: str,
     metric_name: str,
@@ -182,25 +257,26 @@ def regularization_path(
     best: float,
     unpenalized: float | None = None,
 ) -> Figure:
-    """Coefficients [V, D] and a metric [V] over the penalties `values` [V].
+    """Coefficients [V, D] and a metric [V], None where it has no value, over the penalties `values` [V].
 
     `now` is the run's own penalty, None without one; `best`, of `values`, has the best metric; `unpenalized` is the
     metric of a run without a penalty. The coefficients that grow largest are named; of more than 30 only these are
     drawn.
     """
-    figure, (left, right) = _figure(2)
     largest = np.argsort(-np.abs(paths).max(axis=0), kind="stable")[:MOST_COEFFICIENTS]
+    named = [_short(names[i]) for i in largest[:MOST_LINES]]
+    figure, (left, right) = _figure(2, width=5.5 + _width_beside(named) / 2)
     for rank, i in enumerate(largest):
-        left.plot(values, paths[:, i], linewidth=1.2, label=names[i] if rank < MOST_LINES else None)
+        left.plot(values, paths[:, i], linewidth=1.2, label=named[rank] if rank < MOST_LINES else None)
     left.axhline(0, color="black", linewidth=1)
     title = f"the {len(largest)} that grow largest" if len(names) >= MOST_COEFFICIENTS else ""
-    left.set(ylabel="coefficient, of features as the model reads them", title=title)
-    left.legend(fontsize=7)
-    right.plot(values, metric, "o-", markersize=4)
+    left.set(ylabel="coefficient,\nof features as the model reads them", title=title)
+    _legend_beside(left)
+    right.plot(values, np.array(metric, np.float64), "o-", markersize=4)  # None: nan
     right.plot([best], [metric[values.index(best)]], "*", markersize=13, color="C3", label=f"best: {best:.3g}")
     if unpenalized is not None:
         right.axhline(unpenalized, color="grey", linewidth=1, linestyle=":", label="the run, without a penalty")
-    right.set(ylabel=metric_name)
+    right.set(ylabel=_short(metric_name))
     for axis in (left, right):
         axis.set(xscale="log", xlabel=penalty)
         if now is not None:
@@ -211,17 +287,22 @@ def regularization_path(
 
 def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> Figure:
     """A metric over the number of training examples: points with "examples" and, for each split under "metrics",
-    "mean", "low" and "high", the last two None without repeats: there the band has a gap."""
+    "mean", "low" and "high", the last two None without repeats: there the band has a gap. All are None where the
+    metric has no value: there the line has one, and a split without any value has no line."""
     figure, (axis,) = _figure()
     examples = [point["examples"] for point in points]
     for split in points[0]["metrics"]:
         of_split = [point["metrics"][split] for point in points]
-        (line,) = axis.plot(examples, [point["mean"] for point in of_split], "o-", markersize=4, label=split)
-        low, high = (np.array([point[end] for point in of_split], np.float64) for end in ("low", "high"))  # None: nan
+        mean, low, high = (np.array([point[key] for point in of_split], np.float64) for key in ("mean", "low", "high"))
+        if not np.isfinite(mean).any():
+            continue
+        (line,) = axis.plot(examples, mean, "o-", markersize=4, label=split)
         axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
         axis.vlines(examples, low, high, alpha=0.5, color=line.get_color(), linewidth=1)  # a lone point has no band
-    axis.set(xscale="log", xlabel="training examples", ylabel=metric_name)
+    axis.set(xscale="log", xlabel="training examples", ylabel=_short(metric_name))
     axis.set_xticks(examples, [f"{n:,}" for n in examples])
+    if max(examples) >= 100_000:
+        _tilt(axis, 30)
     axis.minorticks_off()
     axis.legend()
     return figure

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -55,17 +56,35 @@ class Subject:
     def columns(self) -> dict[str, np.ndarray]:
         """index, label, prediction [N] and, of a classifier, scores [N, C], where the label is not hidden.
 
-        Of a run of several seeds they are the first one's.
+        Of a run of several seeds they are the first one's. Raises UserError where no label is shown, and for a number
+        that is not finite.
         """
         _, records = self.trained.predictions(self.of_split)
-        hidden = self.config.task.get("hidden_label", -1)
-        shown = [record for record in records if record["label"] != hidden]
-        if not shown:
-            raise UserError(f"the labels of split {self.of_split!r} are hidden")
-        columns = {name: np.asarray([record[name] for record in shown]) for name in shown[0]}
+        if not records:
+            raise UserError(f"split {self.of_split!r} has no examples")
+        columns = {name: np.asarray([record[name] for record in records]) for name in records[0]}
+        hidden = _hidden_label(self.config.task)
+        if hidden is not None:
+            # As the device compares them: 0.1 in float32 is another number in float64.
+            shown = columns["label"].astype(np.float32) != np.float32(hidden)
+            if not shown.any():
+                raise UserError(f"the labels of split {self.of_split!r} are hidden")
+            columns = {name: column[shown] for name, column in columns.items()}
         if self.config.train.seeds is not None:
             columns |= {name: columns[name][:, 0] for name in columns.keys() - {"index", "label"}}
+        for name in columns.keys() - {"index"}:
+            self.check_finite(name, columns[name], columns["index"])
         return columns
+
+    def check_finite(self, name: str, values: np.ndarray, index: np.ndarray) -> None:
+        """Raises UserError where some of the values [N, …] of the examples `index` [N] are not finite."""
+        wrong = np.argwhere(~np.isfinite(values.astype(np.float64)))  # what JSON has as null: nan
+        if len(wrong):
+            value = values[tuple(wrong[0])]
+            raise UserError(
+                f"{name} of example {index[wrong[0][0]]} of split {self.of_split!r} is {value}; a plot takes finite "
+                "numbers"
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,6 +94,11 @@ class Subject:
     def needs_task(self, *names: str) -> None:
         if self.config.task.name not in names:
             raise UserError(f"the run's task is {self.config.task.name}; this plot is of {' or '.join(names)}")
+
+
+def _hidden_label(task: Any) -> float | None:
+    """The number that stands for a label that is not given; None where all are."""
+    return task.get("hidden_label") if task.name == "regression" else -1
 
 
 Drawing = tuple[Figure, dict[str, Any]]
@@ -91,6 +115,7 @@ def _fit(subject: Subject) -> Drawing:
             f"this plot is of one number for each label; the run's have {', '.join(inputs)} of shape {first.shape}"
         )
     x = np.asarray([raw[int(i)] for i in columns["index"]], np.float64).reshape(-1)
+    subject.check_finite(inputs[0], x, columns["index"])
     figure = figures.fitted_line(x, columns["label"], columns["prediction"], name=inputs[0])
     return figure, {"x": x.tolist(), "label": columns["label"].tolist(), "prediction": columns["prediction"].tolist()}
 
@@ -98,6 +123,8 @@ def _fit(subject: Subject) -> Drawing:
 def _residuals(subject: Subject) -> Drawing:
     subject.needs_task("regression")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
+    if len(labels) < 2:
+        raise UserError(f"split {subject.of_split!r} has one label; a distribution of residuals takes two at least")
     difference = labels - predictions
     numbers = {"mean": float(difference.mean()), "standard_deviation": float(difference.std())}
     return figures.residuals(labels, predictions), numbers
@@ -106,6 +133,11 @@ def _residuals(subject: Subject) -> Drawing:
 def _coefficients(subject: Subject) -> Drawing:
     found = coefficients(subject.run.path, subject.which)
     standardized, values = found.standardized.ravel(), found.values.ravel()
+    if not (values.size and np.isfinite(values).all()):
+        raise UserError(
+            f"{np.count_nonzero(~np.isfinite(values))} of the {values.size} coefficients are not finite; this plot "
+            "takes one at least, and finite ones"
+        )
     # In their own units a large coefficient may be that of a feature which hardly varies.
     shown = np.argsort(np.abs(standardized), kind="stable")[-figures.MOST_COEFFICIENTS :]
     names = [found.label(int(i)) for i in shown]
@@ -126,16 +158,24 @@ def _coefficients(subject: Subject) -> Drawing:
     return figures.coefficients(names, values[shown], intervals, scale=scale, title=title), numbers
 
 
-def _roc(subject: Subject) -> Drawing:
+def _ranked(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [N] and scores [N, C]. Raises UserError where there are not two classes to be told apart."""
     subject.needs_task("classification", "squared_hinge")
     labels, scores = subject.columns["label"], subject.columns["scores"]
+    if (labels == labels[0]).all():
+        only = figures.class_name(labels[0], subject.classes)
+        raise UserError(f"split {subject.of_split!r} has only {only}; this plot takes two classes")
+    return labels, scores
+
+
+def _roc(subject: Subject) -> Drawing:
+    labels, scores = _ranked(subject)
     found = figures.areas(labels, scores, roc)
     return figures.rocs(labels, scores, subject.classes), {"auc": {str(c): curve.area for c, curve in found.items()}}
 
 
 def _precision_recall(subject: Subject) -> Drawing:
-    subject.needs_task("classification", "squared_hinge")
-    labels, scores = subject.columns["label"], subject.columns["scores"]
+    labels, scores = _ranked(subject)
     found = figures.areas(labels, scores, precision_recall)
     numbers = {"average_precision": {str(c): curve.area for c, curve in found.items()}}
     return figures.precision_recalls(labels, scores, subject.classes), numbers
@@ -168,6 +208,9 @@ def _regularization_path(subject: Subject) -> Drawing:
 
 def _learning_curve(subject: Subject) -> Drawing:
     found = refits.learning_curve(subject.run, repeats=subject.repeats, initial=subject.initial)
+    means = [value["mean"] for point in found["points"] for value in point["metrics"].values()]
+    if not any(mean is not None and math.isfinite(mean) for mean in means):
+        raise UserError(f"eval.metric {found['metric']!r} has no value on {found['split']!r} for any refit")
     return figures.learning_curve(found["points"], metric_name=found["metric"]), found
 
 

@@ -4,6 +4,7 @@ Each refit is a run directory under `refits/` of the run. What is finished there
 goes on where it was interrupted.
 """
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -72,8 +73,8 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
       them, which the penalty is on; of many the 30 that grow largest.
 
     Raises:
-      UserError: the model is not linear, the optimizer has no penalty, no refit succeeded, or one of them can't be made
-        for another reason than that it diverged, as where another process is at it.
+      UserError: the model is not linear, the optimizer has no penalty, no refit succeeded, the metric has no value for
+        any of them, or one fails for another reason than that it diverged, as where another process holds its run.
     """
     config = _config(run)
     check_path(config)
@@ -96,9 +97,12 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
     fitted = [point for point in points if "failed" not in point]
     if not fitted:
         raise UserError(f"no refit succeeded: {points[0]['failed']}")
+    ranked = [point for point in fitted if point["metric"] is not None and math.isfinite(point["metric"])]
+    if not ranked:
+        raise UserError(f"eval.metric {metric!r} has no value on {split!r} for any refit")
     better = {"max": 1, "min": -1}[config.eval.mode]
     stronger = -1 if name == "C" else 1
-    best = max(fitted, key=lambda point: (better * point["metric"], stronger * point["value"]))
+    best = max(ranked, key=lambda point: (better * point["metric"], stronger * point["value"]))
     own = (run.summary() or {}).get("metrics", {}).get(split, {}).get(metric)
     height = np.max([np.abs(point["coefficients"]) for point in fitted], axis=0)
     largest = np.argsort(-height, kind="stable")[:MOST_COEFFICIENTS]

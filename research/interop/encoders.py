@@ -29,7 +29,7 @@ def _batch(_: Shapes) -> dict[str, Any]:
 
 def read(folder: Path, config: Mapping[str, Any]) -> Described:
     """Raises UserError for a folder without tokenizer, of settings that are not known here, or whose tokenizer has more
-    or fewer tokens than the embedding has rows: it would give them another meaning."""
+    tokens than the embedding has rows. Rows beyond the tokenizer's tokens are kept as they are."""
     family, model = read_config(config, str(folder / "config.json"))
     settings = folder / "tokenizer_config.json"
     options = read_json(settings) if settings.is_file() else {}
@@ -43,20 +43,20 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
     lowercase = options.get("do_lower_case", True)
     if name == "vocab.txt" or lowercase is not None:  # a tokenizer.json says so itself
         check_kind(settings, "do_lower_case", lowercase, (bool,), "true or false")
-    vocabulary = read_tokenizer(str(folder / name), lowercase=bool(lowercase)).get_vocab()
-    tokens = max(vocabulary.values(), default=-1) + 1
-    if tokens != model["vocab_size"]:
-        raise UserError(
-            f"the vocabulary of {folder / name} has {tokens} tokens, but the embedding {model['vocab_size']} "
-            "(vocab_size in config.json)"
-        )
+    tokenizer = read_tokenizer(str(folder / name), lowercase=bool(lowercase))
+    tokens = _check_rows(tokenizer, model["vocab_size"], folder / name, "vocab_size in config.json")
     transform = {"tokenizer": str(folder / name), "lowercase": bool(lowercase), "vocab_size": tokens}
     return Described(family.model_type, family.naming, model, transform, _batch({}))
 
 
 def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
-    """config.json and the tokenizer. Raises UserError where that can't be read, or no family computes the same."""
+    """config.json and the tokenizer.
+
+    Raises UserError where the tokenizer can't be read or has more tokens than the embedding has rows, and where no
+    family computes the same.
+    """
     tokenizer, special = _tokenizer(assets / "tokenizer.json")
+    _check_rows(tokenizer, model["vocab_size"], assets / "tokenizer.json", "model.vocab_size")
     pad = tokenizer.token_to_id(special["pad_token"])
     assert pad is not None
     family, config = write_config(model, pad_token_id=pad)
@@ -71,6 +71,20 @@ def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
     texts = {"config.json": config, "special_tokens_map.json": special, "tokenizer_config.json": settings}
     files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in texts.items()}
     return Exported(family.naming, {**files, "tokenizer.json": tokenizer.to_str(pretty=True)})
+
+
+def _check_rows(tokenizer: tokenizers.Tokenizer, rows: int, path: Path, key: str) -> int:
+    """The number of token ids, which may be fewer than the embedding's rows: those are often padded to a multiple of 8.
+
+    Raises UserError where they are more.
+    """
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if tokens > rows:
+        raise UserError(
+            f"{path} has token ids up to {tokens - 1}, out of range for an embedding of {rows} rows ({key}); "
+            "use the tokenizer that the weights were trained with"
+        )
+    return tokens
 
 
 def _tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:

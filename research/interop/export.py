@@ -1,4 +1,11 @@
-"""A run -> a folder that transformers opens, with the same logits."""
+"""A run -> a folder that transformers opens.
+
+From the same tokens or images transformers computes the logits of the run, up to the rounding of float32 (measured: at
+most 3e-7 apart for encoders, 1e-6 of their size for ResNets), where the run computes in float32. A run with
+dtype=bfloat16 has float32 parameters, which are exported as they are, but rounds them and its activations to 8 bits
+where it computes: `ROUNDING`. Measured: MiniLM on SST-2's 872 dev sentences, probabilities at most 0.0070 and on
+average 0.0007 apart, the same class for all; the same checkpoint computed here in float32 is as far from its run.
+"""
 
 import shutil
 from pathlib import Path
@@ -16,13 +23,24 @@ from research.paths import expanded
 from research.rundir import RunDir
 from research.state import path_name
 
+# How the outputs of an export differ from those of its run, by the run's dtype; where that is float32 they don't.
+ROUNDING = {
+    "bfloat16": "the run computes in bfloat16; in float32, as in transformers, its logits differ by about 1 % of the "
+    "largest and its probabilities by up to about 0.01",
+    "float64": "the run computes in float64; in float32, as in transformers, its outputs differ by about 1e-6 of their "
+    "size",
+}
+
 
 def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") -> int:
     """Writes the "last" or the "best" checkpoint of a run of a BERT or a ResNet to the folder `out` -> its step.
 
     The folder gets config.json, model.safetensors in float32, and the tokenizer or the images' normalization. Labels
-    are called LABEL_0, …: a run does not know their names. A run that ranks its checkpoints by a metric of its averaged
-    parameters, ema_…, gives these.
+    are called LABEL_0, …: a run does not know their names. One output is a regression, whose prediction it is; of more
+    the softmax is the run's `scores`, but for task squared_hinge only the most probable class is the run's. A run that
+    ranks its checkpoints by a metric of its averaged parameters, ema_…, gives these. Two things are not the network's
+    and stay with the run: it truncates texts to data.transform.max_length, the exported tokenizer to
+    model.max_positions; and with model.test_flip it adds the mirrored image.
 
     Raises UserError, with nothing written, for a folder that is not empty, for a run of another model or without such
     a checkpoint, and for a model that transformers has nothing alike of.

@@ -85,10 +85,13 @@ def check_model(where: object, model: Mapping[str, Any]) -> None:
 
 
 def labels(num_classes: int) -> dict[str, Any]:
-    """What a config.json says of a classifier's labels. They are LABEL_0, …: a run does not know their names."""
+    """What a config.json says of a head. Labels are LABEL_0, …: a run does not know their names.
+
+    A head of one output is a regression's, for a classifier has at least two classes.
+    """
     names = {str(i): f"LABEL_{i}" for i in range(num_classes)}
     return {
         "id2label": names,
         "label2id": {name: int(i) for i, name in names.items()},
-        "problem_type": "single_label_classification",
+        "problem_type": "regression" if num_classes == 1 else "single_label_classification",
     }

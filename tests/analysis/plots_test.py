@@ -1,10 +1,13 @@
 """Each plot of small runs: what applies, and that the numbers beside it are those of scikit-learn."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import sklearn.metrics
+from ml_collections import ConfigDict
 
 from configs import linear_line, logistic_breast_cancer
 from research import plot
@@ -255,12 +258,186 @@ def test_a_path_marks_the_best_and_the_runs_own():
     assert texts == [["best: 10", "the run's"], ["best: 10", "the run, without a penalty"]]
 
 
-def test_hidden_labels_have_no_plot(digits, monkeypatch):
-    monkeypatch.setattr(
-        plots.Trained, "predictions", lambda self, split: ({}, [{"index": 0, "label": -1, "scores": [1.0, 0.0]}])
-    )
-    with pytest.raises(UserError, match="the labels of split 'validation' are hidden"):
-        draw(Subject(digits), "roc")
+def _subject(records, **task):
+    """A subject whose split has these records; of several seeds where their predictions are lists."""
+    seeds = 2 if isinstance(records[0]["prediction"], list) else None
+    config = {"task": task, "train": {"seeds": seeds}, "eval": {"splits": ("test",)}, "data": {"name": "own"}}
+    subject = Subject(None)
+    trained = SimpleNamespace(config=ConfigDict(config), predictions=lambda split: ({}, records), step=1)
+    subject.__dict__["trained"] = trained
+    return subject
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+@pytest.mark.parametrize("hidden", [-1.0, -0.1])
+def test_hidden_labels_of_a_regression_are_left_out(hidden, seeds):
+    """Records have them as the data does, in float32."""
+    labels = np.array([0.5, hidden, 2.0], np.float32).tolist()
+    records = [
+        {"index": i, "label": label, "prediction": [float(i), 9.0] if seeds else float(i)}
+        for i, label in enumerate(labels)
+    ]
+    subject = _subject(records, name="regression", hidden_label=hidden)
+    columns = {name: column.tolist() for name, column in subject.columns.items()}
+    assert columns == {"index": [0, 2], "label": [0.5, 2.0], "prediction": [0.0, 2.0]}
+    _, numbers = plots.PLOTS["residuals"].draw(subject)
+    assert numbers["mean"] == pytest.approx(0.25)
+    with pytest.raises(UserError, match="'test' are hidden"):
+        _ = _subject(records[1:2], name="regression", hidden_label=hidden).columns
+
+
+@pytest.mark.parametrize("task", [{}, {"hidden_label": None}])
+def test_a_label_of_minus_one_is_shown_where_none_is_hidden(task):
+    records = [{"index": i, "label": label, "prediction": 0.0} for i, label in enumerate((-1.0, 1.0))]
+    assert _subject(records, name="regression", **task).columns["label"].tolist() == [-1.0, 1.0]
+
+
+def _classified(labels, seeds=None):
+    scores = [[0.1 * (i + 1), 1 - 0.1 * (i + 1)] for i in range(len(labels))]
+    return [
+        {
+            "index": i,
+            "label": label,
+            "prediction": [int(row[1] > 0.5)] * seeds if seeds else int(row[1] > 0.5),
+            "scores": [row, row[::-1]] if seeds else row,
+        }
+        for i, (label, row) in enumerate(zip(labels, scores, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_hidden_labels_of_a_classifier_are_left_out(seeds):
+    subject = _subject(_classified([1, -1, 0, -1], seeds), name="classification")
+    assert subject.columns["index"].tolist() == [0, 2]
+    assert plots.PLOTS["confusion"].draw(subject)[1] == {"counts": [[0, 1], [0, 1]]}
+    assert plots.PLOTS["roc"].draw(subject)[1] == {"auc": {"1": 1.0}}
+
+
+@pytest.mark.parametrize("what", ["roc", "precision_recall", "confusion"])
+def test_a_split_of_hidden_labels_has_no_plot(what):
+    with pytest.raises(UserError, match="'test' are hidden"):
+        plots.PLOTS[what].draw(_subject(_classified([-1, -1]), name="classification"))
+
+
+def test_a_figure_leaves_hidden_labels_out(rng):
+    """A notebook may give what a run's predictions hold."""
+    labels, scores = rng.integers(0, 3, 30), rng.random((30, 3))
+    hidden = np.where(np.arange(30) % 3 == 0, -1, labels)
+    shown = hidden >= 0
+    for curve in (plots.roc, plots.precision_recall):
+        found, expected = (
+            {c: line.area for c, line in figures.areas(*columns, curve).items()}
+            for columns in ((hidden, scores), (labels[shown], scores[shown]))
+        )
+        assert found == expected
+    counts = plots.confusion(hidden, scores.argmax(axis=1), 3)
+    assert counts.sum() == shown.sum()
+    np.testing.assert_array_equal(counts, plots.confusion(labels[shown], scores[shown].argmax(axis=1), 3))
+
+
+@pytest.mark.parametrize("what", ["roc", "precision_recall"])
+@pytest.mark.parametrize("only", [0, 1])
+def test_a_split_of_one_class_has_no_curve(what, only):
+    with pytest.raises(UserError, match=f"'test' has only class {only}"):
+        plots.PLOTS[what].draw(_subject(_classified([only, -1, only]), name="classification"))
+    with pytest.raises(UserError, match="two classes"):
+        figures.rocs(np.zeros(3, int), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_what_is_not_finite_has_no_plot(value):
+    """None: what JSON has in place of nan."""
+    records = [{"index": i, "label": 1.0, "prediction": x} for i, x in enumerate((0.5, value))]
+    with pytest.raises(UserError, match="prediction of example 1 of split 'test'"):
+        plots.PLOTS["residuals"].draw(_subject(records, name="regression"))
+    records = _classified([0, 1])
+    records[1]["scores"] = [value, 1.0]
+    with pytest.raises(UserError, match="scores of example 1 of split 'test'"):
+        plots.PLOTS["roc"].draw(_subject(records, name="classification"))
+
+
+def test_one_residual_has_no_distribution():
+    with pytest.raises(UserError, match="'test' has one label"):
+        plots.PLOTS["residuals"].draw(_subject([{"index": 0, "label": 1.0, "prediction": 2.0}], name="regression"))
+
+
+def test_coefficients_that_are_not_finite_have_no_plot(monkeypatch):
+    for values in (np.array([[1.0], [np.inf]]), np.zeros((0, 1))):
+        found = SimpleNamespace(values=values, standardized=values)
+        monkeypatch.setattr(plots, "coefficients", lambda *_, found=found: found)
+        with pytest.raises(UserError, match="coefficients are not finite"):
+            plots._coefficients(SimpleNamespace(run=SimpleNamespace(path=""), which="last"))
+
+
+def test_a_metric_without_value_has_no_learning_curve(monkeypatch):
+    none = {"values": [None], "mean": None, "low": None, "high": None}
+    some = {**none, "mean": 0.5}
+    found = {"metric": "r2", "split": "test", "points": [{"examples": 5, "metrics": {"test": none, "train": none}}]}
+    monkeypatch.setattr(plots.refits, "learning_curve", lambda *_, **__: found)
+    with pytest.raises(UserError, match=r"eval\.metric 'r2'"):
+        plots.PLOTS["learning_curve"].draw(Subject(None))
+    found["points"].append({"examples": 9, "metrics": {"test": some, "train": none}})
+    figure, _ = plots.PLOTS["learning_curve"].draw(Subject(None))
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.5])
+
+
+class TestBins:
+    def test_they_are_numpys(self, rng):
+        for size in (2, 50, 1000):
+            values = rng.normal(size=size)
+            np.testing.assert_allclose(figures.bin_edges(values), np.histogram_bin_edges(values, "auto"), rtol=1e-12)
+
+    def test_an_outlier_does_not_ask_for_millions(self, rng):
+        values = np.append(rng.normal(size=1000), 1e9)
+        edges = figures.bin_edges(values)
+        assert len(edges) == figures.MOST_BINS + 1
+        assert (edges[0], edges[-1]) == (values.min(), 1e9)
+
+    @pytest.mark.parametrize("value", [0.0, 3.0, -1e20])
+    def test_equal_values_have_one_bin(self, value):
+        values = np.full(5, value)
+        values[0] = np.nextafter(value, 1e30)
+        counts, _ = np.histogram(values, figures.bin_edges(values))
+        assert counts.tolist() == [5]
+
+
+LONG = "a_dataset/of_somebody_else-with_a_long_name:3.0.1 validation_mismatched, best checkpoint, step 1,234,567"
+CLASSES = [f"soc.religion.class_{'with_a_long_name_' * 4}{i}" for i in range(20)]
+
+
+def _long_figures():
+    rng = np.random.default_rng(0)
+    names, values = [f"$ and _{name}$" for name in CLASSES], rng.normal(size=20)
+    yield figures.fitted_line(values, values, values, name=names[0])
+    yield figures.residuals(1e5 * values, np.zeros(20))
+    yield figures.coefficients(names, values, (values - 1, values + 1), scale=np.arange(20.0), title="logistic")
+    yield figures.coefficients(names[:1], values[:1], None, scale=np.ones(1), title="logistic")
+    labels, scores = rng.integers(0, 5, 50), rng.random((50, 5))
+    yield figures.rocs(labels, scores, names[:5])
+    yield figures.precision_recalls(labels, scores)
+    yield figures.confusion_matrix(labels % 2, labels % 2, 2)
+    yield figures.confusion_matrix(labels, labels, 20, names)
+    yield figures.regularization_path(
+        [0.1, 1.0, 10.0], rng.normal(size=(3, 20)), [0.5, None, 0.8], names=names, now=1.0, best=10.0,
+        penalty="optimizer.weight_decay", metric_name="validation_mismatched ema_mean_absolute_error",
+    )  # fmt: skip
+    some = {"test": {"mean": 2.0, "low": 1.0, "high": 3.0}}
+    sizes = (128_116, 256_233, 512_467, 896_816, 1_281_167)
+    yield figures.learning_curve([{"examples": n, "metrics": some} for n in sizes], metric_name="ema_mean_squared")
+
+
+def test_nothing_is_cut_off_and_no_marks_overlap():
+    for figure in _long_figures():
+        figures.add_title(figure, LONG)
+        figure.draw_without_rendering()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.01, figure.get_suptitle()
+        for axis in figure.axes:
+            low, high = sorted(axis.get_xlim())
+            marks = [mark for mark in axis.get_xticklabels() if low <= mark.get_position()[0] <= high]
+            boxes = [mark.get_window_extent() for mark in marks if mark.get_text() and not mark.get_rotation()]
+            assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), axis.get_xlabel()
 
 
 def test_of_several_seeds_the_first_is_drawn(tmp_path):

@@ -1,6 +1,8 @@
 """Refits on a line, whose every fit has a closed form, and by solvers, against scikit-learn."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +214,25 @@ def test_of_equally_good_penalties_the_strongest_is_best(run, monkeypatch, mode,
     monkeypatch.setattr(refits, "train_and_evaluate", fitted)
     monkeypatch.setattr(refits, "coefficients", lambda folder: Fit)
     assert regularization_path(run, list(metric), show=False)["best"] == {"value": best, "metric": metric[best]}
+
+
+@pytest.mark.parametrize(("metric", "best"), [((None, 0.7, 0.6), 1.0), ((math.nan, None, 0.6), 10.0)])
+def test_a_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
+    values = dict(zip((0.1, 1.0, 10.0), metric, strict=True))
+
+    def fitted(config, folder, *, show):
+        return {"metrics": {"validation": {"loss": values[config.optimizer.alpha]}}, "step": 1}
+
+    fit = SimpleNamespace(standardized=np.ones((1, 1)), label=str)
+    config = linear_line.get_config()
+    config.eval.mode = "max"
+    monkeypatch.setattr(refits, "_config", lambda run: config)
+    monkeypatch.setattr(refits, "train_and_evaluate", fitted)
+    monkeypatch.setattr(refits, "coefficients", lambda folder: fit)
+    assert regularization_path(run, list(values), show=False)["best"]["value"] == best
+    values = dict.fromkeys(values)
+    with pytest.raises(UserError, match=r"eval\.metric 'loss'"):
+        regularization_path(run, list(values), show=False)
 
 
 def test_refits_are_not_ended_early(tmp_path):

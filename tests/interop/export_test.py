@@ -37,6 +37,25 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_pat
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
+def test_an_export_that_is_exported_again_is_the_same_bytes(family, tmp_path):
+    """A regression, whose embedding has more rows than the tokenizer has tokens, as published ones have."""
+    rows = tiny_encoder.CONFIGS[family]["vocab_size"] + 7
+    tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=1, vocab_size=rows)
+    source = tmp_path / "F"
+    for out in ("once", "twice"):
+        workdir = write_run(tmp_path / f"{out}-run", source, 1)
+        assert RunDir(workdir).config()["model"]["vocab_size"] == rows
+        export(workdir, tmp_path / out)
+        source = tmp_path / out
+    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("once", "twice"))
+    assert once == twice
+    config = json.loads(once["config.json"])
+    assert (config["id2label"], config["problem_type"]) == ({"0": "LABEL_0"}, "regression")
+    table = load_file(tmp_path / "once/model.safetensors")[f"{family}.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(table, tensors[f"{family}.embeddings.word_embeddings.weight"])
+
+
+@pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_the_other_files(family, tmp_path):
     tiny_encoder.write(tmp_path / "F", family, num_classes=3)
     export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
@@ -46,6 +65,7 @@ def test_the_other_files(family, tmp_path):
     expected["architectures"] = [f"{name}ForSequenceClassification"]
     assert {key: config[key] for key in expected} == expected
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert config["problem_type"] == "single_label_classification"
 
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
     assert (tokenizer.padding, tokenizer.truncation) == (None, None)
@@ -83,13 +103,26 @@ def test_the_command_line(tmp_path, capsys):
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir, out = write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "new/out"
     assert shell.main([f"--workdir={workdir}", f"--out={out}", "--format=hf", "--checkpoint=best"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"step": 7, "format": "hf", "out": str(out)}
+    printed = {"step": 7, "format": "hf", "out": str(out), "dtype": "float32"}
+    assert json.loads(capsys.readouterr().out) == printed
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert len(before) == 5
     assert len({path.stat().st_mode for path in before}) == 1
     with pytest.raises(UserError, match="is there and not empty; choose another --out"):
         shell.main([f"--workdir={workdir}", f"--out={out}"])
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_command_line_says_where_outputs_differ_from_the_runs(tmp_path, capsys):
+    tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
+    workdir = write_run(tmp_path / "W", tmp_path / "F")
+    config = json.loads((workdir / "config.json").read_text())
+    for dtype in ("bfloat16", "float64"):
+        (workdir / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+        assert shell.main([f"--workdir={workdir}", f"--out={tmp_path / dtype}"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        printed = json.loads(line)
+        assert (printed["dtype"], dtype in printed["note"], "float32" in printed["note"]) == (dtype, True, True)
 
 
 def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
@@ -114,6 +147,10 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
     config["model"]["pooler"] = "relu"
     (workdir / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="none of bert, roberta, distilbert has"):
+        export(workdir, tmp_path / "out")
+    config["model"].update(pooler="tanh", vocab_size=50)
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"token ids up to 56, .* 50 rows \(model.vocab_size\)"):
         export(workdir, tmp_path / "out")
     (workdir / "assets/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"assets/tokenizer.json can't be read"):

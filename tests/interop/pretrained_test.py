@@ -265,15 +265,19 @@ class TestLanguageModels:
             tiny.assert_trees_equal(params[name], fresh[name])
 
     def test_pretraining_goes_on_from_weights(self, tmp_path):
-        tiny_encoder.write(tmp_path / "F")
+        """Whose embedding has more rows than the tokenizer has tokens: these take no hidden token's place."""
+        tiny_encoder.write(tmp_path / "F", vocab_size=64)
         config, given = self._mlm(f"init_from={tmp_path / 'F'}", "data.transform.row_length=16")
         start = pretrained.start(config, given, tmp_path / "W")
         assert start.note.startswith(f"weights: {tmp_path}/F (bert); fresh: output_bias, transform, transform_norm")
         assert start.config.model.hidden_size == 8
         params, fresh = _first(start, tmp_path / "W")
         table = params["encoder"]["token_embedding"]["embedding"]
-        np.testing.assert_array_equal(table, tiny_encoder.tensors("bert")["bert.embeddings.word_embeddings.weight"])
+        tensors = tiny_encoder.tensors("bert", vocab_size=64)
+        np.testing.assert_array_equal(table, tensors["bert.embeddings.word_embeddings.weight"])
         tiny.assert_trees_equal(params["transform"], fresh["transform"])
+        experiment = prepare(start.config)
+        assert max(batch["tokens"].max() for batch in tiny.batches(experiment, 2)) < len(tiny_encoder.VOCABULARY)
         assert _run(start, tmp_path / "run")["status"] == "completed"
 
 

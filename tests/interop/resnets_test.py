@@ -143,6 +143,16 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(block, tmp_path
     tiny.assert_trees_equal(once, twice)
 
 
+def test_a_regression_that_is_exported_again_is_the_same_bytes(tmp_path):
+    tiny_resnet.write(tmp_path / "F", id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    export(tiny_resnet.write_run(tmp_path / "once-run", tmp_path / "F"), tmp_path / "once")
+    export(tiny_resnet.write_run(tmp_path / "twice-run", tmp_path / "once"), tmp_path / "twice")
+    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("once", "twice"))
+    assert once == twice
+    config = json.loads(once["config.json"])
+    assert (config["id2label"], config["problem_type"]) == ({"0": "LABEL_0"}, "regression")
+
+
 def test_a_network_that_transformers_lacks_is_not_exported(tmp_path):
     """And nothing is written."""
     tiny_resnet.write(tmp_path / "F")

@@ -73,8 +73,10 @@ CONFIGS = {
 }
 
 
-def tensors(family, num_classes=None):
+def tensors(family, num_classes=None, vocab_size=None):
     """{name: float32 tensor} of the encoder and its head, and of a classifier if it has classes.
+
+    `vocab_size`: rows of the word embedding; None for that of CONFIGS.
 
     Sines of different frequencies: no random generator whose numbers might change.
     """
@@ -82,7 +84,7 @@ def tensors(family, num_classes=None):
     size, width = 8, 12
     prefix = f"{family}."
     shapes = {
-        f"{prefix}embeddings.word_embeddings.weight": (config["vocab_size"], size),
+        f"{prefix}embeddings.word_embeddings.weight": (vocab_size or config["vocab_size"], size),
         f"{prefix}embeddings.position_embeddings.weight": (config["max_position_embeddings"], size),
         f"{prefix}embeddings.LayerNorm.weight": (size,),
         f"{prefix}embeddings.LayerNorm.bias": (size,),
@@ -125,14 +127,14 @@ def tensors(family, num_classes=None):
 
 
 def write(folder, family="bert", *, num_classes=None, **changes):
-    """Writes a whole folder -> its tensors. `changes`: to config.json."""
+    """Writes a whole folder -> its tensors. `changes`: to config.json; its vocab_size is that of the tensors too."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIGS[family], **changes}))
     if family == "roberta":
         _roberta_tokenizer().save(str(folder / "tokenizer.json"))
     else:
         (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    made = tensors(family, num_classes)
+    made = tensors(family, num_classes, changes.get("vocab_size"))
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
     return made
 

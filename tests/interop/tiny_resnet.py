@@ -32,7 +32,7 @@ CONFIGS = {
 PREPROCESSOR = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
 
 
-def tensors(block, channels=3):
+def tensors(block, channels=3, num_classes=3):
     """{name: float32 tensor}, num_batches_tracked apart. Sines: no random generator whose numbers might change."""
     convolutions = {"resnet.embedder.embedder": (4, channels, 7, 7)}
 
@@ -63,19 +63,19 @@ def tensors(block, channels=3):
         sines(f"{name}.convolution.weight", shape, 0.0)
         for leaf, centre in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             sines(f"{name}.normalization.{leaf}", shape[:1], centre)
-    sines("classifier.1.weight", (3, second), 0.0)
-    sines("classifier.1.bias", (3,), 0.0)
+    sines("classifier.1.weight", (num_classes, second), 0.0)
+    sines("classifier.1.bias", (num_classes,), 0.0)
     return {name: tensor.astype(np.float32) for name, tensor in made.items()}
 
 
 def write(folder, block="basic", *, preprocessor=PREPROCESSOR, **changes):
-    """Writes a whole folder -> its tensors. `changes`: to config.json."""
+    """Writes a whole folder -> its tensors. `changes`: to config.json; the tensors follow its channels and labels."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIGS[block], **changes}
     (folder / "config.json").write_text(json.dumps(config))
     if preprocessor:
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    made = tensors(block, config["num_channels"])
+    made = tensors(block, config["num_channels"], len(config["id2label"]))
     counters = {
         name.replace("running_var", "num_batches_tracked"): np.array(7) for name in made if name.endswith("running_var")
     }

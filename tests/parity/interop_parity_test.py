@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from research import metrics
 from research.data import tfds_source
 from research.data.text import as_text, read_tokenizer
 from research.interop import pretrained, source
@@ -16,6 +17,7 @@ from research.interop.families import FAMILIES
 from research.interop.tensors import tensor_names
 from research.models.bert import POOLERS
 from research.state import path_name
+from research.tasks import Regression
 from tests.interop import tiny_encoder
 
 pytestmark = pytest.mark.parity
@@ -184,19 +186,29 @@ def test_minilm(minilm):
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [CLASSES, 1])
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
-def test_an_exported_run_has_the_same_logits_in_transformers(family, tmp_path):
-    """From texts to logits, tokenizer and all. Measured: at most 3e-7 apart."""
+def test_an_exported_run_has_the_same_logits_in_transformers(family, outputs, tmp_path):
+    """From texts to logits, tokenizer and all; one output is a regression's, here with a padded embedding too.
+
+    Measured: at most 3e-7 apart.
+    """
     import torch
     import transformers
 
-    tiny_encoder.write(tmp_path / "F", family, num_classes=CLASSES)
-    export(tiny_encoder.write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
-    module, variables = pretrained.load(str(tmp_path / "out"), CLASSES)
+    rows = tiny_encoder.CONFIGS[family]["vocab_size"] + (7 if outputs == 1 else 0)
+    tiny_encoder.write(tmp_path / "F", family, num_classes=outputs, vocab_size=rows)
+    export(tiny_encoder.write_run(tmp_path / "W", tmp_path / "F", outputs), tmp_path / "out")
+    module, variables = pretrained.load(str(tmp_path / "out"), outputs)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    assert theirs.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    theirs.eval()
+    assert not any(report.values())
+    assert theirs.config.id2label == {i: f"LABEL_{i}" for i in range(outputs)}
+    assert theirs.get_input_embeddings().weight.shape[0] == rows
     texts, others = ["a film", "not bad, not at all", "x"], ["superb", "dull", "y and z"]
     for pairs in (None, others):
         inputs = tokenizer(texts, pairs, padding=True, return_tensors="pt")
@@ -211,8 +223,14 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, tmp_path):
             "type_ids": types,
             "starts": np.zeros((len(texts), 1), np.int64),
         }
-        logits = module.apply(variables, batch, train=False)[:, 0]
-        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        logits = module.apply(variables, batch, train=False)
+        np.testing.assert_allclose(logits[:, 0], expected, atol=1e-5)
+        if outputs == 1:  # transformers' own loss takes it for a regression too
+            labels = np.array([0.5, 2.0, 4.5], np.float32)
+            ours = Regression().scores(logits, {"labels": labels[:, None], "weight": np.ones((3, 1), np.float32)})
+            with torch.no_grad():
+                loss = theirs(**inputs, labels=torch.tensor(labels)).loss.item()
+            assert metrics.compute(ours)["loss"] == pytest.approx(loss, rel=1e-5)
         run_tokenizer = read_tokenizer(str(tmp_path / "W/assets/tokenizer.json"), lowercase=True)
         run_tokenizer.no_padding()
         run_tokenizer.no_truncation()

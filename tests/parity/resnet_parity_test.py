@@ -104,13 +104,17 @@ def test_logits_gradients_and_running_statistics(name, train, dtype, tmp_path):
     assert not expected
 
 
-@pytest.mark.parametrize("block", tiny_resnet.CONFIGS)
-def test_an_exported_run_has_the_same_logits_in_transformers(block, tmp_path):
-    """From bytes to logits, by transformers' own preprocessing. Measured: 1e-6 relative."""
+@pytest.mark.parametrize(("block", "outputs"), [("basic", 3), ("bottleneck", 3), ("basic", 1)])
+def test_an_exported_run_has_the_same_logits_in_transformers(block, outputs, tmp_path):
+    """From bytes to logits, by transformers' own preprocessing; one output is a regression's.
+
+    Measured: 1e-6 relative.
+    """
     import torch
     import transformers
 
-    tiny_resnet.write(tmp_path / "F", block)
+    labels = {str(i): f"LABEL_{i}" for i in range(outputs)}
+    tiny_resnet.write(tmp_path / "F", block, id2label=labels, label2id={name: int(i) for i, name in labels.items()})
     export(tiny_resnet.write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
     module, variables = pretrained.load(str(tmp_path / "W"))
     images = tiny_resnet.images()
@@ -120,7 +124,8 @@ def test_an_exported_run_has_the_same_logits_in_transformers(block, tmp_path):
         tmp_path / "out", output_loading_info=True
     )
     assert not any(report.values())
-    assert theirs.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert theirs.config.id2label == {int(i): name for i, name in labels.items()}
+    assert theirs.config.problem_type == ("regression" if outputs == 1 else "single_label_classification")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     inputs = processor(list(images), return_tensors="pt")
     assert inputs["pixel_values"].shape == (2, 3, 32, 32)
