@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_flags
 from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
-from research.interop import source
 from research.rundir import flatten
 
 
@@ -51,8 +50,14 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
 
 def unavailable(config: ConfigDict) -> list[str]:
     """What the config needs and can't be had here: pretrained weights, the dataset. Empty if nothing is missing."""
-    reasons = (source.missing(config.init_from) if config.init_from else None, data.missing(config.data))
+    reasons = (_missing_weights(config.init_from) if config.init_from else None, data.missing(config.data))
     return [reason for reason in reasons if reason]
+
+
+def _missing_weights(init_from: str) -> str | None:
+    from research.interop import source  # with the libraries that read weights, which few runs need
+
+    return source.missing(init_from)
 
 
 # What decides whether the full size can be had; an override of one counts.

@@ -39,7 +39,7 @@ def _examples(rng, classes, count=60):
     return BagExamples(Ragged.of(ids, np.int32), Ragged.of(values, np.float32), labels, (8,), 20), dense
 
 
-def _fit(stream, classes, *, narrow=True, mesh=None, start=0.0, task=Classification(), decay=0.01, exclude="bias"):
+def _fit(stream, classes, *, narrow=True, mesh=None, start=0.0, task=None, decay=0.01, exclude="bias"):
     """In float64, to a gradient of 1e-9 -> the parameters, and the training metrics."""
     parts = 8 if mesh else 1
     with x64("float64"):
@@ -50,7 +50,7 @@ def _fit(stream, classes, *, narrow=True, mesh=None, start=0.0, task=Classificat
         step = functools.partial(
             solvers.solve_step,
             module=module,
-            task=task,
+            task=task or Classification(),
             solver=functools.partial(lbfgs, tolerance=1e-9, max_iterations=500),
             weight_decay=decay,
             decay_exclude=exclude,

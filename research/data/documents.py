@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers
 
 from research.data.examples import Columns, Ragged
 from research.data.kept import Kept, digest
 from research.data.text import SPECIAL_TOKENS, as_text, column, encode, read_tokenizer, train_wordpiece
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Replacements = tuple[tuple[str, str], ...]
 
@@ -24,7 +27,7 @@ def tokenized(
     tokenizer: str | None,
     vocab_size: int,
     lowercase: bool,
-) -> tuple[tokenizers.Tokenizer, dict[str, Ragged]]:
+) -> tuple["tokenizers.Tokenizer", dict[str, Ragged]]:
     """The tokenizer, and each split's documents, every one but the last with [SEP] behind it.
 
     The tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
@@ -36,6 +39,8 @@ def tokenized(
       replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
       tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece`.
     """
+    import tokenizers
+
     (name,) = inputs
     begins = re.compile(heading)
 
@@ -82,7 +87,7 @@ def _replaced(text: str, replace: Replacements) -> str:
     return text
 
 
-def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+def special_ids(tokenizer: "tokenizers.Tokenizer") -> dict[str, int]:
     """The ids of BERT's special tokens. Raises UserError if the tokenizer lacks one."""
     ids = {token: index for token in SPECIAL_TOKENS if (index := tokenizer.token_to_id(token)) is not None}
     lacking = [token for token in SPECIAL_TOKENS if token not in ids]

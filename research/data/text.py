@@ -1,17 +1,19 @@
 """Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
 from research.data.examples import Columns, Examples, Ragged, TextExamples
 from research.data.kept import Kept, digest
 from research.errors import UserError
+
+if TYPE_CHECKING:  # `tokenizers` is imported where it is used: this module's other functions serve every dataset
+    import tokenizers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -29,17 +31,20 @@ def column(columns: Columns, name: str, split: str) -> Any:
 
 
 # In the keys of what is cached: to be raised when train_wordpiece or _encode come to give something else.
-_VERSION = f"1, tokenizers {tokenizers.__version__}"
+_VERSION = f"1, tokenizers {version('tokenizers')}"
 
 _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 
 
-def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
+def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> "tokenizers.Tokenizer":
     """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
 
     The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
     library's own WordPiece trainer merges likewise, but breaks ties by a random hash: another vocabulary each time.
     """
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
     merges = tokenizers.Tokenizer(models.BPE())
     merges.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     merges.pre_tokenizer = pre_tokenizers.Sequence(
@@ -61,8 +66,11 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
     return bert_tokenizer({piece: i for i, piece in enumerate(list(ordered)[:vocab_size])}, lowercase=lowercase)
 
 
-def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
+def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> "tokenizers.Tokenizer":
     """BERT's tokenizer (Devlin et al. 2018) with this vocabulary, SPECIAL_TOKENS among it."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -120,6 +128,8 @@ def wordpiece(
     definition = kept.text("tokenizer.json", fit, key=trained)
 
     def encode_all() -> dict[str, np.ndarray]:
+        import tokenizers
+
         encoder = tokenizers.Tokenizer.from_str(definition)
         encoder.no_padding()
         encoder.enable_truncation(max_length, strategy="longest_first")
@@ -150,8 +160,10 @@ def wordpiece(
     }
 
 
-def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
+def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
     """A tokenizer.json, or BERT's with the vocabulary of a *.txt, one token a line. Raises UserError for a bad one."""
+    import tokenizers
+
     try:
         if not path.endswith(".txt"):
             return tokenizers.Tokenizer.from_file(path)
@@ -165,7 +177,7 @@ def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
 
 
 def encode(
-    tokenizer: tokenizers.Tokenizer, parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
+    tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
 ) -> tuple[Ragged, Ragged]:
     """The tokens and type ids of one split's texts, or of its pairs of texts; on all cores, a piece at a time.
 
