@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from research.build import nearest
 from research.data import load as data
 from research.errors import UserError
-from research.interop import source
 from research.limits import check_values
 from research.overrides import by_class, declared, parse
 from research.paths import expanded
@@ -65,10 +64,16 @@ def _parts(spec: str) -> tuple[Path, str]:
 def unavailable(config: ConfigDict) -> dict[str, str]:
     """What the config needs and is unavailable here: the key that names it -> why. Empty if nothing is missing."""
     reasons = {
-        "init_from": source.missing(config.init_from) if config.init_from else None,
+        "init_from": _missing_weights(config.init_from) if config.init_from else None,
         "data.name": data.missing(config.data),
     }
     return {key: reason for key, reason in reasons.items() if reason}
+
+
+def _missing_weights(init_from: str) -> str | None:
+    from research.interop import source  # with the libraries that read weights, which few runs need
+
+    return source.missing(init_from)
 
 
 # What decides whether the full size is available; an override of one counts.

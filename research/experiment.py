@@ -161,9 +161,9 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     blocks = config.train.accumulate
     if solving:
         checks.check_solved(name, module, shapes)
-        blocks = max(
-            blocks, solvers.blocks(shapes, rows=batch_rows, devices=parts, parameters=param_count(abstract.params))
-        )
+        table = solvers.Table.of(module, lambda: pipeline.make_batch(stream.examples, stream.rows))
+        parameters = table.count(abstract.params) if table else param_count(abstract.params)
+        blocks = max(blocks, solvers.blocks(shapes, rows=batch_rows, devices=parts, parameters=parameters))
         train_step = functools.partial(
             solvers.solve_step,
             module=module,
@@ -173,6 +173,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
             decay_exclude=config.optimizer.decay_exclude,
             devices=parts,
             blocks=blocks,
+            table=table,
         )
     else:
         train_step = functools.partial(

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -68,10 +69,14 @@ def keep_compiled_programs() -> None:
 
     Programs for the CPU are for this one's instructions: machines that share a home share none.
     """
+    folder = str(cache_folder() / "xla" / _processor())
+    if "jax" not in sys.modules:  # it reads this when it is imported, which takes a second: not for the sake of --help
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+        return
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / _processor()))
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _processor() -> str:

@@ -28,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
 
     # Only now: importing JAX and the data libraries takes a second, which --help should not.
     from research.config import load
-    from research.interop import pretrained
     from research.loop import train_and_evaluate
 
     experiment = load(arguments.config, overrides)
@@ -38,12 +37,15 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stop[0]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
-    start = pretrained.start(experiment.config, experiment.given, workdir)
-    if start.note:
-        print(start.note, flush=True)
-    summary = train_and_evaluate(
-        start.config, workdir, note=experiment.note, initial=start.initial, should_stop=lambda: bool(stop)
-    )
+    config, initial = experiment.config, None
+    if config.init_from or config.init_fresh:
+        from research.interop import pretrained  # with the libraries that read weights
+
+        start = pretrained.start(config, experiment.given, workdir)
+        if start.note:
+            print(start.note, flush=True)
+        config, initial = start.config, start.initial
+    summary = train_and_evaluate(config, workdir, note=experiment.note, initial=initial, should_stop=lambda: bool(stop))
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
 
 

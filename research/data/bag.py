@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Mapping
+from importlib.metadata import version as library
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,6 @@ def bag_of_words(
       pad_to: the numbers of terms a batch of one example a row may have; max_length must not exceed their largest.
       row_length: of packed rows (train.batch_rows), in terms.
     """
-    import sklearn
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-
     if not inputs:
         raise UserError("data.transform.inputs is (); it must name a text column")
     if not 1 <= max_length <= max(pad_to):
@@ -54,30 +52,38 @@ def bag_of_words(
         raise UserError(f"data.transform.ngrams is {tuple(ngrams)}; it must be two numbers of words, the smaller first")
     if buckets < 1:
         raise UserError(f"data.transform.buckets is {buckets}; it must be at least 1")
-    vectorizer = HashingVectorizer(
-        n_features=buckets,
-        ngram_range=tuple(ngrams),
-        # Words of one letter count too: "a" and "i" are words, and so is the "t" of "don't".
-        token_pattern=r"(?u)\b\w+\b",
-        alternate_sign=False,  # sublinear tf takes the counts' logarithm
-        norm=None,
-        dtype=np.float32,
-    )
 
+    # scikit-learn is imported where something is to be counted: most often the cache has everything.
     @functools.cache  # those of `train` may be needed twice
     def counts(split: str) -> Any:
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        vectorizer = HashingVectorizer(
+            n_features=buckets,
+            ngram_range=tuple(ngrams),
+            # Words of one letter count too: "a" and "i" are words, and so is the "t" of "don't".
+            token_pattern=r"(?u)\b\w+\b",
+            alternate_sign=False,  # sublinear tf takes the counts' logarithm
+            norm=None,
+            dtype=np.float32,
+        )
         parts = [column(splits[split], name, split) for name in inputs]
         return vectorizer.transform(" ".join(map(as_text, line)) for line in zip(*parts, strict=True))
 
     def fit() -> np.ndarray:
+        from sklearn.feature_extraction.text import TfidfTransformer
+
         return TfidfTransformer(sublinear_tf=True).fit(counts("train")).idf_.astype(np.float32)
 
-    version = f"2, scikit-learn {sklearn.__version__}"  # the number to be raised when this comes to give something else
+    # The number is to be raised when this comes to give something else.
+    version = f"2, scikit-learn {library('scikit-learn')}"
     idf = kept.array("idf", fit, key=(version, inputs, ngrams, buckets))
-    transformer = TfidfTransformer(sublinear_tf=True)
-    transformer.idf_ = idf
 
     def encoded(split: str) -> dict[str, np.ndarray]:
+        from sklearn.feature_extraction.text import TfidfTransformer
+
+        transformer = TfidfTransformer(sublinear_tf=True)
+        transformer.idf_ = idf
         ids, values, full_lengths = _ragged(transformer.transform(counts(split)).tocsr(), max_length)
         return {
             "offsets": ids.offsets,

@@ -1,15 +1,32 @@
 """The real datasets that come with scikit-learn: no network, no download."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from research.data.examples import Columns
+from research.data.kept import Kept
+
+PARTS = ("train", "validation", "test")
 
 
 def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[str, Columns]:
-    """Splits 60/20/20 into train, validation and test; the split never changes (random state 0)."""
+    """Splits 60/20/20 into train, validation and test; the split never changes (random state 0).
+
+    The columns are cached: importing scikit-learn takes longer than a small model's whole training.
+    """
+
+    def make() -> dict[str, np.ndarray]:
+        columns = _read(loader, stratify=stratify, shape=shape)
+        return {f"{part}.{name}": column for part in PARTS for name, column in columns[part].items()}
+
+    kept = Kept(source=f"scikit-learn {version('scikit-learn')}").arrays("bundled", make, key=(1, loader))
+    return {part: {name: np.array(kept[f"{part}.{name}"]) for name in ("features", "label")} for part in PARTS}
+
+
+def _read(loader: str, *, stratify: bool, shape: tuple[int, ...]) -> dict[str, Columns]:
     import sklearn.datasets
     from sklearn.model_selection import train_test_split
 
@@ -23,7 +40,7 @@ def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[s
     features = features.reshape(-1, *shape) if shape else features
     return {
         name: {"features": features[indices], "label": labels[indices]}
-        for name, indices in {"train": train, "validation": validation, "test": test}.items()
+        for name, indices in zip(PARTS, (train, validation, test), strict=True)
     }
 
 

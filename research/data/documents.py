@@ -1,9 +1,9 @@
 """Documents -> one long sequence of tokens a split, of which rows of one length are cut without any padding."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers
 
 from research.build import regex
 from research.data.examples import Columns, Ragged
@@ -11,6 +11,9 @@ from research.data.kept import Kept, digest
 from research.data.splits import BySplit
 from research.data.text import SPECIAL_TOKENS, VERSION, as_text, column, encode, only, read_tokenizer, train_wordpiece
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Replacements = tuple[tuple[str, str], ...]
 
@@ -25,7 +28,7 @@ def tokenized(
     tokenizer: str | None,
     vocab_size: int,
     lowercase: bool,
-) -> tuple[tokenizers.Tokenizer, Mapping[str, Ragged]]:
+) -> tuple["tokenizers.Tokenizer", Mapping[str, Ragged]]:
     """The tokenizer, and each split's documents, every one except the last with [SEP] behind it.
 
     A split's tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
@@ -37,6 +40,8 @@ def tokenized(
       replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
       tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece`.
     """
+    import tokenizers
+
     name = only(inputs)
     begins = regex("data.transform.heading", heading)
 
@@ -82,7 +87,7 @@ def _replaced(text: str, replace: Replacements) -> str:
     return text
 
 
-def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+def special_ids(tokenizer: "tokenizers.Tokenizer") -> dict[str, int]:
     """The ids of BERT's special tokens. Raises UserError if the tokenizer lacks one."""
     ids = {token: index for token in SPECIAL_TOKENS if (index := tokenizer.token_to_id(token)) is not None}
     lacking = [token for token in SPECIAL_TOKENS if token not in ids]

@@ -1,11 +1,10 @@
 """Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
 from research.data.examples import Columns, Examples, Ragged, TextExamples
@@ -13,6 +12,9 @@ from research.data.kept import Kept, digest
 from research.data.splits import BySplit
 from research.errors import UserError
 from research.paths import expanded
+
+if TYPE_CHECKING:  # `tokenizers` is imported where it is used: this module's other functions serve every dataset
+    import tokenizers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -37,12 +39,12 @@ def only(inputs: tuple[str, ...]) -> str:
 
 
 # In the keys of what is cached: to be raised when train_wordpiece or encode come to give something else.
-VERSION = f"2, tokenizers {tokenizers.__version__}"
+VERSION = f"2, tokenizers {version('tokenizers')}"
 
 _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 
 
-def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
+def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> "tokenizers.Tokenizer":
     """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
 
     The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
@@ -50,6 +52,9 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
     Single characters are pieces where they occur: as themselves at the beginning of a word, as ##c behind it. Chinese
     characters and punctuation are words of their own.
     """
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
     texts = list(texts)
     normalizer, cut = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
     words = _words(texts, normalizer, cut)
@@ -73,6 +78,9 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
 
 def _words(texts: list[str], normalizer: Any, cut: Any) -> set[str]:
     """All words of the texts, found on all cores."""
+    import tokenizers
+    from tokenizers import models, trainers
+
     counter = tokenizers.Tokenizer(models.WordLevel())
     counter.normalizer, counter.pre_tokenizer = normalizer, cut
     trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=1, show_progress=False)
@@ -80,8 +88,11 @@ def _words(texts: list[str], normalizer: Any, cut: Any) -> set[str]:
     return set(counter.get_vocab())
 
 
-def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
+def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> "tokenizers.Tokenizer":
     """BERT's tokenizer (Devlin et al. 2018) with this vocabulary, SPECIAL_TOKENS among it."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -141,6 +152,8 @@ def wordpiece(
     definition = kept.text("tokenizer.json", fit, key=trained)
 
     def encoded(split: str) -> dict[str, np.ndarray]:
+        import tokenizers
+
         encoder = tokenizers.Tokenizer.from_str(definition)
         encoder.no_padding()
         encoder.enable_truncation(max_length, strategy="longest_first")
@@ -172,8 +185,10 @@ def wordpiece(
     return BySplit(splits, examples)
 
 
-def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
+def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
     """A tokenizer.json, or BERT's with the vocabulary of a *.txt, one token a line. Raises UserError for a bad one."""
+    import tokenizers
+
     try:
         file = expanded(path)
         if file.suffix != ".txt":
@@ -188,7 +203,7 @@ def read_tokenizer(path: str, *, lowercase: bool) -> tokenizers.Tokenizer:
 
 
 def encode(
-    tokenizer: tokenizers.Tokenizer, parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
+    tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
 ) -> tuple[Ragged, Ragged, np.ndarray]:
     """One split's texts, or its pairs of texts, on all cores and a piece at a time -> tokens, type ids, full lengths.
 

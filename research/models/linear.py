@@ -1,6 +1,6 @@
 """Linear and logistic regression: one affine map, on dense features or on a sparse bag of them, or on none."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,9 @@ class SparseLogisticRegression(nn.Module):
 
     Two classes have one column of weights, whose logit is the second class's; the first's is 0.
     """
+
+    # What a solver needs to fit the weights that are read alone (research/solvers/table.py).
+    table: ClassVar[tuple[str, str, str]] = ("kernel", "ids", "num_features")
 
     num_classes: int
     num_features: int

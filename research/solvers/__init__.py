@@ -18,10 +18,11 @@ from research import metrics
 from research.solvers.least_squares import FACTORIZATIONS, closed_form
 from research.solvers.problem import Problem, max_norm
 from research.solvers.quasi_newton import lbfgs
+from research.solvers.table import Table
 from research.state import TrainState
 from research.tasks import Batch, Classification, SquaredHinge, Task
 
-__all__ = ["FACTORIZATIONS", "KEYS", "SOLVERS", "blocks", "report", "solve_step", "warnings"]
+__all__ = ["FACTORIZATIONS", "KEYS", "SOLVERS", "Table", "blocks", "report", "solve_step", "warnings"]
 
 # What a solver takes of the config's `optimizer` section, beside the penalty.
 KEYS = ("tolerance", "max_iterations", "factorization")
@@ -47,21 +48,27 @@ def solve_step(
     decay_exclude: str,
     devices: int,
     blocks: int,
+    table: Table | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The parameters that fit `batch`, all training examples, and their scores.
 
     Beside the task's scores there are `objective`, `grad_max` (its gradient's largest entry), `iterations`, `converged`
     (1 or 0) and what the solver itself reports. The rows of `batch`, split over `devices`, are a multiple of devices ×
-    blocks.
+    blocks. Of a `table` only the rows are fitted that `batch` reads.
     """
 
     def in_blocks(x: jax.Array) -> jax.Array:  # each device keeps its own rows
         parts = x.reshape(devices, blocks, -1, *x.shape[1:]).swapaxes(0, 1)
         return parts.reshape(blocks, -1, *x.shape[1:])
 
+    start, widened = state.params, lambda params: params
+    if table:
+        module, start, batch, widened = table.narrowed(
+            module, start, batch, weight_decay=weight_decay, decay_exclude=decay_exclude
+        )
     with jax.default_matmul_precision("highest"):
         problem = Problem(module, task, jax.tree.map(in_blocks, batch), weight_decay, decay_exclude)
-        params, iterations, bound, others = solver(problem, state.params)
+        params, iterations, bound, others = solver(problem, start)
         end = problem.at(params)
     grad_max = max_norm(end.grad)
     found = {
@@ -73,7 +80,7 @@ def solve_step(
     }
     one = jnp.ones((), end.value.dtype)
     found = {name: metrics.Mean(x.astype(end.value.dtype), one) for name, x in found.items()}
-    return dataclasses.replace(state, step=state.step + 1, params=params), {**end.scores, **found}
+    return dataclasses.replace(state, step=state.step + 1, params=widened(params)), {**end.scores, **found}
 
 
 def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int) -> int:

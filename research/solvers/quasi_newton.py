@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from research.optim import decay_mask
 from research.solvers.problem import Problem, max_norm
+from research.state import param_count
+from research.tasks import Batch
 
 # Up to how many parameters a matrix of their pairs is made, from how many examples for each, what is added to its
-# diagonal, as a part of the mean there, and how many columns are made together.
+# diagonal, as a part of the mean there, and how many columns are made together. Beyond, from how many random
+# directions the diagonal alone is estimated.
 DENSE, DENSE_ROWS, REGULAR, COLUMNS = 1024, 4, 1e-3, 32
+PROBES = 4
 
 
 def lbfgs(
@@ -23,11 +28,12 @@ def lbfgs(
     """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), to a gradient whose largest entry is `tolerance`.
 
     Up to DENSE parameters it works in coordinates in which the curvature at the start is the same in all directions,
-    which takes half the passes over the data that it takes in the parameters themselves, or fewer. It also ends where
-    ten iterations brought no lower objective: that is the type's precision.
+    beyond in coordinates in which it is about the same along each, which takes half the passes over the data that it
+    takes in the parameters themselves, or fewer. It also ends where ten iterations brought no lower objective: that is
+    the type's precision.
     """
     tx = optax.lbfgs(memory_size=10)
-    coordinates = _Coordinates.round(problem, params)
+    coordinates = (_Coordinates.round if param_count(params) <= DENSE else _Coordinates.scaled)(problem, params)
 
     def objective(x: Any) -> jax.Array:
         return problem.objective(coordinates.params(x))
@@ -64,11 +70,9 @@ class _Coordinates:
         """Coordinates x with params = start + L⁻ᵀ x, L Lᵀ being the objective's Hessian at the start.
 
         The Hessian is that of some examples, and what makes a singular one regular is added to it: it only has to be
-        about right. Where there are more than DENSE parameters, or no such L, the coordinates are the parameters.
+        about right. Where there is no such L the coordinates are the parameters.
         """
         flat, unravel = ravel_pytree(params)
-        if flat.size > DENSE:
-            return cls(params, lambda x: x, lambda grad: grad)
         weight = problem.batch["weight"]  # [K, B], or [K, B, E] where rows hold several examples
         rows = weight.shape[1]
         wanted = -(-DENSE_ROWS * flat.size // math.prod(weight.shape[2:]))
@@ -91,3 +95,37 @@ class _Coordinates:
             return unravel(flat + jax.scipy.linalg.solve_triangular(factor, x, trans="T", lower=True))
 
         return cls(jnp.zeros_like(flat), of, lambda grad: factor @ grad)
+
+    @classmethod
+    def scaled(cls, problem: Problem, params: Any) -> "_Coordinates":
+        """Coordinates x with params = start + x / √h, h being about the diagonal of the objective's Hessian there.
+
+        It is that of Jᵀ D J, J being the derivatives of the model's outputs by its parameters and D the diagonal of the
+        loss's second derivatives by the outputs: the mean of the squares of Jᵀ √D s over random signs s (as in Bekas et
+        al. 2007, section 2, for a product with its own transpose), which are never negative.
+        """
+
+        def squares(block: Batch) -> Any:
+            outputs, pull = jax.vjp(lambda p: problem.module.apply({"params": p}, block, train=False), params)
+            slope = jax.grad(lambda z: problem.task.scores(z, block)["loss"].total)
+
+            def square(total: Any, key: jax.Array) -> tuple[Any, None]:
+                signs = jax.random.rademacher(key, outputs.shape, outputs.dtype)
+                curvature = jax.jvp(slope, (outputs,), (signs,))[1] * signs
+                (grads,) = pull(signs * jnp.sqrt(jnp.abs(curvature)))
+                return jax.tree.map(lambda sum, g: sum + g * g / PROBES, total, grads), None
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            return jax.lax.scan(square, zeros, jax.random.split(jax.random.key(0), PROBES))[0]
+
+        weight = problem.sum(lambda block: problem.scores(params, block)["loss"].weight)
+        penalty = jax.tree.map(lambda mask: problem.weight_decay * mask, decay_mask(params, problem.decay_exclude))
+        diagonal = jax.tree.map(lambda h, decay: h / weight + decay, problem.sum(squares), penalty)
+        flat, unravel = ravel_pytree(diagonal)
+        scale = 1 / jnp.sqrt(flat + REGULAR * jnp.mean(flat))
+        scale = unravel(jnp.where(jnp.all(jnp.isfinite(scale)), scale, jnp.ones_like(scale)))
+        return cls(
+            jax.tree.map(jnp.zeros_like, params),
+            lambda x: jax.tree.map(lambda p, x, s: p + s * x, params, x, scale),
+            lambda grad: jax.tree.map(lambda g, s: g / s, grad, scale),
+        )

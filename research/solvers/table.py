@@ -1,0 +1,69 @@
+"""Models with a table of parameters of which a batch reads some rows, by their numbers: only these rows are fitted.
+
+A row that no training example reads has no gradient. Where it is penalised its solution is 0, elsewhere any value is as
+good as the one it starts with. A bag of words in 2**20 buckets reads 78,000 of them in SST-2: the solver's vectors are
+that much shorter, and what is read lies together in the processor's cache.
+
+Such a model has `table`: the names of the parameter [rows, …], of the batch's entry that holds row numbers, and of the
+module's own attribute that says how many rows there are.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from research.optim import decay_mask
+from research.state import param_count
+from research.tasks import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Which part of a module's parameters is a table, and how many of its rows the training batch reads."""
+
+    parameter: str
+    entry: str
+    attribute: str
+    rows: int
+
+    @classmethod
+    def of(cls, module: nn.Module, batch: Callable[[], Mapping[str, np.ndarray]]) -> "Table | None":
+        """That of a model which has one; `batch` makes a batch of all training examples."""
+        if not hasattr(module, "table"):
+            return None
+        parameter, entry, attribute = module.table
+        read = np.zeros(getattr(module, attribute), bool)
+        read[batch()[entry]] = True
+        read[0] = True  # what rows of padding read
+        return cls(parameter, entry, attribute, int(np.count_nonzero(read)))
+
+    def count(self, params: Any) -> int:
+        """How many parameters are fitted."""
+        table = params[self.parameter]
+        return param_count(params) - param_count(table) // table.shape[0] * (table.shape[0] - self.rows)
+
+    def narrowed(
+        self, module: nn.Module, params: Any, batch: Batch, *, weight_decay: float, decay_exclude: str
+    ) -> tuple[nn.Module, Any, Batch, Callable[[Any], Any]]:
+        """The problem with the rows that are read alone, and what makes its solution one of all parameters."""
+        table, numbers = params[self.parameter], batch[self.entry]
+        read = jnp.zeros(len(table), bool).at[numbers.reshape(-1)].set(True)
+        # Past the end where fewer are read than were counted.
+        (rows,) = jnp.nonzero(read, size=self.rows, fill_value=len(table))
+        new_numbers = jnp.cumsum(read, dtype=numbers.dtype) - 1
+        penalised = weight_decay > 0 and decay_mask(params, decay_exclude)[self.parameter]
+
+        def widened(found: Any) -> Any:
+            start = jnp.zeros_like(table) if penalised else table
+            return {**found, self.parameter: start.at[rows].set(found[self.parameter], mode="drop")}
+
+        return (
+            module.clone(**{self.attribute: self.rows}),
+            {**params, self.parameter: table.at[rows].get(mode="fill", fill_value=0)},
+            {**batch, self.entry: new_numbers[numbers]},
+            widened,
+        )
