@@ -30,6 +30,7 @@ import functools
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def main() -> int:
         return 0
     if arguments.part:
         return run_here(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running part ends too
     ends = run_all(arguments)
     return int(any(end != "done" for end in ends.values()))
 

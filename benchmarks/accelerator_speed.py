@@ -166,10 +166,10 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
 
 
 def _corpus(options: argparse.Namespace) -> list[str]:
-    """The real SST-2 if it lies prepared, else the embedded corpus."""
+    """The real SST-2 if it lies prepared, else the embedded corpus; for a rehearsal, the latter."""
     from research.data import tfds_source
 
-    real = tfds_source.prepared("glue/sst2", None)
+    real = not options.rehearse and tfds_source.prepared("glue/sst2", None)
     tokenizer = [f"--tokenizer={options.tokenizer}"] if options.tokenizer else []
     return ["--data=glue/sst2" if real else "--data=sentiment", *tokenizer]
 
