@@ -106,6 +106,7 @@ def main() -> int:
     if arguments.rehearse or arguments.write_cpu_losses:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other on a busy machine
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if not arguments.tokenizer and Path(".gpu/tokenizer.json").is_file():
         arguments.tokenizer = ".gpu/tokenizer.json"

@@ -97,17 +97,21 @@ def _libraries(deadline: Deadline) -> Line:
 # ---- correctness
 
 STEPS = 20
+CHEAPEST = "mlp_mnist:embedded"  # to compile
 LOSSES = Path(__file__).with_name("accelerator_losses.json")
 
-# Largest relative difference from the stored CPU values, over all steps.
-TOLERANCES = {"loss": 1e-3, "grad_norm": 1e-2}
+# Largest relative difference from the stored CPU values, over all steps. With jax 0.10.2, one thread instead of two made
+# at most 2.2e-7 (loss) and 6.2e-7 (gradient norm); bfloat16 instead of float32 made 2.9e-4 and 7.0e-3 (BERT), 1.3e-3 and
+# 6.2e-2 (ResNet), and TF32, with three bits more, should make an eighth of that. Float32 on another device sums in
+# another order and has its own exp and erf: about a hundred times the first is allowed, which TF32 would exceed.
+TOLERANCES = {"loss": 2e-5, "grad_norm": 2e-4}
 
 
 def _configs() -> dict[str, Any]:
     from configs import bert_sst2, mlp_mnist, resnet_digits
 
     configs = {
-        "mlp_mnist:embedded": mlp_mnist.get_config("embedded"),
+        CHEAPEST: mlp_mnist.get_config("embedded"),
         "bert_sst2:embedded": bert_sst2.get_config("embedded"),
         "resnet_digits": resnet_digits.get_config("embedded"),
     }
@@ -158,12 +162,14 @@ def correctness(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) 
     prepare_process()
     stored = json.loads(LOSSES.read_text())
     for name, config in _configs().items():
+        if options.rehearse and name != CHEAPEST:
+            continue
         found = trajectory(config, STEPS)
         far = differences(found, stored["runs"][name])
         emit(
             {
                 "config": name,
-                "same_inputs": found["inputs"] == stored["runs"][name]["inputs"],
+                "same_inputs": found["inputs"] == stored["runs"][name]["inputs"],  # else the data is another
                 "relative_difference": far,
                 "tolerance": TOLERANCES,
                 "within": all(far[key] <= limit for key, limit in TOLERANCES.items()),

@@ -6,12 +6,13 @@ Without them, whether the two whole runs agree says whether resuming is to blame
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ FLAG = "--xla_gpu_deterministic_ops"
 
 def resume(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
     """A line for each config and each setting of the flag. Both settings run side by side."""
-    steps = 4 if options.rehearse else 20
+    steps, names = (4, ["mlp_mnist"]) if options.rehearse else (20, ["bert_sst2", "resnet_digits"])
     with tempfile.TemporaryDirectory() as folder:
         settings = {flag: Path(folder) / flag for flag in ("true", "false")}
         found: dict[str, list[Line]] = {flag: [] for flag in settings}
         for phase in ("first", "second"):
-            children = {flag: _start(flag, phase, path, steps) for flag, path in settings.items()}
+            children = {flag: _start(flag, phase, path, steps, names) for flag, path in settings.items()}
             for flag, child in children.items():
                 output, _ = child.communicate(timeout=max(deadline.remaining, 1))
                 if child.returncode:
@@ -43,31 +44,31 @@ def resume(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> No
                     "steps": steps,
                     "resumed_equals_whole": resumed == whole,
                     "again_equals_whole": again == whole,
+                    "was_interrupted": first[config]["half"] != whole,
                     "params_sha256": {"whole": whole, "again": again, "resumed": resumed},
                 }
             )
 
 
-def _start(flag: str, phase: str, folder: Path, steps: int) -> subprocess.Popen[str]:
+def _start(flag: str, phase: str, folder: Path, steps: int, names: Sequence[str]) -> subprocess.Popen[str]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}={flag}"
     return subprocess.Popen(
-        [sys.executable, __file__, phase, str(folder), str(steps)],
+        [sys.executable, __file__, phase, str(folder), str(steps), *names],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "XLA_FLAGS": flags.strip()},
     )
 
 
-def _configs(steps: int) -> dict[str, Any]:
-    from configs import bert_sst2, resnet_digits
-
-    configs = {"bert_sst2:embedded": bert_sst2.get_config("embedded"), "resnet_digits": resnet_digits.get_config()}
-    for config in configs.values():
-        config.train.update(epochs=None, steps=steps, log_every=1)
-        config.eval.every_steps = 0
-        config.checkpoint.every_steps = 0
-    configs["bert_sst2:embedded"].dtype = "bfloat16"  # what people train it in on a GPU
-    return configs
+def _config(name: str, steps: int) -> Any:
+    """An embedded preset of so many steps, evaluated and saved at the end."""
+    config = importlib.import_module(f"configs.{name}").get_config("embedded")
+    config.train.update(epochs=None, steps=steps, log_every=1)
+    config.eval.every_steps = 0
+    config.checkpoint.every_steps = 0
+    if name == "bert_sst2":
+        config.dtype = "bfloat16"  # what people train it in on a GPU
+    return config
 
 
 def _stop_after(steps: int) -> Callable[[], bool]:
@@ -75,14 +76,15 @@ def _stop_after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked) >= steps
 
 
-def run_phase(phase: str, folder: Path, steps: int) -> Line:
-    """What one process does -> the parameters' hash of each run by config."""
+def run_phase(phase: str, folder: Path, steps: int, names: Sequence[str]) -> Line:
+    """What one process does -> the parameters' hash of each run, by config."""
     from research.loop import train_and_evaluate
     from research.platform import prepare_process
 
     prepare_process()
     hashes: Line = {}
-    for name, config in _configs(steps).items():
+    for name in names:
+        config = _config(name, steps)
 
         def run(kind: str, config: Any = config, name: str = name, **options: Any) -> str:
             return train_and_evaluate(config, folder / f"{name}-{kind}", show=False, **options)["params_sha256"]
@@ -95,5 +97,5 @@ def run_phase(phase: str, folder: Path, steps: int) -> Line:
 
 
 if __name__ == "__main__":
-    result = run_phase(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    result = run_phase(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
     print(json.dumps(result))

@@ -130,11 +130,11 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
 
     Where time remains, the published recipe's 32 examples a step too.
     """
-    encoder, examples, rows, few = ("tiny", 32, (64, 128), 8) if options.rehearse else ("base", 1024, (128, 512), 32)
+    encoder, examples, rows, few = ("tiny", 8, (64,), 4) if options.rehearse else ("base", 1024, (128, 512), 32)
     rounds, steps = (2, 2) if options.rehearse else (5, 15)
     common = [f"--encoder={encoder}", *_corpus(options)]
     peak, flops = options.known.get("peak_flops"), bert_finetune.flops_per_token(encoder)
-    facts = {"encoder": encoder, "data": common[1], "flops_per_token": flops}
+    facts = {"encoder": encoder, "data": common[1].removeprefix("--data="), "flops_per_token": flops}
     turns = Turns(emit, deadline, rounds=rounds, steps=steps, facts=facts)
     ours = {f"ours rows of {length}": [f"--examples={examples}", f"--row_length={length}"] for length in rows}
     peers = (
