@@ -127,20 +127,49 @@ def _run_part(code, tmp_path, seconds=30.0):
 
 
 def test_a_part_that_overruns_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
-    """Its child, which would write a file, is ended too; the line that it had printed stays."""
-    monkeypatch.setattr("parts.SHORTEST", 0.0)
-    late = tmp_path / "late"
-    child = f"import time; time.sleep(3); open({str(late)!r}, 'w')"
-    code = (
-        f"import subprocess, sys; print('{{\"a\": 1}}', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    )
-    began = time.monotonic()
-    ended, lines = _run_part(code, tmp_path, seconds=1.0)
-    assert time.monotonic() - began < 3
+    """The deadline passes once the part has printed the process it started; what it printed stays."""
+    timers, lines = [], []
+
+    class Timer:
+        def __init__(self, seconds, function):
+            self.seconds, self.pass_deadline = seconds, function
+            timers.append(self)
+
+        def start(self): ...
+
+        def cancel(self): ...
+
+    def emit(line):
+        lines.append(line)
+        if "child" in line:
+            timers[0].pass_deadline()
+
+    monkeypatch.setattr("parts.threading.Timer", Timer)
+    code = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print('{"child": %d}' % child.pid, flush=True)
+child.wait()
+"""
+    ended = run_part(_python(code), Deadline.after(200.0), emit, tmp_path / "log")
     assert ended == "over its budget"
-    assert lines == [{"a": 1}, {"status": "over its budget"}]
-    time.sleep(max(0.0, 3.5 - (time.monotonic() - began)))
-    assert not late.exists()
+    assert lines == [{"child": lines[0]["child"]}, {"status": "over its budget"}]
+    assert 190 < timers[0].seconds <= 200
+    _await_end(lines[0]["child"])
+
+
+def _await_end(pid, patience=30.0):
+    """Waits until a process has ended, reaped or not."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if status == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail(f"process {pid} still runs")
 
 
 def test_a_part_without_time_is_not_started(tmp_path):
@@ -250,7 +279,7 @@ SLOW_TO_COMPILE = ("bert_sst2:embedded", "resnet_digits")
     "name", ["mlp_mnist:embedded", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_COMPILE)]
 )
 def test_the_stored_losses_are_what_a_cpu_computes(name):
-    """The first three of 20 steps. Measured: 2e-7 between numbers of threads."""
+    """The first three of 20 steps. Measured: up to 7e-7 apart between numbers of threads, and versions of JAX."""
     stored = json.loads(accelerator_checks.LOSSES.read_text())["runs"][name]
     assert len(stored["loss"]) == accelerator_checks.STEPS
     found = accelerator_checks.trajectory(accelerator_checks._configs()[name], steps=3)
