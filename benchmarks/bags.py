@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
+        serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
         return
     sides = {name: Side(__file__, name) for name in ("ours", "peer")}
     results = Results()

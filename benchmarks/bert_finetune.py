@@ -26,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from turns import Results, Side, environment, serve
+from turns import Results, Side, environment, matmul_peak, serve
 
 ENCODERS = {
     "minilm": {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "vocab_size": 30_522},
     "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "mlp_size": 3072, "vocab_size": 30_522},
     "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "mlp_size": 256, "vocab_size": 30_522},  # a try-out
 }
-MEAN_LENGTH = 13.32  # tokens of a training text of SST-2; the longest has 66
+MAX_LENGTH = 66  # tokens of the longest training text of SST-2; the mean is 13.32
 PADDED = 64  # the common length of the batches that both sides pad in the same way
-OURS = ("packed float32", "packed bfloat16", f"padded to {PADDED} float32", f"padded to {PADDED} bfloat16")
+PACKED_BFLOAT16 = "packed bfloat16"
+OURS = ("packed float32", PACKED_BFLOAT16, f"padded to {PADDED} float32", f"padded to {PADDED} bfloat16")
 PEERS = (
     "dynamic float32",
     "dynamic bfloat16",
@@ -51,20 +52,26 @@ PEERS = (
 
 def _our_config(setting: str, arguments: argparse.Namespace) -> Any:
     from configs import bert_sst2
+    from research.data import load
 
     row_length = arguments.row_length
-
     config = bert_sst2.get_config("scratch")
     config.dtype = setting.split()[-1]
     config.model.update(
         ENCODERS[arguments.encoder], max_positions=512, dropout=0.1, attention_dropout=0.1, initializer_range=0.02
     )
+    config.data.name = arguments.data
     config.data.transform.update(
-        tokenizer=arguments.tokenizer, max_length=66, row_length=row_length, pad_to=(row_length,)
+        tokenizer=arguments.tokenizer,
+        vocab_size=ENCODERS[arguments.encoder]["vocab_size"],
+        max_length=MAX_LENGTH,
+        row_length=row_length,
+        pad_to=(max(row_length, MAX_LENGTH),),
     )
     config.train.update(epochs=100.0, batch_rows=None, batch_size=None)
     if setting.startswith("packed"):
-        config.train.batch_rows = round(arguments.examples / (row_length / MEAN_LENGTH))
+        mean_length = float(load.load(config.data).split("train").lengths.mean())
+        config.train.batch_rows = max(1, round(arguments.examples * mean_length / row_length))
     else:
         config.data.transform.update(max_length=PADDED, pad_to=(PADDED,))
         config.train.batch_size = arguments.examples
@@ -72,7 +79,7 @@ def _our_config(setting: str, arguments: argparse.Namespace) -> Any:
 
 
 def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
-    """(setting, steps) -> seconds, examples, tokens, seconds of waiting for data. The runs go on where they were."""
+    """(setting, steps) -> seconds, examples, tokens, …; a setting's next measurement continues its run."""
     from research.platform import prepare_process
 
     prepare_process()
@@ -80,13 +87,15 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
 
     from research.experiment import prepare
     from research.sharding import placed_ahead
+    from research.state import param_count
+    from research.throughput import Compiled
 
     runs: dict[str, Any] = {}
 
     def start(setting: str) -> Any:
         experiment = prepare(_our_config(setting, arguments))
         batches = placed_ahead(experiment.training_batches(0), experiment.mesh)
-        return [experiment.train_step, experiment.init(), batches]
+        return [Compiled(experiment.train_step), experiment.init(), batches]
 
     def measure(setting: str, steps: int) -> dict[str, float]:
         if setting not in runs:
@@ -112,19 +121,14 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
             "tokens": counts[1],
             "waited": waited,
             "memory": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0),
+            "parameters": param_count(state.params),
+            "loss": float(loss / scores["loss"].weight),
+            "flops_by_xla": steps * train_step.flops,  # what summary.json's `mfu` is computed from
         }
 
     def peak() -> float:
-        """FLOP/s of a large bfloat16 matrix product."""
         size = 8192 if jax.default_backend() != "cpu" else 2048
-        x = jax.numpy.ones((size, size), jax.numpy.bfloat16)
-        product = jax.jit(lambda x: jax.numpy.dot(x, x, preferred_element_type=jax.numpy.float32).astype(x.dtype))
-        x = jax.block_until_ready(product(x) * 0)
-        began = time.perf_counter()
-        for _ in range(10):
-            x = product(x)
-        jax.block_until_ready(x)
-        return 20 * size**3 / (time.perf_counter() - began)
+        return matmul_peak([size])[size]
 
     return lambda setting, steps: {"peak": peak()} if setting == "peak" else measure(setting, steps)
 
@@ -134,21 +138,16 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
 
 def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
     """As `ours`."""
-    import tokenizers
     import torch
     import transformers
 
-    from research.data import tfds_source
+    from research.data import load
 
     transformers.logging.set_verbosity_error()
     examples, device = arguments.examples, "cuda" if torch.cuda.is_available() else "cpu"
     sizes = ENCODERS[arguments.encoder]
-    encoder = tokenizers.Tokenizer.from_file(arguments.tokenizer)
-    encoder.no_padding()
-    encoder.enable_truncation(128)
-    columns = tfds_source.load("glue/sst2", None)["train"]
-    texts = [encoding.ids for encoding in encoder.encode_batch_fast([line.decode() for line in columns["sentence"]])]
-    labels = np.array(columns["label"])
+    split = load.load(_our_config(PACKED_BFLOAT16, arguments).data).split("train")  # the token ids that `ours` reads
+    texts, labels = split.tokens.take(np.arange(len(split))), split.labels.astype(np.int64)
 
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(
@@ -158,6 +157,7 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
             num_hidden_layers=sizes["num_layers"],
             num_attention_heads=sizes["num_heads"],
             intermediate_size=sizes["mlp_size"],
+            attn_implementation="sdpa",
         )
     ).train()
     model = model.to(device)
@@ -169,7 +169,12 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
     order = np.random.RandomState(0).permutation(len(texts))
     position = 0
 
-    def batch(length: int | None) -> dict[str, Any]:
+    def placed(array: np.ndarray) -> Any:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor
+
+    def batch(length: int | None) -> tuple[dict[str, Any], int]:
+        """The next batch, padded to `length` or to its longest text, and its number of real tokens."""
         nonlocal position
         chosen = order[np.arange(position, position + examples) % len(order)]
         position += examples
@@ -178,21 +183,18 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
         ids, mask = np.zeros((examples, width), np.int64), np.zeros((examples, width), np.int64)
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        return {
-            "input_ids": torch.from_numpy(ids).to(device),
-            "attention_mask": torch.from_numpy(mask).to(device),
-            "labels": torch.from_numpy(labels[chosen]).to(device),
-        }
+        inputs = {"input_ids": placed(ids), "attention_mask": placed(mask), "labels": placed(labels[chosen])}
+        return inputs, int(mask.sum())  # counted here: on the device it would make every step wait
 
-    def step(setting: str) -> int:
-        inputs = batch(None if setting.startswith("dynamic") else int(setting.split()[2]))
+    def step(setting: str) -> tuple[Any, int]:
+        inputs, tokens = batch(None if setting.startswith("dynamic") else int(setting.split()[2]))
         with torch.autocast(device, torch.bfloat16, enabled="bfloat16" in setting):
             loss = (compiled if setting.endswith("compiled") else model)(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return int(inputs["attention_mask"].sum())
+        return loss.detach(), tokens
 
     warm: set[str] = set()
 
@@ -201,13 +203,22 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
             warm.add(setting)
             for _ in range(3 if device == "cuda" else 1):
                 step(setting)
+        if device == "cuda":
+            torch.cuda.synchronize()
         began = time.perf_counter()
-        tokens = sum(step(setting) for _ in range(steps))
+        done = [step(setting) for _ in range(steps)]
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-        return {"seconds": seconds, "examples": examples * steps, "tokens": tokens, "waited": 0.0, "memory": memory}
+        return {
+            "seconds": seconds,
+            "examples": examples * steps,
+            "tokens": sum(tokens for _, tokens in done),
+            "waited": 0.0,
+            "memory": torch.cuda.max_memory_allocated() if device == "cuda" else 0,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "loss": float(done[-1][0]),
+        }
 
     return measure
 
@@ -215,16 +226,17 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
 # ---- the two in turn
 
 
-def flops_per_token(arguments: argparse.Namespace) -> float:
+def flops_per_token(encoder: str) -> float:
     """6 for every weight of the layers' dense products; attention's own products, a few percent, left out."""
-    sizes = ENCODERS[arguments.encoder]
+    sizes = ENCODERS[encoder]
     hidden = sizes["hidden_size"]
     return 6.0 * sizes["num_layers"] * (4 * hidden * hidden + 2 * hidden * sizes["mlp_size"])
 
 
 def compare(arguments: argparse.Namespace) -> str:
     """Measures all settings in turn -> the report."""
-    passed_on = [f"--{key}={getattr(arguments, key)}" for key in ("tokenizer", "examples", "encoder", "row_length")]
+    passed_on = [f"--{key}={getattr(arguments, key)}" for key in ("data", "examples", "encoder", "row_length")]
+    passed_on += [f"--tokenizer={arguments.tokenizer}"] if arguments.tokenizer else []
     sides = {name: Side(__file__, name, passed_on) for name in ("ours", "peer")}
     peers = [*PEERS, *(["dynamic bfloat16 compiled"] if shutil.which("nvidia-smi") else [])]
     settings = [("ours", setting) for setting in OURS] + [("peer", setting) for setting in peers]
@@ -244,7 +256,7 @@ def compare(arguments: argparse.Namespace) -> str:
         name = "this project" if side == "ours" else "PyTorch"
         a_step = statistics.mean(result["examples"] for result in results.of[side, setting]) / arguments.steps
         memory = max(result["memory"] for result in results.of[side, setting]) / 1e9
-        mfu = results.rate(side, setting, "tokens") * flops_per_token(arguments) / peak
+        mfu = results.rate(side, setting, "tokens") * flops_per_token(arguments.encoder) / peak
         lines.append(
             f"| {name}, {setting} | {results.rate(side, setting):.1f} | {results.spread(side, setting)} "
             f"| {results.rate(side, setting, 'tokens'):.0f} | {mfu:.3f} "
@@ -270,8 +282,8 @@ def compare(arguments: argparse.Namespace) -> str:
         f"| batches of the same shape, padded to {PADDED}, bfloat16 | {results.ratio(OURS[3], PEERS[5])} |",
         "",
         "Tokens are real ones, padding does not count. MFU: the FLOP of their dense products, forward and backward "
-        f"({flops_per_token(arguments) / 1e6:.1f}M a token), over {peak / 1e9:.0f} GFLOP/s, which a large bfloat16 "
-        "product reaches here.",
+        f"({flops_per_token(arguments.encoder) / 1e6:.1f}M a token), over {peak / 1e9:.0f} GFLOP/s, which a large "
+        "bfloat16 product reaches here.",
         "",
         f"Waiting for data: {waited:.4f} of the packed bfloat16 run's time.",
     ]
@@ -302,7 +314,7 @@ def profile(arguments: argparse.Namespace) -> str:
     from research.experiment import prepare
     from research.sharding import placed_ahead
 
-    experiment = prepare(_our_config("packed bfloat16", arguments))
+    experiment = prepare(_our_config(PACKED_BFLOAT16, arguments))
     _, placed = next(placed_ahead(experiment.training_batches(0), experiment.mesh))
     state = experiment.init()
     step = experiment.train_step.lower(state, placed).compile()
@@ -349,7 +361,8 @@ def _by_part(folder: Path, program: str) -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True, help="a BERT tokenizer.json, such as MiniLM's")
+    parser.add_argument("--tokenizer", help="a BERT tokenizer.json, such as MiniLM's; default: trained on the data")
+    parser.add_argument("--data", default="glue/sst2", help="or sentiment, the embedded corpus")
     parser.add_argument("--examples", type=int, default=32, help="a step (packed: about)")
     parser.add_argument("--encoder", choices=tuple(ENCODERS), default="minilm")
     parser.add_argument("--row_length", type=int, default=72, help="tokens of a packed row")
@@ -359,7 +372,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
+        serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
         return
     print(profile(arguments) if arguments.profile else compare(arguments))
     print(f"\n{environment('jax', 'flax', 'torch', 'transformers')}")

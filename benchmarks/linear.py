@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
+        serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
         return
     settings = [f"{kind} {size}" for kind in arguments.kinds for size in arguments.sizes]
     results = Results()

@@ -5,9 +5,9 @@ python benchmarks/resnet_train.py --networks=resnet50 --batch=256  # a GPU: img/
 
 One step on a batch that lies on the device: forward, backward, SGD with momentum 0.9 and weight decay. ResNet-18 has a
 3×3 stem and no pooling, as for CIFAR, and a batch of 64; ResNet-50 is ImageNet's, with a batch of 16. The peer is
-transformers' ResNet in the channels-last layout, with autocast for bfloat16. Each side is a process of its own
-(turns.py); every round measures all settings once, and the table gives medians over the rounds. Install the `parity`
-extra first.
+transformers' ResNet (or --library's) in the channels-last layout, with autocast for bfloat16. Each side is a process of
+its own (turns.py); every round measures all settings once, and the table gives medians over the rounds. Install the
+`parity` extra first.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from turns import Measure, Results, Side, environment, serve
+from turns import Measure, Results, Side, environment, matmul_peak, serve
 
 # Size of the images, the batch, and the multiply-adds of one forward pass (He et al. 2015, table 1, at 224×224).
 NETWORKS: dict[str, tuple[int, int, float]] = {"resnet18": (32, 64, 0.56e9), "resnet50": (224, 16, 4.1e9)}
@@ -36,7 +36,7 @@ def _batch(network: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(arguments: argparse.Namespace) -> Measure:
-    """(setting, steps) -> seconds, examples and, on an accelerator, memory. The runs go on where they were."""
+    """(setting, steps) -> seconds, examples, …; a setting's next measurement continues its run."""
     from research.platform import compiler_options, prepare_process
 
     prepare_process()
@@ -48,9 +48,10 @@ def ours(arguments: argparse.Namespace) -> Measure:
     from research.build import build
     from research.models import MODELS
     from research.optim import optimizer
-    from research.state import init_state
+    from research.state import init_state, param_count
     from research.step import train_step
     from research.tasks import Classification
+    from research.throughput import Compiled
 
     def start(network: str, dtype: str) -> list[Any]:
         model = resnet_cifar10.get_config("resnet18" if network == "resnet18" else "resnet20").model.to_dict()
@@ -59,10 +60,12 @@ def ours(arguments: argparse.Namespace) -> Measure:
         module = build(MODELS, {**model, "dtype": jnp.dtype(dtype)}, "model")
         section = defaults().optimizer.to_dict() | {"name": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4}
         tx, _ = optimizer(**section, total_steps=1000)
-        step = jax.jit(
-            functools.partial(train_step, module=module, task=Classification(), tx=tx, seed=0),
-            donate_argnums=0,
-            compiler_options=compiler_options("convolutions"),
+        step = Compiled(
+            jax.jit(
+                functools.partial(train_step, module=module, task=Classification(), tx=tx, seed=0),
+                donate_argnums=0,
+                compiler_options=compiler_options("convolutions"),
+            )
         )
         images, labels = _batch(network, batch_size(network, arguments))
         batch = {"images": jnp.asarray(images), "labels": jnp.asarray(labels), "weight": jnp.ones(len(labels))}
@@ -72,34 +75,28 @@ def ours(arguments: argparse.Namespace) -> Measure:
 
     def measure(setting: str, steps: int) -> dict[str, float]:
         if setting == "peak":
-            return {"peak": _peak(jax, jnp)}
+            size = 8192 if jax.default_backend() != "cpu" else 2048
+            return {"peak": matmul_peak([size])[size]}
         step, state, batch = current = run.of(setting)
         for _ in range(2 if run.fresh(setting) else 0):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
         began = time.perf_counter()
         for _ in range(steps):
-            state, _ = step(state, batch)
+            state, scores = step(state, batch)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - began
         current[1] = state
-        memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-        return {"seconds": seconds, "examples": steps * len(batch["labels"]), "memory": memory}
+        return {
+            "seconds": seconds,
+            "examples": steps * len(batch["labels"]),
+            "memory": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0),
+            "parameters": param_count(state.params),
+            "loss": float(scores["loss"].total / scores["loss"].weight),
+            "flops_by_xla": steps * step.flops,  # what summary.json's `mfu` is computed from
+        }
 
     return measure
-
-
-def _peak(jax: Any, jnp: Any) -> float:
-    """FLOP/s of a large bfloat16 matrix product."""
-    size = 8192 if jax.default_backend() != "cpu" else 2048
-    x = jnp.zeros((size, size), jnp.bfloat16)
-    product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32).astype(x.dtype))
-    x = jax.block_until_ready(product(x))
-    began = time.perf_counter()
-    for _ in range(10):
-        x = product(x)
-    jax.block_until_ready(x)
-    return 20 * size**3 / (time.perf_counter() - began)
 
 
 class _Runs:
@@ -126,29 +123,48 @@ class _Runs:
 # ---- PyTorch
 
 
+def _peer_network(network: str, library: str) -> Any:
+    """A torch module: images [B, 3, H, W] -> logits, or an output that has them."""
+    import torch
+
+    if library == "timm":
+        import timm
+
+        return timm.create_model(network, num_classes=10)
+    if library == "torchvision":
+        import torchvision
+
+        return getattr(torchvision.models, network)(num_classes=10)
+    import transformers
+
+    small = network == "resnet18"
+    sizes = (
+        {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
+        if small
+        else {"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck"}
+    )
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=10))
+    if small:
+        embedder = model.resnet.embedder
+        embedder.embedder.convolution = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        embedder.pooler = torch.nn.Identity()
+    return model
+
+
 def peer(arguments: argparse.Namespace) -> Measure:
     """As `ours`."""
     import torch
-    import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
 
     def start(network: str, _: str) -> list[Any]:
         torch.manual_seed(0)
-        small = network == "resnet18"
-        sizes = (
-            {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
-            if small
-            else {"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck"}
-        )
-        config = transformers.ResNetConfig(**sizes, num_labels=10)
-        model = transformers.ResNetForImageClassification(config)
-        if small:
-            embedder = model.resnet.embedder
-            embedder.embedder.convolution = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            embedder.pooler = torch.nn.Identity()
+        model = _peer_network(network, arguments.library)
         model = model.to(device, memory_format=torch.channels_last).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=device == "cuda"
+        )
         images, labels = _batch(network, batch_size(network, arguments))
         batch = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
         return [model, torch.compile(model), optimizer, *batch]
@@ -159,13 +175,15 @@ def peer(arguments: argparse.Namespace) -> Measure:
         model, compiled, optimizer, images, labels = runs.of(setting)
         network = compiled if setting.endswith("compiled") else model
 
-        def step() -> None:
+        def step() -> Any:
             pixels = images.permute(0, 3, 1, 2).float().sub_(120).div_(60)  # from [B, H, W, C]: channels last already
             with torch.autocast(device, torch.bfloat16, enabled="bfloat16" in setting):
-                loss = torch.nn.functional.cross_entropy(network(pixels).logits, labels)
+                outputs = network(pixels)
+                loss = torch.nn.functional.cross_entropy(getattr(outputs, "logits", outputs), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            return loss.detach()
 
         for _ in range(2 if runs.fresh(setting) else 0):
             step()
@@ -173,17 +191,27 @@ def peer(arguments: argparse.Namespace) -> Measure:
             torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(steps):
-            step()
+            loss = step()
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-        return {"seconds": seconds, "examples": steps * len(labels), "memory": memory}
+        return {
+            "seconds": seconds,
+            "examples": steps * len(labels),
+            "memory": torch.cuda.max_memory_allocated() if device == "cuda" else 0,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "loss": float(loss),
+        }
 
     return measure
 
 
 # ---- the two in turn
+
+
+def flops_per_image(network: str) -> float:
+    """Of a training step: 6 for each multiply-add of a forward pass."""
+    return 6 * NETWORKS[network][2]
 
 
 def batch_size(network: str, arguments: argparse.Namespace) -> int:
@@ -192,7 +220,7 @@ def batch_size(network: str, arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> str:
     """Measures all settings in turn -> the report."""
-    passed_on = [f"--batch={arguments.batch}"]
+    passed_on = [f"--batch={arguments.batch}", f"--library={arguments.library}"]
     sides = {name: Side(__file__, name, passed_on) for name in ("ours", "peer")}
     pairs = [f"{network} {precision}" for network in arguments.networks.split(",") for precision in PRECISIONS]
     compiled = [f"{pair} compiled" for pair in pairs] if shutil.which("nvidia-smi") else []
@@ -208,14 +236,14 @@ def compare(arguments: argparse.Namespace) -> str:
     ]
     for side, setting in settings:
         network = setting.split()[0]
-        rate, multiply_adds = results.rate(side, setting), NETWORKS[network][2]
+        rate = results.rate(side, setting)
         memory = max(result["memory"] for result in results.of[side, setting]) / 1e9
         rivals = [rival for rival in (setting, f"{setting} compiled") if ("peer", rival) in results.of]
         best = max(rivals, key=lambda rival: results.rate("peer", rival))
         name, ratio = ("this project", results.ratio(setting, best)) if side == "ours" else ("PyTorch", "")
         lines.append(
             f"| {name}, {setting} | {batch_size(network, arguments)} | {rate:.1f} | {results.spread(side, setting)} "
-            f"| {6 * multiply_adds * rate / peak:.3f} | {f'{memory:.2f}' if memory else 'not known'} | {ratio} |"
+            f"| {flops_per_image(network) * rate / peak:.3f} | {f'{memory:.2f}' if memory else 'not known'} | {ratio} |"
         )
     lines += [
         "",
@@ -231,12 +259,18 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, default=0, help="images a step (default: 64 for resnet18, 16 for resnet50)"
     )
+    parser.add_argument(
+        "--library",
+        choices=("transformers", "timm", "torchvision"),
+        default="transformers",
+        help="the peer's; the last two have no ResNet-18 for small images",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of each setting in a round")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve({"ours": ours, "peer": peer}[arguments.serve](arguments))
+        serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
         return
     print(compare(arguments))
     print(f"\n{environment('jax', 'flax', 'torch', 'transformers')}")

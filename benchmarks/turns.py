@@ -8,11 +8,18 @@ import re
 import statistics
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 # (setting, steps) -> what was measured, "seconds" and "examples" among it.
 Measure = Callable[[str, int], dict[str, float]]
+
+
+class SideError(Exception):
+    """A side could not start or could not measure."""
 
 
 class Side:
@@ -27,21 +34,83 @@ class Side:
             env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # a GPU has room for both
         )
 
-    def measure(self, setting: str, steps: int) -> dict[str, float]:
+    def ask(self, setting: str, steps: int) -> None:
+        """Begins a measurement without waiting for it."""
         assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps([setting, steps]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it ended; its answer says why
+            pass
+
+    def answer(self) -> dict[str, float]:
+        """The result of the oldest measurement asked for. Raises SideError if it failed, or the process ended."""
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([setting, steps]) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SideError(f"the process ended with exit code {self._process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SideError(answer["error"])
+        return answer
+
+    def measure(self, setting: str, steps: int) -> dict[str, float]:
+        """Asks and waits. Raises SideError as `answer` does."""
+        self.ask(setting, steps)
+        return self.answer()
 
     def close(self) -> None:
         self._process.communicate()
 
 
-def serve(measure: Measure) -> None:
-    """What a side's process does: it answers until its input ends."""
+def serve(make: Callable[[Any], Measure], arguments: Any) -> None:
+    """What a side's process does: it answers until its input ends.
+
+    An exception, of `make` too, becomes the answer {"error": …}. What libraries print goes to stderr, out of the
+    answers' way.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    measure, failure = None, {"error": ""}
+    try:
+        measure = make(arguments)
+    except Exception as error:
+        failure = _failure(error)
     for line in sys.stdin:
-        print(json.dumps(measure(*json.loads(line))), flush=True)
+        answer: dict[str, Any] = failure
+        if measure is not None:
+            try:
+                answer = measure(*json.loads(line))
+            except Exception as error:
+                answer = _failure(error)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    traceback.print_exception(error)
+    return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def matmul_peak(sizes: Iterable[int], *, repeats: int = 5, products: int = 10) -> dict[int, float]:
+    """FLOP/s that bfloat16 products of N×N matrices reach, by N: the median over `repeats` of a queue of `products`.
+
+    The entries are random: an accelerator multiplies zeros at a higher clock.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32).astype(a.dtype))
+    peaks = {}
+    for size in sizes:
+        a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+        jax.block_until_ready(product(a, b))
+        rates = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            jax.block_until_ready([product(a, b) for _ in range(products)])
+            rates.append(2 * products * size**3 / (time.perf_counter() - began))
+        peaks[size] = statistics.median(rates)
+    return peaks
 
 
 class Results:
@@ -72,10 +141,13 @@ class Results:
         rates = self.rates(side, setting)
         return f"{min(rates):.1f}–{max(rates):.1f}"
 
+    def quotient(self, one: tuple[str, str], other: tuple[str, str]) -> float:
+        """The median over rounds of the ratio of two rates within a round: what disturbs both cancels out."""
+        return statistics.median(a / b for a, b in zip(self.rates(*one), self.rates(*other), strict=True))
+
     def ratio(self, one: str, other: str) -> str:
-        """Ours over the peer's: the median over rounds of the ratio within a round; what disturbs both cancels out."""
-        rates = zip(self.rates("ours", one), self.rates("peer", other), strict=True)
-        return f"{statistics.median(a / b for a, b in rates):.2f}"
+        """Our rate in a setting over the peer's in another."""
+        return f"{self.quotient(('ours', one), ('peer', other)):.2f}"
 
 
 def environment(*packages: str) -> str:

@@ -1,0 +1,126 @@
+"""What an accelerator has to show, in one command of at most 8 minutes for a machine with one GPU.
+
+benchmarks/accelerator.sh --out=RESULTS.jsonl           # or PYTHONPATH=. python benchmarks/accelerator.py …
+benchmarks/accelerator.sh --parts=bert,resnet --out=…   # some of the parts, with all of the time
+benchmarks/accelerator.sh --rehearse                    # all of it on the CPU at tiny sizes, in under 2 minutes
+PYTHONPATH=. python benchmarks/accelerator.py --write-cpu-losses   # makes accelerator_losses.json anew, on a CPU
+
+Prints a JSON line for everything it finds, as it goes. In order of worth:
+
+  environment  the device, the versions, what bfloat16 matrix products reach ("MFU" below is over that), whether the
+               peer can start;
+  correctness  20 float32 steps of an embedded BERT and ResNet against losses and gradient norms stored from a CPU;
+  resume       whether a run resumed in a new process ends with the same parameters, bit for bit, with XLA's
+               deterministic operations and without;
+  bert         fine-tuning at BERT-base's size beside PyTorch + transformers;
+  resnet       ResNet-50's training step beside PyTorch;
+  attention    this project's attention beside jax.nn.dot_product_attention, with cuDNN and without.
+
+Each part is a process of its own with a deadline, and so is each side that is measured; the time that a part leaves is
+the next one's. The parts `bert` and `resnet` emit what they have whenever another contender has joined: the last line
+with "table" has all. JAX allocates as it goes (XLA_PYTHON_CLIENT_PREALLOCATE=false), so that both sides fit the device
+side by side; they work in turn, never at once. SST-2 is used where it lies prepared for TFDS, with the tokenizer of
+--tokenizer or .gpu/tokenizer.json; else the embedded corpus.
+
+Not yet run on an accelerator. The rehearsal's figures say nothing of speed.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from parts import Deadline, Line, Writer, deadlines, run_part, serve_part
+
+# Seconds of 8 minutes; the module and the function of each part.
+BUDGETS = {"environment": 50, "correctness": 65, "resume": 75, "bert": 140, "resnet": 90, "attention": 50}
+FUNCTIONS = {
+    "environment": ("accelerator_checks", "environment"),
+    "correctness": ("accelerator_checks", "correctness"),
+    "resume": ("accelerator_resume", "resume"),
+    "bert": ("accelerator_speed", "bert"),
+    "resnet": ("accelerator_speed", "resnet"),
+    "attention": ("accelerator_attention", "attention"),
+}
+KEEPING = 10  # seconds of the limit for starting and ending processes
+
+
+def run_all(arguments: argparse.Namespace) -> dict[str, str]:
+    """Runs the chosen parts in turn -> how each ended."""
+    budgets = {name: BUDGETS[name] for name in arguments.parts.split(",")}
+    write = Writer(arguments.out)
+    limit = 60 * arguments.minutes - KEEPING
+    start = Deadline.after(0.0)
+    log = arguments.out.with_suffix(".log") if arguments.out else None
+    write("start", {"argv": sys.argv[1:], "rehearsal": arguments.rehearse, "seconds": limit})
+    known: Line = {}  # what the environment's lines say, for the other parts
+    ends: dict[str, str] = {}
+    for name, end in deadlines(budgets, limit).items():
+        deadline = Deadline(start.end + end)
+
+        def emit(line: Line, name: str = name) -> None:
+            if name == "environment":
+                known.update({key: line[key] for key in ("peak_flops", "libraries") if key in line})
+            write(name, line)
+
+        ends[name] = run_part(_command(name, deadline, arguments, known), deadline, emit, log)
+    write("end", {"parts": ends})
+    return ends
+
+
+def _command(name: str, deadline: Deadline, arguments: argparse.Namespace, known: Line) -> list[str]:
+    command = [sys.executable, __file__, f"--part={name}", f"--known={json.dumps(known)}"]
+    command += [f"--seconds={deadline.remaining:.1f}"]
+    command += ["--rehearse"] if arguments.rehearse else []
+    return command + ([f"--tokenizer={arguments.tokenizer}"] if arguments.tokenizer else [])
+
+
+def run_here(arguments: argparse.Namespace) -> int:
+    """One part, in this process -> its exit code."""
+    module, function = FUNCTIONS[arguments.part]
+    part: Any = getattr(importlib.import_module(module), function)
+    return serve_part(functools.partial(part, deadline=Deadline.after(arguments.seconds), options=arguments))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, help="a file that the lines are appended to; stderr goes beside it, to *.log"
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
+    parser.add_argument("--parts", default=",".join(BUDGETS), help="some of them, with commas")
+    parser.add_argument("--tokenizer", help="a BERT tokenizer.json (default: .gpu/tokenizer.json if it exists)")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--write-cpu-losses", action="store_true", help="make accelerator_losses.json anew, and end")
+    parser.add_argument("--part", choices=tuple(FUNCTIONS), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--known", type=json.loads, default={}, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts.split(",")) - set(BUDGETS):
+        parser.error(f"--parts has {', '.join(sorted(unknown))}; known: {', '.join(BUDGETS)}")
+    if arguments.rehearse or arguments.write_cpu_losses:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other on a busy machine
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if not arguments.tokenizer and Path(".gpu/tokenizer.json").is_file():
+        arguments.tokenizer = ".gpu/tokenizer.json"
+    if arguments.write_cpu_losses:
+        import accelerator_checks
+
+        accelerator_checks.write_cpu_losses()
+        return 0
+    if arguments.part:
+        return run_here(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running part ends too
+    ends = run_all(arguments)
+    return int(any(end != "done" for end in ends.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

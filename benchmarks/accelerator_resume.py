@@ -1,0 +1,101 @@
+"""The part `resume` of accelerator.py: whether an interrupted run ends with the parameters of an uninterrupted one.
+
+Two processes one after another, as users have it: the first trains N steps, and N/2 of another run; the second resumes
+that, and trains N steps once more. With XLA's deterministic operations all three must agree, to the bit.
+Without them, whether the two whole runs agree says whether resuming is to blame.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from parts import Deadline, Emit, Line
+
+FLAG = "--xla_gpu_deterministic_ops"
+
+
+def resume(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
+    """A line for each config and each setting of the flag. Both settings run side by side."""
+    steps, names = (4, ["mlp_mnist"]) if options.rehearse else (20, ["bert_sst2", "resnet_digits"])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {flag: Path(folder) / flag for flag in ("true", "false")}
+        found: dict[str, list[Line]] = {flag: [] for flag in settings}
+        for phase in ("first", "second"):
+            children = {flag: _start(flag, phase, path, steps, names) for flag, path in settings.items()}
+            for flag, child in children.items():
+                output, _ = child.communicate(timeout=max(deadline.remaining, 1))
+                if child.returncode:
+                    raise RuntimeError(f"{FLAG}={flag}: the {phase} process ended with exit code {child.returncode}")
+                found[flag].append(json.loads(output.splitlines()[-1]))
+    for flag, (first, second) in found.items():
+        for config in first:
+            whole, again, resumed = first[config]["whole"], second[config]["again"], second[config]["resumed"]
+            emit(
+                {
+                    "config": config,
+                    "deterministic_ops": flag == "true",
+                    "steps": steps,
+                    "resumed_equals_whole": resumed == whole,
+                    "again_equals_whole": again == whole,
+                    "was_interrupted": first[config]["half"] != whole,
+                    "params_sha256": {"whole": whole, "again": again, "resumed": resumed},
+                }
+            )
+
+
+def _start(flag: str, phase: str, folder: Path, steps: int, names: Sequence[str]) -> subprocess.Popen[str]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}={flag}"
+    return subprocess.Popen(
+        [sys.executable, __file__, phase, str(folder), str(steps), *names],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags.strip()},
+    )
+
+
+def _config(name: str, steps: int) -> Any:
+    """An embedded preset of so many steps, evaluated and saved at the end."""
+    config = importlib.import_module(f"configs.{name}").get_config("embedded")
+    config.train.update(epochs=None, steps=steps, log_every=1)
+    config.eval.every_steps = 0
+    config.checkpoint.every_steps = 0
+    if name == "bert_sst2":
+        config.dtype = "bfloat16"  # what people train it in on a GPU
+    return config
+
+
+def _stop_after(steps: int) -> Callable[[], bool]:
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= steps
+
+
+def run_phase(phase: str, folder: Path, steps: int, names: Sequence[str]) -> Line:
+    """What one process does -> the parameters' hash of each run, by config."""
+    from research.loop import train_and_evaluate
+    from research.platform import prepare_process
+
+    prepare_process()
+    hashes: Line = {}
+    for name in names:
+        config = _config(name, steps)
+
+        def run(kind: str, config: Any = config, name: str = name, **options: Any) -> str:
+            return train_and_evaluate(config, folder / f"{name}-{kind}", show=False, **options)["params_sha256"]
+
+        if phase == "first":
+            hashes[name] = {"whole": run("whole"), "half": run("cut", should_stop=_stop_after(steps // 2))}
+        else:
+            hashes[name] = {"again": run("again"), "resumed": run("cut")}
+    return hashes
+
+
+if __name__ == "__main__":
+    result = run_phase(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    print(json.dumps(result))
