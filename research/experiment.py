@@ -19,7 +19,7 @@ from research.data import load as data
 from research.data import pipeline
 from research.errors import UserError
 from research.models import MODELS
-from research.platform import compiler_options
+from research.platform import check_compiler, compiler_options
 from research.state import TrainState, init_state, param_count
 from research.tasks import TASKS, Task, training_weight, with_class_weights
 from research.throughput import Compiled
@@ -87,6 +87,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
     """
+    check_compiler()
     checks.check_keys(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}.get(config.dtype)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from research.build import lookup
 from research.data.kept import cache_folder
+from research.errors import UserError
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -27,6 +28,23 @@ _CPU_OPTIONS: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
         (0, 12): {_FUSION: f"{_ELTWISE},{_REDUCE}"},
     },
 }
+
+
+# Releases of jaxlib that compute wrong sums on a CPU (tests/compiler_test.py), with the report.
+_MISCOMPILING = {"0.10.2": "jax#39103"}
+
+
+def check_compiler() -> None:
+    """Raises UserError on a CPU with a jaxlib that is known to compute wrong results there."""
+    import jax
+    import jaxlib
+
+    report = _MISCOMPILING.get(jaxlib.__version__)
+    if report and jax.default_backend() == "cpu":
+        raise UserError(
+            f"jaxlib {jaxlib.__version__} computes wrong sums on CPUs ({report}): install another release of jax, "
+            "pip install 'jax==0.10.1' with Python 3.11, pip install -U 'jax<0.13' with a later one"
+        )
 
 
 def compiler_options(kind: str) -> dict[str, str] | None:

@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
+import jaxlib
 import pytest
 
 from research.errors import UserError
-from research.platform import compiler_options, keep_compiled_programs
+from research.experiment import prepare
+from research.platform import check_compiler, compiler_options, keep_compiled_programs
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +54,18 @@ def test_other_devices_have_no_options(monkeypatch):
 def test_an_unknown_setting_of_the_compiler_names_the_nearest():
     with pytest.raises(UserError, match="compiler 'convolution' is unknown; did you mean 'convolutions'"):
         compiler_options("convolution")
+
+
+def test_a_compiler_that_computes_wrong_sums_is_refused(monkeypatch):
+    """And the message says what to install. A GPU's programs are not the CPU compiler's."""
+    monkeypatch.setattr(jaxlib, "__version__", "0.10.2")
+    with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 .*jax==0\.10\.1"):
+        prepare(tiny.logistic())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    check_compiler()
+
+
+@pytest.mark.parametrize("release", ["0.10.1", "0.11.2", "0.12.0.1"])
+def test_others_are_not(monkeypatch, release):
+    monkeypatch.setattr(jaxlib, "__version__", release)
+    check_compiler()
