@@ -12,8 +12,8 @@ def defaults() -> ConfigDict:
             "seed": 0,
             # Compute type: float32, bfloat16, float64. Parameters and optimizer state are float64 too, or else float32.
             "dtype": "float32",
-            # What a program is made for on a CPU: default, or convolutions: XLA's options for them with jaxlib 0.10 and
-            # 0.12, and of several seeds one after another.
+            # XLA's options on a CPU: default, or convolutions: library fusion of reductions, which suits them, and with
+            # several seeds one after another.
             "compiler": "default",
             # Pretrained weights to start from: a hub id, a folder, or a run directory. None starts from random weights.
             "init_from": placeholder(str),

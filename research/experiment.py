@@ -21,7 +21,7 @@ from research.data.examples import Examples
 from research.errors import UserError
 from research.limits import LARGEST
 from research.models import MODELS
-from research.platform import compiler_options
+from research.platform import check_compiler, compiler_options
 from research.state import TrainState, init_state, param_count
 from research.tasks import TASKS, Task, training_weight, with_class_weights
 from research.throughput import Compiled
@@ -89,6 +89,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
     """
+    check_compiler()
     checks.check_keys(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}.get(config.dtype)

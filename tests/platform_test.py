@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
+import jaxlib
 import pytest
 
 from research.errors import UserError
-from research.platform import compiler_options, keep_compiled_programs
+from research.experiment import prepare
+from research.platform import check_compiler, compiler_options, keep_compiled_programs
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +38,7 @@ def test_a_choice_of_the_users_stays(own):
 def test_the_compiler_knows_its_options():
     """A name that this jaxlib does not have is an error of XLA's."""
     options = compiler_options("convolutions")
-    if tuple(map(int, jax.__version__.split(".")[:2])) in ((0, 10), (0, 12)):
-        assert options
+    assert options
     x = jnp.ones((2, 4, 4, 3))
     convolved = jax.jit(lambda x: jax.lax.conv(x, jnp.ones((2, 4, 3, 3)), (1, 1), "SAME"), compiler_options=options)
     assert convolved(x).shape == (2, 2, 4, 3)
@@ -51,3 +53,23 @@ def test_other_devices_have_no_options(monkeypatch):
 def test_an_unknown_setting_of_the_compiler_names_the_nearest():
     with pytest.raises(UserError, match="compiler 'convolution' is unknown; did you mean 'convolutions'"):
         compiler_options("convolution")
+
+
+def test_a_compiler_that_computes_wrong_sums_is_refused(monkeypatch):
+    """And the message says what to install. A GPU's programs are not the CPU compiler's."""
+    monkeypatch.setattr(jaxlib, "__version__", "0.10.2")
+    with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 .*jax==0\.10\.1"):
+        prepare(tiny.logistic())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    check_compiler()
+
+
+@pytest.mark.parametrize("release", ["0.10.1", "0.11.2", "0.12.0.1"])
+def test_others_are_not(monkeypatch, release):
+    monkeypatch.setattr(jaxlib, "__version__", release)
+    check_compiler()
+
+
+def test_a_jaxlib_that_was_not_measured_has_no_options(monkeypatch):
+    monkeypatch.setattr(jaxlib, "__version__", "0.13.0")
+    assert compiler_options("convolutions") is None

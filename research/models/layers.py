@@ -14,13 +14,18 @@ Initializer = Any
 DType = Any
 
 
+def _wide(dtype: DType) -> DType:
+    """What sums and elementary functions of `dtype` are computed in: float32, or float64 itself."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool = False) -> jax.Array:
-    """x · kernel + bias: [..., I], float32 [I, O], float32 [O] -> [..., O] of x's type.
+    """x · kernel + bias: [..., I], [I, O], [O], both float32 at least -> [..., O] of x's type.
 
-    The products take operands of x's type and accumulate in float32, which is what matrix units do. Left to itself
-    autodiff would multiply bfloat16 by float32 in the backward pass, outside those units, and would sum the bias's
-    gradient by a reduction that is slower than a product with ones.
+    The products take operands of x's type and accumulate in float32, which is what matrix units do, or in float64 for
+    float64. Left to itself autodiff would multiply bfloat16 by float32 in the backward pass, outside those units, and
+    would sum the bias's gradient by a reduction that is slower than a product with ones.
 
     `by_row`: the kernel is [O, I], as an embedding's table is. To transpose it outside would transpose its gradient,
     and XLA's CPU backend has no product of bfloat16 whose float32 result is transposed.
@@ -30,7 +35,7 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool = Fals
 
 def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool) -> tuple[jax.Array, Any]:
     kernel = kernel.astype(x.dtype)
-    y = jnp.einsum("...i,oi->...o" if by_row else "...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+    y = jnp.einsum("...i,oi->...o" if by_row else "...i,io->...o", x, kernel, preferred_element_type=_wide(x.dtype))
     return (y + jnp.expand_dims(bias, range(y.ndim - 1))).astype(x.dtype), (x, kernel)
 
 
@@ -39,10 +44,10 @@ def _affine_backward(by_row: bool, saved: Any, grad: jax.Array) -> tuple[jax.Arr
     leading = tuple(range(x.ndim - 1))  # contracted as they are: on the CPU flattening them first is half as fast
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(a, b, ((leading, leading), ((), ())), preferred_element_type=jnp.float32)
+        return jax.lax.dot_general(a, b, ((leading, leading), ((), ())), preferred_element_type=_wide(x.dtype))
 
     form = "...o,oi->...i" if by_row else "...o,io->...i"
-    x_grad = jnp.einsum(form, grad, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+    x_grad = jnp.einsum(form, grad, kernel, preferred_element_type=_wide(x.dtype)).astype(x.dtype)
     kernel_grad = product(grad, x) if by_row else product(x, grad)
     return x_grad, kernel_grad, product(jnp.ones(grad.shape[:-1], grad.dtype), grad)
 
@@ -75,7 +80,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    wide = x.astype(jnp.float32)
+    wide = x.astype(_wide(x.dtype))
     distribution = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
     density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
     return (wide * distribution).astype(x.dtype), (distribution + wide * density).astype(x.dtype)

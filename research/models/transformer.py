@@ -47,8 +47,9 @@ class SelfAttention(nn.Module):
         query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
         logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(heads[1]).astype(self.dtype)
         visible = segments[:, None, :, None] == segments[:, None, None, :]
-        # Softmax in float32: bfloat16 has too few digits for its sums.
-        logits = jnp.where(visible, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+        # Softmax in float32 or wider: bfloat16 has too few digits for its sums.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        logits = jnp.where(visible, logits.astype(wide), jnp.finfo(wide).min)
         probabilities = nn.softmax(logits, axis=-1).astype(self.dtype)
         probabilities = Dropout(self.attention_dropout)(probabilities, train=train)
         mixed = jnp.einsum("bhqs,bshk->bqhk", probabilities, value)

@@ -1,0 +1,121 @@
+"""The first five steps of every family of models: what a change that is meant to change no number must reproduce.
+
+The numbers stored in goldens.json are those of JAX 0.10.1 on an AMD EPYC. `python -m tests.goldens_test` stores new
+ones, for a change that is meant to change them.
+
+Tolerances are relative, and five times the largest difference measured between JAX 0.10.1, 0.10.2 and 0.12.0, compiled
+with few optimizations and with all.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import (
+    cnn_mnist,
+    linear_diabetes,
+    linear_line,
+    logistic_breast_cancer,
+    logistic_sst2,
+    mlp_mnist,
+)
+from research.experiment import prepare
+from research.platform import x64
+from tests import tiny
+
+GOLDENS = Path(__file__).with_name("goldens.json")
+STEPS = 5
+
+
+def _small(config, **train):
+    """The embedded preset, in batches of 16."""
+    config.train.update(epochs=None, batch_rows=None, batch_size=16, steps=STEPS)
+    config.train.update(train)
+    return config
+
+
+def _float64():
+    config = tiny.bert(steps=STEPS)
+    config.dtype = "float64"
+    return config
+
+
+def _convolutions():
+    config = tiny.mixed_resnet(steps=STEPS)
+    config.compiler = "convolutions"
+    return config
+
+
+FAMILIES = {
+    "linear": lambda: _small(linear_line.get_config("embedded"), batch_size=-1),
+    "linear, closed form": lambda: linear_diabetes.get_config("closed_form"),
+    "logistic": lambda: tiny.logistic(steps=STEPS),
+    "logistic, two classes, lbfgs": lambda: logistic_breast_cancer.get_config("embedded"),
+    "logistic, three seeds": lambda: tiny.logistic(steps=STEPS, seeds=3),
+    "bag of words, lbfgs": lambda: logistic_sst2.get_config("embedded"),
+    "mlp": lambda: _small(mlp_mnist.get_config("embedded")),
+    "cnn": lambda: _small(cnn_mnist.get_config("embedded")),
+    "resnet": lambda: tiny.resnet(steps=STEPS),
+    "resnet, augmented": _convolutions,
+    "bert": lambda: tiny.bert(steps=STEPS),
+    "bert, float64": _float64,
+    "bert_mlm": lambda: tiny.mlm(steps=STEPS),
+}
+TOLERANCE = dict.fromkeys(FAMILIES, 1e-5)
+
+
+def trajectory(config):
+    """The loss of each step, and at the end the norm of the parameters and of the rest of the model's state."""
+    with x64(config.dtype):
+        experiment = prepare(config)
+        state, losses = experiment.init(), []
+        for batch in tiny.batches(experiment, min(STEPS, experiment.total_steps)):
+            state, scores = experiment.train_step(state, batch)
+            losses.append((np.asarray(scores["loss"].total) / np.asarray(scores["loss"].weight)).tolist())
+        norms = [
+            float(np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree))))
+            for tree in (state.params, state.model_state)
+        ]
+    return {"losses": losses, "norms": norms}
+
+
+def _prepare(monkeypatch):
+    """Small corpora, and one device, as most users of a CPU have."""
+    tiny.few_sentences(monkeypatch)
+    tiny.few_documents(monkeypatch)
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+
+
+@functools.cache
+def _stored():
+    return json.loads(GOLDENS.read_text())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_first_steps_are_those_stored(name, monkeypatch):
+    _prepare(monkeypatch)
+    found = trajectory(FAMILIES[name]())
+    for key, expected in _stored()[name].items():
+        np.testing.assert_allclose(found[key], expected, rtol=TOLERANCE[name], atol=TOLERANCE[name])
+
+
+def test_every_family_that_is_stored_is_run():
+    assert set(_stored()) == set(FAMILIES)
+
+
+def main():
+    found = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _prepare(monkeypatch)
+        for name, make in FAMILIES.items():
+            found[name] = trajectory(make())
+    GOLDENS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
