@@ -55,6 +55,7 @@ class Table:
         # Past the end where fewer are read than were counted.
         (rows,) = jnp.nonzero(read, size=self.rows, fill_value=len(table))
         new_numbers = jnp.cumsum(read, dtype=numbers.dtype) - 1
+        narrow: dict[str, Any] = {self.attribute: self.rows}
         penalised = weight_decay > 0 and decay_mask(params, decay_exclude)[self.parameter]
 
         def widened(found: Any) -> Any:
@@ -62,7 +63,7 @@ class Table:
             return {**found, self.parameter: start.at[rows].set(found[self.parameter], mode="drop")}
 
         return (
-            module.clone(**{self.attribute: self.rows}),
+            module.clone(**narrow),
             {**params, self.parameter: table.at[rows].get(mode="fill", fill_value=0)},
             {**batch, self.entry: new_numbers[numbers]},
             widened,
