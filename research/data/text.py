@@ -225,7 +225,11 @@ def encode(
 
 
 def _full_lengths(
-    tokenizer: tokenizers.Tokenizer, columns: list[list[str]], encodings: list[tokenizers.Encoding], *, special: bool
+    tokenizer: "tokenizers.Tokenizer",
+    columns: list[list[str]],
+    encodings: list["tokenizers.Encoding"],
+    *,
+    special: bool,
 ) -> np.ndarray:
     """The lengths of texts or pairs, of which these are the encodings, before they were truncated: int32 [N]."""
     lengths = np.array([len(encoding) for encoding in encodings], np.int32)
