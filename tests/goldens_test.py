@@ -3,8 +3,8 @@
 The numbers stored in goldens.json are those of JAX 0.10.1 on an AMD EPYC. `python -m tests.goldens_test` stores new
 ones, for a change that is meant to change them.
 
-Tolerances are relative, and five times the largest difference measured between JAX 0.10.1, 0.10.2 and 0.12.0, compiled
-with few optimizations and with all.
+Tolerances are relative, and five times the largest difference measured between JAX 0.10.1, 0.10.2 and 0.12.0 compiled
+with few optimizations, and 0.10.1 compiled with all: 5.8e-7 in float32, 2.7e-11 in float64.
 """
 
 import functools
@@ -65,7 +65,13 @@ FAMILIES = {
     "bert, float64": _float64,
     "bert_mlm": lambda: tiny.mlm(steps=STEPS),
 }
-TOLERANCE = dict.fromkeys(FAMILIES, 1e-5)
+SLOW = (
+    "linear, closed form",
+    "logistic, two classes, lbfgs",
+    "bag of words, lbfgs",
+    "resnet, augmented",
+    "bert, float64",
+)
 
 
 def trajectory(config):
@@ -96,12 +102,16 @@ def _stored():
     return json.loads(GOLDENS.read_text())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def _tolerance(name):
+    return 1.5e-10 if name.endswith("float64") else 3e-6
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES])
 def test_the_first_steps_are_those_stored(name, monkeypatch):
     _prepare(monkeypatch)
     found = trajectory(FAMILIES[name]())
     for key, expected in _stored()[name].items():
-        np.testing.assert_allclose(found[key], expected, rtol=TOLERANCE[name], atol=TOLERANCE[name])
+        np.testing.assert_allclose(found[key], expected, rtol=_tolerance(name))
 
 
 def test_every_family_that_is_stored_is_run():
