@@ -131,7 +131,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
     Where time remains, the published recipe's 32 examples a step too.
     """
     encoder, examples, rows, few = ("tiny", 8, (64,), 4) if options.rehearse else ("base", 1024, (128, 512), 32)
-    rounds, steps = (2, 2) if options.rehearse else (5, 15)
+    rounds, steps = (2, 1) if options.rehearse else (5, 15)
     common = [f"--encoder={encoder}", *_corpus(options)]
     peak, flops = options.known.get("peak_flops"), bert_finetune.flops_per_token(encoder)
     facts = {"encoder": encoder, "data": common[1].removeprefix("--data="), "flops_per_token": flops}
@@ -180,7 +180,7 @@ def _corpus(options: argparse.Namespace) -> list[str]:
 def resnet(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
     """ResNet-50 at 224×224 with 128 and 256 images a step, eager and compiled peers; bfloat16."""
     network, batches = ("resnet18", (4,)) if options.rehearse else ("resnet50", (128, 256))
-    rounds, steps = (2, 2) if options.rehearse else (5, 10)
+    rounds, steps = (2, 1) if options.rehearse else (5, 10)
     libraries = options.known.get("libraries", {})
     usable = [name for name in ("timm", "torchvision") if str(libraries.get(name, ""))[:1].isdigit()]
     library = usable[0] if usable and not options.rehearse else "transformers"
