@@ -219,3 +219,10 @@ def test_rare_characters_leave_room_for_words():
     texts = ["the superb film"] * 5 + [chr(0x4E00 + i) for i in range(200)]
     tokenizer = train_wordpiece(texts, vocab_size=260, lowercase=True)
     assert tokenizer.encode(texts[0]).tokens == ["[CLS]", "the", "superb", "film", "[SEP]"]
+
+
+def test_the_vocabulary_is_filled():
+    """Where most characters begin words only, what they would take as ##c is left for longer pieces."""
+    words = [f"{a}{b}a{c}" for a in "bcdfg" for b in "hklmn" for c in "prstv"]
+    texts = 5 * [" ".join(words)] + 10 * [chr(0x4E00 + i) for i in range(200)]
+    assert train_wordpiece(texts, vocab_size=300, lowercase=True).get_vocab_size() == 300
