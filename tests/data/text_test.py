@@ -256,3 +256,10 @@ def test_the_only_column():
     for inputs in ((), ("a", "b")):
         with pytest.raises(UserError, match=r"data\.transform\.inputs"):
             only(inputs)
+
+
+def test_the_vocabulary_is_filled():
+    """Where most characters begin words only, what they would take as ##c is left for longer pieces."""
+    words = [f"{a}{b}a{c}" for a in "bcdfg" for b in "hklmn" for c in "prstv"]
+    texts = 5 * [" ".join(words)] + 10 * [chr(0x4E00 + i) for i in range(200)]
+    assert train_wordpiece(texts, vocab_size=300, lowercase=True).get_vocab_size() == 300
