@@ -6,7 +6,7 @@ Class labels are −1 where they are hidden; such examples are left out. All oth
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -185,7 +185,7 @@ def areas(
 
 
 def _one_versus_rest(
-    found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: str
+    found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: Literal["lower left", "lower right"]
 ) -> tuple[Figure, Axes]:
     """The curves by their class, with a legend in the corner where few curves are, or beside them.
 
@@ -272,8 +272,9 @@ def regularization_path(
     title = f"the {len(largest)} that grow largest" if len(names) >= MOST_COEFFICIENTS else ""
     left.set(ylabel="coefficient,\nof features as the model reads them", title=title)
     _legend_beside(left)
-    right.plot(values, np.array(metric, np.float64), "o-", markersize=4)  # None: nan
-    right.plot([best], [metric[values.index(best)]], "*", markersize=13, color="C3", label=f"best: {best:.3g}")
+    heights = np.array(metric, np.float64)  # None: nan
+    right.plot(values, heights, "o-", markersize=4)
+    right.plot([best], heights[[values.index(best)]], "*", markersize=13, color="C3", label=f"best: {best:.3g}")
     if unpenalized is not None:
         right.axhline(unpenalized, color="grey", linewidth=1, linestyle=":", label="the run, without a penalty")
     right.set(ylabel=_short(metric_name))
