@@ -106,7 +106,10 @@ class _Coordinates:
         """
 
         def squares(block: Batch) -> Any:
-            outputs, pull = jax.vjp(lambda p: problem.module.apply({"params": p}, block, train=False), params)
+            def apply(params: Any) -> Any:
+                return problem.module.apply({"params": params}, block, train=False)
+
+            outputs, pull = jax.vjp(apply, params)
             slope = jax.grad(lambda z: problem.task.scores(z, block)["loss"].total)
 
             def square(total: Any, key: jax.Array) -> tuple[Any, None]:

@@ -61,8 +61,9 @@ class Table:
             start = jnp.zeros_like(table) if penalised else table
             return {**found, self.parameter: start.at[rows].set(found[self.parameter], mode="drop")}
 
+        size: dict[str, Any] = {self.attribute: self.rows}
         return (
-            module.clone(**{self.attribute: self.rows}),
+            module.clone(**size),
             {**params, self.parameter: table.at[rows].get(mode="fill", fill_value=0)},
             {**batch, self.entry: new_numbers[numbers]},
             widened,
