@@ -106,8 +106,8 @@ class _Coordinates:
         """
 
         def squares(block: Batch) -> Any:
-            def apply(params: Any) -> jax.Array:
-                return problem.module.apply({"params": params}, block, train=False)  # type: ignore[return-value]
+            def apply(params: Any) -> Any:
+                return problem.module.apply({"params": params}, block, train=False)
 
             outputs, pull = jax.vjp(apply, params)
             slope = jax.grad(lambda z: problem.task.scores(z, block)["loss"].total)

@@ -55,15 +55,15 @@ class Table:
         # Past the end where fewer are read than were counted.
         (rows,) = jnp.nonzero(read, size=self.rows, fill_value=len(table))
         new_numbers = jnp.cumsum(read, dtype=numbers.dtype) - 1
-        narrow: dict[str, Any] = {self.attribute: self.rows}
         penalised = weight_decay > 0 and decay_mask(params, decay_exclude)[self.parameter]
 
         def widened(found: Any) -> Any:
             start = jnp.zeros_like(table) if penalised else table
             return {**found, self.parameter: start.at[rows].set(found[self.parameter], mode="drop")}
 
+        size: dict[str, Any] = {self.attribute: self.rows}
         return (
-            module.clone(**narrow),
+            module.clone(**size),
             {**params, self.parameter: table.at[rows].get(mode="fill", fill_value=0)},
             {**batch, self.entry: new_numbers[numbers]},
             widened,
