@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,27 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import FrozenConfigDict
 
-from research import solvers
 from research.checkpoint import Checkpoints, Progress
+from research.console import conclude, describe
 from research.errors import UserError
 from research.evaluation import EvaluationInterrupted, check_memory, evaluate
 from research.experiment import Experiment, prepare
 from research.platform import x64
 from research.reporting import Reporter, plot_training_curve
 from research.rundir import RunDir, without_retired
-from research.seeds import Value, described, mean
+from research.seeds import Value, described
 from research.sharding import placed_ahead
-from research.state import TrainState, param_count
+from research.state import TrainState
+from research.stopping import ASKED, OUT_OF_TIME, STALLED, any_process, check_data_wait, ranking_metric, stalled
 from research.summary import summarize, truncation_warnings
 from research.throughput import Compiled, Throughput
-
-# Reasons a run may end before its last step. After the first it is complete; after the others the same command resumes.
-STALLED = "eval.metric stopped improving"
-OUT_OF_TIME = "train.max_minutes is over"
-ASKED = "asked to stop"
 
 
 def train_and_evaluate(
@@ -94,10 +88,10 @@ def _run(
                 show=show,
             )
             with reporter:
-                reporter.say(_describe(experiment, state, run, progress))
+                reporter.say(describe(experiment, state, run, progress))
                 for warning in truncation_warnings(experiment):
                     reporter.say(f"  warning: {warning}")
-                parts = _Parts(experiment, checkpoints, reporter, run, lambda: _any_process(should_stop()))
+                parts = _Parts(experiment, checkpoints, reporter, run, lambda: any_process(should_stop()))
                 summary = _train(parts, state, progress)
         summary["preset_note"] = note
         run.write_summary(summary)
@@ -201,9 +195,9 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     except EvaluationInterrupted:
         reason = ASKED
     if reason in (None, STALLED):
-        _check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
+        check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
     summary = _summary(parts, state, progress, reason, results, throughput)
-    reporter.say(_conclude(summary, parts.run))
+    reporter.say(conclude(summary, parts.run))
     return summary
 
 
@@ -216,7 +210,7 @@ def _log_and_look(
     if logging:
         parts.reporter.log(progress.step)
         try:
-            _check_data_wait(throughput, section.max_data_wait_fraction)
+            check_data_wait(throughput, section.max_data_wait_fraction)
         except UserError:
             parts.reporter.flush(progress.step)
             _save(parts, state, progress)
@@ -225,7 +219,7 @@ def _log_and_look(
         return None
     if parts.should_stop():
         return ASKED
-    return OUT_OF_TIME if _any_process(time.monotonic() > deadline) else None
+    return OUT_OF_TIME if any_process(time.monotonic() > deadline) else None
 
 
 def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
@@ -289,7 +283,7 @@ def _evaluate(
 
 def _rank(parts: _Parts, progress: Progress, values: dict[str, Value]) -> Progress:
     """The progress with the ranking metric of its step, by which its checkpoint is ranked from now on."""
-    progress = progress.evaluated(_ranking(values, parts.experiment.config.eval.metric))
+    progress = progress.evaluated(ranking_metric(values, parts.experiment.config.eval.metric))
     parts.checkpoints.rank(progress)
     return progress
 
@@ -317,103 +311,3 @@ def _summary(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
-
-
-def _of_all_processes(value: float) -> np.ndarray:
-    """What each process has for the value."""
-    return np.asarray([value] if jax.process_count() == 1 else multihost_utils.process_allgather(value))
-
-
-def _any_process(flag: bool) -> bool:
-    """Whether any process says so: all must leave the loop at the same step."""
-    return bool(_of_all_processes(flag).any())
-
-
-# The seconds before a run is judged by how it waits for data: at its start the pipeline is not filled yet.
-SETTLED_SECONDS = 10.0
-
-
-def _check_data_wait(throughput: Throughput, limit: float | None) -> None:
-    """Raises UserError where a process has waited for data longer than the config allows."""
-    if limit is None:
-        return
-    settled = throughput.seconds >= SETTLED_SECONDS
-    fraction = float(_of_all_processes(throughput.data_wait_fraction if settled else 0.0).max())
-    if fraction > limit:
-        raise UserError(
-            f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: raise "
-            "data.workers or the limit, then rerun the same command to resume"
-        )
-
-
-def _ranking(metrics: dict[str, Value], name: str) -> float:
-    """The metric that ranks evaluations, its mean over the seeds. Raises UserError if it has no value there."""
-    value = mean(metrics[name])
-    if value is None:
-        raise UserError(
-            f"eval.metric {name!r} has no value on the first of eval.splits; choose another metric or split"
-        )
-    return value
-
-
-def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:
-    """Whether the last `patience` evaluations brought no improvement of `min_delta` over the best before them."""
-    if section.patience <= 0:
-        return False
-    sign = 1 if section.mode == "max" else -1
-    best, since = -float("inf"), 0
-    for _, value in history:
-        if sign * value > best + section.min_delta:
-            best, since = sign * value, 0
-        else:
-            since += 1
-    return since >= section.patience
-
-
-def _describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
-    devices = jax.devices()
-    config, seeds = experiment.config, experiment.config.train.seeds
-    stream = experiment.streams("train")
-    packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
-    many = f", {_counted(seeds, 'seed')}" if seeds else ""
-    steps = _counted(experiment.total_steps, "step")
-    start = f"resuming after step {progress.step}" if progress.step else steps
-    return (
-        f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
-        f"{experiment.dataset.name} "
-        f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
-        f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {run.path}"
-    )
-
-
-def _conclude(summary: dict[str, Any], run: RunDir) -> str:
-    lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
-    if solved := solvers.report(summary["training"]):
-        lines.append(f"  solver: {solved}")
-    lines += [f"  warning: {warning}" for warning in summary["warnings"]]
-    for split, values in summary["metrics"].items():
-        bands = summary["intervals"][split] if "intervals" in summary else {}
-        text = ", ".join(
-            f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
-        )
-        many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
-        lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
-    if summary["status"] == "completed" or summary["reason"] == STALLED:
-        if summary["step"] > 1:
-            lines.append(f"  curve: {run.plots / 'training_curve.png'}")
-        lines.append(
-            f"  again: python -m research.evaluate --workdir={run.path} "
-            f"--split={shlex.quote(next(iter(summary['metrics'])))}"
-        )
-        lines.append(f"  plots: python -m research.plot --workdir={run.path}")
-    else:
-        lines.append("  rerun the same command with this --workdir to resume")
-    return "\n".join(lines)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _margin(band: dict[str, Any] | None) -> str:
-    return f" ± {band['high'] - band['mean']:.4f}" if band and band["high"] is not None else ""

@@ -15,8 +15,9 @@ from research.data import load as data
 from research.errors import DivergedError, UserError
 from research.evaluation import evaluate
 from research.experiment import prepare
-from research.loop import stalled, train_and_evaluate
+from research.loop import train_and_evaluate
 from research.rundir import RunDir
+from research.stopping import stalled
 from tests import tiny
 
 
@@ -263,7 +264,7 @@ def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
 def slow_data(monkeypatch):
     """Half of the time is spent waiting for batches, and runs are judged by it from their start."""
     monkeypatch.setattr("research.throughput.Throughput.data_wait_fraction", 0.5)
-    monkeypatch.setattr("research.loop.SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("research.stopping.SETTLED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(("log_every", "saved"), [(8, 8), (100, 12)])
