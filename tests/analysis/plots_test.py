@@ -195,7 +195,7 @@ def test_a_plot_says_what_of(digits, monkeypatch):
         assert path.name == f"{name}.png"
         assert _numbers(path).items() >= (expected | about).items()
     assert titles[1] == "digits test, last checkpoint, step 20"
-    assert titles[3] == "digits, last checkpoint, step 20"
+    assert titles[3:5] == ["logistic: 30 largest of 640", "digits, last checkpoint, step 20"]
 
 
 def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch):
