@@ -60,8 +60,8 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
     for key, default in _DEFAULTS.items():
         value = settings[key]
         check_kind(where, key, value, (type(default),), _WHAT[type(default)])
-        for item in value if isinstance(value, list) else ():
-            check_kind(where, key, item, (int,), "an integer in each place")
+        if isinstance(value, list) and any(type(item) is not int for item in value):
+            raise UserError(f"{where} has {key} {value!r}; it must be a list of integers")
     block, width, depths = settings["layer_type"], settings["embedding_size"], settings["depths"]
     if block not in _WIDENING:
         raise UserError(f"{where} has layer_type {block!r}; known: {', '.join(_WIDENING)}")
