@@ -146,11 +146,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "the same command with this --workdir goes on from here" in out
+    assert "rerun the same command" in out
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["status"] == "preempted"
     again = _python(*command[1:], "--config.train.max_minutes=0.0001")
-    assert f"going on after step {summary['step']}" in again.stdout, again.stderr
+    assert f"resuming after step {summary['step']}" in again.stdout, again.stderr
 
 
 def test_importing_has_no_side_effects():

@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.tfds(monkeypatch)
         falling = itertools.count(0, -1)
-        monkeypatch.setattr(loop, "_ranking", lambda metrics, name: float(next(falling)))
+        monkeypatch.setattr(loop, "ranking_metric", lambda metrics, name: float(next(falling)))
         for task in ("cola", "stsb", "mnli"):
             summary = loop.train_and_evaluate(_quick(task), folder / task, show=False)
             assert (summary["step"], summary["best"]["step"]) == (10, 5)

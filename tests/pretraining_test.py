@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_one_line(section, change, message, tmp_path):
 
 
 def test_rows_can_not_be_packed(tmp_path):
-    with pytest.raises(UserError, match=r"give train\.batch_size instead"):
+    with pytest.raises(UserError, match=r"give train\.batch_size"):
         _run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
 
 

@@ -166,7 +166,8 @@ def write_run(folder, init_from, num_classes=3):
         step=np.zeros((), np.int32), **variables, model_state={}, opt_state=optax.EmptyState(), average={}
     )
     with Checkpoints(run.checkpoints, metric="accuracy", mode="max") as checkpoints:
-        checkpoints.save(state, Progress(step=7), 0.5)
+        checkpoints.save(state, Progress(step=7))
+        checkpoints.rank(Progress(step=7, history=((7, 0.5),)))
     run.close()
     return folder
 

@@ -101,6 +101,7 @@ def write_run(folder, init_from):
         step=np.zeros((), np.int32), params=params, model_state=variables, opt_state=optax.EmptyState(), average={}
     )
     with Checkpoints(run.checkpoints, metric="accuracy", mode="max") as checkpoints:
-        checkpoints.save(state, Progress(step=7), 0.5)
+        checkpoints.save(state, Progress(step=7))
+        checkpoints.rank(Progress(step=7, history=((7, 0.5),)))
     run.close()
     return folder
