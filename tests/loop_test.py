@@ -253,7 +253,9 @@ def test_the_seed_decides(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize(("batch", "steps"), [({"batch_size": 32}, 13), ({"batch_rows": 9}, 11)])
+@pytest.mark.parametrize(
+    ("batch", "steps"), [pytest.param({"batch_size": 32}, 13, marks=pytest.mark.slow), ({"batch_rows": 9}, 11)]
+)
 def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
     """One a row: 12 full batches and one of 16. Packed: 46 rows an epoch, 10 full batches and one of 2."""
     summary = _run(tiny.bert(epochs=2.0, steps=None, **batch), tmp_path)
@@ -444,6 +446,7 @@ def test_a_token_the_model_has_no_embedding_for_is_one_line(tmp_path):
         _run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
     plain = tiny.bert(steps=5)
     sharded = tiny.bert(steps=5)

@@ -28,10 +28,12 @@ def test_they_are_stripped(path):
         assert cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 def test_gradient_descent():
     assert "closed form:" in _execute("00_gradient_descent.ipynb")
 
 
+@pytest.mark.slow
 def test_linear_regression():
     assert "closed form:" in _execute("01_linear_regression.ipynb")
 

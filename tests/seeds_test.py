@@ -109,12 +109,12 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
     ("name", "train"),
     [
         ("linear", {}),
-        ("mlp", {}),
+        pytest.param("mlp", {}, marks=pytest.mark.slow),
         ("mlp", {"accumulate": 2, "ema_decay": 0.5}),
-        ("resnet", {}),
+        pytest.param("resnet", {}, marks=pytest.mark.slow),
         ("grouped_resnet", {}),
         ("packed", {}),
-        ("unpacked", {}),
+        pytest.param("unpacked", {}, marks=pytest.mark.slow),
     ],
 )
 def test_each_seed_is_trained_as_alone(name, train):
@@ -132,7 +132,8 @@ def test_each_seed_is_trained_as_alone(name, train):
     assert all(np.abs(x[0] - x[1]).max() > 1e-3 for x in jax.tree.leaves(together.params) if x[0].ndim > 1)
 
 
-@pytest.mark.parametrize("name", [pytest.param("packed", marks=pytest.mark.slow), "resnet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["packed", "resnet"])
 def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
     losses, make_mesh = {}, sharding.make_mesh
     for count in (1, 8):

@@ -92,12 +92,12 @@ def test_least_squares_are_scikit_learns(preset, overrides, peer):
     ("name", "c", "class_weight", "fraction"),
     [
         ("breast_cancer", 1.0, None, 1.0),
-        ("breast_cancer", 0.01, "balanced", 1.0),
+        pytest.param("breast_cancer", 0.01, "balanced", 1.0, marks=pytest.mark.slow),
         ("breast_cancer", 100.0, (3.0, 0.5), 1.0),
         ("breast_cancer", 0.01, "balanced", 0.5),
-        ("iris", 1.0, None, 1.0),
+        pytest.param("iris", 1.0, None, 1.0, marks=pytest.mark.slow),
         ("iris", 10.0, (1.0, 2.0, 3.0), 1.0),
-        ("digits", 0.03, "balanced", 1.0),
+        pytest.param("digits", 0.03, "balanced", 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_logistic_regression_is_scikit_learns(name, c, class_weight, fraction):

@@ -79,8 +79,10 @@ def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("make", [tiny.logistic, tiny.mlm])
+@pytest.mark.parametrize(
+    ("make", "accumulate"),
+    [(tiny.logistic, 1), (tiny.logistic, 2), pytest.param(tiny.mlm, 2, marks=pytest.mark.slow)],
+)
 def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monkeypatch):
     """Its classes weigh 0, or nothing is hidden: no loss, and the parameters stay."""
     tiny.few_documents(monkeypatch)
@@ -141,7 +143,9 @@ def test_the_gradient_is_the_losss(few):
     assert float(jnp.sum(gradient * direction)) == pytest.approx(slope, rel=2e-3)
 
 
-@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet])
+@pytest.mark.parametrize(
+    "make", [tiny.logistic, *(pytest.param(x, marks=pytest.mark.slow) for x in (tiny.bert, tiny.resnet))]
+)
 def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
     """Dropout and batch statistics included, over 20 steps."""
     losses = {}

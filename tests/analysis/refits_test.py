@@ -91,6 +91,7 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     assert learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False) == found
 
 
+@pytest.mark.slow
 def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
     config = load("configs/linear_diabetes.py:ridge", ["dtype=float64"]).config
     train_and_evaluate(config, tmp_path, show=False)
@@ -106,6 +107,7 @@ def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
         assert dict(zip(found["names"], point["coefficients"], strict=True)) == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
     config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-9"]).config
     train_and_evaluate(config, tmp_path, show=False)
@@ -235,6 +237,7 @@ def test_a_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
         regularization_path(run, list(values), show=False)
 
 
+@pytest.mark.slow
 def test_refits_are_not_ended_early(tmp_path):
     """By the patience or the time that the run had."""
     config = linear_line.get_config()
