@@ -9,6 +9,8 @@ from typing import Any
 from research.errors import UserError
 from research.rundir import flatten
 
+LARGEST = 2**31 - 1  # of an int32, as devices count
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -26,7 +28,9 @@ class Range:
         return (above and below) or value in self.also
 
     def __str__(self) -> str:
-        if not self.open and self.high != math.inf:
+        if self.low == -math.inf:
+            return "finite"
+        if not self.open and self.high not in (math.inf, LARGEST):
             text = f"{self.low} to {self.high}"
         else:
             text = f"above {self.low}" if "low" in self.open else f"at least {self.low}"
@@ -34,8 +38,6 @@ class Range:
                 text += f" and {'below' if 'high' in self.open else 'at most'} {self.high}"
         return text + "".join(f", or {value}" for value in self.also)
 
-
-LARGEST = 2**31 - 1  # of an int32, as devices count
 
 _COUNT = Range(1, LARGEST, integer=True)
 _COUNT_OR_NONE = Range(0, LARGEST, integer=True)
@@ -139,7 +141,7 @@ RANGES: dict[str, Range] = {
 # Tuples that may be empty; the others with a range need an item.
 _MAY_BE_EMPTY = ("model.hidden_sizes", "model.mean", "model.std", "optimizer.drops")
 
-# What to write for a value that is out of its range and yet has a meaning.
+# What to write for an infinity that has a meaning.
 _WAYS = {"optimizer.C": "no penalty is optimizer.C=None", "train.max_minutes": "no limit is train.max_minutes=None"}
 
 
@@ -162,11 +164,11 @@ def _check(key: str, item: Any, limits: Range, *, shown: Any) -> None:
     kinds = (int,) if limits.integer else (int, float)
     if isinstance(item, kinds) and not isinstance(item, bool) and item in limits:
         return
-    shown, each = (tuple(shown), "each ") if isinstance(shown, Sequence) else (shown, "it ")
-    way = f"; {_WAYS[key]}" if key in _WAYS else ""
-    raise UserError(
-        f"{key} is {_short(shown)}; {each}must be {'an integer' if limits.integer else 'a number'}, {limits}{way}"
-    )
+    if isinstance(shown, Sequence):
+        kind = "integers" if limits.integer else "numbers"
+        raise UserError(f"{key} is {_short(tuple(shown))}; it must be {kind}, each {limits}")
+    kind = "" if isinstance(item, kinds) else "an integer, " if limits.integer else "a number, "
+    raise UserError(f"{key} is {_short(shown)}; it must be {kind}{limits}")
 
 
 def check_finite(key: str, value: Any, *, shown: Any) -> None:
@@ -175,8 +177,9 @@ def check_finite(key: str, value: Any, *, shown: Any) -> None:
         for item in value:
             check_finite(key, item, shown=shown)
     elif isinstance(value, float) and not math.isfinite(value):
-        way = f"; {_WAYS[key]}" if key in _WAYS else ""
-        raise UserError(f"{key} is {_short(shown)}; it must be finite{way}")
+        if math.isnan(value):
+            raise UserError(f"{key} is {_short(shown)}; it must be a number")
+        raise UserError(f"{key} is {_short(shown)}; it must be finite" + (f"; {_WAYS[key]}" if key in _WAYS else ""))
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UserError(f"{key} is {_short(shown)}; it must fit into 64 bits")
 

@@ -117,8 +117,8 @@ def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) 
         given = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
     elif not isinstance(given, Sequence) or len(given) != num_classes or not all(map(_weighs, given)):
         raise UserError(
-            f"task.class_weight is {given}; it must be a tuple of {num_classes} finite numbers, none below 0, one for "
-            "each class in order, or balanced"
+            f"task.class_weight is {given}; it must be {num_classes} numbers, none below 0, one for each class in "
+            "order, or balanced"
         )
     return dataclasses.replace(task, class_weight=tuple(map(float, given)))  # type: ignore[type-var]
 
