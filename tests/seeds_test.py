@@ -112,7 +112,7 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
         pytest.param("mlp", {}, marks=pytest.mark.slow),
         ("mlp", {"accumulate": 2, "ema_decay": 0.5}),
         pytest.param("resnet", {}, marks=pytest.mark.slow),
-        ("grouped_resnet", {}),
+        pytest.param("grouped_resnet", {}, marks=pytest.mark.slow),
         ("packed", {}),
         pytest.param("unpacked", {}, marks=pytest.mark.slow),
     ],

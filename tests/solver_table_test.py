@@ -87,6 +87,7 @@ def test_the_rows_that_are_read_have_the_solution_of_the_whole_table_and_scikit_
     np.testing.assert_allclose(narrow["kernel"].T, _peer(dense, examples.labels, weights), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_so_do_unpacked_bags_of_two_classes(rng):
     examples, dense = _examples(rng, 2)
     found, _ = _fit(Stream.unpacked(examples), 2, narrow=True, task=Classification())

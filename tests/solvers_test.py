@@ -154,6 +154,7 @@ def test_squared_hinge_is_scikit_learns_linear_svc(name, c):
     np.testing.assert_array_equal([record["prediction"] for record in records], peer.predict(test))
 
 
+@pytest.mark.slow
 def test_class_weights_of_several_machines_are_scikit_learns():
     """Each machine's own class weighs as given, the rest 1."""
     config = load("configs/logistic_iris.py").config
@@ -385,6 +386,7 @@ def test_an_ill_conditioned_problem_takes_few_iterations_and_ends_at_the_types_p
     assert iterations(1e-14) <= 100  # float32 can't have that; 35
 
 
+@pytest.mark.slow
 def test_the_curvature_of_packed_bags_takes_little_memory(monkeypatch):
     config = load("configs/logistic_sst2.py:embedded").config
     config.model.num_features = config.data.transform.buckets = 1000
@@ -395,6 +397,7 @@ def test_the_curvature_of_packed_bags_takes_little_memory(monkeypatch):
     assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_change_nothing():
     """150 · 0.6 = 90 rows in one block, and in 3 for each of eight devices, the last filled up."""
     one, several = (

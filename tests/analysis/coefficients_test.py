@@ -112,6 +112,7 @@ def test_errors_are_of_what_was_trained_on(tmp_path):
     np.testing.assert_allclose(found.errors[:, 0], errors[:-1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_of_several_seeds_the_first(tmp_path):
     train_and_evaluate(tiny.logistic(steps=5, seeds=2), tmp_path / "two", show=False)
     train_and_evaluate(tiny.logistic(steps=5), tmp_path / "one", show=False)

@@ -131,6 +131,7 @@ def test_an_error_of_the_user_is_a_row_too(tmp_path):
     assert row == {"rung": "one", "failed": "needs weights"}
 
 
+@pytest.mark.slow
 def test_the_shell_prints_one_table(tmp_path, monkeypatch, capsys):
     """A solver takes no seeds; the weights of the last rung can't be had here."""
     rungs = {
