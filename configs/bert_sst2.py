@@ -14,7 +14,7 @@ Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   base, large from their own weights: not yet measured; they want an accelerator.
 
 base and large start from the weights of `init_from`, which --config.init_from=FOLDER_OR_HUB_ID replaces: any BERT,
-RoBERTa or DistilBERT. The keys of `model` and the tokenizer follow the weights, but for keys given on the command line.
+RoBERTa or DistilBERT. The keys of `model` and the tokenizer follow the weights, except keys given on the command line.
 """
 
 from ml_collections import ConfigDict

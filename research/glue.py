@@ -12,7 +12,7 @@ def parser() -> argparse.ArgumentParser:
         "glue",
         "Score runs of configs/bert_glue.py on their dev splits (a Markdown table) and write the files "
         "that the GLUE leaderboard takes. A run on MNLI also answers the diagnostic set, AX. Predictions that a run "
-        "directory has not yet are worked out and kept there.",
+        "directory has not yet are computed and kept there.",
     )
     parser.add_argument("--workdirs", nargs="+", metavar="RUN", help="run directories, one for each task (needed)")
     parser.add_argument("--out", help="the folder for CoLA.tsv, SST-2.tsv, … (needed)")

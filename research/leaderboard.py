@@ -81,7 +81,8 @@ class Scored:
 def task_runs(workdirs: Iterable[str | Path]) -> dict[str, RunDir]:
     """The runs by their TFDS dataset.
 
-    Raises UserError for what is no run directory or a run of no task of GLUE, and for two runs of one task.
+    Raises UserError for a folder that is not a run directory, a run that is not on a task of GLUE, and two runs of one
+    task.
     """
     runs: dict[str, RunDir] = {}
     for workdir in workdirs:
@@ -101,7 +102,7 @@ def submit(
 ) -> tuple[list[Scored], dict[str, str]]:
     """Scores the dev splits and writes the leaderboard's files to `out`: all of them at the end, or none.
 
-    Predictions that a run directory holds of the checkpoint are taken from there, others are worked out.
+    Predictions that a run directory holds of the checkpoint are taken from there, others are computed.
 
     Args:
       runs: from `task_runs`.

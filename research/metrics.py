@@ -3,7 +3,8 @@
 Each metric is a pytree of sums; adding two of them, leaf by leaf, is the metric of both sets of examples together.
 So a metric does not depend on how the examples were cut into batches.
 
-What is no sum, such as a rank correlation, is a function of a whole split's predictions, on the host in float64.
+A metric that is not a sum, such as a rank correlation, is a function of a whole split's predictions, on the host in
+float64.
 """
 
 import dataclasses

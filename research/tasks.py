@@ -16,7 +16,7 @@ from research.metrics import Confusion, Mean, Perplexity, at_least_float32, f1, 
 
 Batch = dict[str, jax.Array]
 
-# A metric that is no sum over examples: from all `predictions` of a split, each column [N, …], and its labels [N].
+# A metric that is not a sum over examples: from all `predictions` of a split, each column [N, …], and its labels [N].
 SplitMetric = Callable[[Mapping[str, np.ndarray], np.ndarray], float | None]
 
 
@@ -33,7 +33,7 @@ class Task(Protocol):
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:
-        """What evaluation adds to `scores`, by name: metrics of a whole split, worked out on the host."""
+        """What evaluation adds to `scores`, by name: metrics of a whole split, computed on the host."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of a run, and what it makes of a split: worked out, or read where the run directory has it already."""
+"""A checkpoint of a run, and what it makes of a split: computed, or read where the run directory has it already."""
 
 import functools
 from typing import Any

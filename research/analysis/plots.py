@@ -31,7 +31,7 @@ UNASKED_SECONDS = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A split as a checkpoint of a run sees it; worked out, or read from the run directory, when first asked for."""
+    """A split as a checkpoint of a run sees it; computed, or read from the run directory, when first used."""
 
     run: RunDir
     which: str = "last"  # checkpoint: last, best

@@ -1,7 +1,7 @@
 """A run's config trained again: over penalties, and over parts of the training split.
 
 Each refit is a run directory under `refits/` of the run. What is finished there is not trained again, so the same call
-goes on where it was interrupted.
+resumes where it was interrupted.
 """
 
 import math

@@ -25,7 +25,7 @@ class Examples(Protocol):
 
         The shapes beyond the leading axis may depend on all of `members`, so that every process gives its rows the
         same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not. What stands where
-        there is no example is of no account.
+        there is no example is ignored.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What was worked out once is kept: in the run directory what a run must read again, in the user's cache the rest.
+"""What was computed once is kept: in the run directory what a run must read again, in the user's cache the rest.
 
 The cache is $RESEARCH_CACHE, or else research/ in $XDG_CACHE_HOME or ~/.cache. It may be deleted while nothing runs.
 """

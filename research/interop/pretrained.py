@@ -47,12 +47,13 @@ class Start:
 def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Start:
     """Resolves `config.init_from`: a folder, a hub id, or the run directory of a model of the same kind.
 
-    What follows the weights is theirs, but for keys in `given`, which the user set. The head is always fresh, even
+    What follows the weights is theirs, except keys in `given`, which the user set. The head is always fresh, even
     where the weights have one of as many classes: it answers another question. Where `workdir` holds a run from the
     same weights with a checkpoint, all is that run's, and the weights aren't needed.
 
     Raises:
-      UserError: the weights can't be had or read, are another architecture's, or don't fit the settings given.
+      UserError: the weights are unavailable, can't be read, are another architecture's, or don't fit the settings
+        given.
     """
     if not config.init_from:
         if config.init_fresh:
@@ -137,7 +138,7 @@ def _with(
     transform: Mapping[str, Any],
     given: Collection[str],
 ) -> ConfigDict:
-    """A copy of the config with what follows the weights, but for keys in `given`."""
+    """A copy of the config with what follows the weights, except keys in `given`."""
     config = config.copy_and_resolve_references()
     if "model.name" in given:  # then all that a variant stands for is
         given = {*given, *(f"model.{key}" for key in set(spelt_out(MODELS, config.model)) - set(config.model))}

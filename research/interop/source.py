@@ -73,7 +73,7 @@ def _downloaded(hub_id: str) -> Path | None:
 def folder(init_from: str) -> Path:
     """The folder that holds the weights, downloaded first if `init_from` is a hub id that has not been yet.
 
-    Raises UserError, within seconds where there is no network, if they can't be had.
+    Raises UserError, within seconds where there is no network, if they are unavailable.
     """
     local = expanded(init_from)
     if os.path.isdir(local):

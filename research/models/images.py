@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def normalized(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
-    """(images − mean) / std, worked out in float32 at least, as `dtype`: uint8 or float [B, H, W, C] -> [B, H, W, C].
+    """(images − mean) / std, computed in float32 at least, as `dtype`: uint8 or float [B, H, W, C] -> [B, H, W, C].
 
     `mean` and `std` are in the units of `images`, 0 to 255 for uint8: one number for each channel, or one for all.
     uint8 images cross to the device in a quarter of the bytes of normalized ones.
