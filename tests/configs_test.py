@@ -31,7 +31,13 @@ def test_they_were_found():
     assert len(FILES) >= 6
 
 
-@pytest.mark.parametrize(("file", "preset"), PRESETS)
+@pytest.mark.parametrize(
+    ("file", "preset"),
+    [
+        pytest.param(file, preset, marks=[] if preset == "embedded" else pytest.mark.slow, id=f"{file}-{preset}")
+        for file, preset in PRESETS
+    ],
+)
 def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
     tiny.tfds(monkeypatch)

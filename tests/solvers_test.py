@@ -337,9 +337,10 @@ def test_more_parameters_than_examples_are_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("change", "warnings"),
     [
-        ({"optimizer": {"C": 1.0}}, []),
+        pytest.param({"optimizer": {"C": 1.0}}, [], marks=pytest.mark.slow),
         ({"optimizer": {"C": None}}, ["the loss has no minimum"]),
-        ({"optimizer": {"C": None}, "task": {"label_smoothing": 0.1}}, []),  # it has one
+        # It has one.
+        pytest.param({"optimizer": {"C": None}, "task": {"label_smoothing": 0.1}}, [], marks=pytest.mark.slow),
         ({"optimizer": {"C": None}, "task": {"name": "squared_hinge"}}, ["many parameters have no loss"]),
     ],
 )

@@ -53,7 +53,7 @@ def _sgd(config):
     return prepare(config)
 
 
-@pytest.mark.parametrize("make", [tiny.bert, tiny.resnet, tiny.logistic])
+@pytest.mark.parametrize("make", [tiny.bert, pytest.param(tiny.resnet, marks=pytest.mark.slow), tiny.logistic])
 def test_padding_rows_change_nothing(few, make):
     """Not the loss, not the gradient, not the batch statistics."""
     experiment = _sgd(make(batch_size=16))
