@@ -146,3 +146,21 @@ def test_the_scale_of_coordinates_is_the_hessians_diagonal(rng, monkeypatch):
     found, wanted = ravel_pytree(diagonal)[0], ravel_pytree(expected)[0]
     # Of 1000 directions: 5 % were seen, and 0.1 % of the mean is added.
     np.testing.assert_allclose(found, wanted, rtol=0.15)
+
+
+def test_where_the_penalty_is_most_of_the_curvature_the_coordinates_are_the_parameters(rng):
+    examples, _ = _examples(rng, 3)
+    stream = Stream.packed(examples)
+    batch = make_batch(stream.examples, stream.rows)
+    params = {"kernel": jnp.zeros((BUCKETS, 3)), "bias": jnp.zeros(3)}
+    for penalty, scaled in ((1e-6, True), (1e3, False)):
+        problem = Problem(
+            SparseLogisticRegression(3, BUCKETS),
+            Classification(),
+            jax.tree.map(lambda x: x[None], batch),
+            penalty,
+            "bias",
+        )
+        ones = jax.tree.map(np.ones_like, params)
+        found = ravel_pytree(_Coordinates.scaled(problem, params).params(ones))[0]
+        assert bool((found != 1).any()) == scaled

@@ -17,9 +17,9 @@ from research.tasks import Batch
 
 # Up to how many parameters a matrix of their pairs is made, from how many examples for each, what is added to its
 # diagonal, as a part of the mean there, and how many columns are made together. Beyond, from how many random
-# directions the diagonal alone is estimated.
+# directions the diagonal alone is estimated, and which part of the penalty it has to exceed for half of the parameters.
 DENSE, DENSE_ROWS, REGULAR, COLUMNS = 1024, 4, 1e-3, 32
-PROBES = 4
+PROBES, WORTH = 4, 0.1
 
 
 def lbfgs(
@@ -103,6 +103,10 @@ class _Coordinates:
         It is that of Jᵀ D J, J being the derivatives of the model's outputs by its parameters and D the diagonal of the
         loss's second derivatives by the outputs: the mean of the squares of Jᵀ √D s over random signs s (as in Bekas et
         al. 2007, section 2, for a product with its own transpose), which are never negative.
+
+        Where the penalty is nearly all of the curvature of most parameters, the coordinates are the parameters: these
+        are near enough to round, and what the data adds at the start is gone where most examples are fitted. (20
+        Newsgroups takes 63 iterations so, and 113 in scaled coordinates; SST-2, on the other side, 83 and 19.)
         """
 
         def squares(block: Batch) -> Any:
@@ -123,10 +127,12 @@ class _Coordinates:
 
         weight = problem.sum(lambda block: problem.scores(params, block)["loss"].weight)
         penalty = jax.tree.map(lambda mask: problem.weight_decay * mask, decay_mask(params, problem.decay_exclude))
-        diagonal = jax.tree.map(lambda h, decay: h / weight + decay, problem.sum(squares), penalty)
-        flat, unravel = ravel_pytree(diagonal)
-        scale = 1 / jnp.sqrt(flat + REGULAR * jnp.mean(flat))
-        scale = unravel(jnp.where(jnp.all(jnp.isfinite(scale)), scale, jnp.ones_like(scale)))
+        data, unravel = ravel_pytree(jax.tree.map(lambda h: h / weight, problem.sum(squares)))
+        decay, _ = ravel_pytree(jax.tree.map(lambda h, decay: jnp.full_like(h, decay), params, penalty))
+        diagonal = data + decay
+        scale = 1 / jnp.sqrt(diagonal + REGULAR * jnp.mean(diagonal))
+        worth = jnp.all(jnp.isfinite(scale)) & (jnp.mean(data > WORTH * decay) > 0.5)
+        scale = unravel(jnp.where(worth, scale, jnp.ones_like(scale)))
         return cls(
             jax.tree.map(jnp.zeros_like, params),
             lambda x: jax.tree.map(lambda p, x, s: p + s * x, params, x, scale),
