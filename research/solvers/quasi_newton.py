@@ -131,7 +131,9 @@ class _Coordinates:
         decay, _ = ravel_pytree(jax.tree.map(lambda h, decay: jnp.full_like(h, decay), params, penalty))
         diagonal = data + decay
         scale = 1 / jnp.sqrt(diagonal + REGULAR * jnp.mean(diagonal))
-        worth = jnp.all(jnp.isfinite(scale)) & (jnp.mean(data > WORTH * decay) > 0.5)
+        # Of the parameters that the data has a say in.
+        outweighed = jnp.sum(data > WORTH * decay) / jnp.sum(data > 0)
+        worth = jnp.all(jnp.isfinite(scale)) & (outweighed > 0.5)
         scale = unravel(jnp.where(worth, scale, jnp.ones_like(scale)))
         return cls(
             jax.tree.map(jnp.zeros_like, params),
