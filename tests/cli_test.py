@@ -201,7 +201,12 @@ def test_importing_has_no_side_effects():
 @pytest.mark.parametrize(
     ("config", "split", "overrides"),
     [
-        ("configs/resnet_digits.py", "test", ["--config.eval.batch_size=100"]),
+        # At its own learning rate the rounding of sums over processes grows to more than the tolerance.
+        (
+            "configs/resnet_digits.py",
+            "test",
+            ["--config.eval.batch_size=100", "--config.optimizer.learning_rate=0.01"],
+        ),
         # Packed rows, made by a worker process.
         ("configs/bert_sst2.py:embedded", "validation", ["--config.data.workers=1", "--config.eval.batch_rows=12"]),
     ],
