@@ -84,11 +84,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the config without RETIRED_KEYS."""
+def without_retired(config: Any) -> dict[str, Any]:
+    """A copy of a config, a mapping or a ConfigDict, without RETIRED_KEYS."""
     return {
         name: {key: x for key, x in section.items() if f"{name}.{key}" not in RETIRED_KEYS}
-        if isinstance(section, Mapping)
+        if hasattr(section, "items")
         else section
         for name, section in config.items()
     }

@@ -2,9 +2,10 @@ import json
 import re
 
 import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.errors import UserError
-from research.rundir import RunDir, flatten, to_json
+from research.rundir import RunDir, flatten, to_json, without_retired
 
 
 def _start(path, config):
@@ -204,3 +205,10 @@ def test_a_config_that_json_cannot_hold_is_refused_before_anything_is_written(va
     with pytest.raises(UserError, match=r"train.rate is "):
         RunDir(tmp_path / "run").start({"train": {"rate": value}})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [dict, ConfigDict, FrozenConfigDict])
+def test_keys_without_effect_are_left_out_of_any_kind_of_config(kind):
+    config = kind({"seed": 1, "task": {"name": "regression", "label_shift": 2.5}, "data": {"transform": {"size": 3}}})
+    expected = {"seed": 1, "task": {"name": "regression"}, "data": {"transform": {"size": 3}}}
+    assert ConfigDict(without_retired(config)).to_dict() == expected
