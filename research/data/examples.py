@@ -24,8 +24,8 @@ class Examples(Protocol):
         """`rows` of the batch whose rows hold the examples `members`: int [B, E], −1 for none; E = 1 but for texts.
 
         The shapes beyond the leading axis may depend on all of `members`, so that every process gives its rows the
-        same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not. What stands where
-        there is no example is ignored.
+        same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not. Places without
+        an example may hold any value.
         """
         ...
 
