@@ -160,6 +160,8 @@ def correctness(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) 
     """A line for each config: how far it is from the stored values, and whether that is within TOLERANCES."""
     from research.platform import prepare_process
 
+    # Trying out every kernel for every product takes longer than the steps do.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     prepare_process()
     stored = json.loads(LOSSES.read_text())
     for name, config in _configs().items():

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +24,40 @@ FLAG = "--xla_gpu_deterministic_ops"
 def resume(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
     """A line for each config and each setting of the flag. Both settings run side by side."""
     steps, names = (4, ["mlp_mnist"]) if options.rehearse else (20, ["bert_sst2", "resnet_digits"])
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {flag: Path(folder) / flag for flag in ("true", "false")}
-        found: dict[str, list[Line]] = {flag: [] for flag in settings}
-        for phase in ("first", "second"):
-            children = {flag: _start(flag, phase, path, steps, names) for flag, path in settings.items()}
-            for flag, child in children.items():
-                output, _ = child.communicate(timeout=max(deadline.remaining, 1))
-                if child.returncode:
-                    raise RuntimeError(f"{FLAG}={flag}: the {phase} process ended with exit code {child.returncode}")
-                found[flag].append(json.loads(output.splitlines()[-1]))
-    for flag, (first, second) in found.items():
-        for config in first:
-            whole, again, resumed = first[config]["whole"], second[config]["again"], second[config]["resumed"]
-            emit(
-                {
-                    "config": config,
-                    "deterministic_ops": flag == "true",
-                    "steps": steps,
-                    "resumed_equals_whole": resumed == whole,
-                    "again_equals_whole": again == whole,
-                    "was_interrupted": first[config]["half"] != whole,
-                    "params_sha256": {"whole": whole, "again": again, "resumed": resumed},
-                }
-            )
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            for flag, (first, second) in _both_settings(Path(folder), name, steps, deadline).items():
+                whole, again, resumed = first["whole"], second["again"], second["resumed"]
+                emit(
+                    {
+                        "config": name,
+                        "deterministic_ops": flag == "true",
+                        "steps": steps,
+                        "resumed_equals_whole": resumed == whole,
+                        "again_equals_whole": again == whole,
+                        "was_interrupted": first["half"] != whole,
+                        "params_sha256": {"whole": whole, "again": again, "resumed": resumed},
+                    }
+                )
 
 
-def _start(flag: str, phase: str, folder: Path, steps: int, names: Sequence[str]) -> subprocess.Popen[str]:
+def _both_settings(folder: Path, name: str, steps: int, deadline: Deadline) -> dict[str, list[Line]]:
+    """What the first and the second process of each setting of the flag found."""
+    found: dict[str, list[Line]] = {"true": [], "false": []}
+    for phase in ("first", "second"):
+        children = {flag: _start(flag, phase, folder / flag, name, steps) for flag in found}
+        for flag, child in children.items():
+            output, _ = child.communicate(timeout=max(deadline.remaining, 1))
+            if child.returncode:
+                raise RuntimeError(f"{FLAG}={flag}: the {phase} process ended with exit code {child.returncode}")
+            found[flag].append(json.loads(output.splitlines()[-1]))
+    return found
+
+
+def _start(flag: str, phase: str, folder: Path, name: str, steps: int) -> subprocess.Popen[str]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}={flag}"
     return subprocess.Popen(
-        [sys.executable, __file__, phase, str(folder), str(steps), *names],
+        [sys.executable, __file__, phase, str(folder), name, str(steps)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "XLA_FLAGS": flags.strip()},
@@ -76,26 +80,22 @@ def _stop_after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked) >= steps
 
 
-def run_phase(phase: str, folder: Path, steps: int, names: Sequence[str]) -> Line:
-    """What one process does -> the parameters' hash of each run, by config."""
+def run_phase(phase: str, folder: Path, name: str, steps: int) -> Line:
+    """What one process does -> the parameters' hash of each of its runs."""
     from research.loop import train_and_evaluate
     from research.platform import prepare_process
 
     prepare_process()
-    hashes: Line = {}
-    for name in names:
-        config = _config(name, steps)
+    config = _config(name, steps)
 
-        def run(kind: str, config: Any = config, name: str = name, **options: Any) -> str:
-            return train_and_evaluate(config, folder / f"{name}-{kind}", show=False, **options)["params_sha256"]
+    def run(kind: str, **options: Any) -> str:
+        return train_and_evaluate(config, folder / kind, show=False, **options)["params_sha256"]
 
-        if phase == "first":
-            hashes[name] = {"whole": run("whole"), "half": run("cut", should_stop=_stop_after(steps // 2))}
-        else:
-            hashes[name] = {"again": run("again"), "resumed": run("cut")}
-    return hashes
+    if phase == "first":
+        return {"whole": run("whole"), "half": run("cut", should_stop=_stop_after(steps // 2))}
+    return {"again": run("again"), "resumed": run("cut")}
 
 
 if __name__ == "__main__":
-    result = run_phase(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    result = run_phase(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     print(json.dumps(result))

@@ -147,7 +147,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
     for name, extra in ours.items():
         turns.start(name, "bert_finetune.py", bert_finetune.PACKED_BFLOAT16, [*common, *extra])
     warm: list[str] = []
-    for name in [*list(peers)[:1], *ours, *list(peers)[1:]]:  # the compiled peer, which takes longest, joins last
+    for name in [*list(peers)[:1], *list(ours)[:1], *list(peers)[1:], *list(ours)[1:]]:
         if turns.warm(name):
             warm.append(name)
         if any(name.startswith("ours") for name in warm):
@@ -169,7 +169,7 @@ def _corpus(options: argparse.Namespace) -> list[str]:
     """The real SST-2 if it lies prepared, else the embedded corpus; for a rehearsal, the latter."""
     from research.data import tfds_source
 
-    real = not options.rehearse and tfds_source.prepared("glue/sst2", None)
+    real = tfds_source.folder("glue/sst2", None) and not options.rehearse
     tokenizer = [f"--tokenizer={options.tokenizer}"] if options.tokenizer else []
     return ["--data=glue/sst2" if real else "--data=sentiment", *tokenizer]
 
