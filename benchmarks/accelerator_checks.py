@@ -47,7 +47,7 @@ def environment(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) 
     """Lines with the device, the driver, the versions, `peak_flops` and the peer's `libraries`."""
     import jax
 
-    from research.throughput import PEAK_FLOPS
+    from research.devices.throughput import PEAK_FLOPS
 
     device = jax.devices()[0]
     emit(
@@ -127,8 +127,8 @@ def trajectory(config: Any, steps: int) -> Line:
     """The first float32 steps of a config -> "loss", "grad_norm" and "inputs", a hash of the batch, of each."""
     import jax
 
-    from research.experiment import prepare
-    from research.sharding import placed_ahead
+    from research.training.experiment import prepare
+    from research.devices.sharding import placed_ahead
 
     values: Line = {"loss": [], "grad_norm": [], "inputs": []}
     with jax.default_matmul_precision("highest"):  # else a GPU multiplies in TF32
@@ -158,7 +158,7 @@ def differences(found: Line, stored: Line) -> Line:
 
 def correctness(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
     """A line for each config: how far it is from the stored values, and whether that is within TOLERANCES."""
-    from research.platform import prepare_process
+    from research.devices.platform import prepare_process
 
     # Trying out every kernel for every product takes longer than the steps do.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()

@@ -167,7 +167,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
 
 def _corpus(options: argparse.Namespace) -> list[str]:
     """The real SST-2 if it lies prepared, else the embedded corpus; for a rehearsal, the latter."""
-    from research.data import tfds_source
+    from research.data.sources import tfds_source
 
     real = tfds_source.folder("glue/sst2", None) and not options.rehearse
     tokenizer = [f"--tokenizer={options.tokenizer}"] if options.tokenizer else []

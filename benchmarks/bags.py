@@ -21,15 +21,15 @@ CONFIGS = {"newsgroups": "configs/logistic_newsgroups.py:newsgroups", "sst2": "c
 
 def ours(_: argparse.Namespace) -> Measure:
     """("set buckets", fits) -> seconds, examples, accuracy, iterations, and the seconds that compiling took."""
-    from research.platform import prepare_process
+    from research.devices.platform import prepare_process
 
     prepare_process()
     import jax
 
     from research.config import load
-    from research.evaluation import evaluate
-    from research.experiment import prepare
-    from research.sharding import put_batch
+    from research.training.evaluation import evaluate
+    from research.training.experiment import prepare
+    from research.devices.sharding import put_batch
 
     def measure(setting: str, fits: int) -> dict[str, float]:
         name, buckets = setting.split()

@@ -80,15 +80,15 @@ def _our_config(setting: str, arguments: argparse.Namespace) -> Any:
 
 def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
     """(setting, steps) -> seconds, examples, tokens, …; a setting's next measurement continues its run."""
-    from research.platform import prepare_process
+    from research.devices.platform import prepare_process
 
     prepare_process()
     import jax
 
-    from research.experiment import prepare
-    from research.sharding import placed_ahead
-    from research.state import param_count
-    from research.throughput import Compiled
+    from research.training.experiment import prepare
+    from research.devices.sharding import placed_ahead
+    from research.core.state import param_count
+    from research.devices.throughput import Compiled
 
     runs: dict[str, Any] = {}
 
@@ -306,13 +306,13 @@ PARTS = {
 
 def profile(arguments: argparse.Namespace) -> str:
     """The packed bfloat16 step's time by kind of operation, as JAX's profiler sees it."""
-    from research.platform import prepare_process
+    from research.devices.platform import prepare_process
 
     prepare_process()
     import jax
 
-    from research.experiment import prepare
-    from research.sharding import placed_ahead
+    from research.training.experiment import prepare
+    from research.devices.sharding import placed_ahead
 
     experiment = prepare(_our_config(PACKED_BFLOAT16, arguments))
     _, placed = next(placed_ahead(experiment.training_batches(0), experiment.mesh))

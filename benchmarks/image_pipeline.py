@@ -57,7 +57,7 @@ def photographs(count: int, size: int) -> np.ndarray:
 def decoding() -> None:
     from PIL import Image
 
-    from research.data.decoding import View, decode
+    from research.data.images.decoding import View, decode
 
     def encoded(size: int, file_format: str, **options: Any) -> list[bytes]:
         files = []
@@ -80,9 +80,9 @@ def decoding() -> None:
 
 def augmentations() -> None:
     from configs import defaults
-    from research.data import draws
-    from research.data.augment import Augment
-    from research.data.decoding import View
+    from research.data import stateless_rng
+    from research.data.images.augment import Augment
+    from research.data.images.decoding import View
 
     off, view = Augment(**defaults.image(channels=3).augment), View(None, None, "bilinear")
     changes: dict[str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ def augmentations() -> None:
     }
     data = {}
     for size, count in ((32, 128), (224, 32)):
-        data[size] = photographs(count, size), draws.keys(0, np.zeros(count), np.arange(count)[:, None])[:, 0]
+        data[size] = photographs(count, size), stateless_rng.keys(0, np.zeros(count), np.arange(count)[:, None])[:, 0]
 
     def speed(size: int, change: Augment) -> float:
         images, keys = data[size]
@@ -152,8 +152,8 @@ def host_and_device() -> None:
     import jax
     import jax.numpy as jnp
 
-    from research.data import draws
-    from research.data.augment import flipped, padded_crops
+    from research.data import stateless_rng
+    from research.data.images.augment import flipped, padded_crops
 
     @jax.jit
     def on_device(images: jax.Array, key: jax.Array) -> jax.Array:
@@ -167,7 +167,7 @@ def host_and_device() -> None:
 
     def speeds(size: int, count: int) -> tuple[float, float]:
         images = photographs(count, size)
-        keys = draws.keys(0, np.zeros(count), np.arange(count)[:, None])[:, 0]
+        keys = stateless_rng.keys(0, np.zeros(count), np.arange(count)[:, None])[:, 0]
         placed, key = jax.device_put(images), jax.random.key(0)
         return (
             rate(count, lambda: flipped(padded_crops(images, keys, padding=4, border="zero"), keys)),

@@ -64,7 +64,7 @@ def timed(kind: str, size: str, steps: int, fit: Any) -> dict[str, float]:
 
 def ours(arguments: argparse.Namespace) -> Measure:
     """(setting, steps) -> what `timed` has."""
-    from research.platform import prepare_process
+    from research.devices.platform import prepare_process
 
     prepare_process()
     import jax
@@ -73,8 +73,8 @@ def ours(arguments: argparse.Namespace) -> Measure:
 
     from research import solvers
     from research.models.linear import LinearRegression, LogisticRegression
-    from research.state import init_state
-    from research.tasks import Classification, Regression
+    from research.core.state import init_state
+    from research.core.tasks import Classification, Regression
 
     def measure(setting: str, steps: int) -> dict[str, float]:
         kind, size = setting.split()

@@ -37,7 +37,7 @@ def _batch(network: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(arguments: argparse.Namespace) -> Measure:
     """(setting, steps) -> seconds, examples, …; a setting's next measurement continues its run."""
-    from research.platform import compiler_options, prepare_process
+    from research.devices.platform import compiler_options, prepare_process
 
     prepare_process()
     import jax
@@ -45,13 +45,13 @@ def ours(arguments: argparse.Namespace) -> Measure:
 
     from configs import resnet_cifar10
     from configs.defaults import defaults
-    from research.build import build
+    from research.base.registry import build
     from research.models import MODELS
-    from research.optim import optimizer
-    from research.state import init_state, param_count
-    from research.step import train_step
-    from research.tasks import Classification
-    from research.throughput import Compiled
+    from research.core.optim import optimizer
+    from research.core.state import init_state, param_count
+    from research.core.step import train_step
+    from research.core.tasks import Classification
+    from research.devices.throughput import Compiled
 
     def start(network: str, dtype: str) -> list[Any]:
         model = resnet_cifar10.get_config("resnet18" if network == "resnet18" else "resnet20").model.to_dict()

@@ -27,12 +27,12 @@ COLUMNS = ("first", "first_processor", "end", "end_processor")
 def child(config: str, workdir: str, began: float) -> None:
     """Trains, and prints what it took since `began` on the clock that all processes share."""
     from research import cli, train
-    from research.platform import prepare_process
+    from research.devices.platform import prepare_process
 
     prepare_process()  # as `cli.run`, before anything imports JAX
     import jax
 
-    from research.reporting import Reporter
+    from research.runs.reporting import Reporter
 
     found: dict[str, float] = {}
 

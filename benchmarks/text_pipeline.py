@@ -31,10 +31,11 @@ def main() -> None:
 
 def measure(tokenizer: str) -> None:
     from configs import bert_sst2
-    from research.data import load, tfds_source
-    from research.data.kept import Kept
+    from research.data import load
+    from research.data.sources import tfds_source
+    from research.data.cache import Kept
     from research.data.pipeline import Rows, Stream, training_batches
-    from research.data.text import wordpiece
+    from research.data.text.wordpiece import wordpiece
 
     section = bert_sst2.get_config("base").data
     section.transform.tokenizer = tokenizer

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from research.build import nearest
-from research.errors import UserError
-from research.platform import prepare_process
+from research.base.registry import nearest
+from research.base.errors import UserError
+from research.devices.platform import prepare_process
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from research.build import nearest
+from research.base.registry import nearest
 from research.data import load as data
-from research.errors import UserError
-from research.limits import check_values
+from research.base.errors import UserError
+from research.training.limits import check_values
 from research.overrides import by_class, declared, parse
-from research.paths import expanded
-from research.rundir import RETIRED_KEYS, flatten
+from research.base.paths import expanded
+from research.runs.rundir import RETIRED_KEYS, flatten
 
 
 @dataclasses.dataclass(frozen=True)

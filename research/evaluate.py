@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
-    from research.rundir import RunDir, to_json
-    from research.trained import Trained
+    from research.runs.rundir import RunDir, to_json
+    from research.training.trained_run import Trained
 
     trained = Trained(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
     evaluation = trained.evaluate(arguments.split, data=arguments.data, show=True)

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir", "out"))
 
     from research.interop.export import ROUNDING, export
-    from research.rundir import RunDir
+    from research.runs.rundir import RunDir
 
     step = export(arguments.workdir, arguments.out, checkpoint=arguments.checkpoint)
     dtype = RunDir.open(arguments.workdir).config()["dtype"]

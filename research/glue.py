@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdirs", "out"))
 
-    from research.leaderboard import submit, table, task_runs
+    from research.analysis.leaderboard import submit, table, task_runs
 
     scored, missing = submit(
         task_runs(arguments.workdirs),

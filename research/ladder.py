@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from research import cli
-from research.build import lookup
+from research.base.registry import lookup
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from research.analysis.ladder import LADDERS, Rung, climb, table
     from research.config import load
     from research.interop import pretrained
-    from research.loop import train_and_evaluate
+    from research.training.loop import train_and_evaluate
     from research.solvers import SOLVERS
 
     ladder = lookup(LADDERS, arguments.dataset, "--dataset")

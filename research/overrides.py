@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from research.errors import UserError
+from research.base.errors import UserError
 
 _WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "text", tuple: "a tuple"}
 _ITEMS: dict[Any, str] = {int: "integers", float: "numbers", str: "names", tuple: "tuples"}

@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from research import cli
-from research.build import lookup
-from research.errors import UserError
+from research.base.registry import lookup
+from research.base.errors import UserError
 
 WHAT = "fit, residuals, coefficients, roc, precision_recall, confusion, regularization_path, learning_curve"
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from research.analysis.plots import PLOTS, Subject, draw, draw_all
     from research.interop import pretrained
-    from research.rundir import RunDir, flatten
+    from research.runs.rundir import RunDir, flatten
 
     run = RunDir.open(arguments.workdir, writer=True)
     saved = ConfigDict(run.config())

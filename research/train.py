@@ -1,4 +1,4 @@
-"""Train from the command line. Everything of substance is in `research/loop.py`."""
+"""Train from the command line. Everything of substance is in `research/training/loop.py`."""
 
 import argparse
 import datetime
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Only now: importing JAX and the data libraries takes a second, which --help should not.
     from research.config import load
-    from research.loop import train_and_evaluate
+    from research.training.loop import train_and_evaluate
 
     experiment = load(arguments.config, overrides)
     if experiment.note:

@@ -25,7 +25,7 @@ from parts import Deadline, deadlines, json_line, run_part
 from turns import Results, Side, SideError
 
 from configs import bert_sst2, resnet_cifar10
-from research.build import build
+from research.base.registry import build
 from research.models import MODELS
 
 # ---- operations

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.checkpoint import Checkpoints, Progress
-from research.errors import UserError
-from research.sharding import make_mesh, state_shardings
-from research.state import TrainState
+from research.runs.checkpoint import Checkpoints, Progress
+from research.base.errors import UserError
+from research.devices.sharding import make_mesh, state_shardings
+from research.core.state import TrainState
 
 
 def _state(value):

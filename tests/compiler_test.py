@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from research.models.layers import affine, gelu
 from research.models.linear import SparseLogisticRegression
-from research.platform import _CPU_OPTIONS, compiler_options
+from research.devices.platform import _CPU_OPTIONS, compiler_options
 
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
 DIGITS = {"bfloat16": 8, "float32": 24, "float64": 53}  # of the significand, in bits
@@ -256,7 +256,7 @@ VMAPPED = ("product", "dense", "convolution", "bags", "batch statistics", "quadr
 RANK_7_AND_8 = """
 import jax, sys
 import jax.numpy as jnp
-from research.platform import compiler_options
+from research.devices.platform import compiler_options
 
 def weighted(x, y):
     return jnp.log(jnp.sum(x[..., None, None, None, None, None] * y, axis=2))

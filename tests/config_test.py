@@ -2,7 +2,7 @@ import pytest
 
 from research.config import load
 from research.data import load as data
-from research.errors import UserError
+from research.base.errors import UserError
 
 DIABETES = "configs/linear_diabetes.py"
 
@@ -34,7 +34,7 @@ def test_steps_and_epochs_take_each_others_place(config):
         (DIABETES, ["--config.train=3"], "config key 'train' is unknown"),
         (DIABETES + ":embeded", [], r"has no preset 'embeded'; did you mean 'embedded'\?"),
         ("configs/linear_diabets.py", [], r"does not exist; did you mean 'linear_diabetes.py'\?"),
-        ("research/errors.py", [], "lacks get_config, PRESETS, FULL"),
+        ("research/base/errors.py", [], "lacks get_config, PRESETS, FULL"),
     ],
 )
 def test_what_is_wrong_is_one_line(spec, overrides, message):

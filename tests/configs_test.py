@@ -10,17 +10,17 @@ import pytest
 
 from configs import bert_glue, bert_sst2
 from configs.defaults import defaults
-from research.build import keys_of
+from research.base.registry import keys_of
 from research.config import load
 from research.data import load as data
-from research.data.augment import Augment
-from research.experiment import prepare
-from research.leaderboard import TASKS as TASKS_OF_GLUE
-from research.limits import RANGES, check_values
+from research.data.images.augment import Augment
+from research.training.experiment import prepare
+from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
+from research.training.limits import RANGES, check_values
 from research.models import MODELS
 from research.overrides import declared
-from research.rundir import flatten
-from research.tasks import TASKS
+from research.runs.rundir import flatten
+from research.core.tasks import TASKS
 from tests import tiny
 
 FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))

@@ -2,7 +2,7 @@ import json
 
 from research import evaluate
 from research.data import load as data
-from research.loop import train_and_evaluate
+from research.training.loop import train_and_evaluate
 from tests import tiny
 
 

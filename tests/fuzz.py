@@ -28,14 +28,16 @@ import jax
 import pytest
 from ml_collections import FrozenConfigDict
 
-from research import loop, train
+from research.training import loop
+
+from research import train
 from research.config import load
 from research.data import pipeline
-from research.errors import UserError
-from research.experiment import prepare
+from research.base.errors import UserError
+from research.training.experiment import prepare
 from research.overrides import declared
-from research.platform import x64
-from research.rundir import RunDir
+from research.devices.platform import x64
+from research.runs.rundir import RunDir
 from research.solvers import SOLVERS
 from tests import tiny
 
@@ -164,7 +166,7 @@ def _value(rng: random.Random, key: str) -> str:
 
 
 def traced(config: Any, workdir: str | Path, **_: Any) -> dict[str, Any]:
-    """Stands for `research.loop.train_and_evaluate`: all of it up to what would be compiled."""
+    """Stands for `research.training.loop.train_and_evaluate`: all of it up to what would be compiled."""
     config = FrozenConfigDict(config)
     run = RunDir(workdir)
     run.start(config.to_dict())

@@ -10,12 +10,16 @@ import scipy.stats
 import sklearn.metrics
 from ml_collections import ConfigDict
 
-from research import glue, leaderboard, loop, trained
-from research.data import tfds_source
-from research.errors import UserError
-from research.experiment import prepare
-from research.rundir import RunDir
-from research.trained import Trained
+from research import glue
+
+from research.analysis import leaderboard
+
+from research.training import loop, trained_run as trained
+from research.data.sources import tfds_source
+from research.base.errors import UserError
+from research.training.experiment import prepare
+from research.runs.rundir import RunDir
+from research.training.trained_run import Trained
 from tests import tiny
 
 

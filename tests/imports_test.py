@@ -47,9 +47,9 @@ def test_data_does_not_know_jax():
         if name.startswith("research.data"):
             assert not _third_party(path) & {"jax", "flax", "optax"}, name
             assert _own(path) <= {m for m in MODULES if m.startswith("research.data")} | {
-                "research.errors",
-                "research.build",
-                "research.paths",
+                "research.base.errors",
+                "research.base.registry",
+                "research.base.paths",
             }, name
 
 
@@ -62,10 +62,10 @@ def test_configs_know_ml_collections_only():
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("research.step", {"research.state", "research.tasks", "research.metrics", "research"}),
-        ("research.tasks", {"research.errors", "research.metrics", "research"}),
-        ("research.metrics", set()),
-        ("research.state", set()),
+        ("research.core.step", {"research.core.state", "research.core.tasks", "research.core.metrics", "research"}),
+        ("research.core.tasks", {"research.base.errors", "research.core.metrics", "research"}),
+        ("research.core.metrics", set()),
+        ("research.core.state", set()),
     ],
 )
 def test_the_core_stays_small(module, allowed):
@@ -81,8 +81,8 @@ def test_nobody_imports_the_shells_or_flags():
 
 def test_only_checkpoint_touches_orbax_and_only_tfds_source_tfds():
     for name, path in MODULES.items():
-        assert "orbax" not in _third_party(path) or name == "research.checkpoint"
-        assert "tensorflow_datasets" not in _third_party(path) or name == "research.data.tfds_source"
+        assert "orbax" not in _third_party(path) or name == "research.runs.checkpoint"
+        assert "tensorflow_datasets" not in _third_party(path) or name == "research.data.sources.tfds_source"
 
 
 def test_only_the_shells_and_config_know_interop():
@@ -100,7 +100,7 @@ def test_only_the_shells_know_analysis_and_it_knows_no_shell():
         if not name.startswith("research.analysis"):
             assert not any(own.startswith("research.analysis") for own in _own(path)) or name in SHELLS, name
         if name == "research.analysis.figures":
-            assert _own(path) <= {"research.analysis", "research.analysis.curves", "research.errors"}
+            assert _own(path) <= {"research.analysis", "research.analysis.curves", "research.base.errors"}
 
 
 def test_heavy_frameworks_are_never_needed():

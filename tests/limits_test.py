@@ -1,8 +1,8 @@
 import pytest
 
 from research.config import load
-from research.errors import UserError
-from research.limits import RANGES, check_values
+from research.base.errors import UserError
+from research.training.limits import RANGES, check_values
 
 DIGITS = "configs/logistic_digits.py:embedded"
 BERT = "configs/bert_sst2.py:embedded"

@@ -9,15 +9,15 @@ from sklearn.metrics import r2_score
 
 from configs import linear_diabetes
 from configs.defaults import image
-from research.checkpoint import Checkpoints
+from research.runs.checkpoint import Checkpoints
 from research.config import load
 from research.data import load as data
-from research.errors import DivergedError, UserError
-from research.evaluation import evaluate
-from research.experiment import prepare
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
-from research.stopping import stalled
+from research.base.errors import DivergedError, UserError
+from research.training.evaluation import evaluate
+from research.training.experiment import prepare
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
+from research.training.stopping import stalled
 from tests import tiny
 
 
@@ -124,7 +124,7 @@ def power_cut(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr("research.loop.evaluate", fail)
+    monkeypatch.setattr("research.training.loop.evaluate", fail)
     return monkeypatch
 
 
@@ -158,7 +158,7 @@ def test_a_stop_is_heard_during_an_evaluation(monkeypatch, tmp_path):
         finally:
             asking.pop()
 
-    monkeypatch.setattr("research.loop.evaluate", watched)
+    monkeypatch.setattr("research.training.loop.evaluate", watched)
     for step in (20, 30):
         summary = _run(config, tmp_path / "run", should_stop=lambda: any(asking))
         assert (summary["status"], summary["step"], summary["metrics"]) == ("preempted", step, {})
@@ -265,8 +265,8 @@ def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
 @pytest.fixture
 def slow_data(monkeypatch):
     """Half of the time is spent waiting for batches, and runs are judged by it from their start."""
-    monkeypatch.setattr("research.throughput.Throughput.data_wait_fraction", 0.5)
-    monkeypatch.setattr("research.stopping.SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("research.devices.throughput.Throughput.data_wait_fraction", 0.5)
+    monkeypatch.setattr("research.training.stopping.SETTLED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(("log_every", "saved"), [(8, 8), (100, 12)])

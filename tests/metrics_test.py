@@ -6,8 +6,8 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research import metrics
-from research.metrics import Confusion, Mean, Perplexity, f1, matthews, pearson, r_squared, spearman
+from research.core import metrics
+from research.core.metrics import Confusion, Mean, Perplexity, f1, matthews, pearson, r_squared, spearman
 
 ROWS = st.lists(st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40)
 

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from configs.defaults import defaults
-from research.errors import UserError
-from research.optim import OPTIMIZERS, decay_mask, layer_factors, learning_rate_schedule, optimizer, weight_decay
+from research.base.errors import UserError
+from research.core.optim import OPTIMIZERS, decay_mask, layer_factors, learning_rate_schedule, optimizer, weight_decay
 
 PARAMS = {
     "dense": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},

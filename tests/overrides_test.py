@@ -3,7 +3,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from research.config import load
-from research.errors import UserError
+from research.base.errors import UserError
 from research.overrides import declared, parse
 
 DIGITS = "configs/logistic_digits.py:embedded"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from research.config import load
-from research.data.text import read_tokenizer
-from research.errors import UserError
+from research.data.text.wordpiece import read_tokenizer
+from research.base.errors import UserError
 from research.interop import source
-from research.paths import expanded
-from research.rundir import RunDir
+from research.base.paths import expanded
+from research.runs.rundir import RunDir
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_every_command_expands_it(home, module, arguments):
 
 def test_outputs_expand_it(home):
     from research.analysis.ladder import LADDERS, climb
-    from research.leaderboard import submit
+    from research.analysis.leaderboard import submit
 
     climb(LADDERS["digits"], Path("~/ladder"), names=[], seeds=1, train=lambda *_: {})
     assert (home / "ladder/table.json").is_file()

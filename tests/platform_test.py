@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import jaxlib
 import pytest
 
-from research.errors import UserError
-from research.experiment import prepare
-from research.platform import check_compiler, compiler_options, keep_compiled_programs
+from research.base.errors import UserError
+from research.training.experiment import prepare
+from research.devices.platform import check_compiler, compiler_options, keep_compiled_programs
 from tests import tiny
 
 
@@ -23,7 +23,7 @@ def test_compiled_programs_go_to_the_users_cache_by_processor(monkeypatch, tmp_p
     folder = jax.config.jax_compilation_cache_dir
     assert folder.startswith(f"{tmp_path}/xla/")
     jax.config.update("jax_compilation_cache_dir", None)
-    monkeypatch.setattr("research.platform._processor", lambda: "another")
+    monkeypatch.setattr("research.devices.platform._processor", lambda: "another")
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/xla/another" != folder
 

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from research.checkpoint import Checkpoints
+from research.runs.checkpoint import Checkpoints
 from research.data.pipeline import Rows
-from research.errors import UserError
-from research.evaluation import evaluate
-from research.experiment import prepare
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
-from research.state import path_name
+from research.base.errors import UserError
+from research.training.evaluation import evaluate
+from research.training.experiment import prepare
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
+from research.core.state import path_name
 from tests import tiny
 
 

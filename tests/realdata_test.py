@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from configs import defaults
 from research.config import load
 from research.data import load as data
-from research.data import tfds_source
-from research.leaderboard import tsv
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
+from research.data.sources import tfds_source
+from research.analysis.leaderboard import tsv
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
 
 pytestmark = pytest.mark.realdata
 

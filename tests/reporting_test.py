@@ -4,8 +4,8 @@ import pytest
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from research import reporting
-from research.rundir import RunDir
+from research.runs import reporting
+from research.runs.rundir import RunDir
 
 
 class _Bar(tqdm):

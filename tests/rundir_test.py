@@ -4,8 +4,8 @@ import re
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from research.errors import UserError
-from research.rundir import RunDir, flatten, to_json, without_retired
+from research.base.errors import UserError
+from research.runs.rundir import RunDir, flatten, to_json, without_retired
 
 
 def _start(path, config):

@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import linear_diabetes, mlp_mnist
-from research import memory, sharding
-from research.errors import UserError
-from research.evaluation import evaluate
-from research.experiment import prepare
+from research.devices import memory, sharding
+from research.base.errors import UserError
+from research.training.evaluation import evaluate
+from research.training.experiment import prepare
 from research.interop import pretrained
 from research.interop.export import export
-from research.leaderboard import task_runs
-from research.loop import restore_or_init, train_and_evaluate
-from research.rundir import RunDir
-from research.seeds import interval, mean, means
-from research.trained import Trained
+from research.analysis.leaderboard import task_runs
+from research.training.loop import restore_or_init, train_and_evaluate
+from research.runs.rundir import RunDir
+from research.core.statistics import interval, mean, means
+from research.training.trained_run import Trained
 from tests import tiny
 
 
@@ -138,7 +138,7 @@ def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
     losses, make_mesh = {}, sharding.make_mesh
     for count in (1, 8):
         devices = jax.devices()[:count]
-        monkeypatch.setattr("research.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d))
+        monkeypatch.setattr("research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d))
         _, losses[count] = _trained(_with_seeds(MAKE[name]()))
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
 
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_names_the_seed(tmp_path, monkeypatch):
         params = jax.tree.map(lambda x: x.at[1].set(np.nan), state.params)
         return dataclasses.replace(state, params=params), progress
 
-    monkeypatch.setattr("research.loop.restore_or_init", spoilt)
+    monkeypatch.setattr("research.training.loop.restore_or_init", spoilt)
     with pytest.raises(
         UserError, match="the training loss between steps 0 and 5 is nan with seed 4: training diverged"
     ):
@@ -311,7 +311,7 @@ def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_pa
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)
     with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for the state, and there are 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))
-    monkeypatch.setattr("research.experiment.memory.check_state", lambda *_: None)
+    monkeypatch.setattr("research.training.experiment.memory.check_state", lambda *_: None)
     with pytest.raises(UserError, match=r"GiB a device for a step, .*: at most train.seeds=\d+ fits") as caught:
         _run(_with_seeds(_mlp(), seeds=100), tmp_path / "many")
     most = int(str(caught.value).split("train.seeds=")[2].split()[0])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from research.errors import UserError
-from research.sharding import (
+from research.base.errors import UserError
+from research.devices.sharding import (
     batch_parts,
     batch_sharding,
     make_mesh,

@@ -9,12 +9,12 @@ from configs import logistic_sst2
 from research import evaluate
 from research.analysis.plots import Subject
 from research.data import load as data
-from research.data import text
-from research.errors import UserError
-from research.experiment import prepare
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
-from research.summary import truncation_warnings
+from research.data.text import wordpiece as text
+from research.base.errors import UserError
+from research.training.experiment import prepare
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
+from research.training.summary import truncation_warnings
 from tests import tiny
 
 

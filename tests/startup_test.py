@@ -35,8 +35,8 @@ FOLDER = %r
 run("configs/linear_diabetes.py", "--config.train.steps=1")
 note("linear")
 from research.config import load
-from research.data import sentiment
-from research.experiment import prepare
+from research.data.sources import sentiment
+from research.training.experiment import prepare
 
 sentiment.TRAIN_SIZE = sentiment.VALIDATION_SIZE = 100
 prepare(load("configs/bert_sst2.py:embedded").config)

@@ -3,7 +3,7 @@ import hashlib
 import jax.numpy as jnp
 import numpy as np
 
-from research.state import param_count, params_sha256
+from research.core.state import param_count, params_sha256
 
 
 def test_the_hash_is_of_sorted_names_types_shapes_and_bytes():

@@ -9,9 +9,9 @@ import sklearn.utils.class_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research import metrics
-from research.errors import UserError
-from research.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
+from research.core import metrics
+from research.base.errors import UserError
+from research.core.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
 
 
 def _classification_batch(rng, shape):

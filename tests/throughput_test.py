@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import throughput
-from research.throughput import PEAK_FLOPS, Compiled, Throughput, seconds_of_a_seed
+from research.devices import throughput
+from research.devices.throughput import PEAK_FLOPS, Compiled, Throughput, seconds_of_a_seed
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import numpy as np
 
 from research.analysis.figures import class_name
 from research.data.arrays import standardization
-from research.data.bundled import class_names, feature_names
-from research.errors import UserError
-from research.experiment import Experiment
-from research.platform import x64
-from research.rundir import RunDir
-from research.tasks import Classification, Regression
-from research.trained import Trained
+from research.data.sources.bundled import class_names, feature_names
+from research.base.errors import UserError
+from research.training.experiment import Experiment
+from research.devices.platform import x64
+from research.runs.rundir import RunDir
+from research.core.tasks import Classification, Regression
+from research.training.trained_run import Trained
 
 # The largest standard error of a training example's logit that still is one; regular problems have less than ten.
 LARGEST_ERROR = 100.0
@@ -63,7 +63,7 @@ class Coefficients:
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
 
-    They are of what the run trained on: for a bundled dataset `research.data.bundled`'s split `train`, and of that
+    They are of what the run trained on: for a bundled dataset `research.data.sources.bundled`'s split `train`, and of that
     `data.train_fraction`.
 
     Raises UserError where the run's model is not linear.

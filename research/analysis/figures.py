@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from research.analysis.curves import Curve, confusion, precision_recall, roc
-from research.errors import UserError
+from research.base.errors import UserError
 
 MOST_LINES = 10  # that a legend can name and an eye tell apart
 MOST_COEFFICIENTS = 30

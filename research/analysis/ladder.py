@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from research import sharding
+from research.devices import sharding
 from research.analysis import figures
 from research.data import pipeline
-from research.errors import UserError
-from research.paths import expanded
-from research.rundir import RunDir, atomic_write, to_json
-from research.seeds import interval
+from research.base.errors import UserError
+from research.base.paths import expanded
+from research.runs.rundir import RunDir, atomic_write, to_json
+from research.core.statistics import interval
 from research.solvers import SOLVERS
-from research.throughput import seconds_of_a_seed
-from research.trained import Trained
+from research.devices.throughput import seconds_of_a_seed
+from research.training.trained_run import Trained
 
 # How many examples a batch has whose latency is measured, and how often each is.
 BATCH, TIMES = 64, 30

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from research.analysis import figures, refits
 from research.analysis.coefficients import coefficients
 from research.analysis.curves import confusion, precision_recall, roc
-from research.build import lookup
+from research.base.registry import lookup
 from research.data import load as data
-from research.data.bundled import class_names
+from research.data.sources.bundled import class_names
 from research.data.splits import whole
-from research.errors import UserError
-from research.rundir import RunDir
-from research.throughput import seconds_of_a_seed
-from research.trained import Trained
+from research.base.errors import UserError
+from research.runs.rundir import RunDir
+from research.devices.throughput import seconds_of_a_seed
+from research.training.trained_run import Trained
 
 # What a refit takes beside its steps: data, compiling, evaluation, a checkpoint.
 REFIT_SECONDS = 4.0

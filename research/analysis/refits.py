@@ -18,13 +18,13 @@ from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.figures import MOST_COEFFICIENTS
 from research.data import load as data
 from research.data.pipeline import Stream
-from research.errors import DivergedError, UserError
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
-from research.seeds import interval
+from research.base.errors import DivergedError, UserError
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
+from research.core.statistics import interval
 from research.solvers import SOLVERS
-from research.stopping import STALLED
-from research.trained import Trained
+from research.training.stopping import STALLED
+from research.training.trained_run import Trained
 
 # Optimizers that end where a penalized loss is least. AdamW's and LAMB's weight decay is no penalty on a loss.
 PENALIZED = ("closed_form", "lbfgs", "sgd")

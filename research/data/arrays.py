@@ -8,9 +8,9 @@ import numpy as np
 
 from research.data.checks import check_finite
 from research.data.examples import ArrayExamples, Columns, Examples
-from research.data.kept import Kept
+from research.data.cache import Kept
 from research.data.splits import BySplit
-from research.data.text import as_labels, column, only
+from research.data.text.wordpiece import as_labels, column, only
 
 
 def standardize(

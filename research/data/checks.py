@@ -3,8 +3,8 @@
 import numpy as np
 
 from research.data.examples import ArrayExamples, BagExamples, Examples, TextExamples
-from research.data.masked_lm import MaskedExamples
-from research.errors import UserError
+from research.data.text.masked_lm import MaskedExamples
+from research.base.errors import UserError
 
 
 def check_labels(

@@ -37,7 +37,7 @@ class RandomExamples(Protocol):
     def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         """As `Examples.batch`, of the same shapes; keys: uint64 [B, E], a function of (seed, epoch, example index).
 
-        All randomness of an example must come from its key (`research.data.draws`).
+        All randomness of an example must come from its key (`research.data.stateless_rng`).
         """
         ...
 

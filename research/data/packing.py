@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from research.errors import UserError
+from research.base.errors import UserError
 
 
 def best_fit(lengths: np.ndarray, capacity: int, order: np.ndarray, unit: str = "tokens") -> np.ndarray:

@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from research.data import draws
+from research.data import stateless_rng
 from research.data.examples import BagExamples, Examples, MixedExamples, RandomExamples, TextExamples
 from research.data.packing import best_fit
-from research.errors import UserError
+from research.base.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -132,7 +132,7 @@ class Stream:
     def keys(self, start: int, members: np.ndarray, seed: int) -> np.ndarray:
         """A random key for each example of the rows `members` [B, E] that begin at position `start`: uint64 [B, E]."""
         epochs = (start + np.arange(len(members))) // len(self.rows)
-        return draws.keys(seed, epochs, members)
+        return stateless_rng.keys(seed, epochs, members)
 
     def examples_before(self, position: int, seed: int) -> int:
         """How many examples there are in the rows before `position`."""

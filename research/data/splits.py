@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from research.errors import UserError
+from research.base.errors import UserError
 
 Value = TypeVar("Value")
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop.kinds import check_kind, check_model, labels
 from research.interop.tensors import Naming
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop.tensors import Naming
-from research.limits import check_values
+from research.training.limits import check_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 

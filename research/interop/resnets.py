@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop.kinds import Described, Exported, Kind, Shapes, check_kind, check_model, labels
 from research.interop.tensors import Naming, read_json
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop import KINDS
 from research.interop.families import UNNAMED
 from research.interop.kinds import Kind
 from research.interop.tensors import read_json, weight_files
-from research.paths import expanded
+from research.base.paths import expanded
 
 # No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
 _FILES = (

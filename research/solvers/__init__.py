@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from research import metrics
+from research.core import metrics
 from research.solvers.least_squares import FACTORIZATIONS, closed_form
 from research.solvers.problem import Problem, max_norm
 from research.solvers.quasi_newton import lbfgs
 from research.solvers.table import Table
-from research.state import TrainState
-from research.tasks import Batch, Classification, SquaredHinge, Task
+from research.core.state import TrainState
+from research.core.tasks import Batch, Classification, SquaredHinge, Task
 
 __all__ = ["FACTORIZATIONS", "KEYS", "SOLVERS", "Table", "blocks", "report", "solve_step", "warnings"]
 

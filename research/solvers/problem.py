@@ -10,9 +10,9 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from research import metrics
-from research.optim import decay_mask
-from research.tasks import Batch, Task
+from research.core import metrics
+from research.core.optim import decay_mask
+from research.core.tasks import Batch, Task
 
 
 @dataclasses.dataclass(frozen=True)

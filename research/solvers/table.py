@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from research.optim import decay_mask
-from research.state import param_count
-from research.tasks import Batch
+from research.core.optim import decay_mask
+from research.core.state import param_count
+from research.core.tasks import Batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from research.analysis.coefficients import coefficients
 from research.config import load
 from research.data import load as data
 from research.data.pipeline import chosen
-from research.errors import UserError
-from research.loop import train_and_evaluate
+from research.base.errors import UserError
+from research.training.loop import train_and_evaluate
 from tests import tiny
 
 

@@ -6,8 +6,8 @@ import scipy.stats
 from research import config, ladder
 from research.analysis import figures
 from research.analysis.ladder import LADDERS, Ladder, Rung, climb, table
-from research.errors import UserError
-from research.loop import train_and_evaluate
+from research.base.errors import UserError
+from research.training.loop import train_and_evaluate
 
 
 @pytest.mark.parametrize("name", LADDERS)
@@ -73,7 +73,7 @@ def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path,
     def again(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("research.loop._train", again)
+    monkeypatch.setattr("research.training.loop._train", again)
     assert climb(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append) == (rows, failed)
 
 

@@ -13,13 +13,13 @@ from configs import linear_line
 from research.analysis import refits
 from research.analysis.refits import learning_curve, penalties, regularization_path
 from research.config import load
-from research.data.bundled import breast_cancer, diabetes, feature_names
-from research.data.line import line
+from research.data.sources.bundled import breast_cancer, diabetes, feature_names
+from research.data.sources.line import line
 from research.data.pipeline import chosen
-from research.errors import UserError
-from research.experiment import prepare
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
+from research.base.errors import UserError
+from research.training.experiment import prepare
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
 from tests import tiny
 
 
@@ -52,7 +52,7 @@ def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
     assert [found[key] for key in about] == ["optimizer.alpha", None, "validation", "loss", 100]
     assert found["best"] == {"value": 2.0, "metric": points[0]["metric"]}
     assert found["unpenalized"] == run.summary()["metrics"]["validation"]["loss"]
-    monkeypatch.setattr("research.loop._train", _not_again)
+    monkeypatch.setattr("research.training.loop._train", _not_again)
     assert regularization_path(run, [200, 2, near], show=False)["points"] == points
 
 
@@ -87,7 +87,7 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
         assert set(point["metrics"]["validation"]) == {"values", "mean", "low", "high"}
         assert set(point["metrics"]) == {"validation", "train"}
     assert not list(run.refits.glob("learning_curve/*/checkpoints"))
-    monkeypatch.setattr("research.loop._train", _not_again)
+    monkeypatch.setattr("research.training.loop._train", _not_again)
     assert learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False) == found
 
 

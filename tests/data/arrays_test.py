@@ -3,8 +3,8 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from research.data.arrays import standardize
-from research.data.kept import Kept
-from research.errors import UserError
+from research.data.cache import Kept
+from research.base.errors import UserError
 
 
 def _splits(rng):

@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import defaults
-from research.data import draws
-from research.data.augment import Augment, erased, flipped, padded_crops, resized_crop_boxes, resized_crops
-from research.data.decoding import View
-from research.errors import UserError
+from research.data import stateless_rng
+from research.data.images.augment import Augment, erased, flipped, padded_crops, resized_crop_boxes, resized_crops
+from research.data.images.decoding import View
+from research.base.errors import UserError
 
 OFF = Augment(**defaults.image(channels=3).augment)
 PLAIN = View(None, None, "bilinear")
 
 
 def _keys(count, seed=0):
-    return draws.keys(seed, np.zeros(count), np.arange(count)[:, None])[:, 0]
+    return stateless_rng.keys(seed, np.zeros(count), np.arange(count)[:, None])[:, 0]
 
 
 def _images(count, height=8, width=6, channels=3):

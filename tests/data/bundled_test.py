@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from research.data.bundled import BUNDLED
+from research.data.sources.bundled import BUNDLED
 
 
 @pytest.mark.parametrize("name", BUNDLED)

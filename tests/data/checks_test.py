@@ -3,7 +3,7 @@ import pytest
 
 from research.data.checks import check_inputs, check_labels
 from research.data.examples import ArrayExamples, BagExamples, Ragged, TextExamples
-from research.errors import UserError
+from research.base.errors import UserError
 
 
 @pytest.mark.parametrize(

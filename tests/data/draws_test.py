@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data import draws
+from research.data import stateless_rng
 
 _MASK = 2**64 - 1
 
@@ -24,20 +24,20 @@ def _splitmix64(state, count):
 def test_numbers_are_those_of_splitmix64(key, count):
     expected = _splitmix64(key, 3 * count)
     for stream in range(3):
-        drawn = draws.numbers(np.array([key], np.uint64), count, stream)
+        drawn = stateless_rng.numbers(np.array([key], np.uint64), count, stream)
         assert drawn.tolist() == [expected[stream * count : (stream + 1) * count]]
 
 
 def test_the_first_numbers_are_the_published_ones():
     """Of seed 1234567, from the test vectors of several implementations."""
-    drawn = draws.numbers(np.array([1234567], np.uint64), 3)
+    drawn = stateless_rng.numbers(np.array([1234567], np.uint64), 3)
     assert drawn.tolist() == [[6457827717110365317, 3203168211198807973, 9817491932198370423]]
 
 
 def test_seed_epoch_and_example_each_change_the_key():
     members = np.arange(1000)[:, None]
     found = [
-        draws.keys(seed, np.full(1000, epoch), members).ravel() for seed in (0, 1, 2**32 - 1) for epoch in range(4)
+        stateless_rng.keys(seed, np.full(1000, epoch), members).ravel() for seed in (0, 1, 2**32 - 1) for epoch in range(4)
     ]
     assert len(np.unique(np.concatenate(found))) == 12_000
 
@@ -46,17 +46,17 @@ def test_seed_epoch_and_example_each_change_the_key():
 @given(order=st.permutations(range(12)), cut=st.integers(1, 11))
 def test_a_key_does_not_depend_on_the_batch(order, cut):
     members, epochs = np.array(order)[:, None], np.array(order) % 3
-    whole = draws.keys(7, np.arange(12) % 3, np.arange(12)[:, None])
-    np.testing.assert_array_equal(draws.keys(7, epochs, members), whole[order])
-    np.testing.assert_array_equal(draws.keys(7, epochs[cut:], members[cut:]), whole[order][cut:])
+    whole = stateless_rng.keys(7, np.arange(12) % 3, np.arange(12)[:, None])
+    np.testing.assert_array_equal(stateless_rng.keys(7, epochs, members), whole[order])
+    np.testing.assert_array_equal(stateless_rng.keys(7, epochs[cut:], members[cut:]), whole[order][cut:])
 
 
 def test_uniform_and_below_cover_their_range_evenly():
-    keys = draws.keys(0, np.zeros(1000), np.arange(1000)[:, None])[:, 0]
-    numbers = draws.numbers(keys, 50)
-    uniform = draws.uniform(numbers)
+    keys = stateless_rng.keys(0, np.zeros(1000), np.arange(1000)[:, None])[:, 0]
+    numbers = stateless_rng.numbers(keys, 50)
+    uniform = stateless_rng.uniform(numbers)
     assert 0 <= uniform.min() < 1e-3 < 1 - 1e-3 < uniform.max() < 1
-    counts = np.bincount(draws.below(numbers, 10).ravel(), minlength=10)
+    counts = np.bincount(stateless_rng.below(numbers, 10).ravel(), minlength=10)
     assert len(counts) == 10
     assert np.abs(counts - 5000).max() < 5 * (50_000 * 0.1 * 0.9) ** 0.5  # 5 standard deviations
     # Neighbouring numbers, and the same place of neighbouring keys, are not correlated.
@@ -66,5 +66,5 @@ def test_uniform_and_below_cover_their_range_evenly():
 
 def test_they_never_change():
     """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
-    keys = draws.keys(3, np.array([5]), np.array([[11]]))
+    keys = stateless_rng.keys(3, np.array([5]), np.array([[11]]))
     assert keys.tolist() == [[1863053595389605708]]

@@ -4,12 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import defaults
-from research.data import draws, tfds_source
+from research.data import stateless_rng
+from research.data.sources import tfds_source
 from research.data.examples import MixedExamples, RandomExamples
-from research.data.images import AugmentedImages, image, pixels
-from research.data.kept import Kept
+from research.data.images.transform import AugmentedImages, image, pixels
+from research.data.cache import Kept
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
-from research.errors import UserError
+from research.base.errors import UserError
 from tests.data import tiny_images
 
 
@@ -118,7 +119,7 @@ def test_an_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, c
             epoch, place = divmod(position, count)
             order = plain.epoch(seed, epoch)
             pair = np.stack([order[place], order[(place + 1) % count]])
-            keys = draws.keys(seed, np.full(2, epoch), pair)
+            keys = stateless_rng.keys(seed, np.full(2, epoch), pair)
             one, other = make_batch(plain.examples, pair, slice(None), keys)["images"].astype(float)
             share = batch["mixed_weight"][row]
             assert (batch["labels"][row], batch["mixed_labels"][row]) == tuple(pair[:, 0] % 10)

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from research.data.kept import Kept, cache_folder
+from research.data.cache import Kept, cache_folder
 
 
 @pytest.fixture(autouse=True)

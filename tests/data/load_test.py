@@ -2,8 +2,8 @@ import pytest
 
 from configs import linear_diabetes
 from research.data import load as data
-from research.data import tfds_source
-from research.errors import UserError
+from research.data.sources import tfds_source
+from research.base.errors import UserError
 
 
 def test_an_unknown_split_names_those_there_are():

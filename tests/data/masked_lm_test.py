@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data import draws
+from research.data import stateless_rng
 from research.data.examples import ArrayExamples, Ragged
-from research.data.kept import Kept
-from research.data.masked_lm import MaskedExamples, Masking, masked_lm
+from research.data.cache import Kept
+from research.data.text.masked_lm import MaskedExamples, Masking, masked_lm
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
-from research.errors import UserError
+from research.base.errors import UserError
 
 # Ids 0 to 4 are special ([MASK] is 4), 5 to 29 begin a word, 30 to 49 go on with it.
 SPECIAL, CONTINUES = np.arange(50) < 5, np.arange(50) >= 30
@@ -29,7 +29,7 @@ def _examples(size=2000, row_length=32, **options):
 
 
 def _keys(count, seed=0):
-    return draws.keys(seed, np.zeros(count), np.arange(count)[:, None])[:, 0]
+    return stateless_rng.keys(seed, np.zeros(count), np.arange(count)[:, None])[:, 0]
 
 
 ROWS = st.integers(1, 6).flatmap(
@@ -118,7 +118,7 @@ def test_neighbouring_rows_and_epochs_hide_other_tokens():
     """Of 10 hidden among 64, two draws share 10 · 10 / 64 = 1.6 on average."""
     masking, tokens = _masking(), np.full((500, 64), 7, np.int32)
     members = np.arange(500)[:, None]
-    first, second = (masking.chosen(tokens, draws.keys(0, np.full(500, e), members)[:, 0]) for e in (0, 1))
+    first, second = (masking.chosen(tokens, stateless_rng.keys(0, np.full(500, e), members)[:, 0]) for e in (0, 1))
     for a, b in ((first, second), (first[1:], first[:-1])):
         assert (a & b).sum() / len(a) == pytest.approx(100 / 64, abs=0.3)
 

@@ -4,12 +4,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data import draws
-from research.data.mixing import mixed
+from research.data import stateless_rng
+from research.data.images.mixing import mixed
 
 
 def _keys(count, seed=0):
-    return draws.keys(seed, np.zeros(count), np.arange(count)[:, None])[:, 0]
+    return stateless_rng.keys(seed, np.zeros(count), np.arange(count)[:, None])[:, 0]
 
 
 SIDES = st.integers(1, 9)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data.packing import best_fit
-from research.errors import UserError
+from research.base.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data.examples import ArrayExamples, Ragged, TextExamples, padded_length
-from research.data.kept import Kept
+from research.data.cache import Kept
 from research.data.pipeline import Rows, Stream, chosen, evaluation_batches, make_batch, padded, training_batches
-from research.errors import UserError
+from research.base.errors import UserError
 
 
 def _arrays(size):

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from research.data import load as data
-from research.data import prepared, tfds_source
-from research.errors import UserError
+from research.data.sources import prepared, tfds_source
+from research.base.errors import UserError
 from tests.data.tiny_reviews import TinyReviews
 
 

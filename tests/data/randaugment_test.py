@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from research.data import augment, draws
-from research.data.augment import Augment
-from research.data.decoding import View
-from research.data.randaugment import OPERATIONS, randaugment
+from research.data.images import augment
+from research.data import stateless_rng
+from research.data.images.augment import Augment
+from research.data.images.decoding import View
+from research.data.images.randaugment import OPERATIONS, randaugment
 
 NAMES = tuple(OPERATIONS)
 COLOUR = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
@@ -99,7 +100,7 @@ def test_each_operation_is_as_likely_as_any_other(monkeypatch):
     monkeypatch.setattr(augment, "randaugment", spy)
     off = Augment(**defaults.image(channels=3).augment)
     change = dataclasses.replace(off, randaugment_ops=3, randaugment_magnitude=12)
-    keys = draws.keys(0, np.zeros(5000), np.arange(5000)[:, None])[:, 0]
+    keys = stateless_rng.keys(0, np.zeros(5000), np.arange(5000)[:, None])[:, 0]
     change(np.zeros((5000, 1, 1, 3), np.uint8), keys, View(None, None, "bilinear"))
     chosen, signs = (np.array(part) for part in zip(*seen, strict=True))
     assert chosen.shape == signs.shape == (5000, 3)

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from research.data import sentiment, sentiment_words
+from research.data.sources import sentiment, sentiment_words
 
 
 def test_it_is_the_same_every_time():

@@ -3,7 +3,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from research.data.splits import BySplit, members, whole
-from research.errors import UserError
+from research.base.errors import UserError
 
 
 @pytest.mark.parametrize("size", [7, 200, 872, 67_349])

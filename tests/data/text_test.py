@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from research.data.kept import Kept
-from research.data.text import SPECIAL_TOKENS, as_labels, as_text, only, train_wordpiece, wordpiece
-from research.errors import UserError
+from research.data.cache import Kept
+from research.data.text.wordpiece import SPECIAL_TOKENS, as_labels, as_text, only, train_wordpiece, wordpiece
+from research.base.errors import UserError
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
 OPTIONS = {
@@ -29,7 +29,7 @@ def _splits(**columns):
 def test_the_vocabulary_is_always_the_same():
     """In other processes too, where hashes have other seeds."""
     code = (
-        "import hashlib; from research.data.text import train_wordpiece\n"
+        "import hashlib; from research.data.text.wordpiece import train_wordpiece\n"
         "texts = [f'word{i % 50} and w{i % 7}rd number {i}' for i in range(500)]\n"
         "text = train_wordpiece(texts, vocab_size=300, lowercase=True).to_str()\n"
         "print(hashlib.sha256(text.encode()).hexdigest())\n"

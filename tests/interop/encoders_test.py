@@ -1,6 +1,6 @@
 import pytest
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop import source
 from tests.interop import tiny_encoder
 

@@ -8,14 +8,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from research import export as shell
-from research.errors import UserError
-from research.experiment import prepare
+from research.base.errors import UserError
+from research.training.experiment import prepare
 from research.interop import pretrained
 from research.interop.export import export
 from research.interop.pretrained import checkpoints_of
-from research.loop import train_and_evaluate
-from research.rundir import RunDir
-from research.state import averaged
+from research.training.loop import train_and_evaluate
+from research.runs.rundir import RunDir
+from research.core.state import averaged
 from tests import tiny
 from tests.interop import tiny_encoder
 from tests.interop.tiny_encoder import write_run

@@ -1,6 +1,6 @@
 import pytest
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop.families import BERT, DISTILBERT, FAMILIES, ROBERTA, read_config, write_config
 from tests.interop.tiny_encoder import CONFIGS
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from research.checkpoint import Checkpoints
+from research.runs.checkpoint import Checkpoints
 from research.config import load
-from research.errors import UserError
-from research.experiment import prepare
+from research.base.errors import UserError
+from research.training.experiment import prepare
 from research.interop import pretrained, source
 from research.interop.export import export
-from research.loop import restore_or_init
-from research.rundir import RunDir
+from research.training.loop import restore_or_init
+from research.runs.rundir import RunDir
 from tests import tiny
 from tests.interop import tiny_encoder, tiny_resnet
 

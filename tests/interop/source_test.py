@@ -7,7 +7,7 @@ import pytest
 import requests
 from huggingface_hub import constants
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop import source
 from tests.interop import tiny_encoder
 

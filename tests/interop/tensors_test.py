@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from research.errors import UserError
+from research.base.errors import UserError
 from research.interop import pretrained
 from research.interop.tensors import replaced
 from tests import tiny

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 from safetensors.numpy import save_file
 
-from research.checkpoint import Checkpoints, Progress
+from research.runs.checkpoint import Checkpoints, Progress
 from research.interop import pretrained
-from research.rundir import RunDir
-from research.state import TrainState
+from research.runs.rundir import RunDir
+from research.core.state import TrainState
 from tests import tiny
 
 CONFIGS = {

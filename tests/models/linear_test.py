@@ -6,8 +6,8 @@ import pytest
 from research.data.examples import BagExamples, Ragged
 from research.data.pipeline import Stream, make_batch, padded
 from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
-from research.sharding import make_mesh, put_batch, replicated
-from research.tasks import Classification
+from research.devices.sharding import make_mesh, put_batch, replicated
+from research.core.tasks import Classification
 
 
 def test_linear_is_an_affine_map(rng):

@@ -9,7 +9,7 @@ from scipy.special import erf
 
 from research.models.bert import BertClassifier
 from research.models.mlm import BertMaskedLM
-from research.tasks import MaskedLM
+from research.core.tasks import MaskedLM
 
 SIZES = {
     "vocab_size": 50,

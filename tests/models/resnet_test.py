@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from research.models.resnet import VARIANTS, ResNet
-from research.sharding import make_mesh, put_batch
-from research.state import path_name
+from research.devices.sharding import make_mesh, put_batch
+from research.core.state import path_name
 
 REST = {
     "num_classes": 10,

@@ -8,7 +8,7 @@ import pytest
 
 from configs.defaults import defaults
 from research.models.bert import BertClassifier
-from research.optim import optimizer
+from research.core.optim import optimizer
 
 pytestmark = pytest.mark.parity
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.models.mlm import BertMaskedLM
-from research.tasks import MaskedLM
+from research.core.tasks import MaskedLM
 from tests.parity.bert_parity_test import _params as classifier_params
 
 pytestmark = pytest.mark.parity

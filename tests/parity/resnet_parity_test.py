@@ -10,7 +10,7 @@ from research.interop import pretrained
 from research.interop.export import export
 from research.interop.resnets import NAMING
 from research.interop.tensors import tensor_names
-from research.state import path_name
+from research.core.state import path_name
 from tests.interop import tiny_resnet
 
 pytestmark = pytest.mark.parity

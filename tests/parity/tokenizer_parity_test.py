@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from research.data.kept import Kept
-from research.data.text import train_wordpiece, wordpiece
+from research.data.cache import Kept
+from research.data.text.wordpiece import train_wordpiece, wordpiece
 
 pytestmark = pytest.mark.parity
 

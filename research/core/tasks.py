@@ -1,0 +1,263 @@
+"""Tasks: what is asked of a model's outputs. The same `scores` serve training and evaluation."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from research.base.errors import UserError
+from research.core.metrics import Confusion, Mean, Perplexity, at_least_float32, f1, matthews, pearson, r_squared, spearman
+
+Batch = dict[str, jax.Array]
+
+# A metric that is not a sum over examples: from all `predictions` of a split, each column [N, …], and its labels [N].
+SplitMetric = Callable[[Mapping[str, np.ndarray], np.ndarray], float | None]
+
+
+class Task(Protocol):
+    """`scores["loss"]` is what training differentiates; every array's leading axes are those of `weight`."""
+
+    def scores(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        """Named additive metrics of one batch."""
+        ...
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Per-example records; each array has the leading axes of `weight`."""
+        ...
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        """What evaluation adds to `scores`, by name: metrics of a whole split, computed on the host."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Softmax cross-entropy over classes. Outputs: logits [..., C]; labels: int [...], −1 where hidden.
+
+    Where training mixes examples, batch also has mixed_labels: int [...] and mixed_weight: float [...]; the targets are
+    then 1 − mixed_weight of the one and mixed_weight of the other (Zhang et al. 2018, section 2). The other scores are
+    those of `labels`.
+
+    Two classes are also scored by F1 of class 1 and by Matthews' correlation. Hidden labels have no weight in the
+    scores, their predictions are given like any other's.
+
+    Attributes:
+      class_weight: how much an example of each class weighs in the loss, and only there; "balanced": N / (classes ×
+        examples of the class) of the training split, as in scikit-learn (`with_class_weights` works it out).
+    """
+
+    label_smoothing: float = 0.0
+    class_weight: tuple[float, ...] | str | None = None
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
+        logits = at_least_float32(outputs)
+        if logits.shape[-1] < 2:
+            raise ValueError("classification takes two classes at least (model.num_classes); of one output: regression")
+        labels = batch["labels"]
+        weight = batch["weight"] * (labels >= 0)
+        targets = self.targets(batch, logits.shape[-1])
+        losses = optax.softmax_cross_entropy(logits, targets)
+        loss = Mean.of(losses, weight * _of_class(self.class_weight, labels))
+        return {"loss": loss, **_class_scores(logits, labels, weight)}
+
+    def targets(self, batch: Batch, num_classes: int) -> jax.Array:
+        """The probabilities that the model should give the classes: [..., C]."""
+        targets = jax.nn.one_hot(batch["labels"], num_classes)
+        if "mixed_labels" in batch:
+            share = batch["mixed_weight"][..., None]
+            targets = (1 - share) * targets + share * jax.nn.one_hot(batch["mixed_labels"], num_classes)
+        return optax.smooth_labels(targets, self.label_smoothing)
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""
+        logits = at_least_float32(outputs)
+        # Of the logits, as in `scores`: where rounding makes probabilities equal, the logits may still differ.
+        return {"prediction": jnp.argmax(logits, axis=-1), "scores": jax.nn.softmax(logits, axis=-1)}
+
+
+def _class_scores(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> dict[str, Any]:
+    classes = jnp.argmax(logits, axis=-1)
+    scores: dict[str, Any] = {"accuracy": Mean.of(classes == labels, weight)}
+    if logits.shape[-1] == 2:
+        scores["f1"] = Confusion.of(classes, labels, weight, f1)
+        scores["matthews"] = Confusion.of(classes, labels, weight, matthews)
+    return scores
+
+
+def _of_class(class_weight: Any, labels: jax.Array) -> Any:
+    """What each example weighs by its class."""
+    if class_weight is None:
+        return 1.0
+    return jnp.asarray(class_weight, jnp.result_type(float))[labels]
+
+
+def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) -> Task:
+    """The task with its class_weight as numbers, one for each class, from the training split's labels [N].
+
+    Raises UserError where it is neither "balanced" nor a finite number of at least 0 for each class.
+    """
+    given = getattr(task, "class_weight", None)
+    if given is None:
+        return task
+    if isinstance(given, str):
+        if given != "balanced":
+            raise UserError(f"task.class_weight is {given!r}; known: balanced, or a number for each class")
+        counts = np.bincount(labels, minlength=num_classes or 0)
+        given = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+    elif not isinstance(given, Sequence) or len(given) != num_classes or not all(map(_weighs, given)):
+        raise UserError(
+            f"task.class_weight is {given}; it must be {num_classes} numbers, none below 0, one for each class in "
+            "order, or balanced"
+        )
+    return dataclasses.replace(task, class_weight=tuple(map(float, given)))  # type: ignore[type-var]
+
+
+def _weighs(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def training_weight(task: Task, labels: np.ndarray) -> float:
+    """What the training split's examples, of these labels [N], weigh together in the loss."""
+    weights = getattr(task, "class_weight", None)
+    if weights is None or (isinstance(task, SquaredHinge) and len(weights) > 2):
+        return float(len(labels))
+    total = float(np.asarray(weights)[labels].sum())
+    if total <= 0:
+        raise UserError(f"task.class_weight is {tuple(weights)}; some training example must weigh more than 0")
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredHinge:
+    """The linear support vector machine's loss, max(0, 1 − y·z)² (Fan et al. 2008, section 2), y being 1 or −1.
+
+    Outputs: [..., C]; labels: int [...], −1 where hidden. Of two classes z is the second output minus the first; of
+    several the losses of each against the rest are summed, z being its output. `class_weight`: as in Classification;
+    of several classes it weighs a class's own examples against the rest, which weigh 1, as in LinearSVC.
+    """
+
+    class_weight: tuple[float, ...] | str | None = None
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
+        outputs, labels = at_least_float32(outputs), batch["labels"]
+        if outputs.shape[-1] < 2:
+            raise ValueError("squared_hinge takes two classes at least (model.num_classes)")
+        weight = batch["weight"] * (labels >= 0)
+        margins = _decisions(outputs) * (2 * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) - 1)
+        losses = jax.nn.relu(1 - margins) ** 2
+        class_weight = _of_class(self.class_weight, labels)
+        if outputs.shape[-1] == 2:
+            loss = Mean.of(losses[..., 0], weight * class_weight)  # both say the same
+        else:
+            own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+            each = 1 + own * (jnp.broadcast_to(class_weight, labels.shape)[..., None] - 1)
+            loss = Mean.of(jnp.sum(losses * each, axis=-1), weight)
+        return {"loss": loss, **_class_scores(outputs, labels, weight)}
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """`prediction`: the class; `scores`: each class's decision value z [..., C]."""
+        return {"prediction": jnp.argmax(outputs, axis=-1), "scores": _decisions(at_least_float32(outputs))}
+
+
+def _decisions(outputs: jax.Array) -> jax.Array:
+    """z of each class [..., C]; of two classes, −z and z."""
+    return outputs - outputs[..., ::-1] if outputs.shape[-1] == 2 else outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """Squared error. Outputs: float [...] or [..., 1]; labels: float [...].
+
+    A split is also scored by R² and by Pearson's and Spearman's correlation. Hidden labels have no weight in the
+    scores, their predictions are given like any other's.
+
+    Attributes:
+      hidden_label: the number that stands for a label that is not given; None where all are.
+    """
+
+    hidden_label: float | None = None
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        def among_visible(metric: Any, columns: Mapping[str, np.ndarray], labels: np.ndarray) -> float | None:
+            visible = labels != self.hidden_label
+            return metric(columns["prediction"][visible], labels[visible])
+
+        functions = {"r2": r_squared, "pearson": pearson, "spearman": spearman}
+        return {name: functools.partial(among_visible, function) for name, function in functions.items()}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
+        labels, weight = batch["labels"], batch["weight"]
+        predictions = _one_each(outputs, labels.ndim)
+        if self.hidden_label is not None:
+            weight = weight * (labels != self.hidden_label)
+        return {
+            "loss": Mean.of((predictions - labels) ** 2, weight),
+            "mean_absolute_error": Mean.of(jnp.abs(predictions - labels), weight),
+        }
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {"prediction": _one_each(outputs, batch["labels"].ndim)}
+
+
+def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:
+    """float [...] of outputs [...] or [..., 1]. Raises ValueError where there are several for a label."""
+    if outputs.ndim == ndim + 1 and outputs.shape[-1] == 1:
+        outputs = jnp.squeeze(outputs, axis=-1)
+    if outputs.ndim != ndim:
+        raise ValueError(f"regression takes one output for a label, and the model gives {outputs.shape[-1]}")
+    return at_least_float32(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """Cross-entropy over the hidden tokens of each row (Devlin et al. 2018, section 3.1), each weighing the same.
+
+    Outputs: logits [B, M, V]; labels: int [B, M], −1 in slots that hide nothing; weight [B, 1].
+    """
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
+        logits, labels = at_least_float32(outputs), batch["labels"]
+        weight = batch["weight"] * (labels >= 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        loss = Mean.of(losses, weight)
+        return {
+            "loss": loss,
+            "accuracy": Mean.of(jnp.argmax(logits, axis=-1) == labels, weight),
+            "perplexity": Perplexity(loss),
+        }
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """`position` in the row, `label` and `prediction` (the most probable token) of each slot: [B, 1, M]."""
+        return {
+            "position": batch["masked_positions"][:, None],
+            "label": batch["labels"][:, None],
+            "prediction": jnp.argmax(outputs, axis=-1)[:, None],
+        }
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "masked_lm": MaskedLM,
+    "regression": Regression,
+    "squared_hinge": SquaredHinge,
+}

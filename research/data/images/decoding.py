@@ -1,0 +1,117 @@
+"""Encoded images -> pixels, and pixels -> the size that a model takes."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from research.base.errors import UserError
+
+MODES = {1: "L", 3: "RGB"}
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def decode(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
+    """A PNG, a JPEG or what else pillow reads -> uint8 [H, W, channels], whatever the file's own kind of pixels.
+
+    One channel is luma (ITU-R 601), three are RGB, a grey image's all alike. Palettes are looked up; of a transparent
+    image the colours stay as they are, without a background; of 16 bits the upper eight are kept. The orientation that
+    a camera noted down beside the pixels is not looked at, as TensorFlow's decoders do not either.
+
+    Raises ValueError saying what is wrong.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(encoded))
+        image.load()
+    except Exception as error:  # pillow raises whatever its readers raise
+        # Its message for bytes that are no image names an address in memory.
+        what = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else f"{error}" or repr(error)
+        raise ValueError(what.splitlines()[0]) from error
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("its pixels have more than 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if "transparency" in image.info and image.mode == "P":
+        image = image.convert("RGBA")  # pillow warns where this step is left out
+    return pixels(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """An image of mode L or RGB as uint8 [H, W, C]."""
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def picture(array: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] as an image of mode L or RGB."""
+    return Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How evaluation sees an image: its shorter side brought to `resize`, then the `size` × `size` in its centre.
+
+    As torchvision's Resize (with antialiasing) and CenterCrop, but that an image of `size` × `size` stays as it is, and
+    one that is smaller than `size` is an error instead of getting a border. None leaves the step out.
+    """
+
+    resize: int | None
+    size: int | None
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise UserError(f"data.transform.interpolation is {self.interpolation!r}; known: {known}")
+        for key, value in (("resize", self.resize), ("size", self.size)):
+            if value is not None and value < 1:
+                raise UserError(f"data.transform.{key} is {value}; it must be at least 1")
+        if self.resize and self.size and self.resize < self.size:
+            raise UserError(
+                f"data.transform.resize is {self.resize}, less than data.transform.size, {self.size}; it must be at "
+                "least that"
+            )
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width before the centre is cut out."""
+        if not self.resize or (height, width) == (self.size, self.size):
+            return height, width
+        shorter = min(height, width)
+        return self.resize * height // shorter, self.resize * width // shorter
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width in which an image of `height` × `width` is seen."""
+        return (self.size, self.size) if self.size else self._resized(height, width)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C] -> uint8 [h, w, C]; without anything to do, of whatever type. Raises UserError."""
+        height, width = image.shape[:2]
+        resized = self._resized(height, width)
+        if resized != (height, width):
+            image = resample(image, resized, self.interpolation)
+        height, width = image.shape[:2]
+        if self.size is None:
+            return image
+        if min(height, width) < self.size:
+            raise UserError(
+                f"an image of {height}×{width} is smaller than data.transform.size, {self.size}; give "
+                "data.transform.resize too"
+            )
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return image[top : top + self.size, left : left + self.size]
+
+    def all(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Images [H, W, C] each, or [B, H, W, C] -> [B, h, w, C]. The sizes may differ only where `size` is given."""
+        if isinstance(images, np.ndarray) and self.shape(*images.shape[1:3]) == images.shape[1:3]:
+            return images
+        return np.stack([self(image) for image in images])
+
+
+def resample(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.ndarray:
+    """uint8 [H, W, C] -> uint8 [h, w, C], antialiased where it shrinks."""
+    return pixels(picture(image).resize(shape[::-1], INTERPOLATIONS[interpolation]))

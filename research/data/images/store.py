@@ -1,0 +1,151 @@
+"""Where a split's images come from: bytes of pixels, decoded once where they fit, else decoded when asked for."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from research.data.checks import check_finite
+from research.data.images.decoding import MODES, decode
+from research.data.examples import Columns, Ragged, arrived, sent
+from research.data.cache import Kept
+from research.data.splits import BySplit
+from research.data.text.wordpiece import as_labels, column
+from research.data.sources.tfds_source import Records, Values
+from research.base.errors import UserError
+
+# A split whose pixels take more bytes than this is kept encoded.
+DECODED_BYTES = 2**31
+
+# In the key of what is cached: to be raised when `decode` comes to give something else.
+_VERSION = 1
+
+_PIECE = 256  # images that a thread decodes before it reports
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A split's images, all of one size: uint8 or float32 [N, H, W, C], in memory or mapped from disk."""
+
+    images: np.ndarray
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return arrived, (type(self), sent(self.images))
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """[B, H, W, C]."""
+        return self.images[indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A split's images as the bytes of their files."""
+
+    files: Ragged | Records
+    split: str
+    channels: int
+
+    def take(self, indices: np.ndarray) -> list[np.ndarray]:
+        """uint8 [H, W, C] each. Raises UserError for what can't be decoded."""
+        named = zip(self.files.take(indices), indices.tolist(), strict=True)
+        return [_decode(encoded, self.channels, self.split, index, self.files) for encoded, index in named]
+
+
+def read(
+    splits: Mapping[str, Columns], kept: Kept, *, name: str, label: str, channels: int
+) -> Mapping[str, tuple[Decoded | Encoded, np.ndarray]]:
+    """Each split's images, column `name`, and labels. Other runs on the same data find them decoded in the cache.
+
+    Raises UserError for an image that can't be decoded, or an array that is no images of so many channels.
+    """
+    if channels not in MODES:
+        raise UserError(f"data.transform.channels is {channels}; it must be 1 or 3")
+
+    def make(split: str) -> dict[str, np.ndarray]:
+        arrays = {"labels": as_labels(column(splits[split], label, split))}
+        values = column(splits[split], name, split)
+        decoded = _decoded(values, split, channels)
+        if decoded is not None:
+            arrays["images"] = decoded
+        elif not isinstance(values, Records):  # those stay where they are
+            lengths = np.fromiter(map(len, values), np.int64, len(values))
+            arrays["files"] = np.frombuffer(b"".join(values), np.uint8)
+            arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
+        return arrays
+
+    def stored(split: str) -> tuple[Decoded | Encoded, np.ndarray]:
+        arrays = kept.arrays("images", lambda: make(split), key=(_VERSION, name, label, channels, split))
+        if "images" in arrays:
+            return Decoded(arrays["images"]), arrays["labels"]
+        if "files" in arrays:
+            return Encoded(Ragged(arrays["files"], arrays["offsets"]), split, channels), arrays["labels"]
+        return Encoded(column(splits[split], name, split), split, channels), arrays["labels"]
+
+    return BySplit(splits, stored)
+
+
+def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
+    """The column as uint8 or float32 [N, H, W, C]; None where encoded images differ in size or take too many bytes.
+
+    What is in memory is decoded in any case, so that a bad image is found before training; of the rest only what may
+    fit.
+    """
+    if not len(values):
+        return np.zeros((0, 1, 1, channels), np.uint8)
+    if not isinstance(values[0], bytes):
+        return _checked(np.asarray(values), split, channels)
+    in_memory = not isinstance(values, Records)
+    shape = _decode(values[0], channels, split, 0, values).shape
+    fits = len(values) * math.prod(shape) <= DECODED_BYTES
+    if not (fits or in_memory):
+        return None
+    images = np.empty((len(values) if fits else 0, *shape), np.uint8)
+
+    def decode_piece(start: int) -> tuple[int, bool]:
+        """How many images there are in a piece, and whether all have the first one's size."""
+        piece = values[start : start + _PIECE]
+        found = [_decode(encoded, channels, split, index, values) for index, encoded in enumerate(piece, start)]
+        alike = all(image.shape == shape for image in found)
+        if fits and alike:
+            images[start : start + len(found)] = found
+        return len(found), alike
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(values), desc=f"decoding {split}", unit="image", delay=1, leave=False, disable=None) as bar,
+    ):
+        try:
+            for count, alike in pool.map(decode_piece, range(0, len(values), _PIECE)):
+                bar.update(count)
+                fits = fits and alike
+                if not (fits or in_memory):
+                    break
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return images if fits else None
+
+
+def _checked(values: np.ndarray, split: str, channels: int) -> np.ndarray:
+    if values.ndim != 4 or values.shape[3] != channels:
+        raise UserError(
+            f"images of split {split!r} have the shape {list(values.shape)}; [N, H, W, C] is needed, where C is "
+            f"data.transform.channels, {channels}"
+        )
+    if values.dtype == np.uint8:
+        return values
+    check_finite(f"images of split {split!r}", values)
+    return values.astype(np.float32)
+
+
+def _decode(
+    encoded: bytes | np.ndarray, channels: int, split: str, index: int, origin: Sequence[Any] | Ragged
+) -> np.ndarray:
+    try:
+        return decode(encoded, channels)
+    except ValueError as error:
+        where = f" ({origin.shards.path(index)})" if isinstance(origin, Values | Records) else ""
+        raise UserError(f"image {index} of split {split!r}{where} can't be decoded: {error}") from error

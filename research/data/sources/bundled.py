@@ -1,0 +1,88 @@
+"""The real datasets that come with scikit-learn: no network, no download."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from research.data.examples import Columns
+from research.data.cache import Kept
+
+PARTS = ("train", "validation", "test")
+
+
+def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[str, Columns]:
+    """Splits 60/20/20 into train, validation and test; the split never changes (random state 0).
+
+    The columns are cached: importing scikit-learn takes longer than a small model's whole training.
+    """
+
+    def make() -> dict[str, np.ndarray]:
+        columns = _read(loader, stratify=stratify, shape=shape)
+        return {f"{part}.{name}": column for part in PARTS for name, column in columns[part].items()}
+
+    kept = Kept(source=f"scikit-learn {version('scikit-learn')}").arrays("bundled", make, key=(1, loader))
+    return {part: {name: np.array(kept[f"{part}.{name}"]) for name in ("features", "label")} for part in PARTS}
+
+
+def _read(loader: str, *, stratify: bool, shape: tuple[int, ...]) -> dict[str, Columns]:
+    import sklearn.datasets
+    from sklearn.model_selection import train_test_split
+
+    features, labels = getattr(sklearn.datasets, loader)(return_X_y=True)
+    train, rest = train_test_split(
+        np.arange(len(labels)), train_size=0.6, random_state=0, stratify=labels if stratify else None
+    )
+    validation, test = train_test_split(
+        rest, train_size=0.5, random_state=0, stratify=labels[rest] if stratify else None
+    )
+    features = features.reshape(-1, *shape) if shape else features
+    return {
+        name: {"features": features[indices], "label": labels[indices]}
+        for name, indices in zip(PARTS, (train, validation, test), strict=True)
+    }
+
+
+def diabetes() -> dict[str, Columns]:
+    """442 patients, 10 features -> a measure of disease progression (25 to 346)."""
+    return _load("load_diabetes", stratify=False)
+
+
+def breast_cancer() -> dict[str, Columns]:
+    """569 tumours, 30 features -> malignant (0) or benign (1)."""
+    return _load("load_breast_cancer", stratify=True)
+
+
+def digits() -> dict[str, Columns]:
+    """1,797 handwritten digits as 8×8×1 images with values 0 to 16 -> the digit."""
+    return _load("load_digits", stratify=True, shape=(8, 8, 1))
+
+
+def iris() -> dict[str, Columns]:
+    """150 irises, 4 features -> the species (0, 1, 2)."""
+    return _load("load_iris", stratify=True)
+
+
+def feature_names(name: str) -> tuple[str, ...]:
+    """What the columns of a bundled dataset's features are called; empty where they have no names."""
+    import sklearn.datasets
+
+    return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
+
+
+def class_names(name: str, num_classes: int) -> tuple[str, ...]:
+    """What the classes of a bundled dataset are called; empty where so many have no names but numbers."""
+    import sklearn.datasets
+
+    found = getattr(getattr(sklearn.datasets, f"load_{name}")(), "target_names", ()) if name in BUNDLED else ()
+    names = tuple(str(of_class) for of_class in found if isinstance(of_class, str))
+    return names if len(names) == num_classes else ()
+
+
+BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {
+    "breast_cancer": breast_cancer,
+    "diabetes": diabetes,
+    "digits": digits,
+    "iris": iris,
+}

@@ -1,0 +1,134 @@
+"""Documents -> one long sequence of tokens a split, of which rows of one length are cut without any padding."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from research.base.registry import regex
+from research.data.examples import Columns, Ragged
+from research.data.cache import Kept, digest
+from research.data.splits import BySplit
+from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, as_text, column, encode, only, read_tokenizer, train_wordpiece
+from research.base.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Replacements = tuple[tuple[str, str], ...]
+
+
+def tokenized(
+    splits: Mapping[str, Columns],
+    kept: Kept,
+    *,
+    inputs: tuple[str, ...],
+    heading: str,
+    replace: Replacements,
+    tokenizer: str | None,
+    vocab_size: int,
+    lowercase: bool,
+) -> tuple["tokenizers.Tokenizer", Mapping[str, Ragged]]:
+    """The tokenizer, and each split's documents, every one except the last with [SEP] behind it.
+
+    A split's tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
+
+    Args:
+      inputs: the one text column.
+      heading: a regular expression; a record whose text it finds begins a document if it stands between blank ones.
+        Empty: each record is a document.
+      replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
+      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.wordpiece`.
+    """
+    import tokenizers
+
+    name = only(inputs)
+    begins = regex("data.transform.heading", heading)
+
+    def texts(split: str) -> list[str]:
+        return [_replaced(as_text(text), replace) for text in column(splits[split], name, split)]
+
+    def fit() -> str:
+        if tokenizer is not None:
+            return read_tokenizer(tokenizer, lowercase=lowercase).to_str()
+        # A special token that stands in the text is no word to learn.
+        blank = tuple((token, " ") for token in SPECIAL_TOKENS)
+        lines = (_replaced(text, blank) for text in texts("train"))
+        return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
+
+    trained = None if tokenizer else (VERSION, inputs, replace, vocab_size, lowercase, "documents")
+    definition = kept.text("tokenizer.json", fit, key=trained)
+    encoder = tokenizers.Tokenizer.from_str(definition)
+    encoder.no_padding()
+    encoder.no_truncation()
+    separator = special_ids(encoder)["[SEP]"]
+
+    def encoded(split: str) -> dict[str, np.ndarray]:
+        tokens, _, _ = encode(encoder, [texts(split)], split, special=False)
+        # The headings are looked for in the text as it came.
+        raw = [as_text(text) for text in column(splits[split], name, split)]
+        blank = np.array([True, *(not text.strip() for text in raw), True])
+        found = np.array([bool(begins.search(text)) for text in raw], bool)
+        alone = blank[:-2] & blank[2:] if heading else True
+        documents = joined(tokens, found & alone, separator)
+        return {"tokens": documents.values, "offsets": documents.offsets}
+
+    def documents(split: str) -> Ragged:
+        key = (VERSION, digest(definition), inputs, heading, replace, split)
+        arrays = kept.arrays("documents", lambda: encoded(split), key=key)
+        return Ragged(arrays["tokens"], arrays["offsets"])
+
+    return encoder, BySplit(splits, documents)
+
+
+def _replaced(text: str, replace: Replacements) -> str:
+    for old, new in replace:
+        text = text.replace(old, new)
+    return text
+
+
+def special_ids(tokenizer: "tokenizers.Tokenizer") -> dict[str, int]:
+    """The ids of BERT's special tokens. Raises UserError if the tokenizer lacks one."""
+    ids = {token: index for token in SPECIAL_TOKENS if (index := tokenizer.token_to_id(token)) is not None}
+    lacking = [token for token in SPECIAL_TOKENS if token not in ids]
+    if lacking:
+        raise UserError(f"the tokenizer lacks {', '.join(lacking)}, which masked language modelling needs")
+    return ids
+
+
+def joined(records: Ragged, begins: np.ndarray, separator: int) -> Ragged:
+    """The documents that records make up, every one but the last with `separator` behind it.
+
+    Args:
+      records: N token sequences.
+      begins: bool [N], whether a document begins with the record. A document without tokens leaves no trace.
+    """
+    # Only records with tokens count; what began with an empty one begins with the next.
+    filled = np.flatnonzero(records.lengths)
+    document = np.cumsum(begins)[filled]
+    new = np.diff(document, prepend=document[:1]) > 0
+    starts = records.offsets[:-1][filled[new]]
+    values = np.insert(records.values, starts, np.int32(separator))
+    return Ragged(values, np.concatenate([[0], starts + 1 + np.arange(len(starts)), [len(values)]]))
+
+
+def row_count(tokens: int, row_length: int) -> int:
+    """Rows of [CLS], `row_length` − 2 tokens and [SEP] that a sequence of so many tokens takes."""
+    return -(-tokens // (row_length - 2))
+
+
+def cut_rows(
+    tokens: np.ndarray, indices: np.ndarray, row_length: int, *, cls: int, sep: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows `indices` [B] of the sequence `tokens` [T] -> int32 [B, L], real: bool [B, L].
+
+    Row i holds the tokens i · (L − 2) and following. Every row is full but the sequence's last one, which has `pad`
+    behind its `sep`: every token is in exactly one row.
+    """
+    width = row_length - 2
+    lengths = np.minimum(len(tokens) - indices * width, width)[:, None]
+    place = np.arange(row_length)[None, :] - 1  # in the row's tokens
+    inside = (place >= 0) & (place < lengths)
+    source = np.where(inside, indices[:, None] * width + place, 0)
+    rows = np.where(inside, tokens[source], np.where(place < 0, cls, np.where(place == lengths, sep, pad)))
+    return rows.astype(np.int32), place <= lengths

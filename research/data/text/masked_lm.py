@@ -1,0 +1,201 @@
+"""Masked language modelling (Devlin et al. 2018, section 3.1): some tokens are hidden and have to be found again."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from research.data import stateless_rng
+from research.data.text.documents import Replacements, cut_rows, row_count, special_ids, tokenized
+from research.data.examples import Columns, Examples, Ragged
+from research.data.cache import Kept
+from research.data.splits import BySplit
+from research.base.errors import UserError
+
+# The key of the masks that evaluation uses: always the same, whatever the run's seed.
+_EVALUATION_SEED = 0x6D61736B
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Which tokens of a row are hidden, and what stands in their place.
+
+    Attributes:
+      rate: the fraction of a row's tokens that is hidden, special tokens not counted.
+      whole_words: whether the pieces of a word are hidden together or not at all.
+      special: bool [V], the tokens that are never hidden and never put in another's place.
+      continues: bool [V], the pieces that go on with the word before them ("##…").
+      mask: the id of [MASK].
+    """
+
+    rate: float
+    whole_words: bool
+    special: np.ndarray
+    continues: np.ndarray
+    mask: int
+
+    def slots(self, row_length: int) -> int:
+        """M, the most tokens of a row that are hidden."""
+        return math.ceil(self.rate * row_length)
+
+    def chosen(self, tokens: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The tokens to hide: bool [B, L] for tokens int [B, L] and keys uint64 [B].
+
+        Of a row's n tokens that are not special, n · rate, rounded and at least one, each as likely as any other.
+        Whole words are taken in random order, those left out that would be too much, as in Google's
+        create_pretraining_data.py; so it may be fewer, and none in a row whose words are all longer than that.
+        """
+        usable = ~self.special[tokens]
+        wanted = np.maximum(np.rint(usable.sum(axis=1) * self.rate), 1)
+        # Ordered by random numbers, those that can't be hidden last. A word has the number of its first piece.
+        begins = usable
+        if self.whole_words:
+            before = np.pad(usable, ((0, 0), (1, 0)))[:, :-1]
+            begins = usable & ~(self.continues[tokens] & before)
+        numbers = np.where(begins, stateless_rng.numbers(keys, tokens.shape[1]) >> np.uint64(1), np.uint64(2**64 - 1))
+        order = np.argsort(numbers, axis=1, kind="stable")
+        rank = np.argsort(order, axis=1, kind="stable")
+        if not self.whole_words:
+            return usable & (rank < wanted[:, None])
+
+        word = np.cumsum(begins, axis=1) - 1  # of each token; of no account where it is not usable
+        row = np.arange(len(tokens))[:, None]
+        lengths = np.zeros(tokens.shape, np.int64)  # of the word that begins there
+        first = np.argsort(~begins, axis=1, kind="stable")  # where word 0, 1, … begins
+        where = np.take_along_axis(first, np.maximum(word, 0), axis=1)
+        np.add.at(lengths, (np.broadcast_to(row, tokens.shape)[usable], where[usable]), 1)
+        in_order = np.take_along_axis(lengths, order, axis=1)
+        taken, total = np.zeros(tokens.shape, bool), np.zeros(len(tokens), np.int64)
+        for place in range(begins.sum(axis=1).max(initial=0)):
+            taken[:, place] = total + in_order[:, place] <= wanted
+            total += np.where(taken[:, place], in_order[:, place], 0)
+            if (total == wanted).all():
+                break
+        taken = np.take_along_axis(taken, rank, axis=1) & begins
+        return usable & np.take_along_axis(taken, where, axis=1)
+
+    def __call__(self, tokens: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
+        """tokens int32 [B, L], keys uint64 [B] -> tokens [B, L] with the chosen ones hidden, and what they were.
+
+        Of the chosen tokens 80 % become [MASK], 10 % any token that is not special, and 10 % stay as they are.
+        masked_positions: int32 [B, M], ascending, 0 in slots that are not needed; labels: int32 [B, M], −1 there.
+        """
+        chosen = self.chosen(tokens, keys)
+        length = tokens.shape[1]
+        fate = stateless_rng.uniform(stateless_rng.numbers(keys, length, stream=1))
+        ordinary = np.flatnonzero(~self.special)
+        other = ordinary[stateless_rng.below(stateless_rng.numbers(keys, length, stream=2), len(ordinary))]
+        hidden = np.where(fate < 0.8, self.mask, np.where(fate < 0.9, other, tokens))
+
+        positions = np.argsort(~chosen, axis=1, kind="stable")[:, : self.slots(length)]
+        used = np.take_along_axis(chosen, positions, axis=1)
+        labels = np.take_along_axis(tokens, positions, axis=1)
+        return {
+            "tokens": np.where(chosen, hidden, tokens).astype(np.int32),
+            "masked_positions": np.where(used, positions, 0).astype(np.int32),
+            "labels": np.where(used, labels, -1).astype(np.int32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedExamples:
+    """Rows cut from a split's documents; every time a row is trained on, other tokens of it are hidden.
+
+    A batch has tokens, segments (1; 0 in padding), positions and type_ids (0), each int32 [B, L], and masked_positions
+    and labels, each int32 [B, M]; see `Masking`. The only padding is that of the split's last row.
+    """
+
+    documents: Ragged  # int32; one after another they make a single sequence
+    row_length: int
+    masking: Masking
+    cls: int
+    sep: int
+    pad: int
+
+    def __len__(self) -> int:
+        return row_count(len(self.documents.values), self.row_length)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """What may be asked for: every token of the split, int32 [T]. Which row it is in, `rows` says."""
+        return self.documents.values
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows `indices` [B] before anything is hidden: int32 [B, L], and which of it is no padding: bool."""
+        return cut_rows(self.documents.values, indices, self.row_length, cls=self.cls, sep=self.sep, pad=self.pad)
+
+    def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        """As evaluation sees the rows: what is hidden is a function of an example's index alone."""
+        return self.drawn_batch(members, rows, stateless_rng.keys(_EVALUATION_SEED, np.zeros(len(members)), members))
+
+    def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
+        """As training sees them: what is hidden is a function of the example's key; keys: uint64 [B, 1]."""
+        tokens, real = self.rows(np.maximum(members[rows, 0], 0))
+        return {
+            **self.masking(tokens, keys[rows, 0]),
+            "segments": real.astype(np.int32),
+            "positions": np.where(real, np.arange(self.row_length)[None, :], 0).astype(np.int32),
+            "type_ids": np.zeros(tokens.shape, np.int32),
+        }
+
+
+def masked_lm(
+    splits: Mapping[str, Columns],
+    kept: Kept,
+    *,
+    inputs: tuple[str, ...],
+    heading: str,
+    replace: Replacements,
+    tokenizer: str | None,
+    vocab_size: int,
+    lowercase: bool,
+    row_length: int,
+    mask_rate: float,
+    whole_words: bool,
+) -> Mapping[str, Examples]:
+    """Cuts each split's documents into rows, some of whose tokens will be hidden.
+
+    Args:
+      inputs, heading, replace: where documents come from; see `research.data.text.documents.tokenized`.
+      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.wordpiece`.
+      row_length: tokens of a row, [CLS] and [SEP] included.
+      mask_rate: the fraction of tokens to hide; 0.15 in the paper.
+      whole_words: whether the pieces of a word are hidden together.
+    """
+    if row_length < 3:
+        raise UserError(f"data.transform.row_length is {row_length}; it must be at least 3: [CLS], a token and [SEP]")
+    if not 0 < mask_rate < 1:
+        raise UserError(f"data.transform.mask_rate is {mask_rate}; it must lie between 0 and 1")
+    for pair in replace:
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair) or not pair[0]:
+            raise UserError(
+                f"data.transform.replace has {pair!r}; it must be pairs of a text that is not empty and another"
+            )
+    replace = tuple((old, new) for old, new in replace)
+    encoder, documents = tokenized(
+        splits,
+        kept,
+        inputs=tuple(inputs),
+        heading=heading,
+        replace=replace,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        lowercase=lowercase,
+    )
+    ids = special_ids(encoder)
+    vocabulary = encoder.get_vocab()
+    size = max(vocabulary.values()) + 1
+    special, continues = np.zeros(size, bool), np.zeros(size, bool)
+    special[list(ids.values())] = True
+    continues[[index for piece, index in vocabulary.items() if piece.startswith("##")]] = True
+    if whole_words and not continues.any():
+        raise UserError(
+            "data.transform.whole_words: no piece of the tokenizer begins with ##, by which a word's pieces are known"
+        )
+    masking = Masking(mask_rate, whole_words, special, continues, ids["[MASK]"])
+
+    def examples(split: str) -> MaskedExamples:
+        return MaskedExamples(documents[split], row_length, masking, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
+
+    return BySplit(splits, examples)

@@ -1,0 +1,257 @@
+"""Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from research.data.examples import Columns, Examples, Ragged, TextExamples
+from research.data.cache import Kept, digest
+from research.data.splits import BySplit
+from research.base.errors import UserError
+from research.base.paths import expanded
+
+if TYPE_CHECKING:  # `tokenizers` is imported where it is used: this module's other functions serve every dataset
+    import tokenizers
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def as_text(value: str | bytes) -> str:
+    """Bytes as UTF-8; what is not UTF-8 becomes U+FFFD."""
+    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+
+
+def column(columns: Columns, name: str, split: str) -> Any:
+    """A column by name; raises UserError naming those there are."""
+    if name not in columns:
+        raise UserError(f"split {split!r} has no column {name!r}; it has {', '.join(columns)}")
+    return columns[name]
+
+
+def only(inputs: tuple[str, ...]) -> str:
+    """The one column that a transform reads. Raises UserError where `data.transform.inputs` names none, or several."""
+    if len(inputs) != 1:
+        raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one column")
+    return inputs[0]
+
+
+# In the keys of what is cached: to be raised when train_wordpiece or encode come to give something else.
+VERSION = f"2, tokenizers {version('tokenizers')}"
+
+_WORD_START = "\u2581"  # "▁", as SentencePiece marks it
+
+
+def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> "tokenizers.Tokenizer":
+    """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
+
+    The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
+    library's own WordPiece trainer merges likewise, but breaks ties by a random hash: another vocabulary each time.
+    Single characters are pieces where they occur: as themselves at the beginning of a word, as ##c behind it. Chinese
+    characters and punctuation are words of their own.
+    """
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    texts = list(texts)
+    normalizer, cut = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+    words = _words(texts, normalizer, cut)
+    first, later = sorted({word[0] for word in words}), sorted({letter for word in words for letter in word[1:]})
+    merges = tokenizers.Tokenizer(models.BPE())
+    merges.normalizer = normalizer
+    marked = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always", split=False)
+    merges.pre_tokenizer = pre_tokenizers.Sequence([cut, marked])
+    # The mark and what it merges with to a single character take no place in the vocabulary.
+    most = vocab_size + len(first) + 1
+    merges.train_from_iterator(texts, trainer=trainers.BpeTrainer(vocab_size=most, show_progress=False))
+    learnt = merges.get_vocab()
+    merged = [
+        piece.removeprefix(_WORD_START) if piece.startswith(_WORD_START) else f"##{piece}"
+        for piece in sorted(learnt, key=learnt.__getitem__)  # the alphabet, then the merges from the most frequent on
+        if len(piece) > 1
+    ]
+    ordered = dict.fromkeys([*SPECIAL_TOKENS, *first, *(f"##{letter}" for letter in later), *merged])
+    return bert_tokenizer({piece: i for i, piece in enumerate(list(ordered)[:vocab_size])}, lowercase=lowercase)
+
+
+def _words(texts: list[str], normalizer: Any, cut: Any) -> set[str]:
+    """All words of the texts, found on all cores."""
+    import tokenizers
+    from tokenizers import models, trainers
+
+    counter = tokenizers.Tokenizer(models.WordLevel())
+    counter.normalizer, counter.pre_tokenizer = normalizer, cut
+    trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=1, show_progress=False)
+    counter.train_from_iterator(texts, trainer=trainer)
+    return set(counter.get_vocab())
+
+
+def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> "tokenizers.Tokenizer":
+    """BERT's tokenizer (Devlin et al. 2018) with this vocabulary, SPECIAL_TOKENS among it."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def wordpiece(
+    splits: Mapping[str, Columns],
+    kept: Kept,
+    *,
+    inputs: tuple[str, ...],
+    label: str,
+    tokenizer: str | None,
+    vocab_size: int,
+    lowercase: bool,
+    max_length: int,
+    pad_to: tuple[int, ...],
+    row_length: int,
+) -> Mapping[str, Examples]:
+    """Tokenizes each split, once: other runs on the same data find its tokens in the cache.
+
+    Args:
+      inputs: one text column, or two for sentence pairs.
+      tokenizer: a tokenizer.json, or a vocab.txt of BERT; None to train one on `train`.
+      vocab_size: of the trained vocabulary, at the most.
+      lowercase: whether to drop case and accents; a tokenizer.json says so itself.
+      max_length: tokens of an example at the most, [CLS] and [SEP] included. Of a longer one the end is cut, of a pair
+        a token at a time from the longer part, as transformers' `longest_first` does.
+      pad_to: the row lengths a batch of one example a row may have; max_length must not exceed their largest.
+      row_length: of packed rows (train.batch_rows), in tokens.
+    """
+    if len(inputs) not in (1, 2):
+        raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one text column, or two of pairs")
+    if not 2 + len(inputs) <= max_length <= max(pad_to):
+        raise UserError(
+            f"data.transform.max_length is {max_length}; it must be at least {2 + len(inputs)} and at most the largest "
+            f"of pad_to={tuple(pad_to)}"
+        )
+
+    def texts(split: str) -> list[Sequence[str | bytes]]:
+        return [column(splits[split], name, split) for name in inputs]
+
+    def fit() -> str:
+        if tokenizer is not None:
+            return read_tokenizer(tokenizer, lowercase=lowercase).to_str()
+        lines = (as_text(line) for part in texts("train") for line in part)
+        return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
+
+    trained = None if tokenizer else (VERSION, inputs, vocab_size, lowercase)
+    definition = kept.text("tokenizer.json", fit, key=trained)
+
+    def encoded(split: str) -> dict[str, np.ndarray]:
+        import tokenizers
+
+        encoder = tokenizers.Tokenizer.from_str(definition)
+        encoder.no_padding()
+        encoder.enable_truncation(max_length, strategy="longest_first")
+        if not encoder.encode("").ids:
+            raise UserError(
+                "data.transform.tokenizer puts no token such as [CLS] before a text; it needs one to classify by"
+            )
+        tokens, type_ids, full_lengths = encode(encoder, texts(split), split)
+        return {
+            "offsets": tokens.offsets,
+            "tokens": tokens.values,
+            "type_ids": type_ids.values,
+            "full_lengths": full_lengths,
+            "labels": as_labels(column(splits[split], label, split)),
+        }
+
+    def examples(split: str) -> TextExamples:
+        key = (VERSION, digest(definition), max_length, inputs, label, split)
+        arrays = kept.arrays("tokens", lambda: encoded(split), key=key)
+        return TextExamples(
+            tokens=Ragged(arrays["tokens"], arrays["offsets"]),
+            type_ids=Ragged(arrays["type_ids"], arrays["offsets"]),
+            labels=arrays["labels"],
+            pad_to=tuple(pad_to),
+            row_length=row_length,
+            full_lengths=arrays["full_lengths"],
+        )
+
+    return BySplit(splits, examples)
+
+
+def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
+    """A tokenizer.json, or BERT's with the vocabulary of a *.txt, one token a line. Raises UserError for a bad one."""
+    import tokenizers
+
+    try:
+        file = expanded(path)
+        if file.suffix != ".txt":
+            return tokenizers.Tokenizer.from_file(str(file))
+        tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"data.transform.tokenizer {path} can't be read: {error}") from error
+    lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if lacking:
+        raise UserError(f"data.transform.tokenizer {path} lacks {', '.join(lacking)}")
+    return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
+
+
+def encode(
+    tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
+) -> tuple[Ragged, Ragged, np.ndarray]:
+    """One split's texts, or its pairs of texts, on all cores and a piece at a time -> tokens, type ids, full lengths.
+
+    The full lengths, int32 [N], are those before the tokenizer's truncation, if it has any.
+    `special`: whether the tokenizer adds its [CLS] and [SEP] to each.
+    """
+    size, piece = len(parts[0]), 8192
+    tokens, type_ids, full_lengths = [], [], [np.zeros(0, np.int32)]
+    with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
+        for start in range(0, size, piece):
+            columns = [list(map(as_text, part[start : start + piece])) for part in parts]
+            lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+            encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
+            tokens.append(Ragged.of([encoding.ids for encoding in encodings], np.int32))
+            type_ids.append(Ragged.of([encoding.type_ids for encoding in encodings], np.int32))
+            full_lengths.append(_full_lengths(tokenizer, columns, encodings, special=special))
+            bar.update(len(encodings))
+    return Ragged.joined(tokens, np.int32), Ragged.joined(type_ids, np.int32), np.concatenate(full_lengths)
+
+
+def _full_lengths(
+    tokenizer: "tokenizers.Tokenizer",
+    columns: list[list[str]],
+    encodings: list["tokenizers.Encoding"],
+    *,
+    special: bool,
+) -> np.ndarray:
+    """The lengths of texts or pairs, of which these are the encodings, before they were truncated: int32 [N]."""
+    lengths = np.array([len(encoding) for encoding in encodings], np.int32)
+    cut = [index for index, encoding in enumerate(encodings) if encoding.overflowing]
+    added = tokenizer.num_special_tokens_to_add(is_pair=len(columns) > 1) if special else 0
+    if cut and len(columns) == 1:
+        # What was cut off comes in pieces, each with special tokens of its own.
+        lengths[cut] += [sum(len(piece) - added for piece in encodings[index].overflowing) for index in cut]
+    elif cut:  # each piece of one part comes with each of the other: they don't say how long the parts are
+        lengths[cut] = added
+        for column in columns:
+            texts = [column[index] for index in cut]
+            alone = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            lengths[cut] += _full_lengths(tokenizer, [texts], alone, special=False)
+    return lengths
+
+
+def as_labels(values: Any) -> np.ndarray:
+    """Integers, and yes and no as 1 and 0, as int32; integers of more than 31 bits as float64, the rest as float32."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biu":
+        return array.astype(np.float32)
+    limits = np.iinfo(np.int32)
+    fits = not array.size or (array.min() >= limits.min and array.max() <= limits.max)
+    return array.astype(np.int32 if fits else np.float64)

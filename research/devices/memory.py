@@ -1,0 +1,98 @@
+"""Whether a program fits the devices' memory, before it runs: past that the system ends a process without a word."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.base.errors import UserError
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def available(held: int = 0) -> int | None:
+    """Bytes that a device may use, None if nothing tells.
+
+    Of a CPU its part of what this machine has left now, and the bytes `held` that are its already.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    left = _host_left() if device.platform == "cpu" else None
+    return None if left is None else held + left // jax.local_device_count()
+
+
+def _host_left() -> int | None:
+    """Bytes that this process can still get: of the machine's memory, and of what its control groups allow (Linux)."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", (_PROC / "meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    lefts = [1024 * int(found[1])] if found else []
+    return min([*lefts, *_groups_left()], default=None)
+
+
+def _groups_left() -> list[int]:
+    """What is left of each limit on the memory of this process's control groups (version 2), and of those above."""
+    try:
+        own = re.search(r"^0::/(.*)$", (_PROC / "self/cgroup").read_text(), re.MULTILINE)
+    except OSError:
+        return []
+    group = _CGROUP / (own[1] if own else "")
+    lefts = []
+    for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(_CGROUP))):
+        try:
+            limit = int((folder / "memory.max").read_text())
+            # Files in the cache count as used, and are given up when memory is asked for.
+            cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            used = int((folder / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
+        except (OSError, ValueError):  # no such group here, or no limit ("max")
+            continue
+        lefts.append(limit - used)
+    return lefts
+
+
+def check_batch(example: Mapping[str, Any], rows: int, key: str) -> None:
+    """Raises UserError where `rows` rows like those of `example`, arrays [B, …], do not fit into what this machine has
+    left. `key` is the config's that asks for them."""
+    row, limit = sum(x.nbytes / x.shape[0] for x in example.values()), _host_left()
+    if limit is not None and row * rows > limit:
+        raise UserError(
+            f"{key} asks for batches of {rows:,} rows, {row * rows / 2**30:,.2f} GiB, and this machine has "
+            f"{limit / 2**30:.2f} GiB left: at most {int(limit // row):,} rows fit"
+        )
+
+
+def check_state(abstract: Any, seeds: int | None) -> None:
+    """Raises UserError where a state (shapes with shardings) does not fit, before it is made; `seeds`: of so many."""
+    leaves = jax.tree.leaves(abstract)
+    need = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    _check(need, 0, seeds, "the state")
+
+
+def check_step(compiled: Any, seeds: int | None) -> None:
+    """Raises UserError where a compiled step, whose arguments are there already, does not fit; `seeds`: of so many."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:  # not every backend tells
+        return
+    arguments = analysis.argument_size_in_bytes
+    need = arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
+    _check(need, arguments, seeds, "a step")
+
+
+def _check(need: int, held: int, seeds: int | None, what: str) -> None:
+    limit = available(held)
+    if limit is None or need <= limit:
+        return
+    who, way = "this run", "give a smaller model"
+    if seeds is not None:
+        fits = seeds * limit // need
+        who, way = f"train.seeds={seeds}", f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
+    raise UserError(
+        f"{who} needs {need / 2**30:,.2f} GiB a device for {what}, and there are {limit / 2**30:.2f} GiB: {way}, or "
+        "smaller batches (train.batch_size, batch_rows, eval.batch_size)"
+    )

@@ -1,0 +1,121 @@
+"""What is set for this machine: for the process, by the command-line shells, and for the compiler. Never at import."""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from research.base.registry import lookup
+from research.data.cache import cache_folder
+from research.base.errors import UserError
+
+# glibc's mallopt parameters (malloc.h).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+# XLA's options for a CPU, by the config's `compiler`. They suit a kind of network: what makes a ResNet's step 1.4 times
+# as fast makes an encoder's slower. Library fusion of reductions, and of nothing else: with element-wise operations too
+# jaxlib 0.10.1 rounds to bfloat16 away from zero and 0.12 rejects some programs, with products 0.10.1 computes wrong
+# sums, and a ResNet's step is no faster (tests/compiler_test.py).
+_CPU_OPTIONS: dict[str, dict[str, str]] = {
+    "default": {},
+    "convolutions": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+}
+_MEASURED = ((0, 10), (0, 11), (0, 12))  # the versions of jaxlib that these options were tested with
+
+# Releases of jaxlib that compute wrong sums on a CPU (tests/compiler_test.py), with the report.
+_MISCOMPILING = {"0.10.2": "jax#39103"}
+
+
+def check_compiler() -> None:
+    """Raises UserError on a CPU with a jaxlib that is known to compute wrong results there."""
+    import jax
+    import jaxlib
+
+    report = _MISCOMPILING.get(jaxlib.__version__)
+    if report and jax.default_backend() == "cpu":
+        raise UserError(
+            f"jaxlib {jaxlib.__version__} computes wrong sums on CPUs ({report}): install another release of jax, "
+            "pip install 'jax==0.10.1' with Python 3.11, pip install -U 'jax<0.13' with a later one"
+        )
+
+
+def compiler_options(kind: str) -> dict[str, str] | None:
+    """Options of `jax.jit` for what the config's `compiler` names: only on a CPU, with a jaxlib that was measured.
+
+    Raises UserError for an unknown name.
+    """
+    import jax
+    import jaxlib
+
+    options = lookup(_CPU_OPTIONS, kind, "compiler")
+    measured = tuple(map(int, jaxlib.__version__.split(".")[:2])) in _MEASURED
+    return options or None if measured and jax.default_backend() == "cpu" else None
+
+
+@contextlib.contextmanager
+def x64(dtype: str) -> Iterator[None]:
+    """Where a run of the config's `dtype` is compiled and computed: float64 is off in JAX but where it is asked for."""
+    import jax
+
+    # For the whole process: `jax.enable_x64` is of one thread, and checkpoints are read and written by others.
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def prepare_process() -> None:
+    """What makes JAX faster on this machine."""
+    keep_freed_memory()
+    keep_compiled_programs()
+
+
+def keep_compiled_programs() -> None:
+    """Has JAX keep what it compiles in the user's cache, unless JAX_COMPILATION_CACHE_DIR says where, or nowhere ("").
+
+    Programs for the CPU are for this one's instructions: machines that share a home share none.
+    """
+    folder = str(cache_folder() / "xla" / _processor())
+    if "jax" not in sys.modules:  # it reads this when it is imported, which takes a second: not for the sake of --help
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+        return
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _processor() -> str:
+    """A name for what programs this machine's processor can run."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed memory instead of giving it back to the system. Linux with glibc; elsewhere nothing.
+
+    XLA's CPU client allocates its buffers anew for every step. glibc hands large ones back at once, so each step pays
+    for fresh zeroed pages: a third of the time of a small encoder's step.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for parameter, value in (
+        (_M_MMAP_MAX, 0),
+        (_M_ARENA_MAX, 1),
+        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TOP_PAD, 2**26),
+    ):
+        mallopt(parameter, value)

@@ -1,0 +1,332 @@
+"""The run directory: the one place that knows its files."""
+
+import fcntl
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research.base.errors import UserError
+from research.base.paths import expanded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Keys that may differ when a run is taken up again: none of them changes what is computed from which examples.
+FREE_KEYS = (
+    "train.log_every",
+    "train.max_minutes",
+    "train.max_data_wait_fraction",
+    "data.data_dir",
+    "data.workers",
+    "mesh.",
+)
+
+# Keys that had an effect once. What an older config or command line says of them is left out.
+RETIRED_KEYS = ("task.label_shift",)
+
+# Keys that the config of an older run lacks, with the values that leave it what it was.
+_LATER_KEYS: dict[tuple[str, str], Any] = {
+    ("data", "train_fraction"): 1.0,
+    ("train", "seeds"): None,
+    ("optimizer", "C"): None,
+    ("optimizer", "alpha"): None,
+    ("optimizer", "tolerance"): 1e-4,
+    ("optimizer", "max_iterations"): 1000,
+    ("optimizer", "factorization"): "qr",
+}
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that any reader takes: numbers that are not finite, which JSON lacks, become null."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON gives it back (tuples become lists, keys strings)."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _check_jsonable(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a value of a config that would not come back from config.json."""
+    for key, value in flatten(config).items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{key} is {value!r}, which config.json can't hold; it must be a finite number, text, or a tuple"
+            ) from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def without_retired(config: Any) -> dict[str, Any]:
+    """A copy of a config, a mapping or a ConfigDict, without RETIRED_KEYS."""
+    return {
+        name: {key: x for key, x in section.items() if f"{name}.{key}" not in RETIRED_KEYS}
+        if hasattr(section, "items")
+        else section
+        for name, section in config.items()
+    }
+
+
+def same_source(one: str | None, other: str | None) -> bool:
+    """Whether two values of `init_from` name the same weights, though perhaps with "~" or from another folder."""
+    if one is None or other is None:
+        return one is other
+    return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
+
+
+def _file_name(name: str) -> str:
+    """A name with a part of a split in it, as shells and file systems take it: "test[:-5%]" -> "test.to-minus5pct".
+
+    No split has a dot in its name, so that no other is called so.
+    """
+
+    def bounds(match: re.Match[str]) -> str:
+        given = ((word, bound) for word, bound in zip(("from", "to"), match.groups(), strict=True) if bound)
+        return "".join(f".{word}-{bound.replace('-', 'minus').replace('%', 'pct')}" for word, bound in given)
+
+    return re.sub(r"\[([^\[\]:]*):([^\[\]:]*)\]", bounds, name)
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+class RunDir:
+    """Paths and files of one run. Only the process with `writer` True writes."""
+
+    def __init__(self, path: str | Path, *, writer: bool = True):
+        self.path = expanded(path).absolute()
+        self.writer = writer
+        self.checkpoints = self.path / "checkpoints"
+        self.assets = self.path / "assets"
+        self.tensorboard = self.path / "tensorboard"
+        self.plots = self.path / "plots"
+        self.refits = self.path / "refits"  # runs of the same config but for a key or two
+        self._lock: int | None = None
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._summary = self.path / "summary.json"
+        self._latency = self.path / "latency.json"
+
+    @classmethod
+    def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
+        """An existing run. Raises UserError if `path` is not a run directory."""
+        run = cls(path, writer=writer)
+        if not os.path.isfile(run._config):  # False too where the path itself is not valid
+            raise UserError(f"{run.path} is not a run directory: it has no config.json")
+        return run
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Makes the directory, or takes up the run it holds.
+
+        Raises UserError, with nothing changed, if it can't be written, holds another config's run, or other files, and
+        for a config that JSON can't hold.
+        """
+        _check_jsonable(config)
+        if os.path.isfile(self._config):
+            # A config that was refused before its first step holds nothing: another may take its place.
+            if self.checkpoints.is_dir() or self._metrics.is_file():
+                self._check_same(config)
+        elif os.path.isdir(self.path) and any(self.path.iterdir()) and self.writer:
+            raise UserError(f"workdir {self.path} is not empty and not a run directory; choose another --workdir")
+        if not self.writer:
+            return
+        try:
+            for folder in (self.path, self.assets, self.plots):
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"workdir {self.path} can't be written ({error.strerror}); choose another") from error
+        self._lock_or_refuse()
+        if not (self.checkpoints.is_dir() or self._metrics.is_file()):
+            for path in self.assets.iterdir():
+                path.unlink()
+            self._write(self._config, jsonable(config))
+
+    def _lock_or_refuse(self) -> None:
+        """Two trainings in one directory would overwrite each other. The lock ends with the process, or `close`."""
+        self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise UserError(f"workdir {self.path} is in use by another training; wait, or choose another") from error
+
+    def close(self) -> None:
+        """Gives the directory free for another training."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        old, new = flatten(self.config()), flatten(jsonable(config))
+
+        def same(key: str) -> bool:
+            if key == "init_from":
+                return same_source(old.get(key), new.get(key))
+            return old.get(key) == new.get(key) or key.startswith(FREE_KEYS)
+
+        differing = [
+            f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+            for key in sorted(old.keys() | new.keys())
+            if not same(key)
+        ]
+        if differing:
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise UserError(
+                f"workdir {self.path} holds another config's run: {'; '.join(differing[:3])}{more}; "
+                "nothing was changed, choose another --workdir"
+            )
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it holds a run with a checkpoint."""
+        return os.path.isfile(self._config) and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config. Raises UserError if it can't be read."""
+        config = without_retired(self._read(self._config))
+        for (section, key), value in _LATER_KEYS.items():
+            if section in config:
+                config[section].setdefault(key, value)
+        return config
+
+    def check_one_seed(self, what: str) -> None:
+        """Raises UserError for a run of several seeds, where `what` takes the parameters of one."""
+        config = self.config()
+        seeds = config["train"]["seeds"]
+        if seeds is not None:
+            raise UserError(
+                f"{self.path} is a run of {seeds} seeds and {what} takes one: train it again with "
+                f"--config.seed={config['seed']} and without train.seeds, which gives that seed's run up to rounding"
+            )
+
+    def summary(self) -> dict[str, Any] | None:
+        """The last summary, if the run ever ended."""
+        return self._read(self._summary) if self._summary.is_file() else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        if self.writer:
+            self._write(self._summary, summary)
+
+    def latency(self) -> dict[str, float] | None:
+        """What `write_latency` was given, if it was."""
+        return self._read(self._latency) if self._latency.is_file() else None
+
+    def write_latency(self, milliseconds: Mapping[str, float]) -> None:
+        """How long evaluation takes, by the number of examples."""
+        if self.writer:
+            self._write(self._latency, milliseconds)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        if self.writer:
+            with self._metrics.open("a") as file:
+                file.write(to_json(line) + "\n")
+
+    def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
+        """The metric lines (of `split`), in order. A last line cut off by a crash is passed over."""
+        if not self._metrics.is_file():
+            return []
+        lines = []
+        for text in self._metrics.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if split in (None, line["split"]):
+                lines.append(line)
+        return lines
+
+    def truncate_metrics(self, step: int, evaluated: Collection[str]) -> None:
+        """Drops the lines that the run is about to write again, resumed at `step`.
+
+        Those are the later ones, and of this step the evaluations but of the splits that were `evaluated`.
+        """
+        if self.writer and self._metrics.is_file():
+            kept = [
+                to_json(line) + "\n"
+                for line in self.metrics()
+                if line["step"] < step or (line["step"] == step and line["split"] in ("train", *evaluated))
+            ]
+            atomic_write(self._metrics, "".join(kept))
+
+    def write_predictions(
+        self, name: str, records: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
+    ) -> Path:
+        """One JSON object a line, to predictions/<name>.jsonl.
+
+        `evaluation` says what they are, {"step", "split", "metrics"}, and goes to predictions/<name>.metrics.json.
+        """
+        path, about = self._predictions(name)
+        if self.writer:
+            path.parent.mkdir(exist_ok=True)
+            about.unlink(missing_ok=True)  # so that it never stands beside others than its own
+            atomic_write(path, "".join(to_json(record) + "\n" for record in records))
+            if evaluation is not None:
+                self._write(about, evaluation)
+        return path
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """What `write_predictions` was told that the predictions `name` are; None where there are none."""
+        path, about = self._predictions(name)
+        return self._read(about) if about.is_file() and path.is_file() else None
+
+    def predictions(self, name: str) -> list[dict[str, Any]]:
+        """The records of `write_predictions`. Raises UserError if they can't be read."""
+        path, _ = self._predictions(name)
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({error})") from error
+
+    def write_plot(self, name: str, figure: "Figure", numbers: Mapping[str, Any]) -> Path:
+        """A figure to plots/<name>.png, and what it shows to plots/<name>.json -> the former."""
+        path = self.plots / f"{_file_name(name)}.png"
+        self.plots.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
+        self._write(path.with_suffix(".json"), numbers)
+        return path
+
+    def _predictions(self, name: str) -> tuple[Path, Path]:
+        folder, name = self.path / "predictions", _file_name(name)
+        return folder / f"{name}.jsonl", folder / f"{name}.metrics.json"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({error})") from error
+
+    def _write(self, path: Path, value: Any) -> None:
+        atomic_write(path, to_json(value, indent=2) + "\n")

@@ -1,0 +1,164 @@
+"""Checks of a config, and of a dataset against it, before anything is built. Each raises UserError in one line."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+from research import solvers
+from research.base.registry import lookup, regex
+from research.data.checks import check_inputs, check_labels
+from research.data.examples import Examples, MixedExamples, RandomExamples
+from research.data.pipeline import Stream
+from research.base.errors import UserError
+from research.training.limits import RANGES, check_values
+from research.core.metrics import AVERAGE
+from research.core.tasks import Regression, Task
+
+
+def check_keys(config: Any) -> None:
+    """Raises UserError where a value is out of its range, or two do not go together."""
+    check_values(config.to_dict())
+    if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
+        raise UserError(
+            f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
+            "which keeps none; it must be above 0"
+        )
+    if config["train"]["seeds"] is not None and config["data"]["train_fraction"] != 1:
+        raise UserError(
+            f"train.seeds is {config['train']['seeds']} and data.train_fraction {config['data']['train_fraction']}; "
+            "each seed draws another part of the data, so train them one after another"
+        )
+    last = config["seed"] + (config["train"]["seeds"] or 1) - 1
+    if last > RANGES["seed"].high:
+        raise UserError(
+            f"seed={config['seed']} with train.seeds={config['train']['seeds']} goes up to {last}; the largest seed is "
+            f"{RANGES['seed'].high}"
+        )
+    if config["eval"]["mode"] not in ("max", "min"):
+        raise UserError(f"eval.mode is {config['eval']['mode']!r}; known: max, min")
+    if not config["eval"]["splits"]:
+        raise UserError("eval.splits is empty; name at least one split")
+
+
+def check_split(config: Any, split: str, examples: Examples, *, training: bool) -> None:
+    """Raises UserError where a split's examples do not fit the model; `training`: where they can't be trained on."""
+    # A model with one output regresses.
+    num_classes = config.model.get("num_classes")
+    check_labels(
+        split,
+        examples.labels,
+        None if num_classes == 1 else num_classes,
+        training=training,
+        hidden=config.task.get("hidden_label"),
+    )
+    check_inputs(
+        split,
+        examples,
+        vocab_size=config.model.get("vocab_size"),
+        max_positions=config.model.get("max_positions"),
+        num_features=config.model.get("num_features"),
+    )
+
+
+def check_data(config: Any, streams: Callable[[str], Stream]) -> None:
+    """Raises UserError where the data does not fit the model or the task. It looks at `train` and `eval.splits` only.
+
+    `streams`: from a split's name to its rows, which raises UserError for a split that does not fit by itself.
+    """
+    transform = config.data.transform
+    buckets, features = transform.get("buckets"), config.model.get("num_features")
+    if buckets is not None and features is not None and buckets != features:
+        raise UserError(f"data.transform.buckets is {buckets} and model.num_features {features}; they must be equal")
+    if isinstance(streams("train").examples, MixedExamples) and config.task.name != "classification":
+        raise UserError(
+            f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
+        )
+    main, *_ = [streams(split) for split in config.eval.splits]
+    hidden = config.task.get("hidden_label", -1)
+    if "num_classes" in config.model and (main.labels == hidden).all():
+        raise UserError(
+            f"the labels of split {config.eval.splits[0]!r} are hidden; name another one first in eval.splits"
+        )
+
+
+def check_metric(config: Any, task: Task, labels: np.ndarray) -> None:
+    """Raises UserError where eval.metric has no value on the labels [N, …] of the first of eval.splits."""
+    metric = task.split_metrics.get(config.eval.metric.removeprefix(AVERAGE))
+    if metric is not None and metric({"prediction": np.zeros(len(labels))}, labels) is None:
+        raise UserError(
+            f"eval.metric is {config.eval.metric!r}, which has no value on the {len(labels)} labels of split "
+            f"{config.eval.splits[0]!r}: fewer than two of them, hidden ones left out, differ; name another metric, or "
+            "another split first in eval.splits"
+        )
+
+
+def check_classes(config: Any, labels: np.ndarray) -> None:
+    """Raises UserError where a classifier would be trained on the labels [N] of one class."""
+    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
+        raise UserError(
+            f"all {len(labels)} training examples of {config.data.name} have the label {labels[0]}; a classifier needs "
+            "two"
+        )
+
+
+def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: bool, total_steps: int) -> None:
+    """Raises UserError for what the solver that `config` names can't do with the training examples."""
+    section, name = config.optimizer, config.optimizer.name
+    if isinstance(examples, RandomExamples | MixedExamples):
+        raise UserError(
+            f"data.transform {config.data.transform.name!r} changes training examples at random, each time anew, and "
+            f"{name!r} sees them once; turn that off (data.transform.augment)"
+        )
+    if not full_batch or total_steps != 1:
+        raise UserError(
+            f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1 "
+            f"({total_steps} steps are asked for)"
+        )
+    for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
+        if section[key] != off:
+            raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
+    regex("optimizer.decay_exclude", section.decay_exclude)
+    for key, rate in config.model.items():
+        if (key.endswith("dropout") or key == "stochastic_depth") and rate:
+            raise UserError(f"model.{key} is {rate}; {name!r} takes every example as it is, 0 is off")
+    if config.train.seeds is not None:
+        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} makes one fit and takes none")
+    if config.train.ema_decay:
+        raise UserError(
+            f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
+        )
+    lookup(solvers.FACTORIZATIONS, section.factorization, "optimizer.factorization")
+    if name == "closed_form" and not isinstance(task, Regression):
+        raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
+
+
+def check_solved(name: str, module: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Raises UserError where the model keeps more than parameters, or is not linear in them and must be.
+
+    `batch` is a few examples: along a line of parameters the outputs for them must lie on a line.
+    """
+
+    def init() -> Any:
+        return module.init({"params": jax.random.key(0)}, batch, train=False)
+
+    variables = jax.eval_shape(init)
+    if set(variables) != {"params"}:
+        raise UserError(f"optimizer {name!r} fits parameters only, and the model also keeps {', '.join(variables)}")
+    if name != "closed_form":
+        return
+    start, unravel = ravel_pytree(jax.jit(init)()["params"])
+    direction = jax.random.normal(jax.random.key(1), start.shape, start.dtype)
+
+    def outputs(distance: float) -> np.ndarray:
+        params = unravel(start + distance * direction)
+        return np.asarray(jax.jit(lambda: module.apply({"params": params}, batch, train=False))(), np.float64)
+
+    zero, one, two = map(outputs, (0.0, 1.0, 2.0))
+    if np.abs(two - 2 * one + zero).max() > 1e-2 * (np.abs(two).max() + np.abs(zero).max()):
+        raise UserError(
+            "optimizer 'closed_form' solves models that are linear in their parameters, and this one is not"
+        )

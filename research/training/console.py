@@ -1,0 +1,64 @@
+"""What a run prints at its start and at its end."""
+
+import shlex
+from typing import Any
+
+import jax
+
+from research import solvers
+from research.runs.checkpoint import Progress
+from research.training.experiment import Experiment
+from research.runs.rundir import RunDir
+from research.core.state import TrainState, param_count
+from research.training.stopping import STALLED
+
+
+def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
+    """One line: the model, the data, the devices, the steps, the run directory."""
+    devices = jax.devices()
+    config, seeds = experiment.config, experiment.config.train.seeds
+    stream = experiment.streams("train")
+    packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
+    many = f", {_counted(seeds, 'seed')}" if seeds else ""
+    steps = _counted(experiment.total_steps, "step")
+    start = f"resuming after step {progress.step}" if progress.step else steps
+    return (
+        f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
+        f"{experiment.dataset.name} "
+        f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
+        f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {run.path}"
+    )
+
+
+def conclude(summary: dict[str, Any], run: RunDir) -> str:
+    """How a run ended, its metrics, and what can be done with it next: a line each."""
+    lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
+    if solved := solvers.report(summary["training"]):
+        lines.append(f"  solver: {solved}")
+    lines += [f"  warning: {warning}" for warning in summary["warnings"]]
+    for split, values in summary["metrics"].items():
+        bands = summary["intervals"][split] if "intervals" in summary else {}
+        text = ", ".join(
+            f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
+        )
+        many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
+        lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
+    if summary["status"] == "completed" or summary["reason"] == STALLED:
+        if summary["step"] > 1:
+            lines.append(f"  curve: {run.plots / 'training_curve.png'}")
+        lines.append(
+            f"  again: python -m research.evaluate --workdir={run.path} "
+            f"--split={shlex.quote(next(iter(summary['metrics'])))}"
+        )
+        lines.append(f"  plots: python -m research.plot --workdir={run.path}")
+    else:
+        lines.append("  rerun the same command with this --workdir to resume")
+    return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _margin(band: dict[str, Any] | None) -> str:
+    return f" ± {band['high'] - band['mean']:.4f}" if band and band["high"] is not None else ""

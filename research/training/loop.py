@@ -1,0 +1,313 @@
+"""The story of a run, top to bottom. Nothing here asks which model it is running."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from research.runs.checkpoint import Checkpoints, Progress
+from research.training.console import conclude, describe
+from research.base.errors import UserError
+from research.training.evaluation import EvaluationInterrupted, check_memory, evaluate
+from research.training.experiment import Experiment, prepare
+from research.devices.platform import x64
+from research.runs.reporting import Reporter, plot_training_curve
+from research.runs.rundir import RunDir, without_retired
+from research.core.statistics import Value, described
+from research.devices.sharding import placed_ahead
+from research.core.state import TrainState
+from research.training.stopping import ASKED, OUT_OF_TIME, STALLED, any_process, check_data_wait, ranking_metric, stalled
+from research.training.summary import summarize, truncation_warnings
+from research.devices.throughput import Compiled, Throughput
+
+
+def train_and_evaluate(
+    config: Any,
+    workdir: str | Path,
+    *,
+    note: str | None = None,
+    initial: Callable[[Any], Any] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Trains, evaluates and writes the run directory; resumes the run in `workdir`, if there is one.
+
+    Args:
+      note: one line for summary.json: why a preset stands in for another.
+      initial: makes the variables to start from, {"params": …, "batch_stats": …}, of fresh ones, which it may give up;
+        needed where the config has `init_from` (research/interop/pretrained.py). A resumed run does not call it.
+      should_stop: asked after every step (with several processes, every `train.log_every`) and every batch of an
+        evaluation; once it says so, the run saves its state and ends as "preempted".
+      show: whether to print and to draw a progress bar.
+
+    Returns:
+      What it wrote to summary.json.
+
+    Raises:
+      UserError: the config, the data or the workdir is not good. A workdir that is refused is not touched.
+    """
+    config = FrozenConfigDict(without_retired(config))
+    with x64(config.dtype):
+        return _run(config, workdir, note, initial, should_stop, show)
+
+
+def _run(
+    config: Any,
+    workdir: str | Path,
+    note: str | None,
+    initial: Callable[[Any], Any] | None,
+    should_stop: Callable[[], bool],
+    show: bool,
+) -> dict[str, Any]:
+    run = RunDir(workdir, writer=jax.process_index() == 0)
+    run.start(config.to_dict())
+    summary = run.summary() or {}
+    try:
+        if summary.get("status") == "completed" or summary.get("reason") == STALLED:
+            if show:
+                print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
+            return summary
+        experiment = prepare(config, run.assets)
+        with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
+            state, progress = restore_or_init(experiment, checkpoints, initial)
+            run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
+            reporter = Reporter(
+                run,
+                progress.step,
+                experiment.total_steps,
+                experiment.learning_rate,
+                metric=config.eval.metric,
+                seed=config.seed,
+                show=show,
+            )
+            with reporter:
+                reporter.say(describe(experiment, state, run, progress))
+                for warning in truncation_warnings(experiment):
+                    reporter.say(f"  warning: {warning}")
+                parts = _Parts(experiment, checkpoints, reporter, run, lambda: any_process(should_stop()))
+                summary = _train(parts, state, progress)
+        summary["preset_note"] = note
+        run.write_summary(summary)
+        plot_training_curve(run, config.eval.metric)
+        return summary
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        run.write_summary({**summary, "status": "failed", "reason": reason, "preset": config.preset})
+        raise
+    finally:
+        run.close()
+
+
+def restore_or_init(
+    experiment: Experiment, checkpoints: Checkpoints, initial: Callable[[Any], Any] | None = None
+) -> tuple[TrainState, Progress]:
+    """The last checkpoint, or the state before the first step. Raises UserError where that needs `initial`."""
+    if checkpoints.steps:
+        return checkpoints.restore(experiment.state, checkpoints.steps[-1])
+    if experiment.config.init_from and initial is None:
+        raise UserError(
+            f"init_from={experiment.config.init_from!r} is not resolved: train_and_evaluate needs `initial`, from "
+            "research.interop.pretrained.start"
+        )
+    state = experiment.init()
+    if initial:
+        variables = {"params": state.params, **state.model_state}
+        seeds = experiment.config.train.seeds
+        variables = dict(initial(variables) if seeds is None else _initial_of_each(initial, variables, seeds))
+        # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
+        state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
+    return state, Progress()
+
+
+def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) -> Any:
+    """`initial` of each seed's fresh variables: what is not pretrained differs."""
+    placed = jax.tree.map(lambda x: x.sharding, variables)
+    parts = [initial(jax.tree.map(lambda x, i=i: x[i], variables)) for i in range(seeds)]
+    stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)
+    return stack(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What training, evaluation and saving share."""
+
+    experiment: Experiment
+    checkpoints: Checkpoints
+    reporter: Reporter
+    run: RunDir
+    should_stop: Callable[[], bool]  # gives the same answer in every process
+
+    @property
+    def main_split(self) -> str:
+        """The split that ranks checkpoints and ends training early."""
+        return self.experiment.config.eval.splits[0]
+
+
+def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, Any]:
+    """From `progress` to the end of the run -> its summary.
+
+    A state is saved before it is evaluated, so that no failure of an evaluation loses training.
+    """
+    experiment, reporter, section = parts.experiment, parts.reporter, parts.experiment.config.train
+    total_steps, every_steps = experiment.total_steps, experiment.config.eval.every_steps
+    save_every = (every_steps, experiment.config.checkpoint.every_steps)
+    if section.seeds is not None:
+        check_memory(experiment, state)
+    batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
+    train_step = Compiled(experiment.train_step, repeats=section.accumulate, seeds=section.seeds)
+    throughput = Throughput(train_step)
+    deadline = time.monotonic() + 60 * (section.max_minutes or float("inf"))
+    results: dict[str, Any] = {}
+    reason = None
+    try:
+        while progress.step < total_steps:
+            if _due(progress.step, every_steps) and not progress.is_evaluated:
+                with throughput.aside():
+                    results, progress = _evaluate_and_rank(parts, state, progress)
+            if stalled(progress.history, experiment.config.eval):
+                reason = STALLED
+            if reason:
+                break
+            with throughput.waiting():
+                batch, on_devices = next(batches)
+            state, scores = train_step(state, on_devices)
+            throughput.count(batch, scores, jax.process_count())
+            progress = progress.after(experiment.batch_rows, experiment.total_rows)
+            reporter.step(scores)
+            if progress.step < total_steps:
+                reason = _log_and_look(parts, state, progress, throughput, deadline)
+            if reason or any(_due(progress.step, every) for every in save_every):
+                reporter.flush(progress.step)  # waits for the device, which is time of training
+                with throughput.aside():
+                    _save(parts, state, progress)
+        reporter.flush(progress.step)
+        with throughput.aside():
+            _save(parts, state, progress)
+            if reason != ASKED:
+                results, progress = _evaluate_at_the_end(parts, state, progress, ranking=reason is None)
+    except EvaluationInterrupted:
+        reason = ASKED
+    if reason in (None, STALLED):
+        check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
+    summary = _summary(parts, state, progress, reason, results, throughput)
+    reporter.say(conclude(summary, parts.run))
+    return summary
+
+
+def _log_and_look(
+    parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput, deadline: float
+) -> str | None:
+    """Logs where that is due -> why the run has to stop here, or None."""
+    section = parts.experiment.config.train
+    logging = _due(progress.step, section.log_every)
+    if logging:
+        parts.reporter.log(progress.step)
+        try:
+            check_data_wait(throughput, section.max_data_wait_fraction)
+        except UserError:
+            parts.reporter.flush(progress.step)
+            _save(parts, state, progress)
+            raise
+    if jax.process_count() > 1 and not logging:  # asking the other processes takes time
+        return None
+    if parts.should_stop():
+        return ASKED
+    return OUT_OF_TIME if any_process(time.monotonic() > deadline) else None
+
+
+def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
+    """Starts saving the state. Raises DivergedError for parameters that are not finite: such a state is of no use."""
+    for i, finite in enumerate(np.atleast_1d(_all_finite(state.params, parts.experiment.config.train.seeds))):
+        if not finite:
+            replica = None if parts.experiment.config.train.seeds is None else i
+            raise parts.reporter.diverged(
+                f"a parameter after step {progress.step} is not finite", progress.step, replica
+            )
+    parts.checkpoints.save(state, progress)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _all_finite(params: Any, seeds: int | None) -> jax.Array:
+    """Whether all parameters are finite: bool scalar, or [seeds]."""
+    leaves = [jnp.isfinite(leaf).reshape(seeds or 1, -1).all(axis=1) for leaf in jax.tree.leaves(params)]
+    return functools.reduce(jnp.logical_and, leaves)
+
+
+def _evaluate_and_rank(
+    parts: _Parts, state: TrainState, progress: Progress
+) -> tuple[dict[str, dict[str, Value]], Progress]:
+    """Evaluates the main split in the course of training -> its metrics by split, and the progress with the metric."""
+    values, _ = _evaluate(parts, state, parts.main_split, predictions=False)
+    parts.reporter.evaluation(progress.step, parts.main_split, values)
+    return {parts.main_split: values}, _rank(parts, progress, values)
+
+
+def _evaluate_at_the_end(
+    parts: _Parts, state: TrainState, progress: Progress, *, ranking: bool
+) -> tuple[dict[str, dict[str, Value]], Progress]:
+    """Evaluates all splits and writes their predictions -> metrics by split, progress.
+
+    Without `ranking` the run resumes here later, and the evaluation does not count as one in its course.
+    """
+    results = {}
+    for split in parts.experiment.config.eval.splits:
+        values, records = _evaluate(parts, state, split, predictions=True)
+        results[split] = values
+        if not (split == parts.main_split and progress.is_evaluated):
+            parts.reporter.evaluation(progress.step, split, values)
+        parts.run.write_predictions(split, records, {"step": progress.step, "split": split, **described(values)})
+        if split == parts.main_split and ranking:
+            progress = _rank(parts, progress, values)
+    return results, progress
+
+
+def _evaluate(
+    parts: _Parts, state: TrainState, split: str, *, predictions: bool
+) -> tuple[dict[str, Value], list[dict[str, Any]]]:
+    return evaluate(
+        parts.experiment,
+        state,
+        split,
+        predictions=predictions,
+        show=parts.reporter.show,
+        should_stop=parts.should_stop,
+    )
+
+
+def _rank(parts: _Parts, progress: Progress, values: dict[str, Value]) -> Progress:
+    """The progress with the ranking metric of its step, by which its checkpoint is ranked from now on."""
+    progress = progress.evaluated(ranking_metric(values, parts.experiment.config.eval.metric))
+    parts.checkpoints.rank(progress)
+    return progress
+
+
+def _summary(
+    parts: _Parts,
+    state: TrainState,
+    progress: Progress,
+    reason: str | None,
+    results: dict[str, dict[str, Value]],
+    throughput: Throughput,
+) -> dict[str, Any]:
+    training = parts.run.metrics("train")[-1:] or [{}]
+    return summarize(
+        parts.experiment,
+        state,
+        status={None: "completed", ASKED: "preempted"}.get(reason, "stopped_early"),
+        reason=reason,
+        progress=progress,
+        metrics={} if reason == ASKED and not progress.is_evaluated else results,  # else those of an earlier step
+        throughput=throughput.report(),
+        training={key: value for key, value in training[0].items() if key not in ("step", "split")},
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0

@@ -1,0 +1,67 @@
+"""When a run ends before its last step, and the metric that decides it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from research.base.errors import UserError
+from research.core.statistics import Value, mean
+from research.devices.throughput import Throughput
+
+# Reasons a run may end before its last step. After the first it is complete; after the others the same command resumes.
+STALLED = "eval.metric stopped improving"
+OUT_OF_TIME = "train.max_minutes is over"
+ASKED = "asked to stop"
+
+
+def _allgather(value: float) -> np.ndarray:
+    """What each process has for the value."""
+    return np.asarray([value] if jax.process_count() == 1 else multihost_utils.process_allgather(value))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so: all must leave the loop at the same step."""
+    return bool(_allgather(flag).any())
+
+
+# The seconds before a run is judged by how it waits for data: at its start the pipeline is not filled yet.
+SETTLED_SECONDS = 10.0
+
+
+def check_data_wait(throughput: Throughput, limit: float | None) -> None:
+    """Raises UserError where a process has waited for data longer than the config allows."""
+    if limit is None:
+        return
+    settled = throughput.seconds >= SETTLED_SECONDS
+    fraction = float(_allgather(throughput.data_wait_fraction if settled else 0.0).max())
+    if fraction > limit:
+        raise UserError(
+            f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: raise "
+            "data.workers or the limit, then rerun the same command to resume"
+        )
+
+
+def ranking_metric(metrics: dict[str, Value], name: str) -> float:
+    """The metric that ranks evaluations, its mean over the seeds. Raises UserError if it has no value there."""
+    value = mean(metrics[name])
+    if value is None:
+        raise UserError(
+            f"eval.metric {name!r} has no value on the first of eval.splits; choose another metric or split"
+        )
+    return value
+
+
+def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:
+    """Whether the last `patience` evaluations brought no improvement of `min_delta` over the best before them."""
+    if section.patience <= 0:
+        return False
+    sign = 1 if section.mode == "max" else -1
+    best, since = -float("inf"), 0
+    for _, value in history:
+        if sign * value > best + section.min_delta:
+            best, since = sign * value, 0
+        else:
+            since += 1
+    return since >= section.patience

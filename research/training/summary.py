@@ -1,0 +1,113 @@
+"""summary.json: what a run came to, and on what."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import optax
+
+from research import solvers
+from research.runs.checkpoint import Progress
+from research.data.examples import BagExamples, TextExamples
+from research.training.experiment import Experiment
+from research.core.statistics import Value, intervals, means
+from research.core.state import TrainState, param_count, params_sha256
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the code's commit."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that holds this package, with "-dirty" if files differ from it; None outside one."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def truncation_warnings(experiment: Experiment) -> list[str]:
+    """What data.transform.max_length cuts of `train` and of each split that is evaluated: a line each, or none."""
+    config, lines = experiment.config, []
+    for split in dict.fromkeys(("train", *config.eval.splits)):
+        stream = experiment.streams(split)
+        fraction, longest = stream.cut()
+        if fraction:
+            assert isinstance(stream.examples, TextExamples | BagExamples)
+            lines.append(
+                f"{fraction:.2%} of the examples of {split} are truncated: the longest has {longest:,} "
+                f"{stream.examples.unit}, data.transform.max_length is {config.data.transform.max_length:,}; to keep "
+                "more, raise it (pad_to and row_length must hold it)"
+            )
+    return lines
+
+
+def summarize(
+    experiment: Experiment,
+    state: TrainState,
+    *,
+    status: str,
+    reason: str | None,
+    progress: Progress,
+    metrics: dict[str, dict[str, Value]],
+    throughput: dict[str, Any],
+    training: dict[str, Any],
+) -> dict[str, Any]:
+    """The summary of a run that ended with `state`; `training` is its last line of training metrics."""
+    config, dataset, seeds = experiment.config, experiment.dataset, experiment.config.train.seeds
+    sign = {"max": 1, "min": -1}[config.eval.mode]
+    best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
+    return {
+        "status": status,
+        "reason": reason,
+        "step": progress.step,
+        "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
+        "preset": config.preset,
+        "metrics": {split: means(values) for split, values in metrics.items()},
+        "training": training,
+        "warnings": truncation_warnings(experiment)
+        + solvers.warnings(
+            config,
+            experiment.task,
+            experiment.weight_decay,
+            training,
+            examples=len(experiment.streams("train").members),
+            parameters=param_count(state.params),
+        ),
+        "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
+        "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
+        "throughput": throughput,
+        "param_count": param_count(state.params) // (seeds or 1),
+        "params_sha256": params_sha256(state.params),
+        "seed": config.seed,
+        **(
+            {"seeds": seeds, "intervals": {split: intervals(values) for split, values in metrics.items()}}
+            if seeds
+            else {}
+        ),
+        "environment": environment(),
+    }
