@@ -127,8 +127,8 @@ def trajectory(config: Any, steps: int) -> Line:
     """The first float32 steps of a config -> "loss", "grad_norm" and "inputs", a hash of the batch, of each."""
     import jax
 
-    from research.training.experiment import prepare
     from research.devices.sharding import placed_ahead
+    from research.training.experiment import prepare
 
     values: Line = {"loss": [], "grad_norm": [], "inputs": []}
     with jax.default_matmul_precision("highest"):  # else a GPU multiplies in TF32

@@ -82,8 +82,8 @@ def _stop_after(steps: int) -> Callable[[], bool]:
 
 def run_phase(phase: str, folder: Path, name: str, steps: int) -> Line:
     """What one process does -> the parameters' hash of each of its runs."""
-    from research.training.loop import train_and_evaluate
     from research.devices.platform import prepare_process
+    from research.training.loop import train_and_evaluate
 
     prepare_process()
     config = _config(name, steps)

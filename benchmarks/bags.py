@@ -27,9 +27,9 @@ def ours(_: argparse.Namespace) -> Measure:
     import jax
 
     from research.config import load
+    from research.devices.sharding import put_batch
     from research.training.evaluation import evaluate
     from research.training.experiment import prepare
-    from research.devices.sharding import put_batch
 
     def measure(setting: str, fits: int) -> dict[str, float]:
         name, buckets = setting.split()

@@ -85,10 +85,10 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
     prepare_process()
     import jax
 
-    from research.training.experiment import prepare
-    from research.devices.sharding import placed_ahead
     from research.core.state import param_count
-    from research.devices.throughput import Compiled
+    from research.devices.compiled import Compiled
+    from research.devices.sharding import placed_ahead
+    from research.training.experiment import prepare
 
     runs: dict[str, Any] = {}
 
@@ -311,8 +311,8 @@ def profile(arguments: argparse.Namespace) -> str:
     prepare_process()
     import jax
 
-    from research.training.experiment import prepare
     from research.devices.sharding import placed_ahead
+    from research.training.experiment import prepare
 
     experiment = prepare(_our_config(PACKED_BFLOAT16, arguments))
     _, placed = next(placed_ahead(experiment.training_batches(0), experiment.mesh))

@@ -72,9 +72,9 @@ def ours(arguments: argparse.Namespace) -> Measure:
     import optax
 
     from research import solvers
-    from research.models.linear import LinearRegression, LogisticRegression
     from research.core.state import init_state
     from research.core.tasks import Classification, Regression
+    from research.models.linear import LinearRegression, LogisticRegression
 
     def measure(setting: str, steps: int) -> dict[str, float]:
         kind, size = setting.split()

@@ -46,12 +46,12 @@ def ours(arguments: argparse.Namespace) -> Measure:
     from configs import resnet_cifar10
     from configs.defaults import defaults
     from research.base.registry import build
-    from research.models import MODELS
     from research.core.optim import optimizer
     from research.core.state import init_state, param_count
     from research.core.step import train_step
     from research.core.tasks import Classification
-    from research.devices.throughput import Compiled
+    from research.devices.compiled import Compiled
+    from research.models import MODELS
 
     def start(network: str, dtype: str) -> list[Any]:
         model = resnet_cifar10.get_config("resnet18" if network == "resnet18" else "resnet20").model.to_dict()

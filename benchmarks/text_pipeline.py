@@ -32,9 +32,9 @@ def main() -> None:
 def measure(tokenizer: str) -> None:
     from configs import bert_sst2
     from research.data import load
-    from research.data.sources import tfds_source
     from research.data.cache import Kept
     from research.data.pipeline import Rows, Stream, training_batches
+    from research.data.sources import tfds_source
     from research.data.text.wordpiece import wordpiece
 
     section = bert_sst2.get_config("base").data

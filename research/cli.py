@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from research.base.registry import nearest
 from research.base.errors import UserError
+from research.base.registry import nearest
 from research.devices.platform import prepare_process
 
 

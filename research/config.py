@@ -11,13 +11,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from research.base.registry import nearest
-from research.data import load as data
 from research.base.errors import UserError
-from research.training.limits import check_values
-from research.overrides import by_class, declared, parse
 from research.base.paths import expanded
-from research.runs.rundir import RETIRED_KEYS, flatten
+from research.base.registry import nearest
+from research.base.trees import flatten
+from research.data import load as data
+from research.overrides import by_class, declared, parse
+from research.runs.rundir import RETIRED_KEYS
+from research.training.limits import check_values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
-    from research.runs.rundir import RunDir, to_json
+    from research.base.trees import to_json
+    from research.runs.rundir import RunDir
     from research.training.trained_run import Trained
 
     trained = Trained(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)

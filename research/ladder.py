@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     from research.analysis.ladder import LADDERS, Rung, climb, table
     from research.config import load
     from research.interop import pretrained
-    from research.training.loop import train_and_evaluate
     from research.solvers import SOLVERS
+    from research.training.loop import train_and_evaluate
 
     ladder = lookup(LADDERS, arguments.dataset, "--dataset")
     names = arguments.rungs.split(",") if arguments.rungs else list(ladder.rungs)

@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from research import cli
-from research.base.registry import lookup
 from research.base.errors import UserError
+from research.base.registry import lookup
 
 WHAT = "fit, residuals, coefficients, roc, precision_recall, confusion, regularization_path, learning_curve"
 
@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     from ml_collections import ConfigDict
 
     from research.analysis.plots import PLOTS, Subject, draw, draw_all
+    from research.base.trees import flatten
     from research.interop import pretrained
-    from research.runs.rundir import RunDir, flatten
+    from research.runs.rundir import RunDir
 
     run = RunDir.open(arguments.workdir, writer=True)
     saved = ConfigDict(run.config())

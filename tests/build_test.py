@@ -2,8 +2,8 @@ import functools
 
 import pytest
 
-from research.base.registry import build, keys_of, lookup, nearest, spelt_out
 from research.base.errors import UserError
+from research.base.registry import build, keys_of, lookup, nearest, spelt_out
 
 
 def _make(size, *, scale=1.0, split=None):

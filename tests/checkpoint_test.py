@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.runs.checkpoint import Checkpoints, Progress
 from research.base.errors import UserError
-from research.devices.sharding import make_mesh, state_shardings
 from research.core.state import TrainState
+from research.devices.sharding import make_mesh, state_shardings
+from research.runs.checkpoint import Checkpoints, Progress
 
 
 def _state(value):

@@ -21,9 +21,9 @@ import pytest
 import scipy.special
 from flax import linen as nn
 
+from research.devices.platform import _CPU_OPTIONS, compiler_options
 from research.models.layers import affine, gelu
 from research.models.linear import SparseLogisticRegression
-from research.devices.platform import _CPU_OPTIONS, compiler_options
 
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
 DIGITS = {"bfloat16": 8, "float32": 24, "float64": 53}  # of the significand, in bits

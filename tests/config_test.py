@@ -1,8 +1,8 @@
 import pytest
 
+from research.base.errors import UserError
 from research.config import load
 from research.data import load as data
-from research.base.errors import UserError
 
 DIABETES = "configs/linear_diabetes.py"
 

@@ -10,17 +10,17 @@ import pytest
 
 from configs import bert_glue, bert_sst2
 from configs.defaults import defaults
+from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
 from research.base.registry import keys_of
+from research.base.trees import flatten
 from research.config import load
+from research.core.tasks import TASKS
 from research.data import load as data
 from research.data.images.augment import Augment
-from research.training.experiment import prepare
-from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
-from research.training.limits import RANGES, check_values
 from research.models import MODELS
 from research.overrides import declared
-from research.runs.rundir import flatten
-from research.core.tasks import TASKS
+from research.training.experiment import prepare
+from research.training.limits import RANGES, check_values
 from tests import tiny
 
 FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))

@@ -5,11 +5,11 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from research.devices import sharding
 from research.base.errors import UserError
+from research.core.state import averaged
+from research.devices import sharding
 from research.training.evaluation import evaluate
 from research.training.experiment import prepare
-from research.core.state import averaged
 from tests import tiny
 
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from configs import cnn_mnist, mlp_mnist
-from research.training.experiment import prepare
 from research.devices.platform import x64
+from research.training.experiment import prepare
 from tests import tiny
 
 FAMILIES = {

@@ -28,17 +28,16 @@ import jax
 import pytest
 from ml_collections import FrozenConfigDict
 
-from research.training import loop
-
 from research import train
+from research.base.errors import UserError
 from research.config import load
 from research.data import pipeline
-from research.base.errors import UserError
-from research.training.experiment import prepare
-from research.overrides import declared
 from research.devices.platform import x64
+from research.overrides import declared
 from research.runs.rundir import RunDir
 from research.solvers import SOLVERS
+from research.training import loop
+from research.training.experiment import prepare
 from tests import tiny
 
 EVERY = 25

@@ -11,14 +11,13 @@ import sklearn.metrics
 from ml_collections import ConfigDict
 
 from research import glue
-
 from research.analysis import leaderboard
-
-from research.training import loop, trained_run as trained
-from research.data.sources import tfds_source
 from research.base.errors import UserError
-from research.training.experiment import prepare
+from research.data.sources import tfds_source
 from research.runs.rundir import RunDir
+from research.training import loop
+from research.training import trained_run as trained
+from research.training.experiment import prepare
 from research.training.trained_run import Trained
 from tests import tiny
 

@@ -23,8 +23,8 @@ from configs import (
     logistic_sst2,
     mlp_mnist,
 )
-from research.training.experiment import prepare
 from research.devices.platform import x64
+from research.training.experiment import prepare
 from tests import tiny
 
 GOLDENS = Path(__file__).with_name("goldens.json")

@@ -1,7 +1,7 @@
 import pytest
 
-from research.config import load
 from research.base.errors import UserError
+from research.config import load
 from research.training.limits import RANGES, check_values
 
 DIGITS = "configs/logistic_digits.py:embedded"

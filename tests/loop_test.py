@@ -9,14 +9,14 @@ from sklearn.metrics import r2_score
 
 from configs import linear_diabetes
 from configs.defaults import image
-from research.runs.checkpoint import Checkpoints
+from research.base.errors import DivergedError, UserError
 from research.config import load
 from research.data import load as data
-from research.base.errors import DivergedError, UserError
+from research.runs.checkpoint import Checkpoints
+from research.runs.rundir import RunDir
 from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
-from research.runs.rundir import RunDir
 from research.training.stopping import stalled
 from tests import tiny
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.devices import memory
 from research.base.errors import UserError
+from research.devices import memory
 
 MIB = 2**20
 

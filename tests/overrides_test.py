@@ -2,8 +2,8 @@ import pytest
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from research.config import load
 from research.base.errors import UserError
+from research.config import load
 from research.overrides import declared, parse
 
 DIGITS = "configs/logistic_digits.py:embedded"

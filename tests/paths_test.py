@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from research.base.errors import UserError
+from research.base.paths import expanded
 from research.config import load
 from research.data.text.wordpiece import read_tokenizer
-from research.base.errors import UserError
 from research.interop import source
-from research.base.paths import expanded
 from research.runs.rundir import RunDir
 
 

@@ -4,8 +4,8 @@ import jaxlib
 import pytest
 
 from research.base.errors import UserError
-from research.training.experiment import prepare
 from research.devices.platform import check_compiler, compiler_options, keep_compiled_programs
+from research.training.experiment import prepare
 from tests import tiny
 
 

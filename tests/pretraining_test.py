@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from research.runs.checkpoint import Checkpoints
-from research.data.pipeline import Rows
 from research.base.errors import UserError
+from research.base.trees import path_name
+from research.data.pipeline import Rows
+from research.runs.checkpoint import Checkpoints
+from research.runs.rundir import RunDir
 from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
-from research.runs.rundir import RunDir
-from research.core.state import path_name
 from tests import tiny
 
 

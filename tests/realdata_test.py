@@ -8,12 +8,12 @@ import scipy.stats
 import tensorflow_datasets as tfds
 
 from configs import defaults
+from research.analysis.leaderboard import tsv
 from research.config import load
 from research.data import load as data
 from research.data.sources import tfds_source
-from research.analysis.leaderboard import tsv
-from research.training.loop import train_and_evaluate
 from research.runs.rundir import RunDir
+from research.training.loop import train_and_evaluate
 
 pytestmark = pytest.mark.realdata
 

@@ -5,7 +5,8 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.base.errors import UserError
-from research.runs.rundir import RunDir, flatten, to_json, without_retired
+from research.base.trees import flatten, to_json
+from research.runs.rundir import RunDir, without_retired
 
 
 def _start(path, config):

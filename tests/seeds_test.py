@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import linear_diabetes, mlp_mnist
-from research.devices import memory, sharding
+from research.analysis.leaderboard import task_runs
 from research.base.errors import UserError
-from research.training.evaluation import evaluate
-from research.training.experiment import prepare
+from research.core.statistics import interval, mean, means
+from research.devices import memory, sharding
 from research.interop import pretrained
 from research.interop.export import export
-from research.analysis.leaderboard import task_runs
-from research.training.loop import restore_or_init, train_and_evaluate
 from research.runs.rundir import RunDir
-from research.core.statistics import interval, mean, means
+from research.training.evaluation import evaluate
+from research.training.experiment import prepare
+from research.training.loop import restore_or_init, train_and_evaluate
 from research.training.trained_run import Trained
 from tests import tiny
 
@@ -138,7 +138,9 @@ def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
     losses, make_mesh = {}, sharding.make_mesh
     for count in (1, 8):
         devices = jax.devices()[:count]
-        monkeypatch.setattr("research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d))
+        monkeypatch.setattr(
+            "research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d)
+        )
         _, losses[count] = _trained(_with_seeds(MAKE[name]()))
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
 

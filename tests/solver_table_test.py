@@ -12,16 +12,16 @@ from sklearn.linear_model import LogisticRegression as Peer
 
 from research import solvers
 from research.config import load
-from research.data.examples import BagExamples, Ragged
-from research.data.pipeline import Stream, make_batch, padded
-from research.training.experiment import prepare
-from research.models.linear import LogisticRegression, SparseLogisticRegression
-from research.devices.platform import x64
-from research.devices.sharding import make_mesh, put_batch, replicated
-from research.solvers.problem import Problem
-from research.solvers.quasi_newton import _Coordinates, lbfgs
 from research.core.state import init_state
 from research.core.tasks import Classification
+from research.data.examples import BagExamples, Ragged
+from research.data.pipeline import Stream, make_batch, padded
+from research.devices.platform import x64
+from research.devices.sharding import make_mesh, put_batch, replicated
+from research.models.linear import LogisticRegression, SparseLogisticRegression
+from research.solvers.problem import Problem
+from research.solvers.quasi_newton import _Coordinates, lbfgs
+from research.training.experiment import prepare
 from tests import tiny
 
 BUCKETS = 2000

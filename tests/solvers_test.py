@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from sklearn import linear_model
 from sklearn.svm import LinearSVC
 
+from research.base.errors import UserError
 from research.config import load
+from research.core.state import init_state
+from research.core.tasks import Classification, Regression
 from research.data import load as data
 from research.data.pipeline import chosen
-from research.base.errors import UserError
-from research.training.evaluation import evaluate
-from research.training.experiment import prepare
-from research.training.loop import train_and_evaluate
-from research.models.linear import LinearRegression, LogisticRegression
 from research.devices.platform import x64
+from research.models.linear import LinearRegression, LogisticRegression
 from research.runs.rundir import RunDir
 from research.solvers import solve_step
 from research.solvers.least_squares import closed_form
 from research.solvers.quasi_newton import lbfgs
-from research.core.state import init_state
-from research.core.tasks import Classification, Regression
+from research.training.evaluation import evaluate
+from research.training.experiment import prepare
+from research.training.loop import train_and_evaluate
 from research.training.trained_run import Trained
 from tests import tiny
 

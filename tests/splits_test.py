@@ -8,12 +8,12 @@ import pytest
 from configs import logistic_sst2
 from research import evaluate
 from research.analysis.plots import Subject
+from research.base.errors import UserError
 from research.data import load as data
 from research.data.text import wordpiece as text
-from research.base.errors import UserError
+from research.runs.rundir import RunDir
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
-from research.runs.rundir import RunDir
 from research.training.summary import truncation_warnings
 from tests import tiny
 

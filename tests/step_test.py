@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from research.devices import sharding
-from research.training.experiment import prepare
 from research.core.metrics import Mean
 from research.core.state import TrainState, averaged
 from research.core.step import of_each, train_step
 from research.core.tasks import Classification
+from research.devices import sharding
+from research.training.experiment import prepare
 from tests import tiny
 
 
@@ -151,7 +151,9 @@ def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
     losses = {}
     for count in (1, 8):
         devices = jax.devices()[:count]
-        monkeypatch.setattr("research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d))
+        monkeypatch.setattr(
+            "research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d)
+        )
         experiment = prepare(make(steps=20))
         state, losses[count] = experiment.init(), []
         for batch in tiny.batches(experiment, 20):

@@ -9,8 +9,8 @@ import sklearn.utils.class_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.core import metrics
 from research.base.errors import UserError
+from research.core import metrics
 from research.core.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from research.devices import throughput
-from research.devices.throughput import PEAK_FLOPS, Compiled, Throughput, seconds_of_a_seed
+from research.devices.compiled import Compiled
+from research.devices.throughput import PEAK_FLOPS, Throughput, seconds_of_a_seed
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from research.analysis.figures import class_name
+from research.base.errors import UserError
+from research.core.tasks import Classification, Regression
 from research.data.arrays import standardization
 from research.data.sources.bundled import class_names, feature_names
-from research.base.errors import UserError
-from research.training.experiment import Experiment
 from research.devices.platform import x64
 from research.runs.rundir import RunDir
-from research.core.tasks import Classification, Regression
+from research.training.experiment import Experiment
 from research.training.trained_run import Trained
 
 # The largest standard error of a training example's logit that still is one; regular problems have less than ten.
@@ -63,8 +63,8 @@ class Coefficients:
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
 
-    They are of what the run trained on: for a bundled dataset `research.data.sources.bundled`'s split `train`, and of that
-    `data.train_fraction`.
+    They are of what the run trained on: for a bundled dataset `research.data.sources.bundled`'s split `train`, and of
+    that `data.train_fraction`.
 
     Raises UserError where the run's model is not linear.
     """

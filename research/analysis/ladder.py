@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.devices import sharding
 from research.analysis import figures
-from research.data import pipeline
 from research.base.errors import UserError
-from research.base.paths import expanded
-from research.runs.rundir import RunDir, atomic_write, to_json
+from research.base.paths import atomic_write, expanded
+from research.base.trees import to_json
 from research.core.statistics import interval
-from research.solvers import SOLVERS
+from research.data import pipeline
+from research.devices import sharding
 from research.devices.throughput import seconds_of_a_seed
+from research.runs.rundir import RunDir
+from research.solvers import SOLVERS
 from research.training.trained_run import Trained
 
 # How many examples a batch has whose latency is measured, and how often each is.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.base.registry import nearest
-from research.data import load as data
 from research.base.errors import UserError
-from research.core.metrics import AVERAGE
 from research.base.paths import expanded
+from research.base.registry import nearest
+from research.core.metrics import AVERAGE
+from research.data import load as data
 from research.runs.rundir import RunDir
 from research.training.trained_run import Trained
 

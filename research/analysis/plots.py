@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from research.analysis import figures, refits
 from research.analysis.coefficients import coefficients
 from research.analysis.curves import confusion, precision_recall, roc
+from research.base.errors import UserError
 from research.base.registry import lookup
 from research.data import load as data
 from research.data.sources.bundled import class_names
 from research.data.splits import whole
-from research.base.errors import UserError
-from research.runs.rundir import RunDir
 from research.devices.throughput import seconds_of_a_seed
+from research.runs.rundir import RunDir
 from research.training.trained_run import Trained
 
 # What a refit takes beside its steps: data, compiling, evaluation, a checkpoint.

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.figures import MOST_COEFFICIENTS
+from research.base.errors import DivergedError, UserError
+from research.core.statistics import interval
 from research.data import load as data
 from research.data.pipeline import Stream
-from research.base.errors import DivergedError, UserError
-from research.training.loop import train_and_evaluate
 from research.runs.rundir import RunDir
-from research.core.statistics import interval
 from research.solvers import SOLVERS
+from research.training.loop import train_and_evaluate
 from research.training.stopping import STALLED
 from research.training.trained_run import Trained
 

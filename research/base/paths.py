@@ -1,6 +1,7 @@
-"""Paths as users give them."""
+"""Paths as users give them, the cache folder, and files written whole."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from research.base.errors import UserError
@@ -12,3 +13,28 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{os.fspath(path)} can't be expanded: no such user, or no home directory") from error
+
+
+def same_source(one: str | None, other: str | None) -> bool:
+    """Whether two values of `init_from` name the same weights, though perhaps with "~" or from another folder."""
+    if one is None or other is None:
+        return one is other
+    return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder; it need not exist yet."""
+    own = os.environ.get("RESEARCH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "research"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"research-{os.getuid()}"

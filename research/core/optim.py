@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import optax
 
-from research.base.registry import lookup, regex
 from research.base.errors import UserError
-from research.core.state import path_name
+from research.base.registry import lookup, regex
+from research.base.trees import path_name
 
 
 def learning_rate_schedule(

@@ -12,6 +12,8 @@ import optax
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
+from research.base.trees import path_name
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -62,11 +64,6 @@ def unbiased(average: Any, decay: float, step: jax.Array | int) -> Any:
     """Means of the sums that a state's `average` holds after `step` steps."""
     weight = -jnp.expm1(step * jnp.log1p(-jnp.float32(1 - decay)))  # 1 − decay^step, to all its digits
     return jax.tree.map(lambda x: x / weight.astype(x.dtype), average)
-
-
-def path_name(path: Any) -> str:
-    """A leaf's path as `a/b/c`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def param_count(params: Any) -> int:

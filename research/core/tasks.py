@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,18 @@ import numpy as np
 import optax
 
 from research.base.errors import UserError
-from research.core.metrics import Confusion, Mean, Perplexity, at_least_float32, f1, matthews, pearson, r_squared, spearman
+from research.base.ranges import ANY, FRACTION, NOT_NEGATIVE, Range
+from research.core.metrics import (
+    Confusion,
+    Mean,
+    Perplexity,
+    at_least_float32,
+    f1,
+    matthews,
+    pearson,
+    r_squared,
+    spearman,
+)
 
 Batch = dict[str, jax.Array]
 
@@ -52,6 +63,8 @@ class Classification:
       class_weight: how much an example of each class weighs in the loss, and only there; "balanced": N / (classes ×
         examples of the class) of the training split, as in scikit-learn (`with_class_weights` works it out).
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"label_smoothing": FRACTION, "class_weight": NOT_NEGATIVE}
 
     label_smoothing: float = 0.0
     class_weight: tuple[float, ...] | str | None = None
@@ -147,6 +160,8 @@ class SquaredHinge:
     of several classes it weighs a class's own examples against the rest, which weigh 1, as in LinearSVC.
     """
 
+    RANGES: ClassVar[dict[str, Range]] = {"class_weight": NOT_NEGATIVE}
+
     class_weight: tuple[float, ...] | str | None = None
 
     @property
@@ -189,6 +204,8 @@ class Regression:
     Attributes:
       hidden_label: the number that stands for a label that is not given; None where all are.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"hidden_label": ANY}
 
     hidden_label: float | None = None
 

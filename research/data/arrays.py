@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from research.data.checks import check_finite
-from research.data.examples import ArrayExamples, Columns, Examples
 from research.data.cache import Kept
+from research.data.checks import check_finite
+from research.data.columns import as_labels, column, only
+from research.data.examples import ArrayExamples, Columns, Examples
 from research.data.splits import BySplit
-from research.data.text.wordpiece import as_labels, column, only
 
 
 def standardize(

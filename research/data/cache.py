@@ -7,9 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import shutil
-import tempfile
 import uuid
 import zlib
 from collections.abc import Callable
@@ -17,16 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-def cache_folder() -> Path:
-    """The user's cache folder; it need not exist yet."""
-    own = os.environ.get("RESEARCH_CACHE")
-    if own:
-        return Path(own).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "research"
-    except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / f"research-{os.getuid()}"
+from research.base.paths import cache_folder
 
 
 def digest(*parts: object) -> str:

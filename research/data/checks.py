@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from research.base.errors import UserError
 from research.data.examples import ArrayExamples, BagExamples, Examples, TextExamples
 from research.data.text.masked_lm import MaskedExamples
-from research.base.errors import UserError
 
 
 def check_labels(

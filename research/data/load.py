@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from research.base.errors import UserError
 from research.base.registry import build, nearest
-from research.data.sources import tfds_source
 from research.data.arrays import standardize
-from research.data.text.bag_of_words import bag_of_words
-from research.data.sources.bundled import BUNDLED
+from research.data.cache import Kept
 from research.data.examples import Columns, Examples
 from research.data.images.transform import image, pixels
-from research.data.cache import Kept
+from research.data.sources import tfds_source
+from research.data.sources.bundled import BUNDLED
 from research.data.sources.line import line
-from research.data.text.masked_lm import masked_lm
 from research.data.sources.python_docs import python_docs
 from research.data.sources.sentiment import sentiment
 from research.data.splits import BySplit
+from research.data.text.bag_of_words import bag_of_words
+from research.data.text.masked_lm import masked_lm
 from research.data.text.wordpiece import wordpiece
-from research.base.errors import UserError
 
 # Sources by name, each with what summary.json calls its kind. Any other name is a TFDS dataset's.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {

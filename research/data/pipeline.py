@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from research.base.errors import UserError
 from research.data import stateless_rng
 from research.data.examples import BagExamples, Examples, MixedExamples, RandomExamples, TextExamples
 from research.data.packing import best_fit
-from research.base.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from research.base.registry import lookup
-from research.data.cache import cache_folder
 from research.base.errors import UserError
+from research.base.paths import cache_folder
+from research.base.registry import lookup
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research.base.registry import regex
 from research.base.errors import UserError
-from research.core.state import path_name
+from research.base.registry import regex
+from research.base.trees import path_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from research.data.text.wordpiece import read_tokenizer
 from research.base.errors import UserError
+from research.data.text.wordpiece import read_tokenizer
 from research.interop.families import FAMILIES, read_config, write_config
 from research.interop.kinds import Described, Exported, Kind, Shapes, check_kind
 from research.interop.tensors import read_json

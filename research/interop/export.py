@@ -13,15 +13,15 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from research.base.registry import spelt_out
 from research.base.errors import UserError
+from research.base.paths import expanded
+from research.base.registry import spelt_out
+from research.base.trees import path_name
 from research.interop import KINDS
 from research.interop.pretrained import average_of, checkpoints_of
 from research.interop.tensors import SINGLE, write
 from research.models import MODELS
-from research.base.paths import expanded
 from research.runs.rundir import RunDir
-from research.core.state import path_name
 
 # How the outputs of an export differ from those of its run, by the run's dtype; where that is float32 they don't.
 ROUNDING = {

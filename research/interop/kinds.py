@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.base import ranges
 from research.base.errors import UserError
 from research.interop.tensors import Naming
-from research.training.limits import check_values
+from research.models import MODELS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -79,7 +80,7 @@ def check_kind(where: object, key: str, value: Any, kinds: tuple[type, ...], wha
 def check_model(where: object, model: Mapping[str, Any]) -> None:
     """Raises UserError, which names the file, where a key of `model` read from it is out of its range."""
     try:
-        check_values({"model": model})
+        ranges.check_values({"model": model}, ranges.declared("model", MODELS))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -15,16 +15,17 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from research.base.registry import build, regex, spelt_out
-from research.runs.checkpoint import Checkpoints
 from research.base.errors import UserError
+from research.base.paths import same_source
+from research.base.registry import build, regex, spelt_out
+from research.base.trees import path_name
+from research.core.metrics import AVERAGE
 from research.interop import KINDS, source
 from research.interop.kinds import Kind
 from research.interop.tensors import Tensors, module_of, replaced, some
-from research.core.metrics import AVERAGE
 from research.models import MODELS
-from research.runs.rundir import RunDir, same_source
-from research.core.state import path_name
+from research.runs.checkpoint import Checkpoints
+from research.runs.rundir import RunDir
 
 
 @dataclasses.dataclass(frozen=True)

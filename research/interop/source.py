@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from research.base.errors import UserError
+from research.base.paths import expanded
 from research.interop import KINDS
 from research.interop.families import UNNAMED
 from research.interop.kinds import Kind
 from research.interop.tensors import read_json, weight_files
-from research.base.paths import expanded
 
 # No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
 _FILES = (

@@ -1,11 +1,12 @@
 """A small convolutional network in the manner of LeNet (LeCun et al. 1998), for digits of 28×28."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.base.ranges import ANY, COUNT, POSITIVE, RATE, Range
 from research.models.images import normalized
 from research.models.layers import Dense, Dropout
 
@@ -19,6 +20,8 @@ class CNN(nn.Module):
     `padding` of the convolutions: "VALID", none, or "SAME", for images smaller than 10×10. `mean` and `std` are of the
     images, as they are stored: see `normalized`.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "dropout": RATE, "mean": ANY, "std": POSITIVE}
 
     num_classes: int
     padding: str

@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.base.ranges import COUNT, Range
+
 zeros = nn.initializers.zeros
 
 
 class Constant(nn.Module):
     """The same logits for every example, from zeros: fitted, the logarithms of the classes' frequencies."""
+
+    RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT}
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -39,6 +43,8 @@ class LogisticRegression(nn.Module):
     Two classes have one column of weights, the second's, and the first's logit is 0: their softmax is the sigmoid.
     """
 
+    RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT}
+
     num_classes: int
     dtype: Any = jnp.float32
 
@@ -58,6 +64,8 @@ class SparseLogisticRegression(nn.Module):
 
     # What a solver needs to fit the weights that are read alone (research/solvers/table.py).
     table: ClassVar[tuple[str, str, str]] = ("kernel", "ids", "num_features")
+
+    RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "num_features": COUNT}
 
     num_classes: int
     num_features: int

@@ -1,11 +1,13 @@
 """A multilayer perceptron."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.base.ranges import ANY, COUNT, POSITIVE, RATE, Range
 from research.models.images import normalized
 from research.models.layers import Dense, Dropout
 
@@ -18,6 +20,14 @@ class MLP(nn.Module):
 
     `mean` and `std`, where they are given, are those of images, which are read instead of features: see `normalized`.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "num_classes": COUNT,
+        "hidden_sizes": dataclasses.replace(COUNT, may_be_empty=True),
+        "dropout": RATE,
+        "mean": dataclasses.replace(ANY, may_be_empty=True),
+        "std": dataclasses.replace(POSITIVE, may_be_empty=True),
+    }
 
     num_classes: int
     hidden_sizes: tuple[int, ...]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.base.ranges import ANY, COUNT, LAYERS, POSITIVE, RATE, Range
 from research.models.images import normalized
 from research.models.layers import Dropout
 from research.models.norms import NORMS
@@ -81,6 +82,15 @@ class ResNet(nn.Module):
       mean, std: of the images, as they are stored: see `normalized`.
       test_flip: whether evaluation takes the mean of the logits of an image and of its mirror image.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "num_classes": COUNT,
+        "stage_sizes": LAYERS,
+        "width": COUNT,
+        "stochastic_depth": RATE,
+        "mean": ANY,
+        "std": POSITIVE,
+    }
 
     num_classes: int
     block: str

@@ -5,12 +5,13 @@ Shapes: B rows, L tokens a row, D hidden size, H heads, K = D / H, M size of the
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from research.base.ranges import COUNT, COUNT_OR_NONE, LAYERS, NOT_NEGATIVE, POSITIVE, RATE, Range
 from research.models.layers import Dense, Dropout, gelu
 
 DType = Any
@@ -86,11 +87,35 @@ class EncoderLayer(nn.Module):
         return residual_norm(x, y, "mlp_norm")
 
 
-class Encoder(nn.Module):
-    """Token, position and type embeddings (none where `type_vocab_size` is 0), then `num_layers` encoder layers.
+class EncoderSizes(nn.Module, kw_only=True):
+    """What an encoder and the models around it have in common, stated once.
 
-    The position embedding has `max_positions` rows behind `position_offset` others, which are not used.
+    Attributes:
+      hidden_size: D; num_heads must divide it.
+      mlp_size: size of the feed-forward layers, 4·D in the paper; activation: theirs, gelu, gelu_tanh or relu.
+      max_positions: the longest example, in tokens.
+      position_offset: rows of the position embedding before that of the first token; RoBERTa (Liu et al. 2019) has 2.
+      type_vocab_size: 0 for no type embedding, as in DistilBERT (Sanh et al. 2019).
+      dropout: on embeddings and layer outputs; attention_dropout: on attention probabilities.
+      initializer_range: standard deviation of the truncated normal that weights start from; 0.02 in the paper, whose
+        layers are wide. A narrow layer wants about hidden_size^-1/2.
+      dtype: of the computation; parameters are float32.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "vocab_size": COUNT,
+        "hidden_size": COUNT,
+        "num_layers": LAYERS,
+        "num_heads": COUNT,
+        "mlp_size": COUNT,
+        "max_positions": COUNT,
+        "position_offset": COUNT_OR_NONE,
+        "type_vocab_size": COUNT_OR_NONE,
+        "dropout": RATE,
+        "attention_dropout": RATE,
+        "layer_norm_eps": POSITIVE,
+        "initializer_range": NOT_NEGATIVE,
+    }
 
     vocab_size: int
     hidden_size: int
@@ -104,8 +129,25 @@ class Encoder(nn.Module):
     dropout: float
     attention_dropout: float
     layer_norm_eps: float
-    kernel_init: Initializer
-    dtype: DType
+    initializer_range: float
+    dtype: Any = jnp.float32
+
+    @property
+    def kernel_init(self) -> Initializer:
+        return nn.initializers.truncated_normal(stddev=self.initializer_range)
+
+    def encoder(self) -> "Encoder":
+        """The encoder of these sizes, to be called within a compact method; its parameters are under `encoder`."""
+        return Encoder(
+            **{name: getattr(self, name) for name in EncoderSizes.__annotations__ if name != "RANGES"}, name="encoder"
+        )
+
+
+class Encoder(EncoderSizes, kw_only=True):
+    """Token, position and type embeddings (none where `type_vocab_size` is 0), then `num_layers` encoder layers.
+
+    The position embedding has `max_positions` rows behind `position_offset` others, which are not used.
+    """
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:

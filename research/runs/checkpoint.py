@@ -19,7 +19,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from research.base.errors import UserError
-from research.runs.rundir import atomic_write
+from research.base.paths import atomic_write
 from research.core.state import TrainState, unbiased
 
 # What it prints at level INFO and the advice it warns of are for its own developers.

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from research.core import metrics
 from research.base.errors import DivergedError
-from research.runs.rundir import RunDir
+from research.core import metrics
 from research.core.statistics import Value, interval, means
+from research.runs.rundir import RunDir
 
 
 class Reporter:

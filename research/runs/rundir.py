@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import re
 import tempfile
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.base.errors import UserError
-from research.base.paths import expanded
+from research.base.paths import atomic_write, expanded, same_source
+from research.base.trees import flatten, jsonable, to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,27 +41,6 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
 }
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON that any reader takes: numbers that are not finite, which JSON lacks, become null."""
-    try:
-        return json.dumps(value, indent=indent, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def jsonable(value: Any) -> Any:
-    """`value` as JSON gives it back (tuples become lists, keys strings)."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
 def _check_jsonable(config: Mapping[str, Any]) -> None:
     """Raises UserError for a value of a config that would not come back from config.json."""
     for key, value in flatten(config).items():
@@ -73,17 +52,6 @@ def _check_jsonable(config: Mapping[str, Any]) -> None:
             ) from error
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def without_retired(config: Any) -> dict[str, Any]:
     """A copy of a config, a mapping or a ConfigDict, without RETIRED_KEYS."""
     return {
@@ -92,13 +60,6 @@ def without_retired(config: Any) -> dict[str, Any]:
         else section
         for name, section in config.items()
     }
-
-
-def same_source(one: str | None, other: str | None) -> bool:
-    """Whether two values of `init_from` name the same weights, though perhaps with "~" or from another folder."""
-    if one is None or other is None:
-        return one is other
-    return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
 def _file_name(name: str) -> str:
@@ -112,13 +73,6 @@ def _file_name(name: str) -> str:
         return "".join(f".{word}-{bound.replace('-', 'minus').replace('%', 'pct')}" for word, bound in given)
 
     return re.sub(r"\[([^\[\]:]*):([^\[\]:]*)\]", bounds, name)
-
-
-def atomic_write(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 class RunDir:

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from research.core import metrics
+from research.core.state import TrainState
+from research.core.tasks import Batch, Classification, SquaredHinge, Task
 from research.solvers.least_squares import FACTORIZATIONS, closed_form
 from research.solvers.problem import Problem, max_norm
 from research.solvers.quasi_newton import lbfgs
 from research.solvers.table import Table
-from research.core.state import TrainState
-from research.core.tasks import Batch, Classification, SquaredHinge, Task
 
 __all__ = ["FACTORIZATIONS", "KEYS", "SOLVERS", "Table", "blocks", "report", "solve_step", "warnings"]
 

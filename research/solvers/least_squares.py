@@ -11,8 +11,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from research.core.optim import decay_mask
-from research.solvers.problem import Problem, max_norm
 from research.core.tasks import Batch
+from research.solvers.problem import Problem, max_norm
 
 # `qr` takes a singular value for 0 that is so many roundings or fewer beside the largest. Of a singular value that is 0
 # rounding leaves up to 43 (measured in float32: a column twice, 3 million rows), hardly more for more rows or columns.

@@ -11,9 +11,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from research.core.optim import decay_mask
-from research.solvers.problem import Problem, max_norm
 from research.core.state import param_count
 from research.core.tasks import Batch
+from research.solvers.problem import Problem, max_norm
 
 # Up to how many parameters a matrix of their pairs is made, from how many examples for each, what is added to its
 # diagonal, as a part of the mean there, and how many columns are made together. Beyond, from how many random

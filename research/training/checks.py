@@ -9,14 +9,14 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from research import solvers
+from research.base.errors import UserError
 from research.base.registry import lookup, regex
+from research.core.metrics import AVERAGE
+from research.core.tasks import Regression, Task
 from research.data.checks import check_inputs, check_labels
 from research.data.examples import Examples, MixedExamples, RandomExamples
 from research.data.pipeline import Stream
-from research.base.errors import UserError
 from research.training.limits import RANGES, check_values
-from research.core.metrics import AVERAGE
-from research.core.tasks import Regression, Task
 
 
 def check_keys(config: Any) -> None:

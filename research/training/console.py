@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from research import solvers
-from research.runs.checkpoint import Progress
-from research.training.experiment import Experiment
-from research.runs.rundir import RunDir
 from research.core.state import TrainState, param_count
+from research.runs.checkpoint import Progress
+from research.runs.rundir import RunDir
+from research.training.experiment import Experiment
 from research.training.stopping import STALLED
 
 

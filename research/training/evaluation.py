@@ -9,13 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from research.core import metrics
-
-from research.devices import sharding
-from research.data import pipeline
-from research.training.experiment import Experiment
-from research.core.statistics import Value
 from research.core.state import TrainState, averaged
+from research.core.statistics import Value
 from research.core.tasks import SplitMetric
+from research.data import pipeline
+from research.devices import sharding
+from research.training.experiment import Experiment
 
 # With several processes, how many batches pass between two questions whether to stop: asking takes time.
 ASK_EVERY = 16

@@ -13,24 +13,21 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from research.training import checks
-
-from research.devices import memory, sharding
-
-from research.core import metrics, optim, step
-
 from research import solvers
+from research.base.errors import UserError
+from research.base.ranges import LARGEST
 from research.base.registry import build, lookup
+from research.core import metrics, optim, step
+from research.core.state import TrainState, init_state, param_count
+from research.core.tasks import TASKS, Task, training_weight, with_class_weights
 from research.data import load as data
 from research.data import pipeline, splits
 from research.data.examples import Examples
-from research.base.errors import UserError
-from research.training.limits import LARGEST
-from research.models import MODELS
+from research.devices import memory, sharding
+from research.devices.compiled import Compiled
 from research.devices.platform import check_compiler, compiler_options
-from research.core.state import TrainState, init_state, param_count
-from research.core.tasks import TASKS, Task, training_weight, with_class_weights
-from research.devices.throughput import Compiled
+from research.models import MODELS
+from research.training import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Experiment:
 def prepare(config: Any, assets: Path | None = None) -> Experiment:
     """Builds and checks everything a config names; compiles nothing. Raises UserError for what does not fit.
 
-    With dtype float64 it has to be called, and the steps too, where `jax.enable_x64` is on (`research.devices.platform.x64`).
+    With dtype float64 it and the steps must be called where `jax.enable_x64` is on (`research.devices.platform.x64`).
 
     `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
     """

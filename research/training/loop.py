@@ -12,20 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from research.runs.checkpoint import Checkpoints, Progress
-from research.training.console import conclude, describe
 from research.base.errors import UserError
-from research.training.evaluation import EvaluationInterrupted, check_memory, evaluate
-from research.training.experiment import Experiment, prepare
+from research.core.state import TrainState
+from research.core.statistics import Value, described
+from research.devices.compiled import Compiled
 from research.devices.platform import x64
+from research.devices.sharding import placed_ahead
+from research.devices.throughput import Throughput
+from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
-from research.core.statistics import Value, described
-from research.devices.sharding import placed_ahead
-from research.core.state import TrainState
-from research.training.stopping import ASKED, OUT_OF_TIME, STALLED, any_process, check_data_wait, ranking_metric, stalled
+from research.training.console import conclude, describe
+from research.training.evaluation import EvaluationInterrupted, check_memory, evaluate
+from research.training.experiment import Experiment, prepare
+from research.training.stopping import (
+    ASKED,
+    OUT_OF_TIME,
+    STALLED,
+    any_process,
+    check_data_wait,
+    ranking_metric,
+    stalled,
+)
 from research.training.summary import summarize, truncation_warnings
-from research.devices.throughput import Compiled, Throughput
 
 
 def train_and_evaluate(

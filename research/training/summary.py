@@ -10,11 +10,11 @@ import jax
 import optax
 
 from research import solvers
-from research.runs.checkpoint import Progress
-from research.data.examples import BagExamples, TextExamples
-from research.training.experiment import Experiment
-from research.core.statistics import Value, intervals, means
 from research.core.state import TrainState, param_count, params_sha256
+from research.core.statistics import Value, intervals, means
+from research.data.examples import BagExamples, TextExamples
+from research.runs.checkpoint import Progress
+from research.training.experiment import Experiment
 
 
 def environment() -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from research.core.state import TrainState
+from research.core.statistics import described
+from research.devices.platform import x64
 from research.runs.checkpoint import Checkpoints
+from research.runs.rundir import RunDir
 from research.training.evaluation import evaluate
 from research.training.experiment import Experiment, prepare
-from research.devices.platform import x64
-from research.runs.rundir import RunDir
-from research.core.statistics import described
-from research.core.state import TrainState
 
 
 class Trained:
@@ -81,7 +81,7 @@ class Trained:
 
     @functools.cached_property
     def loaded(self) -> tuple[Experiment, TrainState]:
-        """Model, data and state; to be asked for, and used, under `research.devices.platform.x64` of the config's dtype."""
+        """Model, data and state, to be used under `research.devices.platform.x64` of the config's dtype."""
         experiment = prepare(self.config, self.run.assets)
         with self._checkpoints() as checkpoints:
             state, _ = checkpoints.restore(experiment.state, self.step)

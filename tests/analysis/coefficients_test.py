@@ -6,10 +6,10 @@ from scipy import stats
 
 from research import coefficients as shell
 from research.analysis.coefficients import coefficients
+from research.base.errors import UserError
 from research.config import load
 from research.data import load as data
 from research.data.pipeline import chosen
-from research.base.errors import UserError
 from research.training.loop import train_and_evaluate
 from tests import tiny
 

@@ -13,10 +13,10 @@ from configs import linear_line, logistic_breast_cancer
 from research import plot
 from research.analysis import figures, plots
 from research.analysis.plots import PLOTS, Subject, draw, draw_all
-from research.data.sources.line import INTERCEPT, SLOPE
 from research.base.errors import UserError
-from research.training.loop import train_and_evaluate
+from research.data.sources.line import INTERCEPT, SLOPE
 from research.runs.rundir import RunDir
+from research.training.loop import train_and_evaluate
 from tests import tiny
 
 

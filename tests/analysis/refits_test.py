@@ -12,14 +12,14 @@ from sklearn.preprocessing import StandardScaler
 from configs import linear_line
 from research.analysis import refits
 from research.analysis.refits import learning_curve, penalties, regularization_path
+from research.base.errors import UserError
 from research.config import load
+from research.data.pipeline import chosen
 from research.data.sources.bundled import breast_cancer, diabetes, feature_names
 from research.data.sources.line import line
-from research.data.pipeline import chosen
-from research.base.errors import UserError
+from research.runs.rundir import RunDir
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
-from research.runs.rundir import RunDir
 from tests import tiny
 
 

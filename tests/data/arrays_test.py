@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
+from research.base.errors import UserError
 from research.data.arrays import standardize
 from research.data.cache import Kept
-from research.base.errors import UserError
 
 
 def _splits(rng):

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import defaults
+from research.base.errors import UserError
 from research.data import stateless_rng
 from research.data.images.augment import Augment, erased, flipped, padded_crops, resized_crop_boxes, resized_crops
 from research.data.images.decoding import View
-from research.base.errors import UserError
 
 OFF = Augment(**defaults.image(channels=3).augment)
 PLAIN = View(None, None, "bilinear")

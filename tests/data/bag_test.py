@@ -10,10 +10,10 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import murmurhash3_32
 
-from research.data.text.bag_of_words import bag_of_words
+from research.base.errors import UserError
 from research.data.cache import Kept
 from research.data.pipeline import Stream, make_batch
-from research.base.errors import UserError
+from research.data.text.bag_of_words import bag_of_words
 
 TRAIN = ["the plot is dull", "the cast is superb", "a superb , superb film", "not dull at all"]
 TEST = ["a dull , dull cast", "unseen words only"]

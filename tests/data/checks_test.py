@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from research.base.errors import UserError
 from research.data.checks import check_inputs, check_labels
 from research.data.examples import ArrayExamples, BagExamples, Ragged, TextExamples
-from research.base.errors import UserError
 
 
 @pytest.mark.parametrize(

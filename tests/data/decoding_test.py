@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research.data.images.decoding import View, decode
 from research.base.errors import UserError
+from research.data.images.decoding import View, decode
 from tests.data.tiny_images import encoded
 
 

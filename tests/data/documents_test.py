@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from configs import bert_mlm
 from configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
+from research.base.errors import UserError
 from research.data import load as data
+from research.data.cache import Kept
+from research.data.examples import Ragged
 from research.data.sources import tfds_source
 from research.data.text.documents import cut_rows, joined, row_count, tokenized
-from research.data.examples import Ragged
-from research.data.cache import Kept
 from research.data.text.wordpiece import train_wordpiece
-from research.base.errors import UserError
 
 CLS, SEP, PAD = 101, 102, 100
 OPTIONS = {

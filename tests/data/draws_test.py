@@ -37,7 +37,9 @@ def test_the_first_numbers_are_the_published_ones():
 def test_seed_epoch_and_example_each_change_the_key():
     members = np.arange(1000)[:, None]
     found = [
-        stateless_rng.keys(seed, np.full(1000, epoch), members).ravel() for seed in (0, 1, 2**32 - 1) for epoch in range(4)
+        stateless_rng.keys(seed, np.full(1000, epoch), members).ravel()
+        for seed in (0, 1, 2**32 - 1)
+        for epoch in range(4)
     ]
     assert len(np.unique(np.concatenate(found))) == 12_000
 

@@ -3,14 +3,13 @@ import pickle
 import numpy as np
 import pytest
 
-from research.data.images import store as image_store
-
-from research.data.sources import tfds_source
-from research.data.examples import Ragged
-from research.data.images.store import Decoded, Encoded, read
-from research.data.cache import Kept
-from research.data.sources.tfds_source import Records, Shards, Values
 from research.base.errors import UserError
+from research.data.cache import Kept
+from research.data.examples import Ragged
+from research.data.images import store as image_store
+from research.data.images.store import Decoded, Encoded, read
+from research.data.sources import tfds_source
+from research.data.sources.tfds_source import Records, Shards, Values
 from tests.data.tiny_images import TinyImages, encoded, pixels
 
 OPTIONS = {"name": "image", "label": "label", "channels": 3}

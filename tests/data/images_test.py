@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import defaults
+from research.base.errors import UserError
 from research.data import stateless_rng
-from research.data.sources import tfds_source
+from research.data.cache import Kept
 from research.data.examples import MixedExamples, RandomExamples
 from research.data.images.transform import AugmentedImages, image, pixels
-from research.data.cache import Kept
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
-from research.base.errors import UserError
+from research.data.sources import tfds_source
 from tests.data import tiny_images
 
 

@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from research.data.cache import Kept, cache_folder
+from research.base.paths import cache_folder
+from research.data.cache import Kept
 
 
 @pytest.fixture(autouse=True)

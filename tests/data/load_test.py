@@ -1,9 +1,9 @@
 import pytest
 
 from configs import linear_diabetes
+from research.base.errors import UserError
 from research.data import load as data
 from research.data.sources import tfds_source
-from research.base.errors import UserError
 
 
 def test_an_unknown_split_names_those_there_are():

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.packing import best_fit
 from research.base.errors import UserError
+from research.data.packing import best_fit
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 

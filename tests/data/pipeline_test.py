@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.examples import ArrayExamples, Ragged, TextExamples, padded_length
-from research.data.cache import Kept
-from research.data.pipeline import Rows, Stream, chosen, evaluation_batches, make_batch, padded, training_batches
 from research.base.errors import UserError
+from research.data.cache import Kept
+from research.data.examples import ArrayExamples, Ragged, TextExamples, padded_length
+from research.data.pipeline import Rows, Stream, chosen, evaluation_batches, make_batch, padded, training_batches
 
 
 def _arrays(size):

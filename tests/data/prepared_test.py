@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from research.base.errors import UserError
 from research.data import load as data
 from research.data.sources import prepared, tfds_source
-from research.base.errors import UserError
 from tests.data.tiny_reviews import TinyReviews
 
 

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from research.data.sources import python_docs
 from research.base.errors import UserError
+from research.data.sources import python_docs
 
 
 def test_docstrings_come_in_the_order_they_stand_in():
@@ -47,7 +47,9 @@ def test_there_is_enough_of_it_and_no_docstring_twice():
 
 def test_it_is_always_the_same():
     """In another process too, where hashes have another seed."""
-    code = "from research.data.sources.python_docs import python_docs; from research.data.load import _fingerprint as f; "
+    code = (
+        "from research.data.sources.python_docs import python_docs; from research.data.load import _fingerprint as f; "
+    )
     other = subprocess.run([sys.executable, "-c", code + "print(f(python_docs()))"], capture_output=True, text=True)
     from research.data.load import _fingerprint
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from research.data.images import augment
 from research.data import stateless_rng
+from research.data.images import augment
 from research.data.images.augment import Augment
 from research.data.images.decoding import View
 from research.data.images.randaugment import OPERATIONS, randaugment

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from research.data.splits import BySplit, members, whole
 from research.base.errors import UserError
+from research.data.splits import BySplit, members, whole
 
 
 @pytest.mark.parametrize("size", [7, 200, 872, 67_349])

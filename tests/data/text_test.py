@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from research.data.cache import Kept
-from research.data.text.wordpiece import SPECIAL_TOKENS, as_labels, as_text, only, train_wordpiece, wordpiece
 from research.base.errors import UserError
+from research.data.cache import Kept
+from research.data.columns import as_labels, as_text, only
+from research.data.text.wordpiece import SPECIAL_TOKENS, train_wordpiece, wordpiece
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
 OPTIONS = {

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from research.data.sources import tfds_source
 from research.base.errors import UserError
+from research.data.sources import tfds_source
 from tests.data.tiny_reviews import TinyReviews
 
 

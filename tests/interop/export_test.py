@@ -9,13 +9,13 @@ from safetensors.numpy import load_file
 
 from research import export as shell
 from research.base.errors import UserError
-from research.training.experiment import prepare
+from research.core.state import averaged
 from research.interop import pretrained
 from research.interop.export import export
 from research.interop.pretrained import checkpoints_of
-from research.training.loop import train_and_evaluate
 from research.runs.rundir import RunDir
-from research.core.state import averaged
+from research.training.experiment import prepare
+from research.training.loop import train_and_evaluate
 from tests import tiny
 from tests.interop import tiny_encoder
 from tests.interop.tiny_encoder import write_run

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from research.runs.checkpoint import Checkpoints
-from research.config import load
 from research.base.errors import UserError
+from research.config import load
+from research.interop import pretrained
+from research.runs.checkpoint import Checkpoints
+from research.runs.rundir import RunDir
 from research.training.evaluation import evaluate
 from research.training.experiment import prepare
-from research.interop import pretrained
 from research.training.loop import restore_or_init, train_and_evaluate
-from research.runs.rundir import RunDir
 from tests import tiny
 from tests.interop import tiny_encoder
 

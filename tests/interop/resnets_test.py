@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from research.runs.checkpoint import Checkpoints
-from research.config import load
 from research.base.errors import UserError
-from research.training.experiment import prepare
+from research.config import load
 from research.interop import pretrained, source
 from research.interop.export import export
-from research.training.loop import restore_or_init
+from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
+from research.training.experiment import prepare
+from research.training.loop import restore_or_init
 from tests import tiny
 from tests.interop import tiny_encoder, tiny_resnet
 

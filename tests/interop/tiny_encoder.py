@@ -9,12 +9,12 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import models, pre_tokenizers, processors
 
-from research.runs.checkpoint import Checkpoints, Progress
 from research.config import load
+from research.core.state import TrainState
 from research.data.text.wordpiece import SPECIAL_TOKENS, read_tokenizer
 from research.interop import pretrained
+from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.rundir import RunDir
-from research.core.state import TrainState
 
 VOCABULARY = [*SPECIAL_TOKENS, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
 

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 from safetensors.numpy import save_file
 
-from research.runs.checkpoint import Checkpoints, Progress
-from research.interop import pretrained
-from research.runs.rundir import RunDir
 from research.core.state import TrainState
+from research.interop import pretrained
+from research.runs.checkpoint import Checkpoints, Progress
+from research.runs.rundir import RunDir
 from tests import tiny
 
 CONFIGS = {

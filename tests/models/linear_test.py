@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.core.tasks import Classification
 from research.data.examples import BagExamples, Ragged
 from research.data.pipeline import Stream, make_batch, padded
-from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
 from research.devices.sharding import make_mesh, put_batch, replicated
-from research.core.tasks import Classification
+from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
 
 
 def test_linear_is_an_affine_map(rng):

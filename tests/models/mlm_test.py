@@ -7,9 +7,9 @@ import optax
 import pytest
 from scipy.special import erf
 
+from research.core.tasks import MaskedLM
 from research.models.bert import BertClassifier
 from research.models.mlm import BertMaskedLM
-from research.core.tasks import MaskedLM
 
 SIZES = {
     "vocab_size": 50,

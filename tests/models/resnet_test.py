@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.models.resnet import VARIANTS, ResNet
+from research.base.trees import path_name
 from research.devices.sharding import make_mesh, put_batch
-from research.core.state import path_name
+from research.models.resnet import VARIANTS, ResNet
 
 REST = {
     "num_classes": 10,

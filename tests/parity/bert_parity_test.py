@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from configs.defaults import defaults
-from research.models.bert import BertClassifier
 from research.core.optim import optimizer
+from research.models.bert import BertClassifier
 
 pytestmark = pytest.mark.parity
 

@@ -8,16 +8,17 @@ import numpy as np
 import optax
 import pytest
 
+from research.base.trees import path_name
 from research.core import metrics
+from research.core.tasks import Regression
+from research.data.columns import as_text
 from research.data.sources import tfds_source
-from research.data.text.wordpiece import as_text, read_tokenizer
+from research.data.text.wordpiece import read_tokenizer
 from research.interop import pretrained, source
 from research.interop.export import export
 from research.interop.families import FAMILIES
 from research.interop.tensors import tensor_names
 from research.models.bert import POOLERS
-from research.core.state import path_name
-from research.core.tasks import Regression
 from tests.interop import tiny_encoder
 
 pytestmark = pytest.mark.parity

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.models.mlm import BertMaskedLM
 from research.core.tasks import MaskedLM
+from research.models.mlm import BertMaskedLM
 from tests.parity.bert_parity_test import _params as classifier_params
 
 pytestmark = pytest.mark.parity

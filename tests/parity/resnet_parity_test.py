@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from research.base.trees import path_name
 from research.interop import pretrained
 from research.interop.export import export
 from research.interop.resnets import NAMING
 from research.interop.tensors import tensor_names
-from research.core.state import path_name
 from tests.interop import tiny_resnet
 
 pytestmark = pytest.mark.parity

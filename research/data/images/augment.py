@@ -9,11 +9,11 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from research.base.errors import UserError
 from research.data import stateless_rng
 from research.data.images.decoding import View, resample
 from research.data.images.mixing import mixed
 from research.data.images.randaugment import OPERATIONS, randaugment
-from research.base.errors import UserError
 
 # What a key's numbers are for: the place of each use must never change, or runs would no longer repeat.
 _CROP, _FLIP, _OPERATIONS, _ERASING, _MIXING = range(5)

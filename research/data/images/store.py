@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from research.data.checks import check_finite
-from research.data.images.decoding import MODES, decode
-from research.data.examples import Columns, Ragged, arrived, sent
-from research.data.cache import Kept
-from research.data.splits import BySplit
-from research.data.text.wordpiece import as_labels, column
-from research.data.sources.tfds_source import Records, Values
 from research.base.errors import UserError
+from research.data.cache import Kept
+from research.data.checks import check_finite
+from research.data.columns import as_labels, column
+from research.data.examples import Columns, Ragged, arrived, sent
+from research.data.images.decoding import MODES, decode
+from research.data.sources.tfds_source import Records, Values
+from research.data.splits import BySplit
 
 # A split whose pixels take more bytes than this is kept encoded.
 DECODED_BYTES = 2**31

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from research.base.errors import UserError
 from research.base.registry import build
+from research.data.cache import Kept
+from research.data.columns import only
+from research.data.examples import Columns, Examples, first
 from research.data.images import store as image_store
 from research.data.images.augment import Augment
 from research.data.images.decoding import View
-from research.data.examples import Columns, Examples, first
 from research.data.images.store import Decoded, Encoded
-from research.data.cache import Kept
 from research.data.splits import BySplit
-from research.data.text.wordpiece import only
-from research.base.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

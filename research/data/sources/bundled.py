@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from research.data.examples import Columns
 from research.data.cache import Kept
+from research.data.examples import Columns
 
 PARTS = ("train", "validation", "test")
 

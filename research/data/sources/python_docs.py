@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from research.data.examples import Columns
 from research.base.errors import UserError
+from research.data.examples import Columns
 
 # Not documentation, or not part of the library. Underscored modules are left out too: most are another's twin.
 _SKIPPED = {"idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "test", "tests", "turtledemo"}

@@ -12,8 +12,8 @@ import dataclasses
 import random
 from collections.abc import Callable
 
-from research.data.sources import sentiment_words as words
 from research.data.examples import Columns
+from research.data.sources import sentiment_words as words
 
 TRAIN_SIZE = 60_000
 VALIDATION_SIZE = 2_000

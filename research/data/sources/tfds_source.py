@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from research.data.sources import prepared
-from research.data.examples import Columns
-from research.data.cache import digest
-from research.data.splits import BySplit
 from research.base.errors import UserError
+from research.data.cache import digest
+from research.data.examples import Columns
+from research.data.sources import prepared
+from research.data.splits import BySplit
 
 # tensorflow-datasets registers a builder when its module is imported; `tfds.builder` finds these by name only after.
 _MODULES = {"glue": "tensorflow_datasets.text.glue"}

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from research.data.examples import BagExamples, Columns, Examples, Ragged
-from research.data.cache import Kept
-from research.data.splits import BySplit
-from research.data.text.wordpiece import as_labels, as_text, column
 from research.base.errors import UserError
+from research.data.cache import Kept
+from research.data.columns import as_labels, as_text, column
+from research.data.examples import BagExamples, Columns, Examples, Ragged
+from research.data.splits import BySplit
 
 
 def bag_of_words(

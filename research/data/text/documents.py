@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.base.registry import regex
-from research.data.examples import Columns, Ragged
-from research.data.cache import Kept, digest
-from research.data.splits import BySplit
-from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, as_text, column, encode, only, read_tokenizer, train_wordpiece
 from research.base.errors import UserError
+from research.base.registry import regex
+from research.data.cache import Kept, digest
+from research.data.columns import as_text, column, only
+from research.data.examples import Columns, Ragged
+from research.data.splits import BySplit
+from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, encode, read_tokenizer, train_wordpiece
 
 if TYPE_CHECKING:
     import tokenizers

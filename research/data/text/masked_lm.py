@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from research.data import stateless_rng
-from research.data.text.documents import Replacements, cut_rows, row_count, special_ids, tokenized
-from research.data.examples import Columns, Examples, Ragged
-from research.data.cache import Kept
-from research.data.splits import BySplit
 from research.base.errors import UserError
+from research.data import stateless_rng
+from research.data.cache import Kept
+from research.data.examples import Columns, Examples, Ragged
+from research.data.splits import BySplit
+from research.data.text.documents import Replacements, cut_rows, row_count, special_ids, tokenized
 
 # The key of the masks that evaluation uses: always the same, whatever the run's seed.
 _EVALUATION_SEED = 0x6D61736B

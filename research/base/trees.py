@@ -1,0 +1,45 @@
+"""Nested dicts: their leaves by path, and JSON of plain values."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that any reader takes: numbers that are not finite, which JSON lacks, become null."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON gives it back (tuples become lists, keys strings)."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def path_name(path: Any) -> str:
+    """A leaf's path as `a/b/c`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,37 @@
+"""The columns of a split as transforms read them: by name, as text, as labels."""
+
+from typing import Any
+
+import numpy as np
+
+from research.base.errors import UserError
+from research.data.examples import Columns
+
+
+def as_text(value: str | bytes) -> str:
+    """Bytes as UTF-8; what is not UTF-8 becomes U+FFFD."""
+    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+
+
+def column(columns: Columns, name: str, split: str) -> Any:
+    """A column by name; raises UserError naming those there are."""
+    if name not in columns:
+        raise UserError(f"split {split!r} has no column {name!r}; it has {', '.join(columns)}")
+    return columns[name]
+
+
+def only(inputs: tuple[str, ...]) -> str:
+    """The one column that a transform reads. Raises UserError where `data.transform.inputs` names none, or several."""
+    if len(inputs) != 1:
+        raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one column")
+    return inputs[0]
+
+
+def as_labels(values: Any) -> np.ndarray:
+    """Integers, and yes and no as 1 and 0, as int32; integers of more than 31 bits as float64, the rest as float32."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biu":
+        return array.astype(np.float32)
+    limits = np.iinfo(np.int32)
+    fits = not array.size or (array.min() >= limits.min and array.max() <= limits.max)
+    return array.astype(np.int32 if fits else np.float64)

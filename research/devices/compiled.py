@@ -1,0 +1,40 @@
+"""Programs compiled ahead of their first call, once for each shape."""
+
+import time
+from typing import Any
+
+import jax
+
+from research.devices import memory
+
+
+class Compiled:
+    """A jitted function that is compiled once for each shape of its arguments, with the time that took.
+
+    `repeats`: how often its inner loop runs, of which XLA counts the operations once. `seeds`: how many it is of, where
+    they are several. Raises UserError if the memory is not enough.
+    """
+
+    def __init__(self, function: Any, repeats: int = 1, seeds: int | None = None):
+        self._function = function
+        self._seeds = seeds
+        self._repeats = repeats
+        self._compiled: dict[Any, Any] = {}
+        self.seconds = 0.0
+        self.flops = 0.0  # of the last call, per device, as XLA counts them
+
+    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
+        compiled, self.flops = self.compiled(state, batch)
+        return compiled(state, batch)
+
+    def compiled(self, state: Any, batch: dict[str, jax.Array]) -> tuple[Any, float]:
+        """The program for arguments of these shapes, and how many operations XLA counts in it."""
+        key = tuple((name, array.shape) for name, array in sorted(batch.items()))
+        if key not in self._compiled:
+            start = time.perf_counter()
+            compiled = self._function.lower(state, batch).compile()
+            self.seconds += time.perf_counter() - start
+            memory.check_step(compiled, self._seeds)
+            cost = compiled.cost_analysis() or {}
+            self._compiled[key] = compiled, self._repeats * float(cost.get("flops", 0.0))
+        return self._compiled[key]
