@@ -127,14 +127,14 @@ def trajectory(config: Any, steps: int) -> Line:
     """The first float32 steps of a config -> "loss", "grad_norm" and "inputs", a hash of the batch, of each."""
     import jax
 
-    from research.devices.sharding import placed_ahead
+    from research.devices.sharding import prefetch_to_device
     from research.training.experiment import prepare
 
     values: Line = {"loss": [], "grad_norm": [], "inputs": []}
     with jax.default_matmul_precision("highest"):  # else a GPU multiplies in TF32
         experiment = prepare(config)
         state = experiment.init()
-        with contextlib.closing(placed_ahead(experiment.training_batches(0), experiment.mesh)) as batches:
+        with contextlib.closing(prefetch_to_device(experiment.training_batches(0), experiment.mesh)) as batches:
             for _ in range(steps):
                 batch, placed = next(batches)
                 values["inputs"].append(_digest(batch))

@@ -28,7 +28,7 @@ def ours(_: argparse.Namespace) -> Measure:
 
     from research.config import load
     from research.devices.sharding import put_batch
-    from research.training.evaluation import evaluate
+    from research.inference.evaluation import evaluate
     from research.training.experiment import prepare
 
     def measure(setting: str, fits: int) -> dict[str, float]:

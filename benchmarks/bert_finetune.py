@@ -87,14 +87,14 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
 
     from research.core.state import param_count
     from research.devices.compiled import Compiled
-    from research.devices.sharding import placed_ahead
+    from research.devices.sharding import prefetch_to_device
     from research.training.experiment import prepare
 
     runs: dict[str, Any] = {}
 
     def start(setting: str) -> Any:
         experiment = prepare(_our_config(setting, arguments))
-        batches = placed_ahead(experiment.training_batches(0), experiment.mesh)
+        batches = prefetch_to_device(experiment.training_batches(0), experiment.mesh)
         return [Compiled(experiment.train_step), experiment.init(), batches]
 
     def measure(setting: str, steps: int) -> dict[str, float]:
@@ -311,11 +311,11 @@ def profile(arguments: argparse.Namespace) -> str:
     prepare_process()
     import jax
 
-    from research.devices.sharding import placed_ahead
+    from research.devices.sharding import prefetch_to_device
     from research.training.experiment import prepare
 
     experiment = prepare(_our_config(PACKED_BFLOAT16, arguments))
-    _, placed = next(placed_ahead(experiment.training_batches(0), experiment.mesh))
+    _, placed = next(prefetch_to_device(experiment.training_batches(0), experiment.mesh))
     state = experiment.init()
     step = experiment.train_step.lower(state, placed).compile()
     for _ in range(5):

@@ -57,7 +57,7 @@ def photographs(count: int, size: int) -> np.ndarray:
 def decoding() -> None:
     from PIL import Image
 
-    from research.data.images.decoding import View, decode
+    from research.data.images.decoding import EvalTransform, decode
 
     def encoded(size: int, file_format: str, **options: Any) -> list[bytes]:
         files = []
@@ -73,7 +73,7 @@ def decoding() -> None:
         each = sum(map(len, files)) / len(files) / 1e3
         speed = rate(len(files), lambda files=files: [decode(file, 3) for file in files])
         rows.append((f"{file_format} {size}×{size}, {each:.1f} kB", speed))
-    large, view = photographs(32, 400), View(256, 224, "bilinear")
+    large, view = photographs(32, 400), EvalTransform(256, 224, "bilinear")
     rows.append(("resize 400 to 256, centre crop 224", rate(32, lambda: view.all(large))))
     table(("decoding", "images/s"), rows)
 
@@ -82,9 +82,9 @@ def augmentations() -> None:
     from configs import defaults
     from research.data import stateless_rng
     from research.data.images.augment import Augment
-    from research.data.images.decoding import View
+    from research.data.images.decoding import EvalTransform
 
-    off, view = Augment(**defaults.image(channels=3).augment), View(None, None, "bilinear")
+    off, view = Augment(**defaults.image(channels=3).augment), EvalTransform(None, None, "bilinear")
     changes: dict[str, dict[str, Any]] = {
         "crop_padding": {"crop_padding": 4},
         "crop_padding, reflect": {"crop_padding": 4, "crop_border": "reflect"},

@@ -32,7 +32,7 @@ def main() -> None:
 def measure(tokenizer: str) -> None:
     from configs import bert_sst2
     from research.data import load
-    from research.data.cache import Kept
+    from research.data.cache import ArtifactCache
     from research.data.pipeline import Rows, Stream, training_batches
     from research.data.sources import tfds_source
     from research.data.text.wordpiece import wordpiece
@@ -45,7 +45,7 @@ def measure(tokenizer: str) -> None:
 
     reading, columns = seconds(lambda: tfds_source.load(section.name, None))
     rows = sum(len(split["label"]) for split in columns.values())
-    tokenizing, examples = seconds(lambda: wordpiece(columns, Kept(source="benchmark"), **options))
+    tokenizing, examples = seconds(lambda: wordpiece(columns, ArtifactCache(source="benchmark"), **options))
     print(f"reading {rows:,} sentences of SST-2 by TFDS, its import included: {reading:.2f} s")
     print(f"tokenizing them and writing the cache: {tokenizing:.2f} s")
     first, _ = seconds(lambda: load.load(section))

@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from research.base.trees import to_json
     from research.runs.rundir import RunDir
-    from research.training.trained_run import Trained
+    from research.training.trained_run import TrainedRun
 
-    trained = Trained(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
+    trained = TrainedRun(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
     evaluation = trained.evaluate(arguments.split, data=arguments.data, show=True)
     print(to_json(evaluation))
     if all(value is None for value in evaluation["metrics"].values()):

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("dataset",), positive=("seeds",))
 
-    from research.analysis.ladder import LADDERS, Rung, climb, table
+    from research.analysis.ladder import LADDERS, Rung, run_ladder, table
     from research.config import load
     from research.interop import pretrained
     from research.solvers import SOLVERS
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         return train_and_evaluate(start.config, workdir, initial=start.initial)
 
     out = Path(arguments.out or Path("runs") / f"ladder-{arguments.dataset}")
-    rows, failed = climb(ladder, out, names=names, seeds=arguments.seeds, train=train, say=_say)
+    rows, failed = run_ladder(ladder, out, names=names, seeds=arguments.seeds, train=train, say=_say)
     print(table(rows, ladder.split), end="")
     return 1 if len(failed) == len(names) else 0
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from ml_collections import ConfigDict
 
-    from research.analysis.plots import PLOTS, Subject, draw, draw_all
+    from research.analysis.plots import PLOTS, PlotContext, draw, draw_all
     from research.base.trees import flatten
     from research.interop import pretrained
     from research.runs.rundir import RunDir
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         return start.initial(variables)
 
     start = initial if saved.init_from else None
-    subject = Subject(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
+    subject = PlotContext(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
     subject.trained.predictions(subject.of_split)  # a run without a checkpoint and an unknown split end here
     if arguments.what is not None:
         names = arguments.what.split(",")

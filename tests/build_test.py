@@ -3,7 +3,7 @@ import functools
 import pytest
 
 from research.base.errors import UserError
-from research.base.registry import build, keys_of, lookup, nearest, spelt_out
+from research.base.registry import build, config_keys, expand_variant, lookup, nearest
 
 
 def _make(size, *, scale=1.0, split=None):
@@ -51,13 +51,13 @@ VARIANTS = {**TABLE, "large": functools.partial(_make, size=9)}
 
 def test_what_a_variant_binds_is_no_key():
     assert build(VARIANTS, {"name": "large", "scale": 2.0}, "thing") == (9, 2.0, None)
-    assert set(keys_of(VARIANTS["large"])) == {"scale", "split"}
+    assert set(config_keys(VARIANTS["large"])) == {"scale", "split"}
     with pytest.raises(UserError, match=r"thing\.size is not a key of 'large'"):
         build(VARIANTS, {"name": "large", "size": 1}, "thing")
 
 
 def test_a_variant_spelt_out_is_the_same_thing():
     section = {"name": "large", "scale": 2.0}
-    assert spelt_out(VARIANTS, section) == {"name": "make", "size": 9, "scale": 2.0}
-    assert build(VARIANTS, spelt_out(VARIANTS, section), "thing") == build(VARIANTS, section, "thing")
-    assert spelt_out(VARIANTS, {"name": "make", "size": 1}) == {"name": "make", "size": 1}
+    assert expand_variant(VARIANTS, section) == {"name": "make", "size": 9, "scale": 2.0}
+    assert build(VARIANTS, expand_variant(VARIANTS, section), "thing") == build(VARIANTS, section, "thing")
+    assert expand_variant(VARIANTS, {"name": "make", "size": 1}) == {"name": "make", "size": 1}

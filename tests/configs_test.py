@@ -11,7 +11,7 @@ import pytest
 from configs import bert_glue, bert_sst2
 from configs.defaults import defaults
 from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
-from research.base.registry import keys_of
+from research.base.registry import config_keys
 from research.base.trees import flatten
 from research.config import load
 from research.core.tasks import TASKS
@@ -72,7 +72,7 @@ def test_every_key_is_visible(file, preset):
         (config.task, TASKS),
         (config.data.transform, data.TRANSFORMS),
     ):
-        taken = set(keys_of(table[section.name])) - {"dtype", "splits", "kept"}
+        taken = set(config_keys(table[section.name])) - {"dtype", "splits", "kept"}
         assert set(section) - {"name"} == taken
     if config.data.transform.name == "image":
         assert set(config.data.transform.augment) == {field.name for field in dataclasses.fields(Augment)}
@@ -90,7 +90,7 @@ def test_a_key_that_may_be_none_says_so(file, preset):
         "data.transform.augment": Augment,
     }
     for section, function in built.items():
-        for key, parameter in keys_of(function).items():
+        for key, parameter in config_keys(function).items():
             if f"{section}.{key}" in keys and "None" in str(parameter.annotation):
                 assert keys[f"{section}.{key}"].optional, f"{section}.{key}"
     optional = {key for key, declared in keys.items() if declared.optional}

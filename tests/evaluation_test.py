@@ -8,7 +8,7 @@ import sklearn.metrics
 from research.base.errors import UserError
 from research.core.state import averaged
 from research.devices import sharding
-from research.training.evaluation import evaluate
+from research.inference.evaluation import evaluate
 from research.training.experiment import prepare
 from tests import tiny
 
@@ -21,7 +21,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
         config = make()
         config.eval.update(batch_size=batch_size, batch_rows=batch_size)
         experiment = prepare(config)
-        results.append(evaluate(experiment, experiment.init(), "validation", predictions=True))
+        results.append(experiment.evaluate(experiment.init(), "validation", predictions=True))
     (metrics, records), *others = results
     labels = experiment.dataset.split("validation").labels
     assert [record["index"] for record in records] == list(range(len(labels)))
@@ -48,8 +48,8 @@ def test_correlations_are_of_the_whole_split(monkeypatch):
     experiment = prepare(config)
     state = experiment.init()
     assert len(experiment.streams("validation").rows) > 8
-    metrics, records = evaluate(experiment, state, "validation", predictions=True)
-    assert evaluate(experiment, state, "validation") == (metrics, [])
+    metrics, records = experiment.evaluate(state, "validation", predictions=True)
+    assert experiment.evaluate(state, "validation") == (metrics, [])
     columns = [[record[name] for record in records] for name in ("prediction", "label")]
     # The loss was summed on the device: so each prediction stands beside its own label.
     assert metrics["loss"] == pytest.approx(sklearn.metrics.mean_squared_error(*columns), rel=1e-5)
@@ -58,14 +58,14 @@ def test_correlations_are_of_the_whole_split(monkeypatch):
     labels = experiment.dataset.split("validation").labels
     assert [record["index"] for record in records] == list(range(len(labels)))
     assert columns[1] == labels.tolist()
-    assert set(evaluate(experiment, state, "test")[0].values()) == {None}
+    assert set(experiment.evaluate(state, "test")[0].values()) == {None}
 
 
 def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
     experiment = prepare(tiny.logistic())
     images = experiment.dataset.split("test")
     object.__setattr__(images, "labels", np.full_like(images.labels, -1))
-    metrics, records = evaluate(experiment, experiment.init(), "test", predictions=True)
+    metrics, records = experiment.evaluate(experiment.init(), "test", predictions=True)
     assert metrics == {"accuracy": None, "loss": None}
     assert len(records) == len(experiment.dataset.split("test"))
 
@@ -80,7 +80,7 @@ def test_the_average_is_evaluated_beside_the_parameters(metric):
     state = experiment.init()
     for batch in tiny.batches(experiment, 2):
         state, _ = experiment.train_step(state, sharding.put_batch(batch, experiment.mesh))
-    metrics, records = evaluate(experiment, state, "validation", predictions=True)
+    metrics, records = experiment.evaluate(state, "validation", predictions=True)
     config.train.ema_decay, config.eval.metric = 0.0, "accuracy"
     plain = prepare(config)
     alone, records_alone, of_mean, records_of_mean = (

@@ -18,7 +18,7 @@ from research.runs.rundir import RunDir
 from research.training import loop
 from research.training import trained_run as trained
 from research.training.experiment import prepare
-from research.training.trained_run import Trained
+from research.training.trained_run import TrainedRun
 from tests import tiny
 
 
@@ -118,7 +118,7 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
 def test_predictions_that_are_there_are_taken(runs, monkeypatch):
     """Only where they are of this checkpoint; the metrics are those that training had at its step."""
     run = RunDir.open(runs / "cola", writer=True)
-    best = Trained(run, "best")
+    best = TrainedRun(run, "best")
     metrics, records = best.predictions("validation")
     logged = {name: value for name, value in run.metrics("validation")[0].items() if name not in ("step", "split")}
     assert metrics == pytest.approx(logged, rel=1e-6)
@@ -126,37 +126,37 @@ def test_predictions_that_are_there_are_taken(runs, monkeypatch):
 
     with monkeypatch.context() as closed:
         closed.setattr(trained, "evaluate", None)
-        assert Trained(run, "best").predictions("validation") == (metrics, records)
-        last_metrics, last_records = Trained(run, "last").predictions("validation")  # written by the run's end
+        assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
+        last_metrics, last_records = TrainedRun(run, "last").predictions("validation")  # written by the run's end
         assert last_metrics == run.summary()["metrics"]["validation"]
         assert last_records == run.predictions("validation") != records
 
     run.write_predictions("validation-best", last_records, {"step": 4, "split": "validation", "metrics": last_metrics})
-    assert Trained(run, "best").predictions("validation") == (metrics, records)
+    assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
     run.write_predictions("validation-best", last_records)  # of nobody knows what
-    assert Trained(run, "best").predictions("validation") == (metrics, records)
+    assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
 
 
 def test_the_last_checkpoints_predictions_are_taken_where_it_is_the_best(runs, monkeypatch):
     run = RunDir.open(runs / "cola", writer=True)
     monkeypatch.setattr(trained.Checkpoints, "best_step", 10)
     monkeypatch.setattr(trained, "evaluate", None)
-    assert Trained(run, "best").predictions("validation")[1] == run.predictions("validation")
+    assert TrainedRun(run, "best").predictions("validation")[1] == run.predictions("validation")
 
 
 def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
     """glue/ax has no split to learn one from; the run's assets stay as they are."""
     run = RunDir.open(runs / "mnli", writer=True)
     before = {path: path.read_bytes() for path in run.assets.iterdir()}
-    metrics, records = Trained(run, "last").predictions("test", data="glue/ax")
+    metrics, records = TrainedRun(run, "last").predictions("test", data="glue/ax")
     assert set(metrics.values()) == {None}
     assert len(records) == 30
-    _, same = Trained(run, "last").predictions("train", data="glue/mnli")
-    _, own = Trained(run, "last").predictions("train")
+    _, same = TrainedRun(run, "last").predictions("train", data="glue/mnli")
+    _, own = TrainedRun(run, "last").predictions("train")
     assert same == own
     assert {path: path.read_bytes() for path in run.assets.iterdir()} == before
     with pytest.raises(UserError, match="has no column 'premise'; it has sentence1"):
-        Trained(run, "last").evaluate("test", data="glue/stsb")
+        TrainedRun(run, "last").evaluate("test", data="glue/stsb")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_model_of_several_outputs_is_no_regression():
 
 
 class Checkpoint:
-    """As Trained, but it only looks as if it had predicted."""
+    """As TrainedRun, but it only looks as if it had predicted."""
 
     def __init__(self, run, which):
         self.run, self.step = run, 7

@@ -12,9 +12,9 @@ from configs.defaults import image
 from research.base.errors import DivergedError, UserError
 from research.config import load
 from research.data import load as data
+from research.inference.evaluation import evaluate
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
-from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
 from research.training.stopping import stalled

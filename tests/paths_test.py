@@ -57,10 +57,10 @@ def test_every_command_expands_it(home, module, arguments):
 
 
 def test_outputs_expand_it(home):
-    from research.analysis.ladder import LADDERS, climb
+    from research.analysis.ladder import LADDERS, run_ladder
     from research.analysis.leaderboard import submit
 
-    climb(LADDERS["digits"], Path("~/ladder"), names=[], seeds=1, train=lambda *_: {})
+    run_ladder(LADDERS["digits"], Path("~/ladder"), names=[], seeds=1, train=lambda *_: {})
     assert (home / "ladder/table.json").is_file()
     (home / "o").write_text("")
     with pytest.raises(UserError, match=f"{home}/o"):

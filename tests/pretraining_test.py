@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from research.base.errors import UserError
-from research.base.trees import path_name
+from research.base.leaves import path_name
 from research.data.pipeline import Rows
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
-from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
 from tests import tiny
@@ -67,7 +66,7 @@ def test_evaluation_is_exact_at_any_batch_size():
         config = tiny.mlm()
         config.eval.batch_size = batch_size
         experiment = prepare(config)
-        results.append(evaluate(experiment, experiment.init(), "validation")[0])
+        results.append(experiment.evaluate(experiment.init(), "validation")[0])
     assert results[0]["accuracy"] == results[1]["accuracy"]
     assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-6)
 

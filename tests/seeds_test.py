@@ -19,10 +19,9 @@ from research.devices import memory, sharding
 from research.interop import pretrained
 from research.interop.export import export
 from research.runs.rundir import RunDir
-from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import restore_or_init, train_and_evaluate
-from research.training.trained_run import Trained
+from research.training.trained_run import TrainedRun
 from tests import tiny
 
 
@@ -201,7 +200,7 @@ def test_the_summary_has_means_and_intervals(run, tmp_path):
 
 
 def test_a_run_of_several_seeds_is_evaluated_again(run):
-    found = Trained(run, "last").evaluate("validation")
+    found = TrainedRun(run, "last").evaluate("validation")
     assert found["metrics"] == run.summary()["metrics"]["validation"]
     assert found["intervals"] == run.summary()["intervals"]["validation"]
 
@@ -212,7 +211,7 @@ def test_correlations_are_of_each_seed(monkeypatch):
     config.eval.batch_rows = 8
     config.model.initializer_range = 0.5
     experiment = prepare(config)
-    metrics, records = evaluate(experiment, experiment.init(), "validation", predictions=True)
+    metrics, records = experiment.evaluate(experiment.init(), "validation", predictions=True)
     labels = [record["label"] for record in records]
     for k in range(2):
         predictions = [record["prediction"][k] for record in records]

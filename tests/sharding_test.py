@@ -9,7 +9,7 @@ from research.devices.sharding import (
     batch_parts,
     batch_sharding,
     make_mesh,
-    placed_ahead,
+    prefetch_to_device,
     process_rows,
     put_batch,
     state_shardings,
@@ -115,10 +115,10 @@ def test_batches_are_placed_one_ahead():
             made.append(i)
             yield {"x": np.full((8, 2), i), "weight": np.ones(8, np.float32)}
 
-    for i, (batch, placed) in enumerate(placed_ahead(batches(), make_mesh())):
+    for i, (batch, placed) in enumerate(prefetch_to_device(batches(), make_mesh())):
         assert made == list(range(min(i + 2, 4)))
         assert (batch["x"] == i).all()
         np.testing.assert_array_equal(placed["x"], batch["x"])
         assert len(placed["x"].sharding.device_set) == 8
     assert made == [0, 1, 2, 3]
-    assert list(placed_ahead(iter(()), make_mesh())) == []
+    assert list(prefetch_to_device(iter(()), make_mesh())) == []

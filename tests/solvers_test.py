@@ -19,15 +19,15 @@ from research.core.tasks import Classification, Regression
 from research.data import load as data
 from research.data.pipeline import chosen
 from research.devices.platform import x64
+from research.inference.evaluation import evaluate
 from research.models.linear import LinearRegression, LogisticRegression
 from research.runs.rundir import RunDir
 from research.solvers import solve_step
 from research.solvers.least_squares import closed_form
 from research.solvers.quasi_newton import lbfgs
-from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate
-from research.training.trained_run import Trained
+from research.training.trained_run import TrainedRun
 from tests import tiny
 
 
@@ -417,7 +417,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
     assert summary["training"]["grad_max"] <= 1e-10  # float32 ends at 1e-7
     assert summary["warnings"] == []
     assert "learning_rate" not in summary["training"]
-    trained = Trained(RunDir.open(tmp_path, writer=True), "last")
+    trained = TrainedRun(RunDir.open(tmp_path, writer=True), "last")
     assert trained.evaluate("test")["metrics"] == summary["metrics"]["test"]
     assert {x.dtype for x in jax.tree.leaves(trained.loaded[1].params)} == {np.dtype("float64")}
     assert not jax.config.jax_enable_x64

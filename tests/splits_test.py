@@ -7,7 +7,7 @@ import pytest
 
 from configs import logistic_sst2
 from research import evaluate
-from research.analysis.plots import Subject
+from research.analysis.plots import PlotContext
 from research.base.errors import UserError
 from research.data import load as data
 from research.data.text import wordpiece as text
@@ -75,7 +75,7 @@ def test_parts_of_splits_are_evaluated_with_the_indices_of_the_whole(tmp_path, c
         records = run.predictions(part)
         accuracy = np.mean([record["label"] == record["prediction"] for record in records])
         assert run.evaluation(part)["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-12)
-        assert Subject(run, split=part).columns["index"].tolist() == [record["index"] for record in records]
+        assert PlotContext(run, split=part).columns["index"].tolist() == [record["index"] for record in records]
     names = {path.name for path in (tmp_path / "predictions").glob("*.jsonl")}
     assert names == {"validation.to-50pct.jsonl", "test.from-10.to-20.jsonl", "test.from-minus5pct.jsonl", "test.jsonl"}
     with pytest.raises(UserError, match="is not valid; write NAME"):

@@ -11,7 +11,7 @@ import pytest
 
 from research.core.metrics import Mean
 from research.core.state import TrainState, averaged
-from research.core.step import of_each, train_step
+from research.core.step import train_step, vmap_or_unroll
 from research.core.tasks import Classification
 from research.devices import sharding
 from research.training.experiment import prepare
@@ -241,6 +241,8 @@ def test_entries_one_after_another_are_those_side_by_side():
         return {"product": a["x"] @ b, "sum": jnp.sum(a["x"]) + c}
 
     arguments = {"x": np.arange(12.0, dtype=np.float32).reshape(3, 2, 2)}, np.eye(2, dtype=np.float32), np.arange(3)
-    one, other = (of_each(function, 3, (0, None, 0), unrolled=unrolled)(*arguments) for unrolled in (True, False))
+    one, other = (
+        vmap_or_unroll(function, 3, (0, None, 0), unrolled=unrolled)(*arguments) for unrolled in (True, False)
+    )
     tiny.assert_trees_equal(one, other)
     assert one["product"].shape == (3, 2, 2)

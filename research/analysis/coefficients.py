@@ -10,12 +10,12 @@ import numpy as np
 from research.analysis.figures import class_name
 from research.base.errors import UserError
 from research.core.tasks import Classification, Regression
+from research.data import load as data
 from research.data.arrays import standardization
-from research.data.sources.bundled import class_names, feature_names
+from research.data.sources.bundled import feature_names
 from research.devices.platform import x64
 from research.runs.rundir import RunDir
-from research.training.experiment import Experiment
-from research.training.trained_run import Trained
+from research.training.trained_run import TrainedRun
 
 # The largest standard error of a training example's logit that still is one; regular problems have less than ten.
 LARGEST_ERROR = 100.0
@@ -69,22 +69,22 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     Raises UserError where the run's model is not linear.
     """
     run = RunDir.open(workdir)
-    trained = Trained(run, which)
+    trained = TrainedRun(run, which)
     name = trained.config.model.name
     if name not in LINEAR:
         raise UserError(f"model {name!r} has no coefficients; {', '.join(LINEAR)} have")
     with x64(trained.config.dtype):
-        experiment, state = trained.single
-        linear = state.params.get("linear", state.params)
+        params = trained.model.single.state.params
+        linear = params.get("linear", params)
         kernel, bias = (np.asarray(linear[key], np.float64) for key in ("kernel", "bias"))
-    mean, scale = _affine(experiment, run, len(kernel))
+    mean, scale = _affine(trained.config, run, len(kernel))
     # (x − mean) · scale · w + b
     values = scale[:, None] * kernel
     intercept = bias - mean @ values
-    errors, distribution = _errors(experiment, kernel, bias, (mean, scale))
+    errors, distribution = _errors(trained, kernel, bias, (mean, scale))
     return Coefficients(
-        names=_names(experiment, len(kernel)),
-        columns=_columns(experiment, len(bias)),
+        names=_names(trained.config, len(kernel)),
+        columns=_columns(trained, len(bias)),
         values=values,
         intercept=intercept,
         standardized=kernel,
@@ -101,9 +101,9 @@ def _interval(values: np.ndarray, errors: np.ndarray, distribution: Any) -> tupl
     return values - reach, values + reach
 
 
-def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
+def _affine(config: Any, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale [D] with which the transform made features: (x − mean) · scale."""
-    transform = experiment.config.data.transform
+    transform = config.data.transform
     if transform.name == "standardize":
         return standardization(json.loads((run.assets / "standardize.json").read_text()))
     if transform.name == "pixels":
@@ -112,36 +112,39 @@ def _affine(experiment: Experiment, run: RunDir, features: int) -> tuple[np.ndar
     return np.zeros(features), np.ones(features)
 
 
-def _names(experiment: Experiment, features: int) -> tuple[str, ...]:
-    known = feature_names(experiment.dataset.name)
+def _names(config: Any, features: int) -> tuple[str, ...]:
+    known = feature_names(config.data.name)
     if len(known) == features:
         return known
-    kind = "bucket" if experiment.config.data.transform.name == "bag_of_words" else "feature"
+    kind = "bucket" if config.data.transform.name == "bag_of_words" else "feature"
     return tuple(f"{kind} {i}" for i in range(features))
 
 
-def _columns(experiment: Experiment, count: int) -> tuple[str, ...]:
-    if isinstance(experiment.task, Regression):
+def _columns(trained: TrainedRun, count: int) -> tuple[str, ...]:
+    if isinstance(trained.model.task, Regression):
         return ("",)
-    num_classes = experiment.config.model.num_classes
-    names = class_names(experiment.dataset.name, num_classes)
+    num_classes = trained.config.model.num_classes
+    names = trained.label_names(num_classes)
     return tuple(class_name(c, names) for c in range(num_classes))[-count:]
 
 
 def _errors(
-    experiment: Experiment, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
+    trained: TrainedRun, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray | None, Any]:
     """Standard errors [D + 1, C] of the coefficients in the data's units, intercepts last, and the distribution of
     what is as many of them; from those of the features as the model reads them, `affine`'s mean and scale [D] of the
     given ones."""
     from scipy import stats
 
-    task = experiment.task
-    if experiment.weight_decay or not isinstance(task, (Classification, Regression)):
+    config, task = trained.config, trained.model.task
+    penalized = any(config.optimizer[key] for key in ("weight_decay", "C", "alpha"))
+    if penalized or not isinstance(task, (Classification, Regression)):
         return None, None
-    if isinstance(task, Classification) and (task.class_weight is not None or task.label_smoothing):
+    if isinstance(task, Classification) and (config.task.class_weight is not None or task.label_smoothing):
         return None, None
-    stream = experiment.streams("train")
+    if data.missing(config.data):
+        return None, None
+    stream = trained.streams()("train")
     if "features" not in stream.examples.batch(stream.members[:1, None]):
         return None, None
     batch = stream.examples.batch(stream.members[:, None])

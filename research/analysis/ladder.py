@@ -18,11 +18,13 @@ from research.base.paths import atomic_write, expanded
 from research.base.trees import to_json
 from research.core.statistics import interval
 from research.data import pipeline
+from research.data.examples import Examples
 from research.devices import sharding
 from research.devices.throughput import seconds_of_a_seed
+from research.inference.model import TrainedModel
 from research.runs.rundir import RunDir
-from research.solvers import SOLVERS
-from research.training.trained_run import Trained
+from research.training.method import is_deterministic
+from research.training.trained_run import TrainedRun
 
 # How many examples a batch has whose latency is measured, and how often each is.
 BATCH, TIMES = 64, 30
@@ -102,7 +104,7 @@ LADDERS: dict[str, Ladder] = {
 }
 
 
-def climb(
+def run_ladder(
     ladder: Ladder,
     out: Path,
     *,
@@ -181,18 +183,19 @@ def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
       "latency_ms", the median time of one seed's compiled evaluation step, for {"one": an example, "batch": 64}, its
       input on the device; "device".
     """
-    experiment, state = Trained(run, "last").single
+    trained = TrainedRun(run, "last")
+    model, examples = trained.model.single, trained.streams()(split).examples
     latency = run.latency()
     if latency is None:
-        latency = {str(n): latency_ms(experiment, state, split, n) for n in (1, BATCH)}
+        latency = {str(n): latency_ms(model, examples, n) for n in (1, BATCH)}
         run.write_latency(latency)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.model_state)))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((model.state.params, model.state.model_state)))
     seeds = summary.get("seeds", 1)  # those that were not asked for are not in a summary
     one = interval([summary["metrics"][split]["accuracy"]])
     return {
         "accuracy": one if seeds == 1 else summary["intervals"][split]["accuracy"],
-        "optimum": experiment.config.optimizer.name in SOLVERS,
-        "examples": len(experiment.dataset.split(split)),
+        "optimum": is_deterministic(trained.config.optimizer.name),
+        "examples": len(examples),
         "parameters": summary["param_count"],
         "size_mib": size / 2**20,
         "train_seconds": seconds_of_a_seed(summary),
@@ -201,24 +204,24 @@ def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
-def latency_ms(experiment: Any, state: Any, split: str, examples: int) -> float:
-    """The median time of the evaluation step on so many examples of a split, an example a row, compiled and warm.
+def latency_ms(model: TrainedModel, examples: Examples, count: int) -> float:
+    """The median time of the evaluation step on so many of the examples, an example a row, compiled and warm.
 
     Several devices share the rows, and what is missing to a multiple of their number is padding.
     """
-    stream = pipeline.Stream.unpacked(experiment.dataset.split(split), np.arange(examples))
-    ((_, batch),) = pipeline.evaluation_batches(stream, batch_rows=examples, rows=experiment.rows)
-    on_devices = sharding.put_batch(batch, experiment.mesh)
+    stream, evaluation = pipeline.Stream.unpacked(examples, np.arange(count)), model.evaluation
+    ((_, batch),) = pipeline.evaluation_batches(stream, batch_rows=count, rows=evaluation.rows)
+    on_devices = sharding.put_batch(batch, evaluation.mesh)
     times = []
     for _ in range(TIMES + 2):
         start = time.perf_counter()
-        jax.block_until_ready(experiment.eval_step(state, on_devices))
+        jax.block_until_ready(evaluation.step(model.state, on_devices))
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times[2:])  # the first compiles
 
 
 def table(rows: list[dict[str, Any]], split: str) -> str:
-    """The rows of `climb` as a Markdown table."""
+    """The rows of `run_ladder` as a Markdown table."""
     lines = [
         f"| rung | {split} accuracy | parameters | training | MiB | one example | a batch of {BATCH} |",
         "|---|---|---|---|---|---|---|",

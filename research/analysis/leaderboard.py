@@ -14,7 +14,7 @@ from research.base.registry import nearest
 from research.core.metrics import AVERAGE
 from research.data import load as data
 from research.runs.rundir import RunDir
-from research.training.trained_run import Trained
+from research.training.trained_run import TrainedRun
 
 BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -121,7 +121,7 @@ def submit(
     }
     out = expanded(out).absolute()
     _check_folder(out, [out / file for name in runs for file in TASKS[name].files], overwrite)
-    trained = {name: Trained(run, which) for name, run in runs.items()}
+    trained = {name: TrainedRun(run, which) for name, run in runs.items()}
 
     texts: dict[Path, str] = {}
     scored = []

@@ -16,11 +16,10 @@ from research.analysis.curves import confusion, precision_recall, roc
 from research.base.errors import UserError
 from research.base.registry import lookup
 from research.data import load as data
-from research.data.sources.bundled import class_names
 from research.data.splits import whole
 from research.devices.throughput import seconds_of_a_seed
 from research.runs.rundir import RunDir
-from research.training.trained_run import Trained
+from research.training.trained_run import TrainedRun
 
 # What a refit takes beside its steps: data, compiling, evaluation, a checkpoint.
 REFIT_SECONDS = 4.0
@@ -30,7 +29,7 @@ UNASKED_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class PlotContext:
     """A split as a checkpoint of a run sees it; computed, or read from the run directory, when first used."""
 
     run: RunDir
@@ -40,8 +39,8 @@ class Subject:
     initial: refits.Initial = None  # as in `train_and_evaluate`, where the run's config has `init_from`
 
     @functools.cached_property
-    def trained(self) -> Trained:
-        return Trained(self.run, self.which)
+    def trained(self) -> TrainedRun:
+        return TrainedRun(self.run, self.which)
 
     @property
     def config(self) -> Any:
@@ -89,7 +88,7 @@ class Subject:
     @property
     def classes(self) -> tuple[str, ...]:
         """What the classes are called; empty where they have no names."""
-        return class_names(self.config.data.name, self.columns["scores"].shape[1])
+        return self.trained.label_names(self.columns["scores"].shape[1])
 
     def needs_task(self, *names: str) -> None:
         if self.config.task.name not in names:
@@ -104,7 +103,7 @@ def _hidden_label(task: Any) -> float | None:
 Drawing = tuple[Figure, dict[str, Any]]
 
 
-def _fit(subject: Subject) -> Drawing:
+def _fit(subject: PlotContext) -> Drawing:
     subject.needs_task("regression")
     columns = subject.columns  # first: it says which splits there are
     inputs = subject.config.data.transform.inputs
@@ -120,7 +119,7 @@ def _fit(subject: Subject) -> Drawing:
     return figure, {"x": x.tolist(), "label": columns["label"].tolist(), "prediction": columns["prediction"].tolist()}
 
 
-def _residuals(subject: Subject) -> Drawing:
+def _residuals(subject: PlotContext) -> Drawing:
     subject.needs_task("regression")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     if len(labels) < 2:
@@ -130,7 +129,7 @@ def _residuals(subject: Subject) -> Drawing:
     return figures.residuals(labels, predictions), numbers
 
 
-def _coefficients(subject: Subject) -> Drawing:
+def _coefficients(subject: PlotContext) -> Drawing:
     found = coefficients(subject.run.path, subject.which)
     standardized, values = found.standardized.ravel(), found.values.ravel()
     if not (values.size and np.isfinite(values).all()):
@@ -158,7 +157,7 @@ def _coefficients(subject: Subject) -> Drawing:
     return figures.coefficients(names, values[shown], intervals, scale=scale, title=title), numbers
 
 
-def _ranked(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(subject: PlotContext) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and scores [N, C]. Raises UserError where there are not two classes to be told apart."""
     subject.needs_task("classification", "squared_hinge")
     labels, scores = subject.columns["label"], subject.columns["scores"]
@@ -168,20 +167,20 @@ def _ranked(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
     return labels, scores
 
 
-def _roc(subject: Subject) -> Drawing:
+def _roc(subject: PlotContext) -> Drawing:
     labels, scores = _ranked(subject)
     found = figures.areas(labels, scores, roc)
     return figures.rocs(labels, scores, subject.classes), {"auc": {str(c): curve.area for c, curve in found.items()}}
 
 
-def _precision_recall(subject: Subject) -> Drawing:
+def _precision_recall(subject: PlotContext) -> Drawing:
     labels, scores = _ranked(subject)
     found = figures.areas(labels, scores, precision_recall)
     numbers = {"average_precision": {str(c): curve.area for c, curve in found.items()}}
     return figures.precision_recalls(labels, scores, subject.classes), numbers
 
 
-def _confusion(subject: Subject) -> Drawing:
+def _confusion(subject: PlotContext) -> Drawing:
     subject.needs_task("classification", "squared_hinge")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     classes = subject.columns["scores"].shape[1]
@@ -189,7 +188,7 @@ def _confusion(subject: Subject) -> Drawing:
     return figures.confusion_matrix(labels, predictions, classes, subject.classes), numbers
 
 
-def _regularization_path(subject: Subject) -> Drawing:
+def _regularization_path(subject: PlotContext) -> Drawing:
     found = refits.regularization_path(subject.run)
     points = [point for point in found["points"] if "failed" not in point]
     figure = figures.regularization_path(
@@ -206,7 +205,7 @@ def _regularization_path(subject: Subject) -> Drawing:
     return figure, found
 
 
-def _learning_curve(subject: Subject) -> Drawing:
+def _learning_curve(subject: PlotContext) -> Drawing:
     found = refits.learning_curve(subject.run, repeats=subject.repeats, initial=subject.initial)
     means = [value["mean"] for point in found["points"] for value in point["metrics"].values()]
     if not any(mean is not None and math.isfinite(mean) for mean in means):
@@ -220,7 +219,7 @@ class Plot:
     often `draw` trains the config at most, by `repeats`. `of` is what is drawn: a split as a checkpoint sees it, a
     checkpoint, or refits, to which neither --split nor --checkpoint matters."""
 
-    draw: Callable[[Subject], Drawing]
+    draw: Callable[[PlotContext], Drawing]
     of: Literal["split", "checkpoint", "refits"] = "split"
     refits: Callable[[int], int] = lambda repeats: 0
     check: Callable[[Any], None] = lambda config: None
@@ -240,7 +239,7 @@ PLOTS: dict[str, Plot] = {
 }
 
 
-def draw(subject: Subject, what: str) -> Path:
+def draw(subject: PlotContext, what: str) -> Path:
     """Draws one of PLOTS and writes it to the run's plots/, its numbers beside it -> the PNG.
 
     The numbers have the "split" (None where it is of none), the "checkpoint" and its "step". Only what is of the first
@@ -262,7 +261,7 @@ def draw(subject: Subject, what: str) -> Path:
     return subject.run.write_plot(name, figure, {"split": split, "checkpoint": which, "step": step, **numbers})
 
 
-def draw_all(subject: Subject) -> Iterable[tuple[str, Path | None, str | None]]:
+def draw_all(subject: PlotContext) -> Iterable[tuple[str, Path | None, str | None]]:
     """Draws what applies to the run, but for what would take minutes -> (name, PNG or None, why not or None), each as
     soon as it is there."""
     training = seconds_of_a_seed(subject.run.summary() or {}) or 0.0  # not known: the rest of a refit counts

@@ -21,10 +21,10 @@ from research.core.statistics import interval
 from research.data import load as data
 from research.data.pipeline import Stream
 from research.runs.rundir import RunDir
-from research.solvers import SOLVERS
 from research.training.loop import train_and_evaluate
-from research.training.stopping import STALLED
-from research.training.trained_run import Trained
+from research.training.method import is_deterministic
+from research.training.stopping import is_finished
+from research.training.trained_run import TrainedRun
 
 # Optimizers that end where a penalized loss is least. AdamW's and LAMB's weight decay is no penalty on a loss.
 PENALIZED = ("closed_form", "lbfgs", "sgd")
@@ -151,15 +151,15 @@ def learning_curve(
     config = _config(run)
     split, metric = config.eval.splits[0], config.eval.metric
     summary = run.summary()
-    if summary is None or not (summary["status"] == "completed" or summary["reason"] == STALLED):
-        raise UserError(f"{run.path} is not completed; the same training command goes on")
+    if summary is None or not is_finished(summary):
+        raise UserError(f"{run.path} is not completed; rerun its training command to resume it")
     first, whole = config.seed, config.data.train_fraction
     config.eval.splits = tuple(dict.fromkeys((split, "train")))
     config.train.update(steps=summary["step"], epochs=None)
     examples = data.load(config.data, run.assets).split("train")
     size = whole * len(examples)
     counted = "batch_size" if config.train.batch_rows is None else "batch_rows"
-    solving = config.optimizer.name in SOLVERS
+    solving = is_deterministic(config.optimizer.name)
     if solving:
         config.train[counted] = -1
     most, rows = config.train[counted], size if counted == "batch_size" else whole * len(Stream.packed(examples).rows)
@@ -188,7 +188,7 @@ def learning_curve(
 
 def _config(run: RunDir) -> ConfigDict:
     """The run's config, to be changed, of several seeds that of the first; each refit goes to its end."""
-    config = ConfigDict(Trained(run, "last").config)
+    config = ConfigDict(TrainedRun(run, "last").config)
     config.update({"train": {"seeds": None, "max_minutes": None}, "eval": {"patience": 0}})
     return config
 

@@ -26,14 +26,14 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-def keys_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def config_keys(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keys that a section may have for `function`. What a `partial` has bound is part of its name, and no key."""
     # Flax modules take `parent` and `name` themselves; those are not for configs.
     fixed = {"parent", "name", *(function.keywords if isinstance(function, functools.partial) else ())}
     return {key: value for key, value in inspect.signature(function).parameters.items() if key not in fixed}
 
 
-def spelt_out(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]) -> dict[str, Any]:
+def expand_variant(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]) -> dict[str, Any]:
     """A section whose name is a `partial`'s, by the name of what it is a variant of and with all keys."""
     function = table.get(section["name"])
     if not isinstance(function, functools.partial):
@@ -50,7 +50,7 @@ def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], w
     arguments = dict(section)
     name = arguments.pop("name")
     function = lookup(table, name, f"{what}.name")
-    parameters = keys_of(function)
+    parameters = config_keys(function)
     for key in arguments:
         if key not in parameters or key in extra:
             raise UserError(f"{what}.{key} is not a key of {name!r}; {nearest(key, set(parameters) - set(extra))}")

@@ -1,11 +1,9 @@
-"""Nested dicts: their leaves by path, and JSON of plain values."""
+"""Nested dicts of plain values, and JSON of them."""
 
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
-
-import jax
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -38,8 +36,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def path_name(path: Any) -> str:
-    """A leaf's path as `a/b/c`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

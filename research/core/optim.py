@@ -10,8 +10,8 @@ import jax
 import optax
 
 from research.base.errors import UserError
+from research.base.leaves import path_name
 from research.base.registry import lookup, regex
-from research.base.trees import path_name
 
 
 def learning_rate_schedule(

@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
-from research.base.trees import path_name
+from research.base.leaves import path_name
 
 
 @flax.struct.dataclass

@@ -47,7 +47,7 @@ def intervals(metrics: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
     return {name: interval(value) for name, value in metrics.items() if isinstance(value, list)}
 
 
-def described(metrics: Mapping[str, Value]) -> dict[str, Any]:
+def metric_summary(metrics: Mapping[str, Value]) -> dict[str, Any]:
     """ "metrics", the means, and of several seeds "intervals" beside them."""
     found = intervals(metrics)
     return {"metrics": means(metrics), **({"intervals": found} if found else {})}

@@ -92,7 +92,7 @@ def eval_step(
     return task.scores(outputs, batch), task.predictions(outputs, batch)
 
 
-def of_each(function: Callable[..., Any], count: int, in_axes: tuple[int | None, ...], *, unrolled: bool) -> Any:
+def vmap_or_unroll(function: Callable[..., Any], count: int, in_axes: tuple[int | None, ...], *, unrolled: bool) -> Any:
     """`jax.vmap` of a function over `count` entries, `in_axes` 0 or None for each argument; or the same, `unrolled`.
 
     Unrolled, the program has each entry's operations one after another: several times as long to compile, but a

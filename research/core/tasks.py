@@ -229,7 +229,7 @@ class Regression:
         }
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        return {"prediction": _one_each(outputs, batch["labels"].ndim)}
+        return {"prediction": _one_each(outputs, batch["weight"].ndim)}
 
 
 def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:

@@ -1,44 +1,77 @@
-"""Feature vectors -> float64 arrays, which the devices have in the run's type."""
+"""Feature vectors, standardized."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from research.data.cache import Kept
-from research.data.checks import check_finite
-from research.data.columns import as_labels, column, only
-from research.data.examples import ArrayExamples, Columns, Examples
-from research.data.splits import BySplit
+from research.base.errors import UserError
+from research.data.cache import ArtifactCache
+from research.data.columns import as_labels, check_finite, column, only
+from research.data.encoder import Signature
+from research.data.examples import ArrayExamples, Columns
 
 
-def standardize(
-    splits: Mapping[str, Columns], kept: Kept, *, inputs: tuple[str, ...], label: str
-) -> Mapping[str, Examples]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standardize:
     """Column `inputs` [N, D] with mean 0 and standard deviation 1 over `train`; constant columns become 0."""
-    name = only(inputs)
 
-    def fit() -> str:
-        values = np.asarray(column(splits["train"], name, "train"), np.float64)
-        check_finite(f"{name} of split 'train'", values)
-        with np.errstate(over="ignore", invalid="ignore"):  # values near the type's end
-            learnt = {"mean": values.mean(axis=0), "std": values.std(axis=0)}
-        for what, column_values in learnt.items():
-            check_finite(f"the {what} of {name} of split 'train'", column_values)
-        return json.dumps({what: column_values.tolist() for what, column_values in learnt.items()})
+    inputs: tuple[str, ...]
+    label: str
 
-    mean, scale = standardization(json.loads(kept.text("standardize.json", fit)))
+    def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "StandardizingEncoder":
+        name = only(self.inputs)
 
-    def encode(split: str) -> ArrayExamples:
-        values = np.asarray(column(splits[split], name, split), np.float64)
-        check_finite(f"{name} of split {split!r}", values)
-        labels = np.asarray(column(splits[split], label, split))
+        def learn() -> str:
+            values = np.asarray(column(splits["train"], name, "train"), np.float64)
+            check_finite(f"{name} of split 'train'", values)
+            with np.errstate(over="ignore", invalid="ignore"):  # values near the type's end
+                learnt = {"mean": values.mean(axis=0), "std": values.std(axis=0)}
+            for what, column_values in learnt.items():
+                check_finite(f"the {what} of {name} of split 'train'", column_values)
+            return json.dumps({what: column_values.tolist() for what, column_values in learnt.items()})
+
+        mean, scale = standardization(json.loads(cache.text("standardize.json", learn)))
+        return StandardizingEncoder(name, self.label, mean, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardizingEncoder:
+    """A feature x becomes (x − mean) · scale, each [D]."""
+
+    name: str
+    label: str
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def signature(self) -> Signature:
+        return Signature("features", (self.name,), self.label, {"features": int(np.size(self.mean))})
+
+    def encode(
+        self,
+        columns: Columns,
+        *,
+        split: str = "input",
+        labels: bool = True,
+        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+    ) -> ArrayExamples:
+        values = np.asarray(column(columns, self.name, split), np.float64)
+        if values.shape[1:] != self.mean.shape:
+            raise UserError(
+                f"{self.name} of split {split!r} has the shape {list(values.shape)}; it must be [N, "
+                f"{', '.join(map(str, self.mean.shape))}], as in training"
+            )
+        check_finite(f"{self.name} of split {split!r}", values)
+        features = (values - self.mean[None, :]) * self.scale[None, :]
+        if not labels:
+            return ArrayExamples({"features": features})
+        given = np.asarray(column(columns, self.label, split))
         # Labels that are neither integers nor yes and no keep their digits too.
-        labels = as_labels(labels) if labels.dtype.kind in "biu" else labels.astype(np.float64)
-        return ArrayExamples({"features": (values - mean[None, :]) * scale[None, :], "labels": labels})
-
-    return BySplit(splits, encode)
+        given = as_labels(given) if given.dtype.kind in "biu" else given.astype(np.float64)
+        return ArrayExamples({"features": features, "labels": given})
 
 
 def standardization(learnt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

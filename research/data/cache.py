@@ -24,7 +24,7 @@ def digest(*parts: object) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class ArtifactCache:
     """`assets`: the run's folder, or None; `source`: the data's fingerprint, or None where nothing is to be cached."""
 
     assets: Path | None = None

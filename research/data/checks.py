@@ -3,6 +3,7 @@
 import numpy as np
 
 from research.base.errors import UserError
+from research.data.columns import check_finite
 from research.data.examples import ArrayExamples, BagExamples, Examples, TextExamples
 from research.data.text.masked_lm import MaskedExamples
 
@@ -65,10 +66,3 @@ def _check_ids(split: str, what: str, ids: np.ndarray, key: str, limit: int | No
     if limit is not None and (largest >= limit or smallest < 0):
         wrong = largest if largest >= limit else smallest
         raise UserError(f"{what} id {wrong} in split {split!r} is out of range: {key} is {limit}")
-
-
-def check_finite(what: str, values: np.ndarray) -> None:
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        where = ", ".join(map(str, wrong[0]))
-        raise UserError(f"{what} holds {values[tuple(wrong[0])]} at [{where}]; every value must be finite")

@@ -35,3 +35,10 @@ def as_labels(values: Any) -> np.ndarray:
     limits = np.iinfo(np.int32)
     fits = not array.size or (array.min() >= limits.min and array.max() <= limits.max)
     return array.astype(np.int32 if fits else np.float64)
+
+
+def check_finite(what: str, values: np.ndarray) -> None:
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        where = ", ".join(map(str, wrong[0]))
+        raise UserError(f"{what} holds {values[tuple(wrong[0])]} at [{where}]; every value must be finite")

@@ -15,8 +15,12 @@ Columns = Mapping[str, Any]
 class Examples(Protocol):
     """One split, ready to be cut into batches."""
 
+    row_axes: ClassVar[
+        int
+    ]  # of a batch's `weight` where there are no labels: 1, or 2 where a row may hold several examples
+
     @property
-    def labels(self) -> np.ndarray: ...
+    def labels(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
@@ -24,17 +28,17 @@ class Examples(Protocol):
         """`rows` of the batch whose rows hold the examples `members`: int [B, E], −1 for none; E = 1 but for texts.
 
         The shapes beyond the leading axis may depend on all of `members`, so that every process gives its rows the
-        same shape. Each entry has one leading batch axis; `labels` is among them, `weight` is not. Places without
-        an example may hold any value.
+        same shape. Each entry has one leading batch axis; `labels` is among them where there are any, `weight` is not.
+        Places without an example may hold any value.
         """
         ...
 
 
 @runtime_checkable
-class RandomExamples(Protocol):
+class AugmentedExamples(Protocol):
     """Examples that are trained on in another form each time; `batch` gives the form that evaluation sees."""
 
-    def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
+    def train_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         """As `Examples.batch`, of the same shapes; keys: uint64 [B, E], a function of (seed, epoch, example index).
 
         All randomness of an example must come from its key (`research.data.stateless_rng`).
@@ -58,7 +62,7 @@ class MixedExamples(Protocol):
         others: np.ndarray,
         other_keys: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """As `RandomExamples.drawn_batch`; others: int [B, E], of the next rows, and their keys, uint64 [B, E].
+        """As `AugmentedExamples.train_batch`; others: int [B, E], of the next rows, and their keys, uint64 [B, E].
 
         It may have more entries than `Examples.batch`, always the same ones.
         """
@@ -70,28 +74,35 @@ def first(members: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
     return np.maximum(members[rows, 0], 0)
 
 
-def sent(array: np.ndarray) -> np.ndarray | Path:
+def labels_of(labels: np.ndarray | None, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """The entry `labels` of a batch of the examples `indices`; none where they have none."""
+    return {} if labels is None else {"labels": labels[indices]}
+
+
+def pack_array(array: np.ndarray) -> np.ndarray | Path:
     """What travels to another process for an array: the name of its file where it is mapped from disk."""
     return Path(array.filename) if isinstance(array, np.memmap) and array.filename else array
 
 
-def arrived(make: Callable[..., Any], *arrays: Any) -> Any:
+def unpack_array(make: Callable[..., Any], *arrays: Any) -> Any:
     """`make` of arrays that were `sent`."""
     return make(*(np.load(array, mmap_mode="r") if isinstance(array, Path) else array for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """Examples whose columns are arrays [N, …], `labels` among them."""
+    """Examples whose columns are arrays [N, …], `labels` among them where there are any."""
+
+    row_axes: ClassVar[int] = 1
 
     columns: dict[str, np.ndarray]
 
     @property
-    def labels(self) -> np.ndarray:
-        return self.columns["labels"]
+    def labels(self) -> np.ndarray | None:
+        return self.columns.get("labels")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.columns.values())))
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         indices = first(members, rows)
@@ -119,7 +130,7 @@ class Ragged:
         return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return arrived, (type(self), *map(sent, (self.values, self.offsets)))
+        return unpack_array, (type(self), *map(pack_array, (self.values, self.offsets)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -210,17 +221,18 @@ class TextExamples:
     L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is what packed rows may hold.
     """
 
+    row_axes: ClassVar[int] = 2
     unit: ClassVar[str] = "tokens"  # what `lengths` counts
 
     tokens: Ragged
     type_ids: Ragged
-    labels: np.ndarray
+    labels: np.ndarray | None
     pad_to: tuple[int, ...]
     row_length: int
     full_lengths: np.ndarray | None = None  # int [N], the lengths before max_length cut; None: as they are
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.tokens.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
@@ -234,7 +246,7 @@ class TextExamples:
             "positions": layout.placed(layout.position),
             "type_ids": layout.placed(self.type_ids.values[layout.source]),
             "starts": layout.starts.astype(np.int32),
-            "labels": self.labels[np.maximum(members[rows], 0)],
+            **labels_of(self.labels, np.maximum(members[rows], 0)),
         }
 
 
@@ -245,17 +257,18 @@ class BagExamples:
     A batch has ids, int32, values, float32 (0 in the padding), and segments, int32, each [B, L], and labels [B, E].
     """
 
+    row_axes: ClassVar[int] = 2
     unit: ClassVar[str] = "terms"
 
     ids: Ragged
     values: Ragged  # of the same lengths
-    labels: np.ndarray
+    labels: np.ndarray | None
     pad_to: tuple[int, ...]
     row_length: int
     full_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.ids.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
@@ -267,5 +280,5 @@ class BagExamples:
             "ids": layout.placed(self.ids.values[layout.source]),
             "values": layout.placed(self.values.values[layout.source], np.float32),
             "segments": layout.segments,
-            "labels": self.labels[np.maximum(members[rows], 0)],
+            **labels_of(self.labels, np.maximum(members[rows], 0)),
         }

@@ -13,19 +13,28 @@ from tqdm import tqdm
 
 from research.base.errors import UserError
 from research.base.registry import build, nearest
-from research.data.arrays import standardize
-from research.data.cache import Kept
+from research.data.arrays import Standardize
+from research.data.cache import ArtifactCache
+from research.data.encoder import (
+    ColumnsOf,
+    Encoder,
+    NoSplits,
+    Signature,
+    Transform,
+    save_signature,
+    saved_signature,
+)
 from research.data.examples import Columns, Examples
-from research.data.images.transform import image, pixels
+from research.data.images.transform import ImageTransform, PixelTransform
 from research.data.sources import tfds_source
-from research.data.sources.bundled import BUNDLED
+from research.data.sources.bundled import BUNDLED, class_names
 from research.data.sources.line import line
 from research.data.sources.python_docs import python_docs
 from research.data.sources.sentiment import sentiment
 from research.data.splits import BySplit
-from research.data.text.bag_of_words import bag_of_words
-from research.data.text.masked_lm import masked_lm
-from research.data.text.wordpiece import wordpiece
+from research.data.text.bag_of_words import BagOfWords
+from research.data.text.masked_lm import MaskedLanguageModel
+from research.data.text.wordpiece import WordPiece
 
 # Sources by name, each with what summary.json calls its kind. Any other name is a TFDS dataset's.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
@@ -35,13 +44,13 @@ SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
     **{name: ("sklearn", function) for name, function in BUNDLED.items()},
 }
 
-TRANSFORMS: dict[str, Callable[..., Mapping[str, Examples]]] = {
-    "bag_of_words": bag_of_words,
-    "image": image,
-    "masked_lm": masked_lm,
-    "pixels": pixels,
-    "standardize": standardize,
-    "wordpiece": wordpiece,
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "bag_of_words": BagOfWords,
+    "image": ImageTransform,
+    "masked_lm": MaskedLanguageModel,
+    "pixels": PixelTransform,
+    "standardize": Standardize,
+    "wordpiece": WordPiece,
 }
 
 
@@ -53,6 +62,7 @@ class Dataset:
     """
 
     splits: Mapping[str, Examples]
+    encoder: Encoder
     name: str
     source: str
     fingerprint: str
@@ -102,33 +112,67 @@ def raw(name: str, data_dir: str | None) -> Mapping[str, Columns]:
     return _Source(name, SOURCES[name][1] if name in SOURCES else functools.partial(tfds_source.load, name, data_dir))
 
 
-def load(section: Mapping[str, Any], assets: Path | None = None, *, other: str | None = None) -> Dataset:
-    """Loads the dataset. What the transform learns from `train` is kept in and read from `assets`.
+def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Encoder | None = None) -> Dataset:
+    """Loads the dataset of a config's `data` section, read by an encoder that is fitted to its split `train`.
 
-    `other` names another dataset to load instead, transformed by what was learnt before and is in `assets`.
+    What the encoder learns is kept in `assets`, and read from there where it is there already.
 
-    Raises UserError if the dataset is unavailable or does not fit the transform.
+    Args:
+      encoder: that of a run whose data may be another; nothing is fitted then.
+
+    Raises:
+      UserError: the dataset is unavailable, does not fit the transform, or has changed since the run began.
     """
-    name, data_dir = other or section["name"], section["data_dir"]
+    name, data_dir = section["name"], section["data_dir"]
     source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
     splits = raw(name, data_dir)
     # Files that did not change hold what they held: their fingerprint is not computed again.
-    fingerprint = Kept(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(3,))
-    kept = Kept(assets, fingerprint)
-    before = kept.text("data_fingerprint.txt", lambda: fingerprint) if other is None else fingerprint
+    fingerprint = ArtifactCache(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(3,))
+    cache = ArtifactCache(None if encoder else assets, fingerprint)
+    before = cache.text("data_fingerprint.txt", lambda: fingerprint)
     if before != fingerprint:
         raise UserError(
             f"dataset {name} has changed since the run began: its fingerprint was {before}, now {fingerprint}"
         )
-    transform = section["transform"]
-    with _fitting(transform["name"], name):
-        examples = build(TRANSFORMS, transform, "data.transform", splits=splits, kept=kept)
+    transform = section["transform"]["name"]
+    with _fitting(transform, name):
+        fitted = encoder or _transform(section).fit(splits, cache)
 
-    def of_split(split: str) -> Examples:
-        with _fitting(transform["name"], name):
-            return examples[split]
+    def examples(split: str) -> Examples:
+        with _fitting(transform, name):
+            return fitted.encode(ColumnsOf(splits, split), split=split, cache=cache)
 
-    return Dataset(splits=BySplit(splits, of_split), name=name, source=source, fingerprint=fingerprint)
+    return Dataset(BySplit(splits, examples), fitted, name, source, fingerprint)
+
+
+def open_encoder(section: Mapping[str, Any], assets: Path) -> tuple[Encoder, Signature]:
+    """The encoder of a run with this `data` section, and what it reads, without the data.
+
+    Raises UserError where `assets` lacks something.
+    """
+    encoder = _transform(section).fit(NoSplits(assets), ArtifactCache(assets))
+    return encoder, saved_signature(assets, encoder.signature)
+
+
+def keep_signature(dataset: Dataset, section: Mapping[str, Any], assets: Path) -> None:
+    """Writes what the dataset's encoder reads to assets/encoder.json, with the names and the type of the labels."""
+    signature = dataset.encoder.signature
+    labels = dataset.split("train").labels
+    dtype = None if labels is None else labels.dtype.name
+    names = label_names(dataset.name, section["data_dir"], signature.label) if signature.label else None
+    save_signature(dataclasses.replace(signature, label_names=names, label_dtype=dtype), ArtifactCache(assets))
+
+
+def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
+    """The names of the classes of a dataset's label column, in order; None where they are not known."""
+    if name in SOURCES:
+        return class_names(name) or None
+    return tfds_source.label_names(name, data_dir, column)
+
+
+def _transform(section: Mapping[str, Any]) -> Transform:
+    transform: Transform = build(TRANSFORMS, section["transform"], "data.transform")
+    return transform
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from absl import flags
 
 from research.base.errors import UserError
 from research.data import stateless_rng
-from research.data.examples import BagExamples, Examples, MixedExamples, RandomExamples, TextExamples
+from research.data.examples import AugmentedExamples, BagExamples, Examples, MixedExamples, TextExamples
 from research.data.packing import best_fit
 
 Batch = dict[str, np.ndarray]
@@ -28,7 +28,7 @@ _PLAN_SEED = 0
 _CHOICE = 2**32 - 1
 
 
-def chosen(size: int, fraction: float, seed: int) -> np.ndarray:
+def sample_subset(size: int, fraction: float, seed: int) -> np.ndarray:
     """The `fraction` of `size` examples that a run with this seed trains on: int64 [M], ascending.
 
     Of one seed, a smaller fraction's are among a larger one's. Raises UserError where there are none.
@@ -80,7 +80,8 @@ class Stream:
 
     @property
     def labels(self) -> np.ndarray:
-        """Those of the rows' examples: [M, …]."""
+        """Those of the rows' examples: [M, …]; they must have some."""
+        assert self.examples.labels is not None
         return self.examples.labels[self.rows[self.rows >= 0]]
 
     @property
@@ -156,18 +157,19 @@ def make_batch(
 ) -> Batch:
     """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
 
-    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `RandomExamples` and `MixedExamples` look at
+    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `AugmentedExamples` and `MixedExamples` look at
     them, and only the latter at `others`, the next rows' members and keys, which they need to train on.
     An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E] or, where labels are [B], [B].
     """
     if keys is not None and others is not None and isinstance(examples, MixedExamples):
         batch = examples.mixed_batch(members, rows, keys, *others)
-    elif keys is not None and isinstance(examples, RandomExamples):
-        batch = examples.drawn_batch(members, rows, keys)
+    elif keys is not None and isinstance(examples, AugmentedExamples):
+        batch = examples.train_batch(members, rows, keys)
     else:
         batch = examples.batch(members, rows)
     weight = (members[rows] >= 0).astype(np.float32)
-    batch["weight"] = weight.reshape(weight.shape[: batch["labels"].ndim])
+    axes = batch["labels"].ndim if "labels" in batch else examples.row_axes
+    batch["weight"] = weight.reshape(weight.shape[:axes])
     return batch
 
 
@@ -206,7 +208,7 @@ class _Step:
             members, keys = zip(*(rows(self.seed + i, ahead) for i in range(self.seeds or 1)), strict=True)
             return np.concatenate(members), np.concatenate(keys)
 
-        drawn = isinstance(self.stream.examples, RandomExamples | MixedExamples)
+        drawn = isinstance(self.stream.examples, AugmentedExamples | MixedExamples)
         members, keys = all_rows(0)
         others = all_rows(1) if isinstance(self.stream.examples, MixedExamples) else None
         if self.seeds is None:

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.base.errors import UserError
+from research.base.leaves import path_name
 from research.base.registry import regex
-from research.base.trees import path_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -122,7 +122,7 @@ def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_rows)[index] for index in slices]))
 
 
-def placed_ahead(
+def prefetch_to_device(
     batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, axis: int = 0
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
     """Each batch, and its copy on the devices; the next one's is under way by then."""

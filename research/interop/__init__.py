@@ -11,7 +11,7 @@ export.py      a run -> a folder that transformers opens
 """
 
 from research.interop.encoders import ENCODERS
-from research.interop.kinds import Kind
+from research.interop.kinds import Architecture
 from research.interop.resnets import RESNETS
 
-KINDS: tuple[Kind, ...] = (ENCODERS, RESNETS)
+KINDS: tuple[Architecture, ...] = (ENCODERS, RESNETS)

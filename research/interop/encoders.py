@@ -11,7 +11,7 @@ import tokenizers
 from research.base.errors import UserError
 from research.data.text.wordpiece import read_tokenizer
 from research.interop.families import FAMILIES, read_config, write_config
-from research.interop.kinds import Described, Exported, Kind, Shapes, check_kind
+from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind
 from research.interop.tensors import read_json
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first that is there is used
@@ -27,7 +27,7 @@ def _batch(_: Shapes) -> dict[str, Any]:
     return dict.fromkeys(_INPUTS, np.zeros((1, 1), np.int32))
 
 
-def read(folder: Path, config: Mapping[str, Any]) -> Described:
+def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     """Raises UserError for a folder without tokenizer, of settings that are not known here, or whose tokenizer has more
     tokens than the embedding has rows. Rows beyond the tokenizer's tokens are kept as they are."""
     family, model = read_config(config, str(folder / "config.json"))
@@ -46,7 +46,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
     tokenizer = read_tokenizer(str(folder / name), lowercase=bool(lowercase))
     tokens = _check_rows(tokenizer, model["vocab_size"], folder / name, "vocab_size in config.json")
     transform = {"tokenizer": str(folder / name), "lowercase": bool(lowercase), "vocab_size": tokens}
-    return Described(family.model_type, family.naming, model, transform, _batch({}))
+    return CheckpointSpec(family.model_type, family.naming, model, transform, _batch({}))
 
 
 def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
@@ -101,10 +101,10 @@ def _tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     raise UserError(f"{path} has neither {', '.join(_SPECIAL[0].values())} nor {', '.join(_SPECIAL[1].values())}")
 
 
-ENCODERS = Kind(
+ENCODERS = Architecture(
     models=("bert", "bert_mlm"),
     model_types=tuple(FAMILIES),
-    beside=_TOKENIZERS,
+    companion_files=_TOKENIZERS,
     heads=("classifier", "transform", "transform_norm", "output_bias"),
     optional=("pooler", "classifier"),
     free={},

@@ -14,9 +14,9 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from research.base.errors import UserError
+from research.base.leaves import path_name
 from research.base.paths import expanded
-from research.base.registry import spelt_out
-from research.base.trees import path_name
+from research.base.registry import expand_variant
 from research.interop import KINDS
 from research.interop.pretrained import average_of, checkpoints_of
 from research.interop.tensors import SINGLE, write
@@ -49,7 +49,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; choose another --out")
     run.check_one_seed("an export")
-    model = spelt_out(MODELS, run.config()["model"])
+    model = expand_variant(MODELS, run.config()["model"])
     kind = next((kind for kind in KINDS if kind.models[0] == model["name"]), None)
     if kind is None:
         known = " and ".join(kind.models[0] for kind in KINDS)

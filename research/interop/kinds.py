@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
+class CheckpointSpec:
     """What a folder's own files say of its weights.
 
     Attributes:
@@ -34,21 +34,21 @@ class Described:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What stands beside the weights of an exported run: `files`, {name: text}. `naming`: as in Described."""
+    """What stands beside the weights of an exported run: `files`, {name: text}. `naming`: as in CheckpointSpec."""
 
     naming: Naming
     files: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class Architecture:
     """One kind of networks that transformers has too.
 
     Attributes:
       models: the names, in MODELS, of those that can start from its weights. The first is a classifier: what is
         loaded and exported.
       model_types: what transformers calls its architectures.
-      beside: files of which one must lie beside the weights; empty: none need to.
+      companion_files: files of which one must lie beside the weights; empty: none need to.
       heads: modules that answer the question they were trained on: a run's own are always fresh.
       optional: modules that weights may lack.
       free: keys of the classifier's `model` that weights have no say in, with the values they are loaded with.
@@ -61,13 +61,13 @@ class Kind:
 
     models: tuple[str, ...]
     model_types: tuple[str, ...]
-    beside: tuple[str, ...]
+    companion_files: tuple[str, ...]
     heads: tuple[str, ...]
     optional: tuple[str, ...]
     free: Mapping[str, Any]
     transform: tuple[str, ...]
     batch: Callable[[Shapes], dict[str, Any]]
-    read: Callable[[Path, Mapping[str, Any]], Described]
+    read: Callable[[Path, Mapping[str, Any]], CheckpointSpec]
     write: Callable[[Mapping[str, Any], Path, Shapes], Exported]
 
 

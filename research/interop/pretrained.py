@@ -16,12 +16,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError
+from research.base.leaves import path_name
 from research.base.paths import same_source
-from research.base.registry import build, regex, spelt_out
-from research.base.trees import path_name
+from research.base.registry import build, expand_variant, regex
 from research.core.metrics import AVERAGE
 from research.interop import KINDS, source
-from research.interop.kinds import Kind
+from research.interop.kinds import Architecture
 from research.interop.tensors import Tensors, module_of, replaced, some
 from research.models import MODELS
 from research.runs.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
                 f"init_fresh={config.init_fresh!r} leaves out some of init_from's weights; init_from is None"
             )
         return Start(config)
-    name = spelt_out(MODELS, config.model)["name"]
+    name = expand_variant(MODELS, config.model)["name"]
     kind = next((kind for kind in KINDS if name in kind.models), None)
     if kind is None:
         known = ", ".join(model for kind in KINDS for model in kind.models)
@@ -134,7 +134,7 @@ def _weights(init_from: str) -> "_Files | _Run":
 
 def _with(
     config: ConfigDict,
-    kind: Kind,
+    kind: Architecture,
     model: Mapping[str, Any],
     transform: Mapping[str, Any],
     given: Collection[str],
@@ -142,8 +142,8 @@ def _with(
     """A copy of the config with what follows the weights, except keys in `given`."""
     config = config.copy_and_resolve_references()
     if "model.name" in given:  # then all that a variant stands for is
-        given = {*given, *(f"model.{key}" for key in set(spelt_out(MODELS, config.model)) - set(config.model))}
-    config.model = ConfigDict(spelt_out(MODELS, config.model))
+        given = {*given, *(f"model.{key}" for key in set(expand_variant(MODELS, config.model)) - set(config.model))}
+    config.model = ConfigDict(expand_variant(MODELS, config.model))
     for key in set(model) & set(config.model) - {"name", "num_classes", *kind.free}:
         if f"model.{key}" not in given:
             config.model[key] = model[key]
@@ -237,7 +237,7 @@ class _Run:
         self._run = RunDir.open(folder)
         self._run.check_one_seed("init_from")
         saved = self._run.config()
-        self.model = spelt_out(MODELS, saved["model"])
+        self.model = expand_variant(MODELS, saved["model"])
         kind = next((kind for kind in KINDS if self.model["name"] in kind.models), None)
         if kind is None:
             known = ", ".join(model for kind in KINDS for model in kind.models)

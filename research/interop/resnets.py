@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from research.base.errors import UserError
-from research.interop.kinds import Described, Exported, Kind, Shapes, check_kind, check_model, labels
+from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_model, labels
 from research.interop.tensors import Naming, read_json
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -50,7 +50,7 @@ NAMING = Naming(
 )
 
 
-def read(folder: Path, config: Mapping[str, Any]) -> Described:
+def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     """Raises UserError for a ResNet that is not known here, and for settings of the wrong type."""
     where = folder / "config.json"
     for key, expected in _EXPECTED.items():
@@ -74,7 +74,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Described:
     mean, std = _normalization(folder)
     model = {**_FIXED, "block": block, "stage_sizes": tuple(depths), "width": width, "mean": mean, "std": std}
     check_model(where, model)
-    return Described("resnet", NAMING, model, {}, _inputs(settings["num_channels"]))
+    return CheckpointSpec("resnet", NAMING, model, {}, _inputs(settings["num_channels"]))
 
 
 def write(model: Mapping[str, Any], _: Path, shapes: Shapes) -> Exported:
@@ -147,10 +147,10 @@ def _inputs(channels: int) -> dict[str, Any]:
     return {"images": np.zeros((1, 32, 32, channels), np.float32), "weight": np.ones(1, np.float32)}
 
 
-RESNETS = Kind(
+RESNETS = Architecture(
     models=("resnet",),
     model_types=("resnet",),
-    beside=(),
+    companion_files=(),
     heads=("classifier",),
     optional=("classifier",),
     free={"stochastic_depth": 0.0, "test_flip": False},

@@ -9,7 +9,7 @@ from research.base.errors import UserError
 from research.base.paths import expanded
 from research.interop import KINDS
 from research.interop.families import UNNAMED
-from research.interop.kinds import Kind
+from research.interop.kinds import Architecture
 from research.interop.tensors import read_json, weight_files
 
 # No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
@@ -65,7 +65,7 @@ def _downloaded(hub_id: str) -> Path | None:
     except (LocalEntryNotFoundError, OSError, UserError):
         return None
     # Another program, or a download that was cut off, may have left some of them only.
-    beside = [folder / name for name in kind.beside] if kind else []
+    beside = [folder / name for name in kind.companion_files] if kind else []
     whole = all(path.is_file() for path in weights) and (not beside or any(path.is_file() for path in beside))
     return folder if whole else None
 
@@ -90,7 +90,7 @@ def folder(init_from: str) -> Path:
         raise UserError(f"pretrained weights {init_from} can't be downloaded: {lines[0]}") from error
 
 
-def kind_of(folder: Path) -> tuple[Kind, dict[str, Any]]:
+def kind_of(folder: Path) -> tuple[Architecture, dict[str, Any]]:
     """What kind of weights a folder holds, and its config.json. Raises UserError if it has none, or of another kind."""
     config = read_json(folder / "config.json")
     kind = _kind(config)
@@ -100,6 +100,6 @@ def kind_of(folder: Path) -> tuple[Kind, dict[str, Any]]:
     return kind, config
 
 
-def _kind(config: Mapping[str, Any]) -> Kind | None:
+def _kind(config: Mapping[str, Any]) -> Architecture | None:
     model_type = config.get("model_type", UNNAMED)
     return next((kind for kind in KINDS if model_type in kind.model_types), None)

@@ -205,6 +205,30 @@ class Checkpoints:
                 loaded = unbiased(self._load(step, {"average": wanted})["average"], average, step)
         return {**{name: loaded[name] for name in ("params",) if name in loaded}, **loaded.get("model_state", {})}
 
+    def inference_state(self, step: int, *, average: bool) -> TrainState:
+        """The shapes and types of what was saved at `step`, without the optimizer's part.
+
+        `average`: whether the run keeps an average of its parameters.
+        """
+        saved = self._checkpointer.metadata(step).metadata
+        shape = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
+        return TrainState(
+            step=shape(saved["step"]),
+            params=shape(saved["params"]),
+            model_state=shape(saved.get("model_state") or {}),
+            opt_state={},
+            average=shape(saved["average"]) if average else {},
+        )
+
+    def restore_inference(self, abstract: TrainState, step: int) -> TrainState:
+        """What `inference_state` describes, placed as `abstract`'s shardings say. Raises as `restore`."""
+        parts = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+        wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            return TrainState(**{**parts, **self._load(step, wanted)})
+
     def _load(self, step: int, abstract: Any) -> Any:
         try:
             with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from research.base.registry import lookup, regex
 from research.core.metrics import AVERAGE
 from research.core.tasks import Regression, Task
 from research.data.checks import check_inputs, check_labels
-from research.data.examples import Examples, MixedExamples, RandomExamples
+from research.data.examples import AugmentedExamples, Examples, MixedExamples
 from research.data.pipeline import Stream
 from research.training.limits import RANGES, check_values
 
@@ -46,6 +46,7 @@ def check_keys(config: Any) -> None:
 
 def check_split(config: Any, split: str, examples: Examples, *, training: bool) -> None:
     """Raises UserError where a split's examples do not fit the model; `training`: where they can't be trained on."""
+    assert examples.labels is not None
     # A model with one output regresses.
     num_classes = config.model.get("num_classes")
     check_labels(
@@ -85,8 +86,10 @@ def check_data(config: Any, streams: Callable[[str], Stream]) -> None:
         )
 
 
-def check_metric(config: Any, task: Task, labels: np.ndarray) -> None:
-    """Raises UserError where eval.metric has no value on the labels [N, …] of the first of eval.splits."""
+def check_metric(config: Any, task: Task, known: Mapping[str, Any], streams: Callable[[str], Stream]) -> None:
+    """Raises UserError where eval.metric is not one of those `known`, or has no value on the first of eval.splits."""
+    lookup(known, config.eval.metric, "eval.metric")
+    labels = streams(config.eval.splits[0]).labels
     metric = task.split_metrics.get(config.eval.metric.removeprefix(AVERAGE))
     if metric is not None and metric({"prediction": np.zeros(len(labels))}, labels) is None:
         raise UserError(
@@ -108,7 +111,7 @@ def check_classes(config: Any, labels: np.ndarray) -> None:
 def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: bool, total_steps: int) -> None:
     """Raises UserError for what the solver that `config` names can't do with the training examples."""
     section, name = config.optimizer, config.optimizer.name
-    if isinstance(examples, RandomExamples | MixedExamples):
+    if isinstance(examples, AugmentedExamples | MixedExamples):
         raise UserError(
             f"data.transform {config.data.transform.name!r} changes training examples at random, each time anew, and "
             f"{name!r} sees them once; turn that off (data.transform.augment)"

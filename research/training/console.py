@@ -10,7 +10,7 @@ from research.core.state import TrainState, param_count
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
-from research.training.stopping import STALLED
+from research.training.stopping import is_finished
 
 
 def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
@@ -18,9 +18,11 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
     devices = jax.devices()
     config, seeds = experiment.config, experiment.config.train.seeds
     stream = experiment.streams("train")
-    packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full" if experiment.packed else ""
+    packed = (
+        "" if stream.lengths is None else f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full"
+    )
     many = f", {_counted(seeds, 'seed')}" if seeds else ""
-    steps = _counted(experiment.total_steps, "step")
+    steps = _counted(experiment.length.total_steps, "step")
     start = f"resuming after step {progress.step}" if progress.step else steps
     return (
         f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
@@ -43,7 +45,7 @@ def conclude(summary: dict[str, Any], run: RunDir) -> str:
         )
         many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
-    if summary["status"] == "completed" or summary["reason"] == STALLED:
+    if is_finished(summary):
         if summary["step"] > 1:
             lines.append(f"  curve: {run.plots / 'training_curve.png'}")
         lines.append(

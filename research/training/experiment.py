@@ -1,4 +1,4 @@
-"""From a config to the things a run is made of: data, model, task, optimizer, mesh, and the two compiled steps."""
+"""From a config to the things a run is made of: data, model, task, method, mesh, and the compiled programs."""
 
 import dataclasses
 import functools
@@ -10,76 +10,85 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from research import solvers
 from research.base.errors import UserError
 from research.base.ranges import LARGEST
-from research.base.registry import build, lookup
-from research.core import metrics, optim, step
-from research.core.state import TrainState, init_state, param_count
-from research.core.tasks import TASKS, Task, training_weight, with_class_weights
+from research.base.registry import build
+from research.core import metrics, step
+from research.core.state import TrainState, init_state
+from research.core.statistics import Value
+from research.core.tasks import TASKS, Task, with_class_weights
 from research.data import load as data
 from research.data import pipeline, splits
 from research.data.examples import Examples
 from research.devices import memory, sharding
-from research.devices.compiled import Compiled
 from research.devices.platform import check_compiler, compiler_options
-from research.models import MODELS
+from research.inference.evaluation import Evaluation, Records, eval_program, evaluate, unroll_seeds
+from research.inference.model import arrange, build_module, evaluation_of, make_mesh, process_rows
 from research.training import checks
+from research.training.method import Method, make_method
+from research.training.program import Program, replicate, single
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a run is.
+
+    Attributes:
+      batch_rows: rows of one step: examples, or rows of packed texts.
+      total_steps: in the whole run.
+      total_rows: in the whole run, where it is given in epochs; the last step may have fewer than `batch_rows`.
+    """
+
+    batch_rows: int
+    total_steps: int
+    total_rows: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything but the state. `state` is abstract: shapes, types and shardings."""
+    """Everything but the state. `state` is abstract: shapes, types and shardings.
+
+    With train.seeds all of the state, the scores, the predictions and the training batches have a leading axis, one
+    entry for each seed; a batch to evaluate has none, all seeds get the same.
+    """
 
     config: Any
     dataset: data.Dataset
-    # The name of a split, or of a part such as "test[:5%]" -> its rows, with several texts in each if `packed`.
-    streams: Callable[[str], pipeline.Stream]
-    packed: bool
+    streams: Callable[[str], pipeline.Stream]  # of a split by name, or of a part such as "test[:5%]"
     module: nn.Module
     task: Task
-    tx: optax.GradientTransformation
-    learning_rate: optax.Schedule | None  # None of a solver
-    batch_rows: int  # of one step: its examples, or its rows of packed texts
-    total_steps: int
-    total_rows: int | None  # where the run is given in epochs
+    method: Method
+    length: Length
     mesh: jax.sharding.Mesh
-    rows: pipeline.Rows
     blocks: int  # of the rows of a training batch that each device has: parts of an update, or of a solver's pass
-    weight_decay: float  # as optimizer.weight_decay, C or alpha has it
+    batch_axis: int  # of a training batch, that its rows are counted on
     state: TrainState
     init: Callable[[], TrainState]
     train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
-    eval_step: Any  # jitted (state, batch) -> (scores, predictions)
-    # With train.seeds all of the state, the scores, the predictions and the training batches have a leading axis, one
-    # entry for each seed; a batch to evaluate has none, all seeds get the same.
+    evaluation: Evaluation
 
     @property
-    def batch_axis(self) -> int:
-        """The axis of a training batch that its rows are counted on."""
-        return 0 if self.config.train.seeds is None else 1
+    def eval_step(self) -> Any:
+        """Compiled (state, batch) -> (scores, predictions)."""
+        return self.evaluation.step
 
-    def on(self, name: str, assets: Path) -> "Experiment":
-        """The same model on another dataset, to be evaluated there. `assets`: as in `prepare`, of the trained run.
-
-        Raises UserError if the dataset is unavailable; its `streams` do if a split does not fit the model.
-        """
-        dataset = data.load(self.config.data, assets, other=name)
-        return dataclasses.replace(self, dataset=dataset, streams=_streams(self.config, dataset, training=False))
+    def evaluate(self, state: TrainState, split: str, **options: Any) -> tuple[dict[str, Value], Records]:
+        """The metrics of a split, and its records; see `research.inference.evaluation.evaluate`."""
+        return evaluate(self.evaluation, state, self.streams(split), split, **options)
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` to the end of the run."""
+        rows = process_rows(self.mesh)
         return pipeline.training_batches(
             self.streams("train"),
-            batch_rows=self.batch_rows,
+            batch_rows=self.length.batch_rows,
             start_step=start_step,
-            steps=self.total_steps,
-            total_rows=self.total_rows,
+            steps=self.length.total_steps,
+            total_rows=self.length.total_rows,
             seed=self.config.seed,
-            rows=dataclasses.replace(self.rows, multiple=self.rows.multiple * self.blocks),
+            rows=dataclasses.replace(rows, multiple=rows.multiple * self.blocks),
             workers=self.config.data.workers,
             seeds=self.config.train.seeds,
         )
@@ -90,168 +99,121 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     With dtype float64 it and the steps must be called where `jax.enable_x64` is on (`research.devices.platform.x64`).
 
-    `assets`: the folder that keeps what the data transform learnt, so that evaluation reads the same.
+    `assets`: the folder that keeps what the encoder learnt, so that evaluation and prediction read the same.
     """
     check_compiler()
     checks.check_keys(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}.get(config.dtype)
-    if dtype is None:
-        raise UserError(f"dtype is {config.dtype!r}; known: float32, bfloat16, float64")
-    module = build(MODELS, config.model, "model", dtype=dtype)
+    mesh, module = make_mesh(config), build_module(config)
     task = build(TASKS, config.task, "task")
 
     dataset = data.load(config.data, assets)
-    packed = config.train.batch_rows is not None
-    streams = _streams(config, dataset, training=True)
+    streams = split_streams(config, dataset, training=True)
     checks.check_data(config, streams)
     stream = streams("train")
-    batch_rows, total_steps, total_rows = _length(config.train, len(stream.rows))
-    labels = stream.labels
-    checks.check_classes(config, labels)
-    task = with_class_weights(task, labels, config.model.get("num_classes"))
-    decay = optim.weight_decay(config.optimizer, config.task.name, training_weight(task, labels))
-    name = config.optimizer.name
-    solving = name in solvers.SOLVERS
-    if solving:
-        full = batch_rows == len(stream.rows)
-        checks.check_solver(config, task=task, examples=stream.examples, full_batch=full, total_steps=total_steps)
-        tx, learning_rate = optax.identity(), None
-    else:
-        lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
-        tx, learning_rate = build(
-            {name: functools.partial(optim.optimizer, name)},
-            {**config.optimizer, "weight_decay": decay},
-            "optimizer",
-            total_steps=total_steps,
-        )
+    length = _length(config.train, len(stream.rows))
+    checks.check_classes(config, stream.labels)
+    if assets is not None:
+        data.keep_signature(dataset, config.data, assets)
 
-    # Only shapes matter here: one row a device is enough to see every parameter's.
-    parts = sharding.batch_parts(mesh)
-    shapes = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
-    for key, asked in _rows_asked(config, batch_rows, parts).items():
-        memory.check_batch(shapes, asked, key)
-    abstract_batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), shapes
+    task = with_class_weights(task, stream.labels, config.model.get("num_classes"))
+    devices = sharding.batch_parts(mesh)
+    method = make_method(
+        config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, devices=devices
+    )
+    batch = _example_batch(config, stream, length.batch_rows, devices)
+    init, abstract = _initialization(config, module, method, batch)
+    checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
+    train_step, blocks = method.train_step(module, abstract.params, batch)
+    program = _program(config, init, train_step, abstract, mesh)
+    memory.check_state(program.placed_state(), config.train.seeds)
+    first, compiled = program.compiled(mesh, compiler_options(config.compiler))
+    eval_step = eval_program(
+        module, task, mesh, shardings=program.shardings, seeds=config.train.seeds, compiler=config.compiler
+    )
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        streams=streams,
+        module=module,
+        task=task,
+        method=method,
+        length=length,
+        mesh=mesh,
+        blocks=blocks,
+        batch_axis=program.batch_axis,
+        state=program.placed_state(),
+        init=first,
+        train_step=compiled,
+        evaluation=evaluation_of(config, task, mesh, eval_step),
     )
 
-    def init(seed: Any = config.seed) -> TrainState:
-        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch)
-        wide = dtype if config.dtype == "float64" else jnp.float32
-        return init_state(module, tx, batch, seed, average=config.train.ema_decay > 0, dtype=wide)
+
+def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, devices: int) -> pipeline.Batch:
+    """A batch of one row a device. Raises UserError where the rows that the config asks for are too many."""
+    batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:devices], devices))
+    name = "batch_size" if config.train.batch_rows is None else "batch_rows"
+    asked = {
+        f"train.{name}": batch_rows * (config.train.seeds or 1),
+        "train.accumulate": config.train.accumulate * devices,
+        f"eval.{name}": config.eval[name],
+    }
+    for key, rows in asked.items():
+        memory.check_batch(batch, rows, key)
+    return batch
+
+
+def _initialization(
+    config: Any, module: nn.Module, method: Method, batch: pipeline.Batch
+) -> tuple[Callable[[Any], TrainState], TrainState]:
+    """seed -> the state before the first step, and its shapes and types. Raises UserError where the model can't be."""
+    shapes = jax.tree.map(lambda x: (x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), batch)
+    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+
+    def init(seed: Any) -> TrainState:
+        zeros = {name: jnp.zeros(shape, kind) for name, (shape, kind) in shapes.items()}
+        return init_state(module, method.tx, zeros, seed, average=config.train.ema_decay > 0, dtype=dtype)
 
     try:
-        abstract = jax.eval_shape(init)
+        return init, jax.eval_shape(functools.partial(init, config.seed))
     except KeyError as error:
         raise UserError(
             f"model {config.model.name!r} needs {error}, but data.transform {config.data.transform.name!r} makes "
-            f"{', '.join(abstract_batch)}"
+            f"{', '.join(batch)}"
         ) from error
     except UserError:  # of the optimizer, which looks at the parameters
         raise
     except (ValueError, TypeError, ArithmeticError) as error:  # a model that its sizes don't allow
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
-    options = compiler_options(config.compiler)
-    eval_step: Any = functools.partial(step.eval_step, module=module, task=task)
+
+
+def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch: pipeline.Batch) -> dict[str, Any]:
+    """The metrics that evaluation gives, by name. Raises UserError where the task does not take the model's outputs."""
     try:
-        scores, _ = jax.eval_shape(eval_step, abstract, abstract_batch)
+        scores, _ = jax.eval_shape(functools.partial(step.eval_step, module=module, task=task), state, batch)
     except ValueError as error:
         raise UserError(f"task {config.task.name!r} does not fit the model: {str(error).splitlines()[0]}") from error
     known = {**scores, **task.split_metrics}
     if config.train.ema_decay > 0:
         known |= {f"{metrics.AVERAGE}{name}": score for name, score in known.items()}
-    lookup(known, config.eval.metric, "eval.metric")
-    checks.check_metric(config, task, streams(config.eval.splits[0]).labels)
-    blocks = config.train.accumulate
-    if solving:
-        checks.check_solved(name, module, shapes)
-        table = solvers.Table.of(module, lambda: pipeline.make_batch(stream.examples, stream.rows))
-        parameters = table.count(abstract.params) if table else param_count(abstract.params)
-        blocks = max(blocks, solvers.blocks(shapes, rows=batch_rows, devices=parts, parameters=parameters))
-        train_step = functools.partial(
-            solvers.solve_step,
-            module=module,
-            task=task,
-            solver=functools.partial(solvers.SOLVERS[name], **{key: config.optimizer[key] for key in solvers.KEYS}),
-            weight_decay=decay,
-            decay_exclude=config.optimizer.decay_exclude,
-            devices=parts,
-            blocks=blocks,
-            table=table,
-        )
-    else:
-        train_step = functools.partial(
-            step.train_step,
-            module=module,
-            task=task,
-            tx=tx,
-            seed=config.seed,
-            accumulate=config.train.accumulate,
-            ema_decay=config.train.ema_decay,
-        )
+    return known
+
+
+def _program(
+    config: Any, init: Callable[[Any], TrainState], train_step: Any, abstract: TrainState, mesh: jax.sharding.Mesh
+) -> Program:
+    """Of one seed, or of train.seeds."""
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
-    batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    first, training_sharding = init, batch_sharding
-    if config.train.seeds is not None:
-        numbers = config.seed + np.arange(config.train.seeds, dtype=np.uint32)
-        unrolled = config.compiler == "convolutions" and jax.default_backend() == "cpu"
-        each = functools.partial(step.of_each, count=config.train.seeds, unrolled=unrolled)
-        first = functools.partial(jax.vmap(init), numbers)
-        abstract = jax.eval_shape(first)
-        shardings = sharding.for_seeds(shardings)
-        training_sharding = sharding.batch_sharding(mesh, axis=1)
-        of_one = functools.partial(_seeded, train_step)
-        train_step = functools.partial(each(of_one, in_axes=(0, 0, 0)), numbers)
-        eval_step = each(eval_step, in_axes=(0, None))
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    eval_step = jax.jit(
-        eval_step,
-        in_shardings=(shardings, batch_sharding),
-        out_shardings=replicated,
-        compiler_options=options,
-    )
-    memory.check_state(state, config.train.seeds)
-    if config.train.seeds is not None:
-        eval_step = Compiled(eval_step, seeds=config.train.seeds)
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        streams=streams,
-        packed=packed,
-        module=module,
-        task=task,
-        tx=tx,
-        learning_rate=learning_rate,
-        batch_rows=batch_rows,
-        total_steps=total_steps,
-        total_rows=total_rows,
-        mesh=mesh,
-        rows=pipeline.Rows(of=functools.partial(sharding.process_rows, mesh), multiple=parts),
-        blocks=blocks,
-        weight_decay=decay,
-        state=state,
-        init=jax.jit(first, out_shardings=shardings),
-        train_step=jax.jit(
-            train_step,
-            in_shardings=(shardings, training_sharding),
-            out_shardings=(shardings, replicated),
-            donate_argnums=0,
-            compiler_options=options,
-        ),
-        eval_step=eval_step,
-    )
+    if config.train.seeds is None:
+        return single(init, train_step, config.seed, abstract, shardings)
+    seeds = config.seed + np.arange(config.train.seeds, dtype=np.uint32)
+    return replicate(init, train_step, seeds, shardings, unrolled=unroll_seeds(config.compiler))
 
 
-def _seeded(train_step: Any, seed: Any, state: TrainState, batch: Any) -> Any:
-    return train_step(state, batch, seed=seed)
-
-
-def _streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[[str], pipeline.Stream]:
+def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[[str], pipeline.Stream]:
     """From the name of a split, or of a part such as "test[:5%]", to its rows; checked when it is first asked for.
 
     With `training` its split `train` is trained on, and is the `train_fraction` of it; a part is always of the whole.
     """
-    arrange = pipeline.Stream.unpacked if config.train.batch_rows is None else pipeline.Stream.packed
     fraction = config.data.train_fraction if training else 1.0
 
     @functools.cache
@@ -265,24 +227,14 @@ def _streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[
         examples = checked(splits.whole(split))
         members = splits.members(split, len(examples))
         if split == "train" and fraction < 1:
-            members = pipeline.chosen(len(examples), fraction, config.seed)
-        return arrange(examples, members)
+            members = pipeline.sample_subset(len(examples), fraction, config.seed)
+        return arrange(config, examples, members)
 
     return stream
 
 
-def _rows_asked(config: Any, batch_rows: int, parts: int) -> dict[str, int]:
-    """The rows that are made together, by the key that asks for them, where that may be anything."""
-    name = "batch_size" if config.train.batch_rows is None else "batch_rows"
-    return {
-        f"train.{name}": batch_rows * (config.train.seeds or 1),
-        "train.accumulate": config.train.accumulate * parts,
-        f"eval.{name}": config.eval[name],
-    }
-
-
-def _length(train: Any, rows: int) -> tuple[int, int, int | None]:
-    """(rows a step, steps, rows in all if given in epochs), where an epoch has `rows` rows."""
+def _length(train: Any, rows: int) -> Length:
+    """The length of a run whose epoch has `rows` rows. Raises UserError where it is not given, or twice."""
     for one, other in (("epochs", "steps"), ("batch_size", "batch_rows")):
         if (train[one] is None) == (train[other] is None):
             raise UserError(f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of the two")
@@ -298,4 +250,4 @@ def _length(train: Any, rows: int) -> tuple[int, int, int | None]:
         raise UserError(
             f"train.steps={train.steps}, train.epochs={train.epochs} make {steps} steps; it must be 1 to {LARGEST}"
         )
-    return batch_rows, steps, total
+    return Length(batch_rows, steps, total)

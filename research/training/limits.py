@@ -5,48 +5,27 @@ from typing import Any
 
 from research.base import ranges
 from research.base.ranges import (
-    ANY,
     COUNT,
     COUNT_OR_ALL,
     COUNT_OR_NONE,
     DECAY,
     FRACTION,
     NOT_NEGATIVE,
-    PIXELS,
     POSITIVE,
-    TOKENS,
     Range,
 )
 from research.core.tasks import TASKS
+from research.data.load import TRANSFORMS
 from research.models import MODELS
 
 # A tuple's range is that of its items.
 RANGES: dict[str, Range] = {
+    **ranges.declared("data.transform", TRANSFORMS),
     **ranges.declared("model", MODELS),
     **ranges.declared("task", TASKS),
     "seed": Range(0, 2**32 - 1, integer=True),
     "data.train_fraction": Range(0, 1, open="low"),
     "data.workers": Range(0, 1024, integer=True),
-    "data.transform.buckets": Range(1, 2**26, integer=True),
-    "data.transform.channels": Range(1, 3, integer=True),
-    "data.transform.mask_rate": Range(0, 1, open="low high"),
-    "data.transform.max_length": TOKENS,
-    "data.transform.mean": ANY,
-    "data.transform.ngrams": Range(1, 100, integer=True),
-    "data.transform.pad_to": TOKENS,
-    "data.transform.resize": PIXELS,
-    "data.transform.row_length": TOKENS,
-    "data.transform.size": PIXELS,
-    "data.transform.std": POSITIVE,
-    "data.transform.vocab_size": Range(5, 2**24, integer=True),  # the special tokens at least
-    "data.transform.augment.aspect_ratio": POSITIVE,
-    "data.transform.augment.crop_padding": Range(0, 1024, integer=True),
-    "data.transform.augment.cutmix": Range(0, 1000),
-    "data.transform.augment.erasing": FRACTION,
-    "data.transform.augment.mixup": Range(0, 1000),
-    "data.transform.augment.randaugment_magnitude": Range(0, 30, integer=True),
-    "data.transform.augment.randaugment_ops": Range(0, 100, integer=True),
-    "data.transform.augment.random_resized_crop": Range(0, 1, open="low"),
     "optimizer.learning_rate": NOT_NEGATIVE,
     "optimizer.warmup_fraction": FRACTION,
     "optimizer.end_fraction": FRACTION,

@@ -12,25 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from research.base.errors import UserError
+from research.base.errors import DivergedError, UserError
 from research.core.state import TrainState
-from research.core.statistics import Value, described
+from research.core.statistics import Value, metric_summary
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
-from research.devices.sharding import placed_ahead
+from research.devices.sharding import prefetch_to_device, put_batch
 from research.devices.throughput import Throughput
+from research.inference.evaluation import EvaluationInterrupted
 from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
 from research.training.console import conclude, describe
-from research.training.evaluation import EvaluationInterrupted, check_memory, evaluate
 from research.training.experiment import Experiment, prepare
 from research.training.stopping import (
-    ASKED,
-    OUT_OF_TIME,
-    STALLED,
+    Reason,
     any_process,
     check_data_wait,
+    is_finished,
     ranking_metric,
     stalled,
 )
@@ -79,7 +78,7 @@ def _run(
     run.start(config.to_dict())
     summary = run.summary() or {}
     try:
-        if summary.get("status") == "completed" or summary.get("reason") == STALLED:
+        if is_finished(summary):
             if show:
                 print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
             return summary
@@ -90,8 +89,8 @@ def _run(
             reporter = Reporter(
                 run,
                 progress.step,
-                experiment.total_steps,
-                experiment.learning_rate,
+                experiment.length.total_steps,
+                experiment.method.learning_rate,
                 metric=config.eval.metric,
                 seed=config.seed,
                 show=show,
@@ -107,8 +106,9 @@ def _run(
         plot_training_curve(run, config.eval.metric)
         return summary
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        run.write_summary({**summary, "status": "failed", "reason": reason, "preset": config.preset})
+        code = Reason.DIVERGED if isinstance(error, DivergedError) else Reason.ERROR
+        failed = {"status": "failed", "reason_code": code, "reason": str(error) or type(error).__name__}
+        run.write_summary({**summary, **failed, "preset": config.preset})
         raise
     finally:
         run.close()
@@ -165,30 +165,30 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     A state is saved before it is evaluated, so that no failure of an evaluation loses training.
     """
     experiment, reporter, section = parts.experiment, parts.reporter, parts.experiment.config.train
-    total_steps, every_steps = experiment.total_steps, experiment.config.eval.every_steps
+    total_steps, every_steps = experiment.length.total_steps, experiment.config.eval.every_steps
     save_every = (every_steps, experiment.config.checkpoint.every_steps)
     if section.seeds is not None:
-        check_memory(experiment, state)
-    batches = placed_ahead(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
+        _check_memory(experiment, state)
+    batches = prefetch_to_device(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
     train_step = Compiled(experiment.train_step, repeats=section.accumulate, seeds=section.seeds)
     throughput = Throughput(train_step)
     deadline = time.monotonic() + 60 * (section.max_minutes or float("inf"))
     results: dict[str, Any] = {}
-    reason = None
+    reason: Reason | None = None
     try:
         while progress.step < total_steps:
             if _due(progress.step, every_steps) and not progress.is_evaluated:
                 with throughput.aside():
                     results, progress = _evaluate_and_rank(parts, state, progress)
             if stalled(progress.history, experiment.config.eval):
-                reason = STALLED
+                reason = Reason.STALLED
             if reason:
                 break
             with throughput.waiting():
                 batch, on_devices = next(batches)
             state, scores = train_step(state, on_devices)
             throughput.count(batch, scores, jax.process_count())
-            progress = progress.after(experiment.batch_rows, experiment.total_rows)
+            progress = progress.after(experiment.length.batch_rows, experiment.length.total_rows)
             reporter.step(scores)
             if progress.step < total_steps:
                 reason = _log_and_look(parts, state, progress, throughput, deadline)
@@ -199,20 +199,27 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
         reporter.flush(progress.step)
         with throughput.aside():
             _save(parts, state, progress)
-            if reason != ASKED:
+            if reason != Reason.ASKED:
                 results, progress = _evaluate_at_the_end(parts, state, progress, ranking=reason is None)
     except EvaluationInterrupted:
-        reason = ASKED
-    if reason in (None, STALLED):
+        reason = Reason.ASKED
+    if reason in (None, Reason.STALLED):
         check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
     summary = _summary(parts, state, progress, reason, results, throughput)
     reporter.say(conclude(summary, parts.run))
     return summary
 
 
+def _check_memory(experiment: Experiment, state: TrainState) -> None:
+    """Raises UserError where the run's seeds are too many to be evaluated together: before training, not after it."""
+    for split in experiment.config.eval.splits:
+        _, batch = next(experiment.evaluation.batches(experiment.streams(split)))
+        experiment.eval_step.compiled(state, put_batch(batch, experiment.mesh))
+
+
 def _log_and_look(
     parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput, deadline: float
-) -> str | None:
+) -> Reason | None:
     """Logs where that is due -> why the run has to stop here, or None."""
     section = parts.experiment.config.train
     logging = _due(progress.step, section.log_every)
@@ -227,8 +234,8 @@ def _log_and_look(
     if jax.process_count() > 1 and not logging:  # asking the other processes takes time
         return None
     if parts.should_stop():
-        return ASKED
-    return OUT_OF_TIME if any_process(time.monotonic() > deadline) else None
+        return Reason.ASKED
+    return Reason.OUT_OF_TIME if any_process(time.monotonic() > deadline) else None
 
 
 def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
@@ -271,7 +278,7 @@ def _evaluate_at_the_end(
         results[split] = values
         if not (split == parts.main_split and progress.is_evaluated):
             parts.reporter.evaluation(progress.step, split, values)
-        parts.run.write_predictions(split, records, {"step": progress.step, "split": split, **described(values)})
+        parts.run.write_predictions(split, records, {"step": progress.step, "split": split, **metric_summary(values)})
         if split == parts.main_split and ranking:
             progress = _rank(parts, progress, values)
     return results, progress
@@ -280,8 +287,7 @@ def _evaluate_at_the_end(
 def _evaluate(
     parts: _Parts, state: TrainState, split: str, *, predictions: bool
 ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
-    return evaluate(
-        parts.experiment,
+    return parts.experiment.evaluate(
         state,
         split,
         predictions=predictions,
@@ -301,7 +307,7 @@ def _summary(
     parts: _Parts,
     state: TrainState,
     progress: Progress,
-    reason: str | None,
+    reason: Reason | None,
     results: dict[str, dict[str, Value]],
     throughput: Throughput,
 ) -> dict[str, Any]:
@@ -309,10 +315,12 @@ def _summary(
     return summarize(
         parts.experiment,
         state,
-        status={None: "completed", ASKED: "preempted"}.get(reason, "stopped_early"),
+        status={None: "completed", Reason.ASKED: "preempted"}.get(reason, "stopped_early"),
         reason=reason,
         progress=progress,
-        metrics={} if reason == ASKED and not progress.is_evaluated else results,  # else those of an earlier step
+        metrics={}
+        if reason == Reason.ASKED and not progress.is_evaluated
+        else results,  # else those of an earlier step
         throughput=throughput.report(),
         training={key: value for key, value in training[0].items() if key not in ("step", "split")},
     )

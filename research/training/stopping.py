@@ -1,5 +1,7 @@
 """When a run ends before its last step, and the metric that decides it."""
 
+import enum
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,10 +12,37 @@ from research.base.errors import UserError
 from research.core.statistics import Value, mean
 from research.devices.throughput import Throughput
 
-# Reasons a run may end before its last step. After the first it is complete; after the others the same command resumes.
-STALLED = "eval.metric stopped improving"
-OUT_OF_TIME = "train.max_minutes is over"
-ASKED = "asked to stop"
+
+class Reason(enum.StrEnum):
+    """Why a run ended before its last step: `reason_code` in summary.json."""
+
+    STALLED = "stalled"
+    OUT_OF_TIME = "out_of_time"
+    ASKED = "asked"
+    DIVERGED = "diverged"
+    ERROR = "error"
+
+
+# What a summary says of them to people; of the others it has the error's message.
+PROSE = {
+    Reason.STALLED: "eval.metric stopped improving",
+    Reason.OUT_OF_TIME: "the time limit train.max_minutes is reached",
+    Reason.ASKED: "asked to stop",
+}
+
+# Summaries of before 0.2 have no code: what they say where the run is complete.
+_STALLED_BEFORE = "eval.metric stopped improving"
+
+
+def is_finished(summary: Mapping[str, Any] | None) -> bool:
+    """Whether a run with this summary is complete; if not, the same command resumes it."""
+    if not summary:
+        return False
+    if "reason_code" in summary:
+        stalled = summary["reason_code"] == Reason.STALLED
+    else:
+        stalled = summary.get("reason") == _STALLED_BEFORE
+    return summary.get("status") == "completed" or stalled
 
 
 def _allgather(value: float) -> np.ndarray:

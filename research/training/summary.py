@@ -9,12 +9,12 @@ import flax
 import jax
 import optax
 
-from research import solvers
 from research.core.state import TrainState, param_count, params_sha256
 from research.core.statistics import Value, intervals, means
 from research.data.examples import BagExamples, TextExamples
 from research.runs.checkpoint import Progress
 from research.training.experiment import Experiment
+from research.training.stopping import PROSE, Reason
 
 
 def environment() -> dict[str, Any]:
@@ -71,7 +71,7 @@ def summarize(
     state: TrainState,
     *,
     status: str,
-    reason: str | None,
+    reason: Reason | None,
     progress: Progress,
     metrics: dict[str, dict[str, Value]],
     throughput: dict[str, Any],
@@ -83,21 +83,15 @@ def summarize(
     best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
     return {
         "status": status,
-        "reason": reason,
+        "reason_code": reason,
+        "reason": reason and PROSE[reason],
         "step": progress.step,
         "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
         "preset": config.preset,
         "metrics": {split: means(values) for split, values in metrics.items()},
         "training": training,
         "warnings": truncation_warnings(experiment)
-        + solvers.warnings(
-            config,
-            experiment.task,
-            experiment.weight_decay,
-            training,
-            examples=len(experiment.streams("train").members),
-            parameters=param_count(state.params),
-        ),
+        + experiment.method.warnings(training, len(experiment.streams("train").members), param_count(state.params)),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,

@@ -1,36 +1,57 @@
 """A checkpoint of a run, and what it makes of a split: computed, or read where the run directory has it already."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
-import jax
-from ml_collections import ConfigDict, FrozenConfigDict
-
-from research.core.state import TrainState
-from research.core.statistics import described
+from research.core.statistics import metric_summary
+from research.data import load as data
+from research.data.pipeline import Stream
 from research.devices.platform import x64
-from research.runs.checkpoint import Checkpoints
+from research.inference.evaluation import evaluate
+from research.inference.model import TrainedModel, on_these_devices, open_checkpoints, open_model
 from research.runs.rundir import RunDir
-from research.training.evaluation import evaluate
-from research.training.experiment import Experiment, prepare
+from research.training.experiment import split_streams
 
 
-class Trained:
-    """The `last` or `best` checkpoint of a run. Model and data are loaded when first needed.
+class TrainedRun:
+    """The `last` or `best` checkpoint of a run. Model and data are loaded when first needed, the one without the other.
 
     Raises UserError where there is no such checkpoint.
     """
 
     def __init__(self, run: RunDir, which: str):
-        saved = run.config()
-        mesh = saved["mesh"]
-        if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
-            mesh |= {"fsdp": 1, "tensor": 1}
         self.run = run
-        self.config = FrozenConfigDict({**saved, "mesh": {**mesh, "data": -1}})
+        self.config = on_these_devices(run.config())
         self._which = which
-        with self._checkpoints() as checkpoints:
+        with open_checkpoints(run, self.config) as checkpoints:
             self.step = checkpoints.step(which)
+
+    @functools.cached_property
+    def model(self) -> TrainedModel:
+        """The model, to be asked for, and used, under `research.devices.platform.x64` of the config's dtype."""
+        return open_model(self.run, self._which)
+
+    def label_names(self, num_classes: int) -> tuple[str, ...]:
+        """The names of so many classes; empty where they are not known."""
+        section = self.config.data
+        _, signature = data.open_encoder(section, self.run.assets)
+        names = signature.label_names
+        if names is None and signature.label:  # the run is of before 0.2
+            names = data.label_names(section.name, section.data_dir, signature.label)
+        return names if names and len(names) == num_classes else ()
+
+    def dataset(self, name: str | None = None) -> data.Dataset:
+        """The run's dataset, or another of this name, read by the run's encoder. Raises UserError if unavailable."""
+        section = self.config.data.copy_and_resolve_references()
+        if name is None:
+            return data.load(section, self.run.assets)
+        section.name = name
+        return data.load(section, encoder=data.open_encoder(section, self.run.assets)[0])
+
+    def streams(self, name: str | None = None) -> Callable[[str], Stream]:
+        """From a split's name to its rows, of the run's dataset (`train`: what it trains on) or of another."""
+        return split_streams(self.config, self.dataset(name), training=name is None)
 
     def evaluate(self, split: str, *, data: str | None = None, show: bool = False) -> dict[str, Any]:
         """Evaluates a split of the run's dataset, or of another named `data`, and writes its predictions to the run.
@@ -44,11 +65,10 @@ class Trained:
           UserError: the dataset or the split is unavailable, or does not fit the model.
         """
         with x64(self.config.dtype):
-            experiment, state = self.loaded
-            if data is not None:
-                experiment = experiment.on(data, self.run.assets)
-            metrics, records = evaluate(experiment, state, split, predictions=True, show=show)
-        evaluation = {"step": self.step, "split": split, **described(metrics)}
+            stream = self.streams(data)(split)
+            model = self.model
+            metrics, records = evaluate(model.evaluation, model.state, stream, split, predictions=True, show=show)
+        evaluation = {"step": self.step, "split": split, **metric_summary(metrics)}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
         return {**evaluation, "predictions": str(path)}
 
@@ -63,29 +83,6 @@ class Trained:
             if evaluation and evaluation["step"] == self.step:
                 return evaluation["metrics"], self.run.predictions(name)
         return self.evaluate(split, data=data)["metrics"], self.run.predictions(_name(split, data, self._which))
-
-    @functools.cached_property
-    def single(self) -> tuple[Experiment, TrainState]:
-        """As `loaded`; of a run of several seeds its first one's."""
-        experiment, state = self.loaded
-        if self.config.train.seeds is None:
-            return experiment, state
-        config = ConfigDict(self.config)
-        config.train.seeds = None
-        experiment = prepare(FrozenConfigDict(config), self.run.assets)
-        return experiment, jax.tree.map(lambda x, one: jax.device_put(x[0], one.sharding), state, experiment.state)
-
-    def _checkpoints(self) -> Checkpoints:
-        section = self.config.eval
-        return Checkpoints(self.run.checkpoints, metric=section.metric, mode=section.mode, writable=False)
-
-    @functools.cached_property
-    def loaded(self) -> tuple[Experiment, TrainState]:
-        """Model, data and state, to be used under `research.devices.platform.x64` of the config's dtype."""
-        experiment = prepare(self.config, self.run.assets)
-        with self._checkpoints() as checkpoints:
-            state, _ = checkpoints.restore(experiment.state, self.step)
-        return experiment, state
 
 
 def _name(split: str, data: str | None, which: str) -> str:

@@ -5,7 +5,7 @@ import scipy.stats
 
 from research import config, ladder
 from research.analysis import figures
-from research.analysis.ladder import LADDERS, Ladder, Rung, climb, table
+from research.analysis.ladder import LADDERS, Ladder, Rung, run_ladder, table
 from research.base.errors import UserError
 from research.training.loop import train_and_evaluate
 
@@ -37,7 +37,7 @@ def _train(rung, seeds, workdir):
 
 def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path, monkeypatch):
     said = []
-    rows, failed = climb(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append)
+    rows, failed = run_ladder(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append)
     assert [row["rung"] for row in rows] == list(RUNGS)
     assert failed == ["broken"]
     majority, broken, logistic = rows
@@ -74,7 +74,7 @@ def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path,
         raise AssertionError("trained again")
 
     monkeypatch.setattr("research.training.loop._train", again)
-    assert climb(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append) == (rows, failed)
+    assert run_ladder(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append) == (rows, failed)
 
 
 def _row(name, **values):
@@ -92,7 +92,7 @@ def test_the_rows_of_other_rungs_stay(tmp_path):
         raise UserError("now")
 
     ladder = Ladder("test", {name: Rung("a") for name in ("first", "middle", "new", "last")})
-    rows, _ = climb(ladder, tmp_path, names=["middle", "last"], seeds=1, train=train, say=lambda text: None)
+    rows, _ = run_ladder(ladder, tmp_path, names=["middle", "last"], seeds=1, train=train, say=lambda text: None)
     assert rows == [_row("first"), {"rung": "middle", "failed": "now"}, _row("last"), _row("gone")]
     assert json.loads((tmp_path / "table.json").read_text()) == rows
     written = (tmp_path / "table.md").read_text().splitlines()
@@ -100,7 +100,7 @@ def test_the_rows_of_other_rungs_stay(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md", "ladder.png"}
     (tmp_path / "table.json").write_text("[{")
     with pytest.raises(UserError, match=r"table\.json can't be read"):
-        climb(ladder, tmp_path, names=["middle"], seeds=1, train=train, say=lambda text: None)
+        run_ladder(ladder, tmp_path, names=["middle"], seeds=1, train=train, say=lambda text: None)
     assert (tmp_path / "table.json").read_text() == "[{"
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_was_interrupted_is_no_rung(tmp_path):
     def train(*_):
         return {"status": "preempted", "reason": "asked to stop"}
 
-    (row,), _ = climb(Ladder("test", {"one": Rung("a")}), tmp_path, seeds=1, train=train, say=lambda text: None)
+    (row,), _ = run_ladder(Ladder("test", {"one": Rung("a")}), tmp_path, seeds=1, train=train, say=lambda text: None)
     assert "is preempted: asked to stop" in row["failed"]
 
 
@@ -127,7 +127,7 @@ def test_an_error_of_the_user_is_a_row_too(tmp_path):
     def train(*_):
         raise UserError("needs weights")
 
-    (row,), _ = climb(Ladder("test", {"one": Rung("a")}), tmp_path, seeds=1, train=train, say=lambda text: None)
+    (row,), _ = run_ladder(Ladder("test", {"one": Rung("a")}), tmp_path, seeds=1, train=train, say=lambda text: None)
     assert row == {"rung": "one", "failed": "needs weights"}
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import linear_line, logistic_breast_cancer
 from research import plot
 from research.analysis import figures, plots
-from research.analysis.plots import PLOTS, Subject, draw, draw_all
+from research.analysis.plots import PLOTS, PlotContext, draw, draw_all
 from research.base.errors import UserError
 from research.data.sources.line import INTERCEPT, SLOPE
 from research.runs.rundir import RunDir
@@ -50,7 +50,7 @@ def test_the_shell_names_what_there_is():
 
 
 def test_a_classifiers_curves_are_scikit_learns(digits):
-    subject = Subject(digits)
+    subject = PlotContext(digits)
     columns = _columns(digits)
     labels, scores = columns["label"], columns["scores"]
     auc = _numbers(draw(subject, "roc"))["auc"]
@@ -66,13 +66,13 @@ def test_a_classifiers_curves_are_scikit_learns(digits):
 
 
 def test_a_line_is_drawn_in_the_datas_own_units(line):
-    fit = _numbers(draw(Subject(line), "fit"))
+    fit = _numbers(draw(PlotContext(line), "fit"))
     slope, intercept = np.polyfit(fit["x"], fit["prediction"], 1)
     # 200 points with a noise of 0.5: standard errors of 0.03 and 0.05.
     assert slope == pytest.approx(SLOPE, abs=0.1)
     assert intercept == pytest.approx(INTERCEPT, abs=0.15)
     np.testing.assert_allclose(slope * np.array(fit["x"]) + intercept, fit["prediction"], atol=1e-5)
-    residuals = _numbers(draw(Subject(line, split="test"), "residuals"))
+    residuals = _numbers(draw(PlotContext(line, split="test"), "residuals"))
     columns = _columns(line, "test")
     assert residuals["mean"] == pytest.approx(np.mean(columns["label"] - columns["prediction"]), abs=1e-12)
     assert residuals["standard_deviation"] ** 2 + residuals["mean"] ** 2 == pytest.approx(
@@ -81,7 +81,7 @@ def test_a_line_is_drawn_in_the_datas_own_units(line):
 
 
 def test_coefficients_are_the_checkpoints(digits, line):
-    numbers = _numbers(draw(Subject(line), "coefficients"))
+    numbers = _numbers(draw(PlotContext(line), "coefficients"))
     assert numbers["names"] == ["feature 0"]
     (slope,), (standardized,), (intercept,) = (numbers[key] for key in ("values", "standardized", "intercept"))
     # 200 points with a noise of 0.5: standard errors of 0.03 and 0.05.
@@ -89,10 +89,10 @@ def test_coefficients_are_the_checkpoints(digits, line):
     assert intercept == pytest.approx(INTERCEPT, abs=0.15)
     assert numbers["low"][0] < slope < numbers["high"][0]
     assert standardized == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
-    shown = _numbers(draw(Subject(digits), "coefficients"))
+    shown = _numbers(draw(PlotContext(digits), "coefficients"))
     assert shown["of"] == 640
     assert "low" not in shown
-    kernel = np.asarray(Subject(digits).trained.loaded[1].params["linear"]["kernel"])
+    kernel = np.asarray(PlotContext(digits).trained.loaded[1].params["linear"]["kernel"])
     assert np.abs(kernel).max() == np.abs(shown["standardized"][-1])
     feature, of_class = shown["names"][-1].split(", class ")
     row, column = (int(part) for part in feature.removeprefix("pixel_").split("_"))
@@ -121,15 +121,15 @@ def test_decision_values_are_ranked_as_probabilities_are(tmp_path):
     config.task = {"name": "squared_hinge", "class_weight": None}
     run = _run(config, tmp_path)
     columns = _columns(run)
-    auc = _numbers(draw(Subject(run), "roc"))["auc"]
+    auc = _numbers(draw(PlotContext(run), "roc"))["auc"]
     assert auc == {"1": pytest.approx(sklearn.metrics.roc_auc_score(columns["label"], columns["scores"][:, 1]))}
-    counts = _numbers(draw(Subject(run), "confusion"))["counts"]
+    counts = _numbers(draw(PlotContext(run), "confusion"))["counts"]
     assert counts == sklearn.metrics.confusion_matrix(columns["label"], columns["prediction"]).tolist()
 
 
 def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypatch):
     monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)
-    found = {name: (path, why) for name, path, why in draw_all(Subject(digits))}
+    found = {name: (path, why) for name, path, why in draw_all(PlotContext(digits))}
     assert list(found) == list(PLOTS)
     assert {name for name, (path, _) in found.items() if path} == {
         "coefficients",
@@ -140,7 +140,7 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
     assert found["fit"][1] == "the run's task is classification; this plot is of regression"
     assert found["regularization_path"][1] == "optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"
     assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
-    found = {name: why for name, path, why in draw_all(Subject(line)) if not path}
+    found = {name: why for name, path, why in draw_all(PlotContext(line)) if not path}
     assert set(found) == {"roc", "precision_recall", "confusion", "regularization_path", "learning_curve"}
 
 
@@ -154,7 +154,7 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
 )
 def test_what_does_not_apply_is_an_error_where_it_was_asked_for(digits, what, message):
     with pytest.raises(UserError, match=message):
-        draw(Subject(digits), what)
+        draw(PlotContext(digits), what)
 
 
 def test_the_shell_draws_what_it_is_asked_for(line, capsys):
@@ -183,9 +183,9 @@ def test_a_plot_says_what_of(digits, monkeypatch):
     add = figures.add_title
     monkeypatch.setattr(figures, "add_title", lambda figure, text: add(figure, text) or titles.append(text))
     expected = {"split": "validation", "checkpoint": "last", "step": 20}
-    test, best = Subject(digits, split="test"), Subject(digits, "best", split="test")
+    test, best = PlotContext(digits, split="test"), PlotContext(digits, "best", split="test")
     for subject, what, name, about in [
-        (Subject(digits), "roc", "roc", {}),
+        (PlotContext(digits), "roc", "roc", {}),
         (test, "roc", "roc-test", {"split": "test"}),
         (best, "roc", "roc-test-best", {"split": "test", "checkpoint": "best"}),
         (test, "coefficients", "coefficients", {"split": None}),
@@ -202,16 +202,16 @@ def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch
     numbers = {"metric": "loss", "split": "validation", "step": 7, "repeats": 1, "points": []}
     curve = {"metrics": {"validation": {"mean": 1.0, "low": None, "high": None}}, "examples": 2}
     monkeypatch.setattr(plots.refits, "learning_curve", lambda run, **_: {**numbers, "points": [curve]})
-    path = draw(Subject(line, "best", split="test"), "learning_curve")
+    path = draw(PlotContext(line, "best", split="test"), "learning_curve")
     assert path.name == "learning_curve.png"
     assert _numbers(path) == {**numbers, "points": [curve], "checkpoint": "last"}
 
 
 def test_classes_have_names_where_they_are_known(tmp_path, digits):
     run = _run(logistic_breast_cancer.get_config(), tmp_path)
-    subject = Subject(run)
+    subject = PlotContext(run)
     assert subject.classes == ("malignant", "benign")
-    assert Subject(digits).classes == ()
+    assert PlotContext(digits).classes == ()
     labels, scores = (subject.columns[name] for name in ("label", "scores"))
     for names, shown in ((subject.classes, "benign, A"), ((), "class 1, A")):
         for drawn in (figures.rocs(labels, scores, names), figures.precision_recalls(labels, scores, names)):
@@ -262,7 +262,7 @@ def _subject(records, **task):
     """A subject whose split has these records; of several seeds where their predictions are lists."""
     seeds = 2 if isinstance(records[0]["prediction"], list) else None
     config = {"task": task, "train": {"seeds": seeds}, "eval": {"splits": ("test",)}, "data": {"name": "own"}}
-    subject = Subject(None)
+    subject = PlotContext(None)
     trained = SimpleNamespace(config=ConfigDict(config), predictions=lambda split: ({}, records), step=1)
     subject.__dict__["trained"] = trained
     return subject
@@ -375,9 +375,9 @@ def test_a_metric_without_value_has_no_learning_curve(monkeypatch):
     found = {"metric": "r2", "split": "test", "points": [{"examples": 5, "metrics": {"test": none, "train": none}}]}
     monkeypatch.setattr(plots.refits, "learning_curve", lambda *_, **__: found)
     with pytest.raises(UserError, match=r"eval\.metric 'r2'"):
-        plots.PLOTS["learning_curve"].draw(Subject(None))
+        plots.PLOTS["learning_curve"].draw(PlotContext(None))
     found["points"].append({"examples": 9, "metrics": {"test": some, "train": none}})
-    figure, _ = plots.PLOTS["learning_curve"].draw(Subject(None))
+    figure, _ = plots.PLOTS["learning_curve"].draw(PlotContext(None))
     (line,) = figure.axes[0].lines
     np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.5])
 
@@ -444,7 +444,7 @@ def test_of_several_seeds_the_first_is_drawn(tmp_path):
     """Its run is that of the seed alone, up to rounding."""
     run = _run(tiny.logistic(steps=5, seeds=2), tmp_path / "two")
     alone = _run(tiny.logistic(steps=5), tmp_path / "one")
-    two, one = (_numbers(draw(Subject(of), "roc"))["auc"] for of in (run, alone))
+    two, one = (_numbers(draw(PlotContext(of), "roc"))["auc"] for of in (run, alone))
     assert two == pytest.approx(one, abs=1e-3)  # float32 scores differ by rounding, which may swap two of 359
-    two, one = (_numbers(draw(Subject(of), "coefficients"))["values"] for of in (run, alone))
+    two, one = (_numbers(draw(PlotContext(of), "coefficients"))["values"] for of in (run, alone))
     np.testing.assert_allclose(two, one, rtol=1e-5)  # measured: 1.3e-7

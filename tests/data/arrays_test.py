@@ -4,7 +4,7 @@ from sklearn.preprocessing import StandardScaler
 
 from research.base.errors import UserError
 from research.data.arrays import standardize
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 
 
 def _splits(rng):
@@ -16,19 +16,21 @@ def _splits(rng):
 
 def test_standardize_is_scikit_learns_fitted_on_train(rng, tmp_path):
     splits = _splits(rng)
-    examples = standardize(splits, Kept(tmp_path), inputs=("x",), label="y")
+    examples = standardize(splits, ArtifactCache(tmp_path), inputs=("x",), label="y")
     scaler = StandardScaler().fit(splits["train"]["x"])
     for name, split in splits.items():
         np.testing.assert_allclose(examples[name].columns["features"], scaler.transform(split["x"]), atol=1e-6)
     again = standardize(
-        {"train": splits["test"]}, Kept(tmp_path), inputs=("x",), label="y"
+        {"train": splits["test"]}, ArtifactCache(tmp_path), inputs=("x",), label="y"
     )  # the kept mean, not a new one
     np.testing.assert_array_equal(again["train"].columns["features"], examples["test"].columns["features"])
 
 
 def test_a_constant_column_becomes_zero():
     assert np.full(309, 0.1).std() > 0  # rounding
-    examples = standardize({"train": {"x": np.full((309, 2), 0.1), "y": [0] * 309}}, Kept(), inputs=("x",), label="y")
+    examples = standardize(
+        {"train": {"x": np.full((309, 2), 0.1), "y": [0] * 309}}, ArtifactCache(), inputs=("x",), label="y"
+    )
     np.testing.assert_array_equal(examples["train"].columns["features"], 0.0)
 
 
@@ -38,12 +40,12 @@ def test_values_that_are_not_finite_are_named(rng, bad, split):
     splits = _splits(rng)
     splits[split]["x"][7, 2] = bad
     with pytest.raises(UserError, match=rf"x of split '{split}' holds {bad} at \[7, 2\]"):
-        standardize(splits, Kept(), inputs=("x",), label="y")[split]
+        standardize(splits, ArtifactCache(), inputs=("x",), label="y")[split]
 
 
 def test_yes_and_no_are_classes():
     columns = {"x": np.eye(2), "y": np.array([False, True])}
-    labels = standardize({"train": columns}, Kept(), inputs=("x",), label="y")["train"].labels
+    labels = standardize({"train": columns}, ArtifactCache(), inputs=("x",), label="y")["train"].labels
     assert np.issubdtype(labels.dtype, np.integer)
     assert labels.tolist() == [0, 1]
 
@@ -51,4 +53,4 @@ def test_yes_and_no_are_classes():
 def test_features_whose_deviation_is_not_finite_are_one_line():
     columns = {"x": np.array([[1e308], [-1e308]]), "y": [0, 1]}
     with pytest.raises(UserError, match="the std of x"):
-        standardize({"train": columns}, Kept(), inputs=("x",), label="y")["train"]
+        standardize({"train": columns}, ArtifactCache(), inputs=("x",), label="y")["train"]

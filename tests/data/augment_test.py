@@ -9,10 +9,10 @@ from configs import defaults
 from research.base.errors import UserError
 from research.data import stateless_rng
 from research.data.images.augment import Augment, erased, flipped, padded_crops, resized_crop_boxes, resized_crops
-from research.data.images.decoding import View
+from research.data.images.decoding import EvalTransform
 
 OFF = Augment(**defaults.image(channels=3).augment)
-PLAIN = View(None, None, "bilinear")
+PLAIN = EvalTransform(None, None, "bilinear")
 
 
 def _keys(count, seed=0):
@@ -121,11 +121,11 @@ def test_resized_crops_have_the_areas_and_ratios_asked_for():
 def test_resized_crops_are_brought_to_the_size_that_evaluation_sees():
     images = [np.full((height, 30, 3), height, np.uint8) for height in (20, 40)]
     options = {"scale": (0.3, 1.0), "ratio": (0.75, 4 / 3)}
-    found = resized_crops(images, _keys(2), view=View(16, 12, "bilinear"), **options)
+    found = resized_crops(images, _keys(2), view=EvalTransform(16, 12, "bilinear"), **options)
     assert found.shape == (2, 12, 12, 3)
     assert [np.unique(crop).tolist() for crop in found] == [[20], [40]]
     ramp = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (200, 1, 1))
-    (crop,) = resized_crops([ramp], _keys(1), view=View(None, 50, "bilinear"), **options)
+    (crop,) = resized_crops([ramp], _keys(1), view=EvalTransform(None, 50, "bilinear"), **options)
     (_, left, _, wide), *_ = resized_crop_boxes(np.array([200]), np.array([200]), _keys(1), **options)
     expected = left + (np.arange(50) + 0.5) * wide / 50 - 0.5
     assert np.abs(crop[:, 1:-1, 0] - expected[None, 1:-1]).max() <= 1  # measured 0.61: rounding, twice

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import murmurhash3_32
 
 from research.base.errors import UserError
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.pipeline import Stream, make_batch
 from research.data.text.bag_of_words import bag_of_words
 
@@ -22,7 +22,7 @@ SPLITS = {"train": {"s": TRAIN, "y": [0, 1, 1, 1]}, "test": {"s": TEST, "y": [0,
 
 def _bag(folder=None, splits=SPLITS, **options):
     options = {"ngrams": (1, 2), "buckets": 512, "max_length": 16, "pad_to": (8, 16), "row_length": 32, **options}
-    return bag_of_words(splits, Kept(folder), inputs=("s",), label="y", **options)
+    return bag_of_words(splits, ArtifactCache(folder), inputs=("s",), label="y", **options)
 
 
 def _dense(examples, buckets, arrange=Stream.unpacked):
@@ -103,13 +103,13 @@ def test_the_idf_is_kept_and_other_data_are_weighed_by_it(tmp_path):
 
 def test_other_runs_find_the_bags_in_the_cache(tmp_path, monkeypatch):
     options = {"ngrams": (1, 2), "buckets": 512, "max_length": 16, "pad_to": (16,), "row_length": 32}
-    first = dict(bag_of_words(SPLITS, Kept(tmp_path / "1", "s"), inputs=("s",), label="y", **options))
+    first = dict(bag_of_words(SPLITS, ArtifactCache(tmp_path / "1", "s"), inputs=("s",), label="y", **options))
     monkeypatch.setattr(HashingVectorizer, "transform", None)
-    again = bag_of_words(SPLITS, Kept(tmp_path / "2", "s"), inputs=("s",), label="y", **options)
+    again = bag_of_words(SPLITS, ArtifactCache(tmp_path / "2", "s"), inputs=("s",), label="y", **options)
     for split, examples in first.items():
         np.testing.assert_array_equal(_dense(again[split], 512), _dense(examples, 512))
     with pytest.raises(TypeError):
-        bag_of_words(SPLITS, Kept(None, "s"), inputs=("s",), label="y", **{**options, "buckets": 256})
+        bag_of_words(SPLITS, ArtifactCache(None, "s"), inputs=("s",), label="y", **{**options, "buckets": 256})
 
 
 @pytest.mark.parametrize("arrange", [Stream.packed, Stream.unpacked])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from research.base.errors import UserError
-from research.data.images.decoding import View, decode
+from research.data.images.decoding import EvalTransform, decode
 from tests.data.tiny_images import encoded
 
 
@@ -107,7 +107,7 @@ def test_what_is_wrong_is_one_line(file, message):
     ],
 )
 def test_the_size_in_which_evaluation_sees_an_image(view, shape, expected):
-    view = View(*view, "bilinear")
+    view = EvalTransform(*view, "bilinear")
     assert view.shape(*shape) == expected
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert view(image).shape == (*expected, 3)
@@ -116,29 +116,29 @@ def test_the_size_in_which_evaluation_sees_an_image(view, shape, expected):
 
 def test_the_centre_is_cut_out_and_nothing_done_to_what_fits():
     image = np.arange(7 * 8, dtype=np.uint8).reshape(7, 8, 1)
-    np.testing.assert_array_equal(View(None, 4, "bilinear")(image), image[2:6, 2:6])  # round(1.5) is 2
+    np.testing.assert_array_equal(EvalTransform(None, 4, "bilinear")(image), image[2:6, 2:6])  # round(1.5) is 2
     batch = np.stack([image, image])
-    assert View(None, None, "bilinear").all(batch) is batch  # not even a copy
-    np.testing.assert_array_equal(View(9, 7, "bilinear")(image[:, :7]), image[:, :7])
+    assert EvalTransform(None, None, "bilinear").all(batch) is batch  # not even a copy
+    np.testing.assert_array_equal(EvalTransform(9, 7, "bilinear")(image[:, :7]), image[:, :7])
 
 
 @pytest.mark.parametrize(("interpolation", "support"), [("bilinear", 1), ("bicubic", 2)])
 def test_shrinking_is_antialiased(interpolation, support):
     """Stripes one pixel wide become grey, up to what the edges add; without antialiasing they stay black and white."""
     stripes = np.tile(np.array([0, 255], np.uint8), (40, 20))[:, :, None]
-    small = View(10, None, interpolation)(stripes)[:, support:-support]
+    small = EvalTransform(10, None, interpolation)(stripes)[:, support:-support]
     assert small.min() > 110  # measured 127
     assert small.max() < 145  # measured 128
-    rows = View(10, None, interpolation)(np.swapaxes(stripes, 0, 1))[support:-support]
+    rows = EvalTransform(10, None, interpolation)(np.swapaxes(stripes, 0, 1))[support:-support]
     assert rows.min() > 110
 
 
 def test_bad_sizes_are_one_line():
     with pytest.raises(UserError, match=r"interpolation is 'cubic'; known: bilinear, bicubic"):
-        View(None, None, "cubic")
+        EvalTransform(None, None, "cubic")
     with pytest.raises(UserError, match=r"data.transform.size is 0; it must be at least 1"):
-        View(None, 0, "bilinear")
+        EvalTransform(None, 0, "bilinear")
     with pytest.raises(UserError, match=r"resize is 3, less than data.transform.size, 4"):
-        View(3, 4, "bilinear")
+        EvalTransform(3, 4, "bilinear")
     with pytest.raises(UserError, match=r"an image of 3×9 is smaller than data.transform.size, 4; give"):
-        View(None, 4, "bilinear")(np.zeros((3, 9, 1), np.uint8))
+        EvalTransform(None, 4, "bilinear")(np.zeros((3, 9, 1), np.uint8))

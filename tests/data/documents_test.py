@@ -8,7 +8,7 @@ from configs import bert_mlm
 from configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
 from research.base.errors import UserError
 from research.data import load as data
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.examples import Ragged
 from research.data.sources import tfds_source
 from research.data.text.documents import cut_rows, joined, row_count, tokenized
@@ -86,7 +86,7 @@ def test_rows_hold_every_token_exactly_once(count, row_length, data):
 
 
 def test_each_record_is_a_document(tmp_path):
-    encoder, found = tokenized({"train": {"text": TEXTS}, "test": {"text": []}}, Kept(tmp_path), **OPTIONS)
+    encoder, found = tokenized({"train": {"text": TEXTS}, "test": {"text": []}}, ArtifactCache(tmp_path), **OPTIONS)
     assert _decoded(encoder, found["train"]) == [
         "the plot is dull. [SEP]",
         "a superb, superb film with a plot. [SEP]",
@@ -98,7 +98,7 @@ def test_each_record_is_a_document(tmp_path):
 
 def test_articles_of_wikitext_begin_at_their_headings():
     options = {**OPTIONS, "heading": WIKITEXT_HEADING, "replace": WIKITEXT_REPLACE, "vocab_size": 200}
-    encoder, found = tokenized({"train": {"text": LINES}}, Kept(), **options)
+    encoder, found = tokenized({"train": {"text": LINES}}, ArtifactCache(), **options)
     # The decoder's own spacing around signs apart:
     assert [text.replace(" ", "") for text in _decoded(encoder, found["train"])] == [
         "=alobster=the[UNK]iswell-known,1,000kg==description==x=3=y[SEP]",
@@ -119,7 +119,7 @@ class Unread(dict):
 
 def test_the_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
-    kept = Kept(source="these documents")
+    kept = ArtifactCache(source="these documents")
     first = dict(tokenized({"train": {"text": TEXTS}}, kept, **OPTIONS)[1])
     _, again = tokenized(Unread(), kept, **OPTIONS)
     np.testing.assert_array_equal(again["train"].values, first["train"].values)
@@ -135,13 +135,13 @@ def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):
     own.enable_truncation(3)
     own.save(str(tmp_path / "own.json"))
     options = {**OPTIONS, "tokenizer": str(tmp_path / "own.json")}
-    encoder, found = tokenized({"train": {"text": ["dull superb dull dull"]}}, Kept(), **options)
+    encoder, found = tokenized({"train": {"text": ["dull superb dull dull"]}}, ArtifactCache(), **options)
     assert _decoded(encoder, found["train"]) == ["dull superb dull dull"]
     tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")).save(
         str(tmp_path / "own.json")
     )
     with pytest.raises(UserError, match=r"the tokenizer lacks \[PAD\], \[CLS\], \[SEP\], \[MASK\]"):
-        tokenized({"train": {"text": TEXTS}}, Kept(), **options)
+        tokenized({"train": {"text": TEXTS}}, ArtifactCache(), **options)
 
 
 @pytest.mark.realdata

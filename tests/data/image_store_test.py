@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from research.base.errors import UserError
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.examples import Ragged
 from research.data.images import store as image_store
 from research.data.images.store import Decoded, Encoded, read
@@ -33,7 +33,7 @@ def test_tfds_gives_images_as_their_files_bytes(tmp_path):
 
 def test_images_of_one_size_are_decoded_and_others_kept_as_they_are(tmp_path):
     for _ in range(2):  # made, then read from the cache
-        found = read(_splits(tmp_path), Kept(source="tiny images"), **OPTIONS)
+        found = read(_splits(tmp_path), ArtifactCache(source="tiny images"), **OPTIONS)
         (train, labels), (test, test_labels) = found["train"], found["test"]
         assert isinstance(train, Decoded)
         assert train.images.dtype == np.uint8
@@ -55,7 +55,7 @@ def test_the_second_time_nothing_is_read(tmp_path):
 
         __iter__ = __getitem__
 
-    kept = Kept(source="these images")
+    kept = ArtifactCache(source="these images")
     first = dict(read(_splits(tmp_path), kept, **OPTIONS))
     for split, (_, labels) in first.items():
         assert read(Unread(), kept, **OPTIONS)[split][1].tolist() == labels.tolist()
@@ -67,17 +67,17 @@ def test_the_second_time_nothing_is_read(tmp_path):
 def test_what_takes_too_much_memory_stays_encoded(tmp_path, monkeypatch):
     """One byte too many; and a dataset that is not read into memory at all."""
     splits = _splits(tmp_path)
-    found = read(splits, Kept(), **OPTIONS)
+    found = read(splits, ArtifactCache(), **OPTIONS)
     assert isinstance(found["train"][0], Decoded)
     monkeypatch.setattr(image_store, "DECODED_BYTES", 7 * 6 * 5 * 3 - 1)
-    encoded, _ = read(splits, Kept(), **OPTIONS)["train"]
+    encoded, _ = read(splits, ArtifactCache(), **OPTIONS)["train"]
     assert isinstance(encoded, Encoded)
     np.testing.assert_array_equal(encoded.take(np.arange(7)), found["train"][0].images)
 
     monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
     for room, kind in ((0, Encoded), (10_000, Decoded)):
         monkeypatch.setattr(image_store, "DECODED_BYTES", room)
-        again = read(_splits(tmp_path), Kept(), **OPTIONS)
+        again = read(_splits(tmp_path), ArtifactCache(), **OPTIONS)
         assert isinstance(again["train"][0], kind)
         np.testing.assert_array_equal(again["train"][0].take(np.arange(7)), found["train"][0].images)
         assert again["train"][1].tolist() == [0, 1, 2, 3, 4, 5, 6]
@@ -89,14 +89,14 @@ def test_a_store_travels_as_the_names_of_its_files(tmp_path, monkeypatch):
     """A worker process must not be sent the images; what is read by TFDS travels too."""
     large = _columns([encoded(pixels(i, 60, 50)) for i in range(9)])
     uneven = _columns([encoded(pixels(i, 60 + i, 50)) for i in range(9)])
-    found = read({"large": large, "uneven": uneven}, Kept(source="travel"), **OPTIONS)
+    found = read({"large": large, "uneven": uneven}, ArtifactCache(source="travel"), **OPTIONS)
     for store, _ in found.values():
         message = pickle.dumps(store)
         assert len(message) < 2_000
         for image, same in zip(pickle.loads(message).take(np.arange(9)), store.take(np.arange(9)), strict=True):
             np.testing.assert_array_equal(image, same)
     monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
-    store, _ = read(_splits(tmp_path), Kept(), **OPTIONS)["test"]
+    store, _ = read(_splits(tmp_path), ArtifactCache(), **OPTIONS)["test"]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).take(np.array([2]))[0], pixels(9, 8))
 
 
@@ -107,14 +107,14 @@ def test_an_image_that_cannot_be_decoded_is_named(height, tmp_path, monkeypatch)
     images[399] = images[399][:60]
     named = r"image 399 of split 'test' \(a\.array_record-00001\) can't be decoded: .*truncated"
     with pytest.raises(UserError, match=named):
-        read({"test": _columns(images)}, Kept(), **OPTIONS)["test"]
+        read({"test": _columns(images)}, ArtifactCache(), **OPTIONS)["test"]
 
 
 def test_a_bad_image_that_is_read_later_is_named_then(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(image_store, "DECODED_BYTES", 0)
     splits = _splits(tmp_path)
-    store, _ = read(splits, Kept(), **OPTIONS)["train"]
+    store, _ = read(splits, ArtifactCache(), **OPTIONS)["train"]
     monkeypatch.setattr(Records, "take", lambda self, indices: [b"no image"] * len(indices))
     with pytest.raises(
         UserError, match=r"image 4 of split 'train' \(/.*array_record-00000-of-00001\) can't be decoded"
@@ -125,11 +125,11 @@ def test_a_bad_image_that_is_read_later_is_named_then(tmp_path, monkeypatch):
 def test_arrays_are_taken_as_they_are():
     bytes_, floats = pixels(0)[None], np.linspace(0, 16, 90).reshape(1, 6, 5, 3)
     splits = {"a": {"image": bytes_, "label": [1]}, "b": {"image": floats, "label": [0.5]}}
-    found = read(splits, Kept(), **OPTIONS)
+    found = read(splits, ArtifactCache(), **OPTIONS)
     np.testing.assert_array_equal(found["a"][0].images, bytes_)
     assert found["b"][0].images.dtype == np.float32
     np.testing.assert_allclose(found["b"][0].images, floats, rtol=1e-6)
-    empty = read({"none": {"image": [], "label": []}}, Kept(), **OPTIONS)["none"]
+    empty = read({"none": {"image": [], "label": []}}, ArtifactCache(), **OPTIONS)["none"]
     assert len(empty[0].images) == len(empty[1]) == 0
 
 
@@ -148,7 +148,7 @@ def test_arrays_are_taken_as_they_are():
 )
 def test_arrays_that_do_not_fit_are_one_line(images, channels, message):
     with pytest.raises(UserError, match=message):
-        read({"s": {"image": images, "label": [0]}}, Kept(), **{**OPTIONS, "channels": channels})["s"]
+        read({"s": {"image": images, "label": [0]}}, ArtifactCache(), **{**OPTIONS, "channels": channels})["s"]
 
 
 def test_the_file_of_a_record():

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from configs import defaults
 from research.base.errors import UserError
 from research.data import stateless_rng
-from research.data.cache import Kept
-from research.data.examples import MixedExamples, RandomExamples
+from research.data.cache import ArtifactCache
+from research.data.examples import AugmentedExamples, MixedExamples
 from research.data.images.transform import AugmentedImages, image, pixels
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
 from research.data.sources import tfds_source
@@ -18,7 +18,7 @@ def _transform(columns, *, channels=3, **options):
     section = dict(defaults.image(channels=channels))
     augment = {**section["augment"], **options.pop("augment", {})}
     section = {key: value for key, value in section.items() if key != "name"}
-    return image({"train": columns}, Kept(), **{**section, **options, "augment": augment})["train"]
+    return image({"train": columns}, ArtifactCache(), **{**section, **options, "augment": augment})["train"]
 
 
 def _columns(count=23, height=8, width=8):
@@ -78,9 +78,9 @@ def test_worker_processes_make_the_same_batches():
 
 
 def test_what_is_not_changed_at_random_draws_no_keys():
-    assert not isinstance(_transform(_columns()), RandomExamples | MixedExamples)
+    assert not isinstance(_transform(_columns()), AugmentedExamples | MixedExamples)
     for change in CHANGES.values():
-        assert isinstance(_transform(_columns(), augment=change), RandomExamples | MixedExamples)
+        assert isinstance(_transform(_columns(), augment=change), AugmentedExamples | MixedExamples)
 
 
 def test_off_by_default_training_sees_what_evaluation_sees():
@@ -172,10 +172,10 @@ def test_images_of_differing_sizes_are_brought_to_one(tmp_path):
     with pytest.raises(
         UserError, match=r"images of split 'test' differ in size, .*; transform image with data.transform"
     ):
-        image(splits, Kept(), **section)["test"]
+        image(splits, ArtifactCache(), **section)["test"]
     changes = {**section["augment"], "random_resized_crop": (0.5, 1.0)}
     section |= {"resize": 6, "size": 4, "augment": changes}
-    found = image(splits, Kept(), **section)
+    found = image(splits, ArtifactCache(), **section)
     for examples in found.values():
         for batch in (*_training(examples, steps=2), examples.batch(np.array([[0], [2]]))):
             assert batch["images"].shape[1:] == (4, 4, 3)
@@ -184,15 +184,17 @@ def test_images_of_differing_sizes_are_brought_to_one(tmp_path):
 def test_features_are_pixels_less_the_mean():
     columns, grey = _columns(4), np.linspace(0, 16, 4 * 64).reshape(4, 8, 8, 1)
     options = {"inputs": ("image",), "label": "label"}
-    found = pixels({"s": columns}, Kept(), **options, channels=3, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))["s"]
+    found = pixels({"s": columns}, ArtifactCache(), **options, channels=3, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))[
+        "s"
+    ]
     batch = found.batch(np.array([[3], [1], [-1]]))
     assert batch["features"].dtype == np.float32
     expected = (columns["image"][[3, 1]].astype(float) - [1, 2, 3]) / [4, 5, 6]
     np.testing.assert_allclose(batch["features"][:2], expected.reshape(2, -1), rtol=1e-6)
     assert batch["labels"].tolist()[:2] == [3, 1]
-    found = pixels({"s": {"image": grey, "label": [0] * 4}}, Kept(), **options, channels=1, mean=(4.9,), std=(6.0,))[
-        "s"
-    ]
+    found = pixels(
+        {"s": {"image": grey, "label": [0] * 4}}, ArtifactCache(), **options, channels=1, mean=(4.9,), std=(6.0,)
+    )["s"]
     np.testing.assert_allclose(found.batch(np.array([[2]]))["features"][0], (grey[2].ravel() - 4.9) / 6, rtol=1e-5)
     for change, message in (
         ({"mean": (0.0,)}, r"data.transform.mean is \(0.0,\); it must be 3 numbers"),
@@ -200,7 +202,7 @@ def test_features_are_pixels_less_the_mean():
     ):
         section = {"channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3, **change}
         with pytest.raises(UserError, match=message):
-            pixels({"s": columns}, Kept(), **options, **section)
+            pixels({"s": columns}, ArtifactCache(), **options, **section)
 
 
 FLOATS = {"image": np.zeros((3, 8, 8, 3)), "label": [0, 1, 2]}
@@ -236,7 +238,7 @@ def test_a_missing_key_and_labels_that_are_no_classes_are_named():
     section = {**defaults.image(channels=3), "augment": augment}
     del section["name"]
     with pytest.raises(UserError, match=r"data.transform.augment.flip is missing"):
-        image({"train": FLOATS}, Kept(), **section)
+        image({"train": FLOATS}, ArtifactCache(), **section)
     with pytest.raises(UserError, match=r"mixes classes \(mixup, cutmix\); labels of split 'train' are not"):
         _transform({**FLOATS, "label": [0.5, 1.0, 2.0]}, augment={"mixup": 0.2})
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from research.base.paths import cache_folder
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 
 
 @pytest.fixture(autouse=True)
@@ -32,20 +32,20 @@ class Counting:
 def test_arrays_are_made_once_for_a_key_and_a_source():
     make = Counting()
     for _ in range(3):
-        arrays = Kept(source="s").arrays("name", make.arrays, key=(1, "x"))
+        arrays = ArtifactCache(source="s").arrays("name", make.arrays, key=(1, "x"))
         np.testing.assert_array_equal(arrays["a"], np.arange(1000))
         assert arrays["empty"].shape == (0,)
     assert make.times == 1
-    Kept(source="s").arrays("name", make.arrays, key=(2, "x"))
-    Kept(source="t").arrays("name", make.arrays, key=(1, "x"))
-    Kept(source="s").arrays("other", make.arrays, key=(1, "x"))
+    ArtifactCache(source="s").arrays("name", make.arrays, key=(2, "x"))
+    ArtifactCache(source="t").arrays("name", make.arrays, key=(1, "x"))
+    ArtifactCache(source="s").arrays("other", make.arrays, key=(1, "x"))
     assert make.times == 4
 
 
 def test_without_a_source_nothing_is_cached(cache):
     make = Counting()
     for _ in range(2):
-        Kept().arrays("name", make.arrays, key=())
+        ArtifactCache().arrays("name", make.arrays, key=())
     assert make.times == 2
     assert not cache.exists()
 
@@ -76,29 +76,33 @@ DAMAGES = [_truncate, *FLIPS, lambda path: path.write_bytes(b""), lambda path: p
 )
 def test_a_damaged_cache_is_made_anew(cache, name, damage):
     make = Counting()
-    Kept(source="s").arrays("name", make.arrays, key=())
+    ArtifactCache(source="s").arrays("name", make.arrays, key=())
     (path,) = cache.rglob(name)
     damage(path)
     for _ in range(2):
-        np.testing.assert_array_equal(Kept(source="s").arrays("name", make.arrays, key=())["a"], np.arange(1000))
+        np.testing.assert_array_equal(
+            ArtifactCache(source="s").arrays("name", make.arrays, key=())["a"], np.arange(1000)
+        )
     assert make.times == 2  # made anew, and whole again
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(cache):
     cache.write_text("a file where the folder should be")
-    np.testing.assert_array_equal(Kept(source="s").arrays("n", Counting().arrays, key=())["a"], np.arange(1000))
+    np.testing.assert_array_equal(
+        ArtifactCache(source="s").arrays("n", Counting().arrays, key=())["a"], np.arange(1000)
+    )
 
 
 def test_a_runs_text_is_its_own(tmp_path):
     make = Counting()
-    kept = Kept(tmp_path / "run", "s")
+    kept = ArtifactCache(tmp_path / "run", "s")
     assert [kept.text("t.txt", make.text, key=(1,)) for _ in range(2)] == ["wörds\r\n"] * 2
     assert make.times == 1
     (tmp_path / "run/t.txt").write_text("of this run")
     assert kept.text("t.txt", make.text, key=(1,)) == "of this run"
-    assert Kept(tmp_path / "other", "s").text("t.txt", make.text, key=(1,)) == "wörds\r\n"
+    assert ArtifactCache(tmp_path / "other", "s").text("t.txt", make.text, key=(1,)) == "wörds\r\n"
     assert make.times == 1  # another run shares it by the cache
-    assert Kept(tmp_path / "third", "s").text("t.txt", make.text) == "wörds\r\n"
+    assert ArtifactCache(tmp_path / "third", "s").text("t.txt", make.text) == "wörds\r\n"
     assert make.times == 2  # without a key it does not
 
 
@@ -124,9 +128,9 @@ def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
 def test_an_array_is_read_from_the_run_and_else_shared_by_the_cache(tmp_path):
     make = Counting()
     for run, source, times in (("a", None, 1), ("a", None, 1), ("b", "s", 2), ("c", "s", 2), ("b", "t", 2)):
-        array = Kept(tmp_path / run, source).array("n", lambda: make.arrays()["a"], key=(1,))
+        array = ArtifactCache(tmp_path / run, source).array("n", lambda: make.arrays()["a"], key=(1,))
         np.testing.assert_array_equal(array, np.arange(1000))
         assert make.times == times
         assert np.load(tmp_path / run / "n.npy").dtype == np.int32
-    Kept(None, "s").array("n", lambda: make.arrays()["a"], key=(2,))
+    ArtifactCache(None, "s").array("n", lambda: make.arrays()["a"], key=(2,))
     assert make.times == 3

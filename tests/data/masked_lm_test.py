@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from research.base.errors import UserError
 from research.data import stateless_rng
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.examples import ArrayExamples, Ragged
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
 from research.data.text.masked_lm import MaskedExamples, Masking, masked_lm
@@ -228,7 +228,7 @@ SPLITS = {"train": {"text": ["superb superbly dull dully"] * 5}, "test": {"text"
 
 
 def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
-    examples = masked_lm(SPLITS, Kept(), **OPTIONS)
+    examples = masked_lm(SPLITS, ArtifactCache(), **OPTIONS)
     assert {split: len(found) for split, found in examples.items()} == {
         "train": -(-len(examples["train"].documents.values) // 6),
         "test": 1,
@@ -253,7 +253,7 @@ def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
 )
 def test_bad_settings_are_one_line(change, message):
     with pytest.raises(UserError, match=message):
-        masked_lm(SPLITS, Kept(), **{**OPTIONS, **change})
+        masked_lm(SPLITS, ArtifactCache(), **{**OPTIONS, **change})
 
 
 @pytest.mark.parametrize(
@@ -267,4 +267,4 @@ def test_bad_settings_are_one_line(change, message):
 )
 def test_settings_of_another_form_name_their_key(change):
     with pytest.raises(UserError, match=rf"data\.transform\.{next(iter(change))}"):
-        masked_lm(SPLITS, Kept(), **{**OPTIONS, **change})
+        masked_lm(SPLITS, ArtifactCache(), **{**OPTIONS, **change})

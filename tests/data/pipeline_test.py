@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.base.errors import UserError
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.examples import ArrayExamples, Ragged, TextExamples, padded_length
-from research.data.pipeline import Rows, Stream, chosen, evaluation_batches, make_batch, padded, training_batches
+from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, padded, sample_subset, training_batches
 
 
 def _arrays(size):
@@ -112,7 +112,7 @@ def test_the_order_never_changes():
 )
 def test_a_fraction_is_nested_in_a_larger_one_and_each_epoch_has_it_once(lengths, packed, seed, fractions, position):
     size = len(lengths)
-    less, more = (chosen(size, max(fraction, 1 / size), seed) for fraction in sorted(fractions))
+    less, more = (sample_subset(size, max(fraction, 1 / size), seed) for fraction in sorted(fractions))
     assert set(less) <= set(more) <= set(range(size))
     assert len(less) == round(max(min(fractions), 1 / size) * size)
     stream = (Stream.packed if packed else Stream.unpacked)(_texts(lengths), less)
@@ -124,14 +124,14 @@ def test_a_fraction_is_nested_in_a_larger_one_and_each_epoch_has_it_once(lengths
 
 
 def test_fractions_differ_by_seed_and_the_whole_is_as_without():
-    halves = {tuple(chosen(100, 0.5, seed)) for seed in range(3)}
+    halves = {tuple(sample_subset(100, 0.5, seed)) for seed in range(3)}
     assert len(halves) == 3
     lengths = [3, 4, 5, 2] * 5
     for packed in (Stream.packed, Stream.unpacked):
         texts = _texts(lengths)
-        np.testing.assert_array_equal(packed(texts, chosen(20, 1.0, 7)).epoch(7, 1), packed(texts).epoch(7, 1))
+        np.testing.assert_array_equal(packed(texts, sample_subset(20, 1.0, 7)).epoch(7, 1), packed(texts).epoch(7, 1))
     with pytest.raises(UserError, match=r"train_fraction=0.01 of 20 examples leaves none; 0.05 leaves one"):
-        chosen(20, 0.01, 0)
+        sample_subset(20, 0.01, 0)
 
 
 def test_only_texts_can_be_packed():
@@ -266,7 +266,7 @@ def test_padded_length_is_the_smallest_that_holds_all():
 def test_sequences_mapped_from_disk_travel_as_the_names_of_their_files():
     """A worker process must not be sent a corpus."""
     values = np.arange(100_000, dtype=np.int32)
-    kept = Kept(source="travel")
+    kept = ArtifactCache(source="travel")
     for _ in range(2):  # made, then read
         arrays = kept.arrays("tokens", lambda: {"values": values, "offsets": np.array([0, 60_000, 100_000])}, key=())
     ragged = Ragged(arrays["values"], arrays["offsets"])

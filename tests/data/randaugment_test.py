@@ -7,7 +7,7 @@ from configs import defaults
 from research.data import stateless_rng
 from research.data.images import augment
 from research.data.images.augment import Augment
-from research.data.images.decoding import View
+from research.data.images.decoding import EvalTransform
 from research.data.images.randaugment import OPERATIONS, randaugment
 
 NAMES = tuple(OPERATIONS)
@@ -101,7 +101,7 @@ def test_each_operation_is_as_likely_as_any_other(monkeypatch):
     off = Augment(**defaults.image(channels=3).augment)
     change = dataclasses.replace(off, randaugment_ops=3, randaugment_magnitude=12)
     keys = stateless_rng.keys(0, np.zeros(5000), np.arange(5000)[:, None])[:, 0]
-    change(np.zeros((5000, 1, 1, 3), np.uint8), keys, View(None, None, "bilinear"))
+    change(np.zeros((5000, 1, 1, 3), np.uint8), keys, EvalTransform(None, None, "bilinear"))
     chosen, signs = (np.array(part) for part in zip(*seen, strict=True))
     assert chosen.shape == signs.shape == (5000, 3)
     for column in chosen.T:

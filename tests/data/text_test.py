@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from research.base.errors import UserError
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, as_text, only
 from research.data.text.wordpiece import SPECIAL_TOKENS, train_wordpiece, wordpiece
 
@@ -66,7 +66,7 @@ def test_special_tokens_come_first():
 
 
 def test_texts_become_tokens_and_back(tmp_path):
-    examples = wordpiece(_splits(), Kept(tmp_path), **OPTIONS)["train"]
+    examples = wordpiece(_splits(), ArtifactCache(tmp_path), **OPTIONS)["train"]
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     batch = examples.batch(np.array([[1], [3]]))
     assert [tokenizer.decode(row.tolist()) for row in batch["tokens"]] == [TEXTS[1], TEXTS[3]]
@@ -74,15 +74,15 @@ def test_texts_become_tokens_and_back(tmp_path):
 
 
 def test_the_kept_tokenizer_is_used_again(tmp_path):
-    wordpiece(_splits(), Kept(tmp_path), **OPTIONS)
+    wordpiece(_splits(), ArtifactCache(tmp_path), **OPTIONS)
     kept = (tmp_path / "tokenizer.json").read_text()
-    wordpiece({"train": {"sentence": ["quite other words"], "label": [0]}}, Kept(tmp_path), **OPTIONS)
+    wordpiece({"train": {"sentence": ["quite other words"], "label": [0]}}, ArtifactCache(tmp_path), **OPTIONS)
     assert (tmp_path / "tokenizer.json").read_text() == kept
 
 
 def test_pairs_have_type_ids_and_lose_their_longest_part_first():
     splits = {"train": {"a": ["dull dull dull dull dull dull"], "b": ["superb"], "label": [0]}}
-    examples = wordpiece(splits, Kept(), **{**OPTIONS, "inputs": ("a", "b")})["train"]
+    examples = wordpiece(splits, ArtifactCache(), **{**OPTIONS, "inputs": ("a", "b")})["train"]
     batch = examples.batch(np.array([[0]]))
     assert batch["type_ids"].tolist() == [[0, 0, 0, 0, 0, 0, 1, 1]]  # [CLS] dull ×4 [SEP] superb [SEP]
     assert (batch["segments"] == 1).all()
@@ -95,12 +95,12 @@ def test_bytes_that_are_not_utf8_become_replacement_characters():
 
 def test_an_unknown_column_names_those_there_are():
     with pytest.raises(UserError, match="has no column 'sentence'; it has text, label"):
-        wordpiece({"train": {"text": TEXTS, "label": [0] * 4}}, Kept(), **OPTIONS)
+        wordpiece({"train": {"text": TEXTS, "label": [0] * 4}}, ArtifactCache(), **OPTIONS)
 
 
 def test_max_length_must_fit_a_row():
     with pytest.raises(UserError, match="max_length is 9"):
-        wordpiece(_splits(), Kept(), **{**OPTIONS, "max_length": 9})
+        wordpiece(_splits(), ArtifactCache(), **{**OPTIONS, "max_length": 9})
 
 
 class Unread(dict):
@@ -114,7 +114,7 @@ class Unread(dict):
 
 def test_the_second_time_tokens_come_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
-    kept = Kept(source="these texts")
+    kept = ArtifactCache(source="these texts")
     first = wordpiece(_splits(), kept, **OPTIONS)["train"]
     again = wordpiece(Unread(), kept, **OPTIONS)["train"]
     for name, array in first.batch(np.array([[0], [3]])).items():
@@ -133,7 +133,7 @@ def test_odd_texts_have_a_defined_outcome():
     """Empty: [CLS] [SEP]. 10,000 words: cut to max_length, [SEP] last. Not UTF-8, or a NUL: U+FFFD, an unknown word."""
     texts = ["", " \n", "dull " * 10_000, b"dull caf\xe9", "dull"]
     splits = {"train": {"sentence": TEXTS + texts, "label": [0] * 9}, "test": {"sentence": [], "label": []}}
-    examples = wordpiece(splits, Kept(), **OPTIONS)
+    examples = wordpiece(splits, ArtifactCache(), **OPTIONS)
     assert len(examples["test"]) == 0
     cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
     empty, blank, long, broken, dull = (_tokens(examples["train"], 4 + i) for i in range(5))
@@ -149,15 +149,15 @@ def test_a_tokenizer_of_ones_own(tmp_path):
     own.enable_truncation(3)
     own.save(str(tmp_path / "tokenizer.json"))
     options = {**OPTIONS, "tokenizer": str(tmp_path / "tokenizer.json")}
-    examples = wordpiece(_splits(), Kept(tmp_path / "run"), **options)["train"]
+    examples = wordpiece(_splits(), ArtifactCache(tmp_path / "run"), **options)["train"]
     assert _tokens(examples, 3) == [own.token_to_id(t) for t in ("[CLS]", "dull", "dull", "dull", "[SEP]")]
     own.post_processor = tokenizers.processors.TemplateProcessing(single="$A", pair="$A $B:1")
     own.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"data.transform.tokenizer puts no token such as \[CLS\]"):
-        wordpiece(_splits(), Kept(), **options)["train"]
+        wordpiece(_splits(), ArtifactCache(), **options)["train"]
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"data.transform.tokenizer .*tokenizer.json can't be read"):
-        wordpiece(_splits(), Kept(), **options)
+        wordpiece(_splits(), ArtifactCache(), **options)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -168,16 +168,16 @@ def test_a_vocabulary_of_ones_own(newline, tmp_path):
     for lowercase, expected in ((True, [2, 5, 5, 10, 3]), (False, [2, 6, 5, 9, 3])):
         options = {**OPTIONS, "tokenizer": str(tmp_path / "vocab.txt"), "lowercase": lowercase}
         columns = {"train": {"sentence": ["Dull dull é"], "label": [0]}}
-        assert _tokens(wordpiece(columns, Kept(), **options)["train"], 0) == expected
+        assert _tokens(wordpiece(columns, ArtifactCache(), **options)["train"], 0) == expected
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     with pytest.raises(UserError, match=r"vocab.txt lacks \[CLS\], \[SEP\], \[MASK\]"):
-        wordpiece(_splits(), Kept(), **options)
+        wordpiece(_splits(), ArtifactCache(), **options)
 
 
 def test_large_sets_are_tokenized_in_pieces_that_join():
     texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one piece
-    examples = wordpiece({"train": {"sentence": texts, "label": [0] * 20_000}}, Kept(), **OPTIONS)["train"]
-    few = wordpiece(_splits(), Kept(), **OPTIONS)["train"]
+    examples = wordpiece({"train": {"sentence": texts, "label": [0] * 20_000}}, ArtifactCache(), **OPTIONS)["train"]
+    few = wordpiece(_splits(), ArtifactCache(), **OPTIONS)["train"]
     assert len(examples) == 20_000
     for i in (0, 8191, 8192, 19_999):
         assert len(_tokens(examples, i)) == len(_tokens(few, i % 4))
@@ -207,9 +207,11 @@ LONG = ["dull " * 40, "", "the plot is superb " * 9, "a film", "not " * 7]
 @pytest.mark.parametrize("inputs", [("a",), ("a", "b")])
 def test_the_lengths_before_the_cut_are_kept(inputs):
     splits = {"train": {"a": LONG, "b": LONG[::-1], "label": [0] * 5}}
-    whole = wordpiece(splits, Kept(), **{**OPTIONS, "inputs": inputs, "max_length": 512, "pad_to": (512,)})["train"]
+    whole = wordpiece(splits, ArtifactCache(), **{**OPTIONS, "inputs": inputs, "max_length": 512, "pad_to": (512,)})[
+        "train"
+    ]
     np.testing.assert_array_equal(whole.full_lengths, whole.lengths)
-    short = wordpiece(splits, Kept(), **{**OPTIONS, "inputs": inputs})["train"]
+    short = wordpiece(splits, ArtifactCache(), **{**OPTIONS, "inputs": inputs})["train"]
     np.testing.assert_array_equal(short.full_lengths, whole.lengths)
     np.testing.assert_array_equal(short.lengths, np.minimum(whole.lengths, 8))
 
@@ -249,7 +251,7 @@ def test_yes_and_no_are_classes():
 @pytest.mark.parametrize("inputs", [(), ("sentence", "a", "b")])
 def test_a_wrong_number_of_columns_is_one_line(inputs):
     with pytest.raises(UserError, match=r"data\.transform\.inputs"):
-        wordpiece(_splits(), Kept(), **{**OPTIONS, "inputs": inputs})
+        wordpiece(_splits(), ArtifactCache(), **{**OPTIONS, "inputs": inputs})
 
 
 def test_the_only_column():

@@ -12,7 +12,6 @@ from research.config import load
 from research.interop import pretrained
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
-from research.training.evaluation import evaluate
 from research.training.experiment import prepare
 from research.training.loop import restore_or_init, train_and_evaluate
 from tests import tiny
@@ -171,7 +170,7 @@ def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
     experiment = prepare(start.config, RunDir(tmp_path / "W").assets)
     with Checkpoints(tmp_path / "W/checkpoints", metric="accuracy", mode="max") as checkpoints:
         state, _ = checkpoints.restore(experiment.state, checkpoints.steps[-1])
-    metrics, _ = evaluate(experiment, state, "validation")
+    metrics, _ = experiment.evaluate(state, "validation")
     assert metrics == summary["metrics"]["validation"]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.base.trees import path_name
+from research.base.leaves import path_name
 from research.devices.sharding import make_mesh, put_batch
 from research.models.resnet import VARIANTS, ResNet
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.base.trees import path_name
+from research.base.leaves import path_name
 from research.core import metrics
 from research.core.tasks import Regression
 from research.data.columns import as_text

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.base.trees import path_name
+from research.base.leaves import path_name
 from research.interop import pretrained
 from research.interop.export import export
 from research.interop.resnets import NAMING

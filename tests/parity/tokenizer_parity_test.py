@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.text.wordpiece import train_wordpiece, wordpiece
 
 pytestmark = pytest.mark.parity
@@ -32,7 +32,7 @@ def test_texts_are_tokenized_and_cut_as_by_transformers(pairs, max_length, tmp_p
     )
     examples = wordpiece(
         {"train": {"a": firsts, "b": seconds, "label": [0] * 200}},
-        Kept(),
+        ArtifactCache(),
         inputs=("a", "b") if pairs else ("a",),
         label="label",
         tokenizer=str(tmp_path / "tokenizer.json"),

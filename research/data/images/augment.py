@@ -5,13 +5,15 @@ An example's key is a function of (seed, epoch, example index): so is what becom
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from research.base.errors import UserError
+from research.base.ranges import FRACTION, POSITIVE, Range
 from research.data import stateless_rng
-from research.data.images.decoding import View, resample
+from research.data.images.decoding import EvalTransform, resample
 from research.data.images.mixing import mixed
 from research.data.images.randaugment import OPERATIONS, randaugment
 
@@ -42,6 +44,17 @@ class Augment:
       erasing: the part of images of which a rectangle is erased; see `erased`.
       mixup, cutmix: alpha of the share that another image has in each; 0: none. See research/data/images/mixing.py.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "crop_padding": Range(0, 1024, integer=True),
+        "random_resized_crop": Range(0, 1, open="low"),
+        "aspect_ratio": POSITIVE,
+        "randaugment_ops": Range(0, 100, integer=True),
+        "randaugment_magnitude": Range(0, 30, integer=True),
+        "erasing": FRACTION,
+        "mixup": Range(0, 1000),
+        "cutmix": Range(0, 1000),
+    }
 
     crop_padding: int
     crop_border: str
@@ -105,7 +118,7 @@ class Augment:
         """Images made of two, [B, H, W, C] each, and the share of the second, float32 [B]; keys: uint64 [B]."""
         return mixed(images, others, _own(keys, _MIXING), mixup=self.mixup, cutmix=self.cutmix)
 
-    def __call__(self, images: np.ndarray | list[np.ndarray], keys: np.ndarray, view: View) -> np.ndarray:
+    def __call__(self, images: np.ndarray | list[np.ndarray], keys: np.ndarray, view: EvalTransform) -> np.ndarray:
         """Images [H, W, C] each, or [B, H, W, C], and keys uint64 [B] -> [B, h, w, C] of the same type."""
         if self.random_resized_crop:
             found = resized_crops(
@@ -171,7 +184,7 @@ def resized_crops(
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    view: View,
+    view: EvalTransform,
 ) -> np.ndarray:
     """uint8 [H, W, C] each -> [B, h, w, C]: a random box of each, brought to the size in which `view` shows it.
 

@@ -53,7 +53,7 @@ def picture(array: np.ndarray) -> Image.Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class EvalTransform:
     """How evaluation sees an image: its shorter side brought to `resize`, then the `size` × `size` in its centre.
 
     As torchvision's Resize (with antialiasing) and CenterCrop, but that an image of `size` × `size` stays as it is, and

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,13 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from research.base.errors import UserError
-from research.data.cache import Kept
-from research.data.checks import check_finite
-from research.data.columns import as_labels, column
-from research.data.examples import Columns, Ragged, arrived, sent
-from research.data.images.decoding import MODES, decode
+from research.data.cache import ArtifactCache
+from research.data.columns import as_labels, check_finite, column
+from research.data.examples import Columns, Ragged, pack_array, unpack_array
+from research.data.images.decoding import decode
 from research.data.sources.tfds_source import Records, Values
-from research.data.splits import BySplit
 
 # A split whose pixels take more bytes than this is kept encoded.
 DECODED_BYTES = 2**31
@@ -34,7 +32,10 @@ class Decoded:
     images: np.ndarray
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return arrived, (type(self), sent(self.images))
+        return unpack_array, (type(self), pack_array(self.images))
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """[B, H, W, C]."""
@@ -49,6 +50,9 @@ class Encoded:
     split: str
     channels: int
 
+    def __len__(self) -> int:
+        return len(self.files.offsets) - 1 if isinstance(self.files, Ragged) else len(self.files)
+
     def take(self, indices: np.ndarray) -> list[np.ndarray]:
         """uint8 [H, W, C] each. Raises UserError for what can't be decoded."""
         named = zip(self.files.take(indices), indices.tolist(), strict=True)
@@ -56,18 +60,18 @@ class Encoded:
 
 
 def read(
-    splits: Mapping[str, Columns], kept: Kept, *, name: str, label: str, channels: int
-) -> Mapping[str, tuple[Decoded | Encoded, np.ndarray]]:
-    """Each split's images, column `name`, and labels. Other runs on the same data find them decoded in the cache.
+    columns: Columns, split: str, cache: ArtifactCache, *, name: str, label: str | None, channels: int
+) -> tuple[Decoded | Encoded, np.ndarray | None]:
+    """A split's images, column `name`, and its labels, unless `label` is None.
 
-    Raises UserError for an image that can't be decoded, or an array that is no images of so many channels.
+    Other runs on the same data find the images decoded in the cache.
+
+    Raises UserError for an image that can't be decoded, or an array that is not images of so many channels.
     """
-    if channels not in MODES:
-        raise UserError(f"data.transform.channels is {channels}; it must be 1 or 3")
 
-    def make(split: str) -> dict[str, np.ndarray]:
-        arrays = {"labels": as_labels(column(splits[split], label, split))}
-        values = column(splits[split], name, split)
+    def make() -> dict[str, np.ndarray]:
+        arrays = {"labels": as_labels(column(columns, label, split))} if label else {}
+        values = column(columns, name, split)
         decoded = _decoded(values, split, channels)
         if decoded is not None:
             arrays["images"] = decoded
@@ -77,15 +81,13 @@ def read(
             arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
         return arrays
 
-    def stored(split: str) -> tuple[Decoded | Encoded, np.ndarray]:
-        arrays = kept.arrays("images", lambda: make(split), key=(_VERSION, name, label, channels, split))
-        if "images" in arrays:
-            return Decoded(arrays["images"]), arrays["labels"]
-        if "files" in arrays:
-            return Encoded(Ragged(arrays["files"], arrays["offsets"]), split, channels), arrays["labels"]
-        return Encoded(column(splits[split], name, split), split, channels), arrays["labels"]
-
-    return BySplit(splits, stored)
+    arrays = cache.arrays("images", make, key=(_VERSION, name, label, channels, split))
+    labels = arrays.get("labels")
+    if "images" in arrays:
+        return Decoded(arrays["images"]), labels
+    if "files" in arrays:
+        return Encoded(Ragged(arrays["files"], arrays["offsets"]), split, channels), labels
+    return Encoded(column(columns, name, split), split, channels), labels
 
 
 def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:

@@ -2,36 +2,41 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from research.base.errors import UserError
+from research.base.ranges import ANY, PIXELS, POSITIVE, Range
 from research.base.registry import build
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.columns import only
-from research.data.examples import Columns, Examples, first
+from research.data.encoder import Signature
+from research.data.examples import Columns, first, labels_of
 from research.data.images import store as image_store
 from research.data.images.augment import Augment
-from research.data.images.decoding import View
+from research.data.images.decoding import MODES, EvalTransform
 from research.data.images.store import Decoded, Encoded
-from research.data.splits import BySplit
+
+CHANNELS = Range(1, 3, integer=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageExamples:
     """Images as evaluation sees them. A batch has images [B, h, w, C], uint8 or, where the source has them, float32."""
 
+    row_axes: ClassVar[int] = 1
+
     store: Decoded | Encoded
-    labels: np.ndarray
-    view: View
+    labels: np.ndarray | None
+    view: EvalTransform
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.store)
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         indices = first(members, rows)
-        return {"images": self.view.all(self.store.take(indices)), "labels": self.labels[indices]}
+        return {"images": self.view.all(self.store.take(indices)), **labels_of(self.labels, indices)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +53,9 @@ class _ChangedImages(ImageExamples):
 class AugmentedImages(_ChangedImages):
     """Images each of which is changed by itself."""
 
-    def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
+    def train_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         indices = first(members, rows)
-        return {"images": self.drawn(indices, keys[rows, 0]), "labels": self.labels[indices]}
+        return {"images": self.drawn(indices, keys[rows, 0]), **labels_of(self.labels, indices)}
 
 
 class MixedImages(_ChangedImages):
@@ -67,6 +72,7 @@ class MixedImages(_ChangedImages):
         others: np.ndarray,
         other_keys: np.ndarray,
     ) -> dict[str, np.ndarray]:
+        assert self.labels is not None
         own, other = first(members, rows), first(others, rows)
         # Nearly every row's other image is the next row's own: each is made once.
         indices, drawn_keys = np.concatenate([own, other]), np.concatenate([keys[rows, 0], other_keys[rows, 0]])
@@ -91,92 +97,160 @@ class PixelExamples(ImageExamples):
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         batch = super().batch(members, rows)
-        images = (batch["images"].astype(np.float32) - self.mean) / self.std
-        return {"features": images.reshape(len(images), -1), "labels": batch["labels"]}
+        images = (batch.pop("images").astype(np.float32) - self.mean) / self.std
+        return {"features": images.reshape(len(images), -1), **batch}
 
 
-def image(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    label: str,
-    channels: int,
-    resize: int | None,
-    size: int | None,
-    interpolation: str,
-    augment: Mapping[str, Any],
-) -> Mapping[str, Examples]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTransform:
     """Column `inputs`, encoded images or arrays [N, H, W, C], as images in the range that they come in.
 
-    Args:
+    Attributes:
       channels: 1 or 3; encoded images are converted (research/data/images/decoding.py), arrays must have as many.
-      resize, size, interpolation: how evaluation sees an image; see `View`.
+      resize, size, interpolation: how evaluation sees an image; see `EvalTransform`.
       augment: what training does to it; see `Augment`.
     """
-    view = View(resize, size, interpolation)
-    augmentation = build({"augment": Augment}, {"name": "augment", **augment}, "data.transform.augment")
-    needs_bytes = ["resize"] * bool(resize) + [f"augment.{key}" for key in augmentation.needs_bytes]
-    plain_images = _plain(splits, kept, inputs, label, channels, view)
 
-    def examples(split: str) -> Examples:
-        plain = plain_images[split]
+    RANGES: ClassVar[dict[str, Range]] = {
+        "channels": CHANNELS,
+        "resize": PIXELS,
+        "size": PIXELS,
+        **{f"augment.{key}": limits for key, limits in Augment.RANGES.items()},
+    }
+
+    inputs: tuple[str, ...]
+    label: str
+    channels: int
+    resize: int | None
+    size: int | None
+    interpolation: str
+    augment: Mapping[str, Any]
+
+    def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "ImageEncoder":
+        view = EvalTransform(self.resize, self.size, self.interpolation)
+        augment = build({"augment": Augment}, {"name": "augment", **self.augment}, "data.transform.augment")
+        return ImageEncoder(_Images(only(self.inputs), self.label, self.channels, view), augment)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """How images are read: the columns, the channels, and how evaluation sees them."""
+
+    name: str
+    label: str
+    channels: int
+    view: EvalTransform
+
+    def __post_init__(self) -> None:
+        if self.channels not in MODES:
+            raise UserError(f"data.transform.channels is {self.channels}; it must be 1 or 3")
+
+    @property
+    def signature(self) -> Signature:
+        limits = {"channels": self.channels} | ({"size": self.view.size} if self.view.size else {})
+        return Signature("image", (self.name,), self.label, limits)
+
+    def read(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> ImageExamples:
+        label = self.label if labels else None
+        store, given = image_store.read(columns, split, cache, name=self.name, label=label, channels=self.channels)
+        if isinstance(store, Encoded) and self.view.size is None:
+            raise UserError(
+                f"images of split {split!r} differ in size, or are too many to be kept decoded; transform image with "
+                "data.transform.size brings them to one size"
+            )
+        return ImageExamples(store, given, self.view)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoder:
+    """Images as they are, and as training changes and mixes them."""
+
+    images: _Images
+    augment: Augment
+
+    @property
+    def signature(self) -> Signature:
+        return self.images.signature
+
+    def encode(
+        self,
+        columns: Columns,
+        *,
+        split: str = "input",
+        labels: bool = True,
+        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+    ) -> ImageExamples:
+        plain = self.images.read(columns, split, labels, cache)
+        if not labels:
+            return plain  # nothing is trained on it
+        augment, given = self.augment, plain.labels
+        assert given is not None
+        needs_bytes = ["resize"] * bool(plain.view.resize) + [f"augment.{key}" for key in augment.needs_bytes]
         if needs_bytes and isinstance(plain.store, Decoded) and plain.store.images.dtype != np.uint8:
             raise UserError(
                 f"data.transform.{needs_bytes[0]} takes images of bytes; those of split {split!r} are floating-point"
             )
         if len(plain) and isinstance(plain.store, Decoded):
-            augmentation.check_size(*view.shape(*plain.store.images.shape[1:3]))
-        if augmentation.mixes and not np.issubdtype(plain.labels.dtype, np.integer):
+            augment.check_size(*plain.view.shape(*plain.store.images.shape[1:3]))
+        if augment.mixes and not np.issubdtype(given.dtype, np.integer):
             raise UserError(
                 f"data.transform.augment mixes classes (mixup, cutmix); labels of split {split!r} are not classes"
             )
-        if augmentation.mixes:
-            return MixedImages(plain.store, plain.labels, plain.view, augmentation)
-        if augmentation.redraws:
-            return AugmentedImages(plain.store, plain.labels, plain.view, augmentation)
+        if augment.mixes:
+            return MixedImages(plain.store, given, plain.view, augment)
+        if augment.redraws:
+            return AugmentedImages(plain.store, given, plain.view, augment)
         return plain  # no keys are drawn for what has no use for them
 
-    return BySplit(splits, examples)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelTransform:
+    """Column `inputs` as in `ImageTransform`, as feature vectors.
+
+    Attributes:
+      mean, std: a number for each channel.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {"channels": CHANNELS, "mean": ANY, "std": POSITIVE}
+
+    inputs: tuple[str, ...]
+    label: str
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels or (key == "std" and min(values) <= 0):
+                positive = "positive " if key == "std" else ""
+                raise UserError(
+                    f"data.transform.{key} is {tuple(values)}; it must be {self.channels} {positive}numbers"
+                )
+
+    def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "PixelEncoder":
+        images = _Images(only(self.inputs), self.label, self.channels, EvalTransform(None, None, "bilinear"))
+        return PixelEncoder(images, np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32))
 
 
-def pixels(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    label: str,
-    channels: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Mapping[str, Examples]:
-    """Column `inputs` as in `image`, as feature vectors; `mean` and `std` have a number for each channel."""
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) != channels or (key == "std" and min(values) <= 0):
-            positive = "positive " if key == "std" else ""
-            raise UserError(f"data.transform.{key} is {tuple(values)}; it must be {channels} {positive}numbers")
-    plain_images = _plain(splits, kept, inputs, label, channels, View(None, None, "bilinear"))
-    middle, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+@dataclasses.dataclass(frozen=True)
+class PixelEncoder:
+    """Images as feature vectors; mean and std, each [C]."""
 
-    def examples(split: str) -> PixelExamples:
-        plain = plain_images[split]
-        return PixelExamples(plain.store, plain.labels, plain.view, middle, scale)
+    images: _Images
+    mean: np.ndarray
+    std: np.ndarray
 
-    return BySplit(splits, examples)
+    @property
+    def signature(self) -> Signature:
+        return self.images.signature
 
-
-def _plain(
-    splits: Mapping[str, Columns], kept: Kept, inputs: tuple[str, ...], label: str, channels: int, view: View
-) -> Mapping[str, ImageExamples]:
-    stored = image_store.read(splits, kept, name=only(inputs), label=label, channels=channels)
-
-    def plain(split: str) -> ImageExamples:
-        store, labels = stored[split]
-        if isinstance(store, Encoded) and view.size is None:
-            raise UserError(
-                f"images of split {split!r} differ in size, or are too many to be kept decoded; transform image with "
-                "data.transform.size brings them to one size"
-            )
-        return ImageExamples(store, labels, view)
-
-    return BySplit(splits, plain)
+    def encode(
+        self,
+        columns: Columns,
+        *,
+        split: str = "input",
+        labels: bool = True,
+        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+    ) -> PixelExamples:
+        plain = self.images.read(columns, split, labels, cache)
+        return PixelExamples(plain.store, plain.labels, plain.view, self.mean, self.std)

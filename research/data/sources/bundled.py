@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.cache import Kept
+from research.data.cache import ArtifactCache
 from research.data.examples import Columns
 
 PARTS = ("train", "validation", "test")
@@ -22,7 +22,7 @@ def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[s
         columns = _read(loader, stratify=stratify, shape=shape)
         return {f"{part}.{name}": column for part in PARTS for name, column in columns[part].items()}
 
-    kept = Kept(source=f"scikit-learn {version('scikit-learn')}").arrays("bundled", make, key=(1, loader))
+    kept = ArtifactCache(source=f"scikit-learn {version('scikit-learn')}").arrays("bundled", make, key=(1, loader))
     return {part: {name: np.array(kept[f"{part}.{name}"]) for name in ("features", "label")} for part in PARTS}
 
 
@@ -71,13 +71,12 @@ def feature_names(name: str) -> tuple[str, ...]:
     return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
 
 
-def class_names(name: str, num_classes: int) -> tuple[str, ...]:
-    """What the classes of a bundled dataset are called; empty where so many have no names but numbers."""
+def class_names(name: str) -> tuple[str, ...]:
+    """What the classes of a bundled dataset are called; empty where they have no names but numbers."""
     import sklearn.datasets
 
     found = getattr(getattr(sklearn.datasets, f"load_{name}")(), "target_names", ()) if name in BUNDLED else ()
-    names = tuple(str(of_class) for of_class in found if isinstance(of_class, str))
-    return names if len(names) == num_classes else ()
+    return tuple(str(name) for name in found if isinstance(name, str))
 
 
 BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {

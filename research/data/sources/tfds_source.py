@@ -109,6 +109,15 @@ def state(name: str, data_dir: str | None) -> str | None:
     return digest([(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(where.glob("*"))])
 
 
+def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
+    """The names of a class label's values, as the prepared dataset lists them; None where it does not."""
+    where = folder(name, data_dir)
+    file = where / f"{column}.labels.txt" if where else None
+    if file is None or not file.is_file():
+        return None
+    return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
 def _builder(name: str, data_dir: str | None) -> Any:
     """What can download the dataset; None if TFDS knows none. Raises UserError for an unknown config or version."""
     import tensorflow_datasets as tfds

@@ -1,39 +1,33 @@
 """Text -> a bag of word n-grams with tf-idf weights, sparse. An n-gram's id is its hash: no vocabulary is learnt."""
 
-import functools
+import dataclasses
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import version as library
-from typing import Any
+from importlib.metadata import version
+from typing import Any, ClassVar
 
 import numpy as np
 
 from research.base.errors import UserError
-from research.data.cache import Kept
+from research.base.ranges import TOKENS, Range
+from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, as_text, column
-from research.data.examples import BagExamples, Columns, Examples, Ragged
-from research.data.splits import BySplit
+from research.data.encoder import ColumnsOf, Signature
+from research.data.examples import BagExamples, Columns, Ragged
+
+# In the keys of what is cached: to be raised when this comes to give something else.
+_VERSION = f"2, scikit-learn {version('scikit-learn')}"
 
 
-def bag_of_words(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    label: str,
-    ngrams: tuple[int, int],
-    buckets: int,
-    max_length: int,
-    pad_to: tuple[int, ...],
-    row_length: int,
-) -> Mapping[str, Examples]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BagOfWords:
     """Hashed tf-idf, as scikit-learn's HashingVectorizer and TfidfTransformer(sublinear_tf=True) compute it.
 
     N-grams of one bucket are counted as one. Of V n-grams one shares its bucket with probability 1 − exp(−V / buckets)
     about: of 20 Newsgroups' 130,000 words in 2**18 buckets 0.39. What it costs in accuracy: README.md, "Bags of words".
     The idf is taken from `train` and kept with the run. An example without any word is one term of value 0.
 
-    Args:
+    Attributes:
       inputs: text columns, joined by a space.
       ngrams: the shortest and the longest n-gram, in words.
       buckets: ids an n-gram may have; the model's num_features.
@@ -41,71 +35,113 @@ def bag_of_words(
       pad_to: the numbers of terms a batch of one example a row may have; max_length must not exceed their largest.
       row_length: of packed rows (train.batch_rows), in terms.
     """
-    if not inputs:
-        raise UserError("data.transform.inputs is (); it must name a text column")
-    if not 1 <= max_length <= max(pad_to):
-        raise UserError(
-            f"data.transform.max_length is {max_length}; it must be at least 1 and at most the largest of "
-            f"pad_to={tuple(pad_to)}"
-        )
-    if not (len(ngrams) == 2 and 1 <= ngrams[0] <= ngrams[1]):
-        raise UserError(f"data.transform.ngrams is {tuple(ngrams)}; it must be two numbers of words, the smaller first")
-    if buckets < 1:
-        raise UserError(f"data.transform.buckets is {buckets}; it must be at least 1")
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "ngrams": Range(1, 100, integer=True),
+        "buckets": Range(1, 2**26, integer=True),
+        "max_length": TOKENS,
+        "pad_to": TOKENS,
+        "row_length": TOKENS,
+    }
+
+    inputs: tuple[str, ...]
+    label: str
+    ngrams: tuple[int, int]
+    buckets: int
+    max_length: int
+    pad_to: tuple[int, ...]
+    row_length: int
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UserError("data.transform.inputs is (); it must name a text column")
+        if not 1 <= self.max_length <= max(self.pad_to):
+            raise UserError(
+                f"data.transform.max_length is {self.max_length}; it must be at least 1 and at most the largest of "
+                f"pad_to={tuple(self.pad_to)}"
+            )
+        if not (len(self.ngrams) == 2 and 1 <= self.ngrams[0] <= self.ngrams[1]):
+            raise UserError(
+                f"data.transform.ngrams is {tuple(self.ngrams)}; it must be two numbers of words, the smaller first"
+            )
+        if self.buckets < 1:
+            raise UserError(f"data.transform.buckets is {self.buckets}; it must be at least 1")
+
+    def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "BagEncoder":
+        counted: dict[str, Any] = {}
+
+        def learn() -> np.ndarray:
+            from sklearn.feature_extraction.text import TfidfTransformer
+
+            counted["train"] = self.counts(ColumnsOf(splits, "train"), "train")
+            return TfidfTransformer(sublinear_tf=True).fit(counted["train"]).idf_.astype(np.float32)
+
+        idf = cache.array("idf", learn, key=(_VERSION, self.inputs, self.ngrams, self.buckets))
+        return BagEncoder(self, idf, counted)
 
     # scikit-learn is imported where something is to be counted: most often the cache has everything.
-    @functools.cache  # those of `train` may be needed twice
-    def counts(split: str) -> Any:
+    def counts(self, columns: Columns, split: str) -> Any:
+        """How often each n-gram occurs in each example: a sparse matrix [N, buckets]."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         vectorizer = HashingVectorizer(
-            n_features=buckets,
-            ngram_range=tuple(ngrams),
+            n_features=self.buckets,
+            ngram_range=tuple(self.ngrams),
             # Words of one letter count too: "a" and "i" are words, and so is the "t" of "don't".
             token_pattern=r"(?u)\b\w+\b",
             alternate_sign=False,  # sublinear tf takes the counts' logarithm
             norm=None,
             dtype=np.float32,
         )
-        parts = [column(splits[split], name, split) for name in inputs]
+        parts = [column(columns, name, split) for name in self.inputs]
         return vectorizer.transform(" ".join(map(as_text, line)) for line in zip(*parts, strict=True))
 
-    def fit() -> np.ndarray:
-        from sklearn.feature_extraction.text import TfidfTransformer
 
-        return TfidfTransformer(sublinear_tf=True).fit(counts("train")).idf_.astype(np.float32)
+@dataclasses.dataclass(frozen=True)
+class BagEncoder:
+    """Texts as bags of n-grams. `counted`: the counts of `train`, where fitting made them; encoding takes them out."""
 
-    # The number is to be raised when this comes to give something else.
-    version = f"2, scikit-learn {library('scikit-learn')}"
-    idf = kept.array("idf", fit, key=(version, inputs, ngrams, buckets))
+    options: BagOfWords
+    idf: np.ndarray
+    counted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def encoded(split: str) -> dict[str, np.ndarray]:
-        from sklearn.feature_extraction.text import TfidfTransformer
+    @property
+    def signature(self) -> Signature:
+        limits = {"max_length": self.options.max_length, "unit": "terms"}
+        return Signature("text", tuple(self.options.inputs), self.options.label, limits)
 
-        transformer = TfidfTransformer(sublinear_tf=True)
-        transformer.idf_ = idf
-        ids, values, full_lengths = _ragged(transformer.transform(counts(split)).tocsr(), max_length)
-        return {
-            "offsets": ids.offsets,
-            "ids": ids.values,
-            "values": values.values,
-            "full_lengths": full_lengths,
-            "labels": as_labels(column(splits[split], label, split)),
-        }
+    def encode(
+        self,
+        columns: Columns,
+        *,
+        split: str = "input",
+        labels: bool = True,
+        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+    ) -> BagExamples:
+        options = self.options
 
-    def examples(split: str) -> BagExamples:
-        key = (version, hashlib.sha256(idf.tobytes()).hexdigest(), inputs, label, ngrams, buckets, max_length, split)
-        arrays = kept.arrays("bags", lambda: encoded(split), key=key)
+        def bags() -> dict[str, np.ndarray]:
+            from sklearn.feature_extraction.text import TfidfTransformer
+
+            transformer = TfidfTransformer(sublinear_tf=True)
+            transformer.idf_ = self.idf
+            counts = self.counted.pop(split, None)
+            counts = options.counts(columns, split) if counts is None else counts
+            ids, values, full_lengths = _ragged(transformer.transform(counts).tocsr(), options.max_length)
+            arrays = {"offsets": ids.offsets, "ids": ids.values, "values": values.values, "full_lengths": full_lengths}
+            return arrays | ({"labels": as_labels(column(columns, options.label, split))} if labels else {})
+
+        learnt = hashlib.sha256(self.idf.tobytes()).hexdigest()
+        shape = (options.ngrams, options.buckets, options.max_length)
+        arrays = cache.arrays("bags", bags, key=(_VERSION, learnt, options.inputs, options.label, *shape, split))
         return BagExamples(
             ids=Ragged(arrays["ids"], arrays["offsets"]),
             values=Ragged(arrays["values"], arrays["offsets"]),
-            labels=arrays["labels"],
-            pad_to=tuple(pad_to),
-            row_length=row_length,
+            labels=arrays.get("labels"),
+            pad_to=tuple(options.pad_to),
+            row_length=options.row_length,
             full_lengths=arrays["full_lengths"],
         )
-
-    return BySplit(splits, examples)
 
 
 def _ragged(matrix: Any, most: int) -> tuple[Ragged, Ragged, np.ndarray]:

@@ -1,5 +1,6 @@
 """Documents -> one long sequence of tokens a split, of which rows of one length are cut without any padding."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -7,10 +8,10 @@ import numpy as np
 
 from research.base.errors import UserError
 from research.base.registry import regex
-from research.data.cache import Kept, digest
+from research.data.cache import ArtifactCache
 from research.data.columns import as_text, column, only
+from research.data.encoder import ColumnsOf
 from research.data.examples import Columns, Ragged
-from research.data.splits import BySplit
 from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, encode, read_tokenizer, train_wordpiece
 
 if TYPE_CHECKING:
@@ -19,67 +20,55 @@ if TYPE_CHECKING:
 Replacements = tuple[tuple[str, str], ...]
 
 
-def tokenized(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    heading: str,
-    replace: Replacements,
-    tokenizer: str | None,
-    vocab_size: int,
-    lowercase: bool,
-) -> tuple["tokenizers.Tokenizer", Mapping[str, Ragged]]:
-    """The tokenizer, and each split's documents, every one except the last with [SEP] behind it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Texts as one long sequence of tokens a split: documents, every one except the last with [SEP] behind it.
 
     A split's tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
 
-    Args:
+    Attributes:
       inputs: the one text column.
       heading: a regular expression; a record whose text it finds begins a document if it stands between blank ones.
         Empty: each record is a document.
       replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
-      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.wordpiece`.
+      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.WordPiece`.
     """
-    import tokenizers
 
-    name = only(inputs)
-    begins = regex("data.transform.heading", heading)
+    inputs: tuple[str, ...]
+    heading: str
+    replace: Replacements
+    tokenizer: str | None
+    vocab_size: int
+    lowercase: bool
 
-    def texts(split: str) -> list[str]:
-        return [_replaced(as_text(text), replace) for text in column(splits[split], name, split)]
+    def texts(self, columns: Columns, split: str) -> list[str]:
+        return [_replaced(as_text(text), self.replace) for text in column(columns, only(self.inputs), split)]
 
-    def fit() -> str:
-        if tokenizer is not None:
-            return read_tokenizer(tokenizer, lowercase=lowercase).to_str()
-        # A special token that stands in the text is no word to learn.
-        blank = tuple((token, " ") for token in SPECIAL_TOKENS)
-        lines = (_replaced(text, blank) for text in texts("train"))
-        return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
+    def learn_tokenizer(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> str:
+        """The tokenizer.json that is given, or one trained on `train`."""
 
-    trained = None if tokenizer else (VERSION, inputs, replace, vocab_size, lowercase, "documents")
-    definition = kept.text("tokenizer.json", fit, key=trained)
-    encoder = tokenizers.Tokenizer.from_str(definition)
-    encoder.no_padding()
-    encoder.no_truncation()
-    separator = special_ids(encoder)["[SEP]"]
+        def learn() -> str:
+            if self.tokenizer is not None:
+                return read_tokenizer(self.tokenizer, lowercase=self.lowercase).to_str()
+            # A special token that stands in the text is no word to learn.
+            blank = tuple((token, " ") for token in SPECIAL_TOKENS)
+            lines = (_replaced(text, blank) for text in self.texts(ColumnsOf(splits, "train"), "train"))
+            return train_wordpiece(lines, vocab_size=self.vocab_size, lowercase=self.lowercase).to_str()
 
-    def encoded(split: str) -> dict[str, np.ndarray]:
-        tokens, _, _ = encode(encoder, [texts(split)], split, special=False)
+        settings = (self.inputs, self.replace, self.vocab_size, self.lowercase)
+        trained = None if self.tokenizer else (VERSION, *settings, "documents")
+        return cache.text("tokenizer.json", learn, key=trained)
+
+    def tokenize(self, tokenizer: "tokenizers.Tokenizer", columns: Columns, split: str) -> Ragged:
+        """The documents of a split, each with [SEP] behind it but for the last: int32."""
+        tokens, _, _ = encode(tokenizer, [self.texts(columns, split)], split, special=False)
         # The headings are looked for in the text as it came.
-        raw = [as_text(text) for text in column(splits[split], name, split)]
+        raw = [as_text(text) for text in column(columns, only(self.inputs), split)]
+        begins = regex("data.transform.heading", self.heading)
         blank = np.array([True, *(not text.strip() for text in raw), True])
         found = np.array([bool(begins.search(text)) for text in raw], bool)
-        alone = blank[:-2] & blank[2:] if heading else True
-        documents = joined(tokens, found & alone, separator)
-        return {"tokens": documents.values, "offsets": documents.offsets}
-
-    def documents(split: str) -> Ragged:
-        key = (VERSION, digest(definition), inputs, heading, replace, split)
-        arrays = kept.arrays("documents", lambda: encoded(split), key=key)
-        return Ragged(arrays["tokens"], arrays["offsets"])
-
-    return encoder, BySplit(splits, documents)
+        alone = blank[:-2] & blank[2:] if self.heading else True
+        return joined(tokens, found & alone, special_ids(tokenizer)["[SEP]"])
 
 
 def _replaced(text: str, replace: Replacements) -> str:

@@ -1,17 +1,26 @@
 """Masked language modelling (Devlin et al. 2018, section 3.1): some tokens are hidden and have to be found again."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from research.base.errors import UserError
+from research.base.ranges import TOKENS, Range
+from research.base.registry import regex
 from research.data import stateless_rng
-from research.data.cache import Kept
-from research.data.examples import Columns, Examples, Ragged
-from research.data.splits import BySplit
-from research.data.text.documents import Replacements, cut_rows, row_count, special_ids, tokenized
+from research.data.cache import ArtifactCache, digest
+from research.data.columns import only
+from research.data.encoder import Signature
+from research.data.examples import Columns, Ragged
+from research.data.text.documents import Documents, cut_rows, row_count, special_ids
+from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # The key of the masks that evaluation uses: always the same, whatever the run's seed.
 _EVALUATION_SEED = 0x6D61736B
@@ -106,6 +115,8 @@ class MaskedExamples:
     and labels, each int32 [B, M]; see `Masking`. The only padding is that of the split's last row.
     """
 
+    row_axes: ClassVar[int] = 2
+
     documents: Ragged  # int32; one after another they make a single sequence
     row_length: int
     masking: Masking
@@ -127,9 +138,9 @@ class MaskedExamples:
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         """As evaluation sees the rows: what is hidden is a function of an example's index alone."""
-        return self.drawn_batch(members, rows, stateless_rng.keys(_EVALUATION_SEED, np.zeros(len(members)), members))
+        return self.train_batch(members, rows, stateless_rng.keys(_EVALUATION_SEED, np.zeros(len(members)), members))
 
-    def drawn_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
+    def train_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         """As training sees them: what is hidden is a function of the example's key; keys: uint64 [B, 1]."""
         tokens, real = self.rows(np.maximum(members[rows, 0], 0))
         return {
@@ -140,62 +151,104 @@ class MaskedExamples:
         }
 
 
-def masked_lm(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    heading: str,
-    replace: Replacements,
-    tokenizer: str | None,
-    vocab_size: int,
-    lowercase: bool,
-    row_length: int,
-    mask_rate: float,
-    whole_words: bool,
-) -> Mapping[str, Examples]:
-    """Cuts each split's documents into rows, some of whose tokens will be hidden.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLanguageModel(Documents):
+    """Documents cut into rows, some of whose tokens will be hidden.
 
-    Args:
-      inputs, heading, replace: where documents come from; see `research.data.text.documents.tokenized`.
-      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.wordpiece`.
+    Attributes: those of `Documents`, and
       row_length: tokens of a row, [CLS] and [SEP] included.
       mask_rate: the fraction of tokens to hide; 0.15 in the paper.
       whole_words: whether the pieces of a word are hidden together.
     """
-    if row_length < 3:
-        raise UserError(f"data.transform.row_length is {row_length}; it must be at least 3: [CLS], a token and [SEP]")
-    if not 0 < mask_rate < 1:
-        raise UserError(f"data.transform.mask_rate is {mask_rate}; it must lie between 0 and 1")
-    for pair in replace:
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair) or not pair[0]:
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "vocab_size": Range(len(SPECIAL_TOKENS), 2**24, integer=True),
+        "row_length": TOKENS,
+        "mask_rate": Range(0, 1, open="low high"),
+    }
+
+    row_length: int
+    mask_rate: float
+    whole_words: bool
+
+    def __post_init__(self) -> None:
+        only(self.inputs)
+        regex("data.transform.heading", self.heading)
+        if self.row_length < 3:
             raise UserError(
-                f"data.transform.replace has {pair!r}; it must be pairs of a text that is not empty and another"
+                f"data.transform.row_length is {self.row_length}; it must be at least 3: [CLS], a token and [SEP]"
             )
-    replace = tuple((old, new) for old, new in replace)
-    encoder, documents = tokenized(
-        splits,
-        kept,
-        inputs=tuple(inputs),
-        heading=heading,
-        replace=replace,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        lowercase=lowercase,
-    )
-    ids = special_ids(encoder)
-    vocabulary = encoder.get_vocab()
-    size = max(vocabulary.values()) + 1
-    special, continues = np.zeros(size, bool), np.zeros(size, bool)
-    special[list(ids.values())] = True
-    continues[[index for piece, index in vocabulary.items() if piece.startswith("##")]] = True
-    if whole_words and not continues.any():
-        raise UserError(
-            "data.transform.whole_words: no piece of the tokenizer begins with ##, by which a word's pieces are known"
+        if not 0 < self.mask_rate < 1:
+            raise UserError(f"data.transform.mask_rate is {self.mask_rate}; it must lie between 0 and 1")
+        for pair in self.replace:
+            if (
+                isinstance(pair, str)
+                or len(pair) != 2
+                or not all(isinstance(text, str) for text in pair)
+                or not pair[0]
+            ):
+                raise UserError(
+                    f"data.transform.replace has {pair!r}; it must be pairs of a text that is not empty and another"
+                )
+
+    def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "MaskedEncoder":
+        options = dataclasses.replace(
+            self, inputs=tuple(self.inputs), replace=tuple((old, new) for old, new in self.replace)
         )
-    masking = Masking(mask_rate, whole_words, special, continues, ids["[MASK]"])
+        return MaskedEncoder(options, options.learn_tokenizer(splits, cache))
 
-    def examples(split: str) -> MaskedExamples:
-        return MaskedExamples(documents[split], row_length, masking, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
 
-    return BySplit(splits, examples)
+@dataclasses.dataclass(frozen=True)
+class MaskedEncoder:
+    """Texts as rows of tokens to hide some of; the labels are the tokens themselves. `definition`: tokenizer.json."""
+
+    options: MaskedLanguageModel
+    definition: str
+
+    def __post_init__(self) -> None:
+        if self.options.whole_words and not any(piece.startswith("##") for piece in self.tokenizer.get_vocab()):
+            raise UserError(
+                "data.transform.whole_words: no piece of the tokenizer begins with ##, by which a word's pieces are "
+                "known"
+            )
+
+    @property
+    def signature(self) -> Signature:
+        limits = {"row_length": self.options.row_length, "unit": "tokens"}
+        return Signature("documents", self.options.inputs, None, limits)
+
+    @functools.cached_property
+    def tokenizer(self) -> "tokenizers.Tokenizer":
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(self.definition)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @functools.cached_property
+    def masking(self) -> Masking:
+        ids, vocabulary = special_ids(self.tokenizer), self.tokenizer.get_vocab()
+        size = max(vocabulary.values()) + 1
+        special, continues = np.zeros(size, bool), np.zeros(size, bool)
+        special[list(ids.values())] = True
+        continues[[index for piece, index in vocabulary.items() if piece.startswith("##")]] = True
+        return Masking(self.options.mask_rate, self.options.whole_words, special, continues, ids["[MASK]"])
+
+    def encode(
+        self,
+        columns: Columns,
+        *,
+        split: str = "input",
+        labels: bool = True,
+        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+    ) -> MaskedExamples:
+        def tokenized() -> dict[str, np.ndarray]:
+            documents = self.options.tokenize(self.tokenizer, columns, split)
+            return {"tokens": documents.values, "offsets": documents.offsets}
+
+        options, ids = self.options, special_ids(self.tokenizer)
+        key = (VERSION, digest(self.definition), options.inputs, options.heading, options.replace, split)
+        arrays = cache.arrays("documents", tokenized, key=key)
+        documents = Ragged(arrays["tokens"], arrays["offsets"])
+        return MaskedExamples(documents, options.row_length, self.masking, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])

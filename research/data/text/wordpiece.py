@@ -1,18 +1,21 @@
 """Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
 from research.base.errors import UserError
 from research.base.paths import expanded
-from research.data.cache import Kept, digest
+from research.base.ranges import TOKENS, Range
+from research.data.cache import ArtifactCache, digest
 from research.data.columns import as_labels, as_text, column
-from research.data.examples import Columns, Examples, Ragged, TextExamples
-from research.data.splits import BySplit
+from research.data.encoder import Signature
+from research.data.examples import Columns, Ragged, TextExamples
 
 if TYPE_CHECKING:  # `tokenizers` is imported where it is used: this module's other functions serve every dataset
     import tokenizers
@@ -88,22 +91,11 @@ def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> "tokenizer
     return tokenizer
 
 
-def wordpiece(
-    splits: Mapping[str, Columns],
-    kept: Kept,
-    *,
-    inputs: tuple[str, ...],
-    label: str,
-    tokenizer: str | None,
-    vocab_size: int,
-    lowercase: bool,
-    max_length: int,
-    pad_to: tuple[int, ...],
-    row_length: int,
-) -> Mapping[str, Examples]:
-    """Tokenizes each split, once: other runs on the same data find its tokens in the cache.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordPiece:
+    """Tokenizes texts; other runs on the same data find a split's tokens in the cache.
 
-    Args:
+    Attributes:
       inputs: one text column, or two for sentence pairs.
       tokenizer: a tokenizer.json, or a vocab.txt of BERT; None to train one on `train`.
       vocab_size: of the trained vocabulary, at the most.
@@ -113,58 +105,101 @@ def wordpiece(
       pad_to: the row lengths a batch of one example a row may have; max_length must not exceed their largest.
       row_length: of packed rows (train.batch_rows), in tokens.
     """
-    if len(inputs) not in (1, 2):
-        raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one text column, or two of pairs")
-    if not 2 + len(inputs) <= max_length <= max(pad_to):
-        raise UserError(
-            f"data.transform.max_length is {max_length}; it must be at least {2 + len(inputs)} and at most the largest "
-            f"of pad_to={tuple(pad_to)}"
-        )
 
-    def texts(split: str) -> list[Sequence[str | bytes]]:
-        return [column(splits[split], name, split) for name in inputs]
+    RANGES: ClassVar[dict[str, Range]] = {
+        "vocab_size": Range(len(SPECIAL_TOKENS), 2**24, integer=True),
+        "max_length": TOKENS,
+        "pad_to": TOKENS,
+        "row_length": TOKENS,
+    }
 
-    def fit() -> str:
-        if tokenizer is not None:
-            return read_tokenizer(tokenizer, lowercase=lowercase).to_str()
-        lines = (as_text(line) for part in texts("train") for line in part)
-        return train_wordpiece(lines, vocab_size=vocab_size, lowercase=lowercase).to_str()
+    inputs: tuple[str, ...]
+    label: str
+    tokenizer: str | None
+    vocab_size: int
+    lowercase: bool
+    max_length: int
+    pad_to: tuple[int, ...]
+    row_length: int
 
-    trained = None if tokenizer else (VERSION, inputs, vocab_size, lowercase)
-    definition = kept.text("tokenizer.json", fit, key=trained)
+    def __post_init__(self) -> None:
+        count = len(self.inputs)
+        if count not in (1, 2):
+            raise UserError(
+                f"data.transform.inputs is {tuple(self.inputs)}; it must name one text column, or two of pairs"
+            )
+        if not 2 + count <= self.max_length <= max(self.pad_to):
+            raise UserError(
+                f"data.transform.max_length is {self.max_length}; it must be at least {2 + count} and at most the "
+                f"largest of pad_to={tuple(self.pad_to)}"
+            )
 
-    def encoded(split: str) -> dict[str, np.ndarray]:
+    def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "TextEncoder":
+        def learn() -> str:
+            if self.tokenizer is not None:
+                return read_tokenizer(self.tokenizer, lowercase=self.lowercase).to_str()
+            parts = [column(splits["train"], name, "train") for name in self.inputs]
+            lines = (as_text(line) for part in parts for line in part)
+            return train_wordpiece(lines, vocab_size=self.vocab_size, lowercase=self.lowercase).to_str()
+
+        trained = None if self.tokenizer else (VERSION, self.inputs, self.vocab_size, self.lowercase)
+        return TextEncoder(self, cache.text("tokenizer.json", learn, key=trained))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """Texts, or pairs of them, as tokens. `definition`: the tokenizer.json."""
+
+    options: WordPiece
+    definition: str
+
+    @property
+    def signature(self) -> Signature:
+        kind = "text" if len(self.options.inputs) == 1 else "text_pair"
+        limits = {"max_length": self.options.max_length, "unit": "tokens"}
+        return Signature(kind, tuple(self.options.inputs), self.options.label, limits)
+
+    @functools.cached_property
+    def tokenizer(self) -> "tokenizers.Tokenizer":
+        """Cuts what is longer than max_length. Raises UserError where it has no token to classify by."""
         import tokenizers
 
-        encoder = tokenizers.Tokenizer.from_str(definition)
-        encoder.no_padding()
-        encoder.enable_truncation(max_length, strategy="longest_first")
-        if not encoder.encode("").ids:
+        tokenizer = tokenizers.Tokenizer.from_str(self.definition)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.options.max_length, strategy="longest_first")
+        if not tokenizer.encode("").ids:
             raise UserError(
                 "data.transform.tokenizer puts no token such as [CLS] before a text; it needs one to classify by"
             )
-        tokens, type_ids, full_lengths = encode(encoder, texts(split), split)
-        return {
-            "offsets": tokens.offsets,
-            "tokens": tokens.values,
-            "type_ids": type_ids.values,
-            "full_lengths": full_lengths,
-            "labels": as_labels(column(splits[split], label, split)),
-        }
+        return tokenizer
 
-    def examples(split: str) -> TextExamples:
-        key = (VERSION, digest(definition), max_length, inputs, label, split)
-        arrays = kept.arrays("tokens", lambda: encoded(split), key=key)
+    def encode(
+        self,
+        columns: Columns,
+        *,
+        split: str = "input",
+        labels: bool = True,
+        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+    ) -> TextExamples:
+        options = self.options
+
+        def tokenized() -> dict[str, np.ndarray]:
+            texts = [column(columns, name, split) for name in options.inputs]
+            tokens, type_ids, full_lengths = encode(self.tokenizer, texts, split)
+            arrays = {"offsets": tokens.offsets, "tokens": tokens.values, "type_ids": type_ids.values}
+            arrays["full_lengths"] = full_lengths
+            return arrays | ({"labels": as_labels(column(columns, options.label, split))} if labels else {})
+
+        key = (VERSION, digest(self.definition), options.max_length, options.inputs, options.label, split)
+        arrays = cache.arrays("tokens", tokenized, key=key)
         return TextExamples(
             tokens=Ragged(arrays["tokens"], arrays["offsets"]),
             type_ids=Ragged(arrays["type_ids"], arrays["offsets"]),
-            labels=arrays["labels"],
-            pad_to=tuple(pad_to),
-            row_length=row_length,
+            labels=arrays.get("labels"),
+            pad_to=tuple(options.pad_to),
+            row_length=options.row_length,
             full_lengths=arrays["full_lengths"],
         )
-
-    return BySplit(splits, examples)
 
 
 def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":

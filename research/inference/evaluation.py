@@ -1,0 +1,232 @@
+"""Evaluation of one split: every example exactly once, whatever the batch size and the number of devices."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from tqdm import tqdm
+
+from research.core import metrics, step
+from research.core.state import TrainState, averaged
+from research.core.statistics import Value
+from research.core.tasks import SplitMetric, Task
+from research.data import pipeline
+from research.devices import sharding
+from research.devices.compiled import Compiled
+from research.devices.platform import compiler_options
+
+# With several processes, how many batches pass between two questions whether to stop: asking takes time.
+ASK_EVERY = 16
+
+Records = list[dict[str, Any]]
+Batches = Iterable[tuple[np.ndarray, pipeline.Batch]]
+
+
+class EvaluationInterrupted(Exception):
+    """`should_stop` said so before the evaluation ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What evaluating a split takes beside the state and the examples.
+
+    Attributes:
+      step: (state, batch) -> (scores, predictions), compiled; see `eval_program`.
+      rows: which rows of a global batch this process makes.
+      batch_rows: rows of a batch: examples, or rows of packed texts.
+      seeds: how many replicas the state holds along its leading axis; None: one, without that axis.
+      ema_decay: of the average of the parameters, where the state keeps one.
+      averaged: whether predictions are those of that average.
+    """
+
+    step: Any
+    task: Task
+    mesh: jax.sharding.Mesh
+    rows: pipeline.Rows
+    batch_rows: int
+    workers: int
+    seeds: int | None
+    ema_decay: float
+    averaged: bool
+
+    def batches(self, stream: pipeline.Stream) -> Iterator[tuple[np.ndarray, pipeline.Batch]]:
+        return pipeline.evaluation_batches(stream, batch_rows=self.batch_rows, rows=self.rows, workers=self.workers)
+
+
+def eval_program(
+    module: nn.Module,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    *,
+    shardings: Any,
+    seeds: int | None,
+    compiler: str,
+) -> Any:
+    """The compiled (state, batch) -> (scores, predictions); the state is placed as `shardings` say.
+
+    With `seeds` the state, the scores and the predictions have a leading axis, one entry for each; the batch has none.
+    """
+    program: Any = functools.partial(step.eval_step, module=module, task=task)
+    if seeds is not None:
+        program = step.vmap_or_unroll(program, seeds, (0, None), unrolled=unroll_seeds(compiler))
+    program = jax.jit(
+        program,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler_options(compiler),
+    )
+    return program if seeds is None else Compiled(program, seeds=seeds)
+
+
+def unroll_seeds(compiler: str) -> bool:
+    """Whether replicas are computed one after another; see `research.core.step.vmap_or_unroll`."""
+    return compiler == "convolutions" and jax.default_backend() == "cpu"
+
+
+def evaluate(
+    evaluation: Evaluation,
+    state: TrainState,
+    stream: pipeline.Stream,
+    name: str,
+    *,
+    predictions: bool = False,
+    show: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Value], Records]:
+    """The metrics of a split, and with `predictions` a record per example in the dataset's order.
+
+    Of several seeds a metric, and in the records all that is predicted, is a list, one entry for each seed.
+
+    A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, there are
+    metrics of that too, ema_…
+
+    Args:
+      name: what the progress bar calls the split.
+      show: whether to draw a progress bar.
+      should_stop: asked between two batches (with several processes, every ASK_EVERY batches, by all of them).
+
+    Raises:
+      EvaluationInterrupted: `should_stop` said so.
+    """
+
+    def run(state: TrainState, predictions: bool, what: str) -> tuple[dict[str, Value], Records]:
+        batches = _shown(evaluation, stream, f"evaluating {name}{what}", show)
+        evaluator = EVALUATORS[getattr(evaluation.task, "evaluator", "forward")]
+        return evaluator(evaluation, state, stream, predictions, _until(batches, should_stop))
+
+    if not state.average:
+        return run(state, predictions, "")
+    average = averaged if evaluation.seeds is None else jax.vmap(averaged, in_axes=(0, None))
+    mean = average(state, evaluation.ema_decay)
+    values, records = run(state, predictions and not evaluation.averaged, "")
+    averaged_values, averaged_records = run(mean, predictions and evaluation.averaged, ", averaged parameters")
+    values |= {f"{metrics.AVERAGE}{name}": value for name, value in averaged_values.items()}
+    return values, averaged_records if evaluation.averaged else records
+
+
+def _shown(evaluation: Evaluation, stream: pipeline.Stream, what: str, show: bool) -> Batches:
+    """The batches of a split, with a progress bar where they take more than a second."""
+    return tqdm(
+        evaluation.batches(stream),
+        what,
+        total=-(-len(stream.rows) // evaluation.batch_rows),
+        unit="batch",
+        disable=not show,
+        delay=1.0,
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 20.0,
+        file=sys.stderr,
+    )
+
+
+def _until(batches: Batches, should_stop: Callable[[], bool]) -> Batches:
+    """The batches; raises EvaluationInterrupted where `should_stop` says so before the last one."""
+    every = 1 if jax.process_count() == 1 else ASK_EVERY
+    for i, batch in enumerate(batches):
+        if i and i % every == 0 and should_stop():
+            raise EvaluationInterrupted
+        yield batch
+
+
+def forward(
+    evaluation: Evaluation, state: TrainState, stream: pipeline.Stream, predictions: bool, batches: Batches
+) -> tuple[dict[str, Value], Records]:
+    """Evaluates by one forward pass: sums of `scores`, and metrics of all predictions where the task has some."""
+    seeds, split_metrics = evaluation.seeds, evaluation.task.split_metrics
+    gather = bool(predictions or split_metrics)
+    totals, indices, columns = forward_pass(evaluation, state, batches, gather=gather)
+    values = metrics.compute(totals)
+    if not gather:
+        return values, []
+    assert stream.examples.labels is not None
+    labels = np.asarray(stream.examples.labels[indices])
+    if seeds is None:
+        values |= _split_values(split_metrics, columns, labels)
+    else:
+        by_seed = [_split_values(split_metrics, {k: x[:, i] for k, x in columns.items()}, labels) for i in range(seeds)]
+        values |= {name: [each[name] for each in by_seed] for name in split_metrics}
+    if not predictions:
+        return values, []
+    # A task whose examples have several labels names them itself.
+    return values, records(indices, {**({} if "label" in columns else {"label": labels}), **columns})
+
+
+# How a split is evaluated, by the name that a task gives as its `evaluator`.
+EVALUATORS: dict[str, Callable[..., tuple[dict[str, Value], Records]]] = {"forward": forward}
+
+
+def forward_pass(
+    evaluation: Evaluation, state: TrainState, batches: Batches, *, gather: bool
+) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
+    """One pass over the batches -> the scores' sums, and with `gather` the example indices [N] and predictions [N, …].
+
+    These are in the dataset's order. Of several seeds the predictions are [N, seeds, …].
+    """
+    totals: list[dict[str, Any]] = []
+    gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
+
+    def collect(members: np.ndarray, example_axes: int, outputs: Any) -> None:
+        scores, columns = jax.device_get(outputs)
+        # float64 sums on the host: the order and number of batches leaves no trace.
+        scores = jax.tree.map(np.float64, scores)
+        totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
+        if gather:
+            real = members.ravel() >= 0
+            if evaluation.seeds is not None:  # behind the axes of examples
+                columns = {name: np.moveaxis(x, 0, example_axes) for name, x in columns.items()}
+            columns = {name: np.reshape(x, (-1, *x.shape[example_axes:]))[real] for name, x in columns.items()}
+            gathered.append((members.ravel()[real], columns))
+
+    waiting: tuple[Any, ...] | None = None
+    for members, batch in batches:
+        outputs = evaluation.step(state, sharding.put_batch(batch, evaluation.mesh))
+        if waiting:  # the device works on this batch while the last one's results are taken in
+            collect(*waiting)
+        waiting = (members, batch["weight"].ndim, outputs)
+    if waiting:
+        collect(*waiting)
+    if not gathered:
+        return totals[0], np.zeros(0, np.int64), {}
+    # In the dataset's order: that of the batches leaves no trace here either.
+    indices = np.concatenate([part for part, _ in gathered])
+    order = np.argsort(indices)
+    columns = {name: np.concatenate([part[name] for _, part in gathered])[order] for name in gathered[0][1]}
+    return totals[0], indices[order], columns
+
+
+def records(indices: np.ndarray, columns: Mapping[str, np.ndarray]) -> Records:
+    """A record for each example: its index [N], and its entry of each column [N, …]."""
+    listed = {"index": indices.tolist(), **{name: column.tolist() for name, column in columns.items()}}
+    return [dict(zip(listed, record, strict=True)) for record in zip(*listed.values(), strict=True)]
+
+
+def _split_values(
+    split_metrics: Mapping[str, SplitMetric], columns: dict[str, np.ndarray], labels: np.ndarray
+) -> dict[str, float | None]:
+    return {name: metric(columns, labels) for name, metric in split_metrics.items()}

@@ -1,0 +1,151 @@
+"""The model of a run directory: what it computes and how it reads, without the data that it was trained on."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from research.base.errors import UserError
+from research.base.registry import build
+from research.core.state import TrainState
+from research.core.tasks import TASKS, Task
+from research.data import load as data
+from research.data import pipeline
+from research.data.encoder import Encoder, Signature
+from research.data.examples import Examples
+from research.devices import sharding
+from research.inference.evaluation import Evaluation, eval_program
+from research.models import MODELS
+from research.runs.checkpoint import Checkpoints
+from research.runs.rundir import RunDir
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+def build_module(config: Any) -> nn.Module:
+    """The config's model, computing in its dtype. Raises UserError for an unknown name, key or dtype."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"dtype is {config.dtype!r}; known: {', '.join(DTYPES)}")
+    module: nn.Module = build(MODELS, config.model, "model", dtype=DTYPES[config.dtype])
+    return module
+
+
+def arrange(config: Any, examples: Examples, members: Any = None) -> pipeline.Stream:
+    """The examples (or their `members`) in rows: packed where the run packs, else one to a row."""
+    pack = config.train.batch_rows is not None
+    return (pipeline.Stream.packed if pack else pipeline.Stream.unpacked)(examples, members)
+
+
+def evaluation_of(config: Any, task: Task, mesh: jax.sharding.Mesh, eval_step: Any) -> Evaluation:
+    """How the config evaluates."""
+    packed = config.train.batch_rows is not None
+    return Evaluation(
+        step=eval_step,
+        task=task,
+        mesh=mesh,
+        rows=process_rows(mesh),
+        batch_rows=config.eval.batch_rows if packed else config.eval.batch_size,
+        workers=config.data.workers,
+        seeds=config.train.seeds,
+        ema_decay=config.train.ema_decay,
+        averaged=config.eval.metric.startswith("ema_"),
+    )
+
+
+def process_rows(mesh: jax.sharding.Mesh) -> pipeline.Rows:
+    """Which rows of a batch this process makes."""
+    return pipeline.Rows(lambda rows: sharding.process_rows(mesh, rows), sharding.batch_parts(mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint of a run, ready to be evaluated.
+
+    Attributes:
+      signature: what the encoder reads, with the names of the labels where they are known.
+      state: without the optimizer's part.
+    """
+
+    config: Any
+    module: nn.Module
+    task: Task
+    encoder: Encoder
+    signature: Signature
+    evaluation: Evaluation
+    state: TrainState
+    step: int
+
+    @property
+    def single(self) -> "TrainedModel":
+        """The same; of a run of several seeds that of the first one."""
+        if self.config.train.seeds is None:
+            return self
+        first = jax.tree.map(lambda x: x[0], self.state)
+        config = self.config.copy_and_resolve_references()
+        config.train.seeds = None
+        return _assembled(FrozenConfigDict(config), first, self.step, self.encoder, self.signature)
+
+
+def on_these_devices(config: Mapping[str, Any]) -> Any:
+    """A saved config with a mesh of the devices there are: `data` takes them all where the others don't fit."""
+    mesh = config["mesh"]
+    if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
+        mesh = {**mesh, "fsdp": 1, "tensor": 1}
+    return FrozenConfigDict({**config, "mesh": {**mesh, "data": -1}})
+
+
+def open_checkpoints(run: RunDir, config: Any) -> Checkpoints:
+    """The run's checkpoints, to be read."""
+    return Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode, writable=False)
+
+
+def open_model(run: RunDir, which: str = "last") -> TrainedModel:
+    """The `last` or `best` checkpoint of a run.
+
+    To be called, and its step too, under `research.devices.platform.x64` of the config's dtype.
+
+    Raises UserError where there is no such checkpoint, or something of the run is missing.
+    """
+    config = on_these_devices(run.config())
+    encoder, signature = data.open_encoder(config.data, run.assets)
+    mesh = make_mesh(config)
+    with open_checkpoints(run, config) as checkpoints:
+        step = checkpoints.step(which)
+        abstract = checkpoints.inference_state(step, average=config.train.ema_decay > 0)
+        shardings = _shardings(config, mesh, abstract)
+        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        state = checkpoints.restore_inference(placed, step)
+    return _assembled(config, state, step, encoder, signature)
+
+
+def make_mesh(config: Any) -> jax.sharding.Mesh:
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+
+
+def _shardings(config: Any, mesh: jax.sharding.Mesh, state: Any) -> Any:
+    if config.train.seeds is None:
+        return sharding.state_shardings(state, config.mesh.rules, mesh)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    return sharding.for_seeds(sharding.state_shardings(one, config.mesh.rules, mesh))
+
+
+def _assembled(config: Any, state: TrainState, step: int, encoder: Encoder, signature: Signature) -> TrainedModel:
+    module, mesh = build_module(config), make_mesh(config)
+    section = dict(config.task)
+    if isinstance(section.get("class_weight"), str):
+        section["class_weight"] = None  # "balanced" is of the training split; only the loss of training looks at it
+    task: Task = build(TASKS, section, "task")
+    eval_step = eval_program(
+        module,
+        task,
+        mesh,
+        shardings=_shardings(config, mesh, state),
+        seeds=config.train.seeds,
+        compiler=config.compiler,
+    )
+    evaluation = evaluation_of(config, task, mesh, eval_step)
+    return TrainedModel(config, module, task, encoder, signature, evaluation, state, step)

@@ -1,0 +1,88 @@
+"""From raw inputs to predictions, by a run directory alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.base.errors import UserError
+from research.data.encoder import Signature
+from research.data.examples import Columns, Examples
+from research.devices.platform import x64
+from research.inference.evaluation import Records, forward_pass, records
+from research.inference.model import TrainedModel, arrange, open_model
+from research.runs.rundir import RunDir
+
+
+class Predictor:
+    """Predicts as the evaluation of the run does: the same records, to the bit where devices and batches are the same.
+
+    >>> predictor = Predictor.open("runs/…")
+    >>> predictor.predict({"sentence": ["a gripping, moving film"]})
+    [{'index': 0, 'prediction': 1, 'scores': [0.002, 0.998], 'label_name': 'positive'}]
+    """
+
+    def __init__(self, model: TrainedModel):
+        self._model = model
+
+    @classmethod
+    def open(cls, workdir: str | Path, checkpoint: str = "last") -> "Predictor":
+        """That of the `last` or the `best` checkpoint of a run; of several seeds the first one's.
+
+        It needs neither the run's dataset nor the network. Raises UserError for what is not a complete run directory.
+        """
+        run = RunDir.open(workdir)
+        with x64(run.config()["dtype"]):
+            return cls(open_model(run, checkpoint).single)
+
+    @property
+    def signature(self) -> Signature:
+        """The columns to give, and the names of the labels where they are known."""
+        return self._model.signature
+
+    @property
+    def step(self) -> int:
+        """The training step of the checkpoint."""
+        return self._model.step
+
+    def predict(self, columns: Columns) -> Records:
+        """A record for each example, in order: its index and what the task predicts.
+
+        Args:
+          columns: values by column, all of one length: texts, images [H, W, C] or their files' bytes, or features.
+
+        Raises:
+          UserError: a column is missing, or a value is not what the model takes.
+        """
+        lengths = {name: len(columns[name]) for name in self.signature.inputs if name in columns}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"the columns differ in length: {lengths}")
+        if lengths and not any(lengths.values()):
+            return []
+        with x64(self._model.config.dtype):
+            examples = self._model.encoder.encode(columns, labels=False)
+            return self._named(self._predict(examples))
+
+    def _predict(self, examples: Examples) -> Records:
+        evaluation, stream = self._model.evaluation, arrange(self._model.config, examples)
+        batches = ((members, _with_labels(batch, self._label_dtype)) for members, batch in evaluation.batches(stream))
+        _, indices, columns = forward_pass(evaluation, self._model.state, batches, gather=True)
+        return records(indices, columns)
+
+    @property
+    def _label_dtype(self) -> str:
+        """Of the labels that the run was evaluated with; of earlier runs the usual one."""
+        regresses = self._model.config.model.get("num_classes", 1) == 1
+        return self.signature.label_dtype or ("float32" if regresses else "int32")
+
+    def _named(self, found: Records) -> Records:
+        names = self.signature.label_names
+        if not names:
+            return found
+        return [{**record, "label_name": names[record["prediction"]]} for record in found]
+
+
+def _with_labels(batch: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The batch with labels of 0 where it has none: the program is that of evaluation, which scores them."""
+    return {"labels": np.zeros(batch["weight"].shape, dtype), **batch}

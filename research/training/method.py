@@ -1,0 +1,133 @@
+"""Methods: how a run finds its parameters. Nothing outside this file asks which one a config names."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+from flax import linen as nn
+
+from research import solvers
+from research.base.registry import lookup
+from research.core import optim, step
+from research.core.state import param_count
+from research.core.tasks import Task, training_weight
+from research.data import pipeline
+from research.training import checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a method is made for: the task, the training examples in rows, and how they are gone through."""
+
+    task: Task
+    stream: pipeline.Stream
+    batch_rows: int
+    total_steps: int
+    devices: int  # that the rows of a batch are split over
+    weight_decay: float  # as optimizer.weight_decay, C or alpha has it
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Attributes:
+
+    tx: makes the optimizer's part of the state.
+    learning_rate: by step; None where there is none.
+    weight_decay: the penalty's factor, beside a mean loss.
+    deterministic: whether it ends in the same parameters whatever the seed.
+    train_step: (module, abstract parameters, an example batch) -> the function (state, batch, seed=…) -> (state,
+      scores), and the blocks into which it cuts the rows that each device has: their number divides its rows.
+    warnings: (the last training metrics, the number of training examples and of parameters) -> what to know of the
+      result, a line each.
+    """
+
+    tx: optax.GradientTransformation
+    learning_rate: optax.Schedule | None
+    weight_decay: float
+    deterministic: bool
+    train_step: Callable[[nn.Module, Any, Mapping[str, Any]], tuple[Callable[..., Any], int]]
+    warnings: Callable[..., list[str]]
+
+
+def make_method(
+    config: Any, task: Task, stream: pipeline.Stream, *, batch_rows: int, total_steps: int, devices: int
+) -> Method:
+    """The method that `config.optimizer` names. Raises UserError for what it does not take."""
+    section = config.optimizer
+    decay = optim.weight_decay(section, config.task.name, training_weight(task, stream.labels))
+    setting = Setting(task, stream, batch_rows, total_steps, devices, decay)
+    return lookup(METHODS, section.name, "optimizer.name")(config, setting)
+
+
+def is_deterministic(name: str) -> bool:
+    """Whether the method of this name ends in the same parameters whatever the seed."""
+    return METHODS.get(name) is _solver
+
+
+def _gradient(config: Any, setting: Setting) -> Method:
+    """A chain of gradient transformations of optax."""
+    section = {**config.optimizer, "weight_decay": setting.weight_decay}
+    tx, learning_rate = optim.optimizer(**section, total_steps=setting.total_steps)
+
+    def train_step(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[Callable[..., Any], int]:
+        function = functools.partial(
+            step.train_step,
+            module=module,
+            task=setting.task,
+            tx=tx,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+        )
+        return function, config.train.accumulate
+
+    return Method(tx, learning_rate, setting.weight_decay, False, train_step, lambda *_: [])
+
+
+def _solver(config: Any, setting: Setting) -> Method:
+    """A solver, whose one step fits all training examples."""
+    section, stream, task = config.optimizer, setting.stream, setting.task
+    checks.check_solver(
+        config,
+        task=task,
+        examples=stream.examples,
+        full_batch=setting.batch_rows == len(stream.rows),
+        total_steps=setting.total_steps,
+    )
+    solver = functools.partial(solvers.SOLVERS[section.name], **{key: section[key] for key in solvers.KEYS})
+
+    def train_step(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[Callable[..., Any], int]:
+        checks.check_solved(section.name, module, batch)
+        table = solvers.Table.of(module, lambda: pipeline.make_batch(stream.examples, stream.rows))
+        parameters = table.count(params) if table else param_count(params)
+        blocks = solvers.blocks(batch, rows=setting.batch_rows, devices=setting.devices, parameters=parameters)
+        blocks = max(config.train.accumulate, blocks)
+
+        def solve(state: Any, batch: Any, *, seed: Any) -> Any:
+            """No part of it is random."""
+            return solvers.solve_step(
+                state,
+                batch,
+                module=module,
+                task=task,
+                solver=solver,
+                weight_decay=setting.weight_decay,
+                decay_exclude=section.decay_exclude,
+                devices=setting.devices,
+                blocks=blocks,
+                table=table,
+            )
+
+        return solve, blocks
+
+    def warnings(training: Mapping[str, Any], examples: int, parameters: int) -> list[str]:
+        return solvers.warnings(config, task, setting.weight_decay, training, examples=examples, parameters=parameters)
+
+    return Method(optax.identity(), None, setting.weight_decay, True, train_step, warnings)
+
+
+METHODS: dict[str, Callable[[Any, Setting], Method]] = {
+    **dict.fromkeys(optim.OPTIMIZERS, _gradient),
+    **dict.fromkeys(solvers.SOLVERS, _solver),
+}
