@@ -33,9 +33,10 @@ def measure(tokenizer: str) -> None:
     from configs import bert_sst2
     from research.data import load
     from research.data.cache import ArtifactCache
+    from research.data.examples import TextExamples
     from research.data.pipeline import Rows, Stream, training_batches
     from research.data.sources import tfds_source
-    from research.data.text.wordpiece import wordpiece
+    from research.data.text.wordpiece import WordPiece
 
     section = bert_sst2.get_config("base").data
     section.transform.tokenizer = tokenizer
@@ -45,7 +46,13 @@ def measure(tokenizer: str) -> None:
 
     reading, columns = seconds(lambda: tfds_source.load(section.name, None))
     rows = sum(len(split["label"]) for split in columns.values())
-    tokenizing, examples = seconds(lambda: wordpiece(columns, ArtifactCache(source="benchmark"), **options))
+
+    def tokenize() -> dict[str, TextExamples]:
+        cache = ArtifactCache(source="benchmark")
+        encoder = WordPiece(**options).fit(columns, cache)
+        return {split: encoder.encode(columns[split], split=split, cache=cache) for split in columns}
+
+    tokenizing, examples = seconds(tokenize)
     print(f"reading {rows:,} sentences of SST-2 by TFDS, its import included: {reading:.2f} s")
     print(f"tokenizing them and writing the cache: {tokenizing:.2f} s")
     first, _ = seconds(lambda: load.load(section))

@@ -7,9 +7,9 @@ import sklearn.metrics
 
 from research.base.errors import UserError
 from research.core.state import averaged
+from research.data import load as data
 from research.devices import sharding
-from research.inference.evaluation import evaluate
-from research.training.experiment import prepare
+from research.training.experiment import prepare, split_streams
 from tests import tiny
 
 
@@ -86,7 +86,7 @@ def test_the_average_is_evaluated_beside_the_parameters(metric):
     alone, records_alone, of_mean, records_of_mean = (
         part
         for of in (state, averaged(state, 0.5))
-        for part in evaluate(plain, dataclasses.replace(of, average={}), "validation", predictions=True)
+        for part in plain.evaluate(dataclasses.replace(of, average={}), "validation", predictions=True)
     )
     assert metrics == alone | {f"ema_{name}": value for name, value in of_mean.items()}
     assert metrics["ema_loss"] != metrics["loss"]
@@ -107,4 +107,5 @@ def test_another_dataset_is_evaluated_whole_though_a_part_was_trained_on(tmp_pat
     experiment = prepare(config, tmp_path)
     size = len(experiment.dataset.split("train"))
     assert len(experiment.streams("train").rows) == round(0.1 * size)
-    assert len(experiment.on("digits", tmp_path).streams("train").rows) == size
+    other = data.load(config.data, encoder=data.open_encoder(config.data, tmp_path)[0])
+    assert len(split_streams(config, other, training=False)("train").rows) == size

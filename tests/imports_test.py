@@ -93,7 +93,7 @@ def test_models_know_jax_and_flax_only():
 
 def test_data_does_not_know_jax():
     """Nor what it imports: its worker processes have no use for it."""
-    allowed = {"research.base.errors", "research.base.registry", "research.base.paths"}
+    allowed = {f"research.base.{name}" for name in ("errors", "registry", "paths", "ranges", "trees")}
     for name, path in MODULES.items():
         if name.startswith("research.data"):
             assert not _third_party(path) & {"jax", "flax", "optax"}, name

@@ -124,7 +124,7 @@ def power_cut(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr("research.training.loop.evaluate", fail)
+    monkeypatch.setattr("research.training.experiment.evaluate", fail)
     return monkeypatch
 
 
@@ -158,7 +158,7 @@ def test_a_stop_is_heard_during_an_evaluation(monkeypatch, tmp_path):
         finally:
             asking.pop()
 
-    monkeypatch.setattr("research.training.loop.evaluate", watched)
+    monkeypatch.setattr("research.training.experiment.evaluate", watched)
     for step in (20, 30):
         summary = _run(config, tmp_path / "run", should_stop=lambda: any(asking))
         assert (summary["status"], summary["step"], summary["metrics"]) == ("preempted", step, {})

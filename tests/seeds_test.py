@@ -137,9 +137,7 @@ def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
     losses, make_mesh = {}, sharding.make_mesh
     for count in (1, 8):
         devices = jax.devices()[:count]
-        monkeypatch.setattr(
-            "research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d)
-        )
+        monkeypatch.setattr("research.devices.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d))
         _, losses[count] = _trained(_with_seeds(MAKE[name]()))
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
 

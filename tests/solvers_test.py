@@ -19,7 +19,6 @@ from research.core.tasks import Classification, Regression
 from research.data import load as data
 from research.data.pipeline import chosen
 from research.devices.platform import x64
-from research.inference.evaluation import evaluate
 from research.models.linear import LinearRegression, LogisticRegression
 from research.runs.rundir import RunDir
 from research.solvers import solve_step
@@ -39,7 +38,7 @@ def _solve(config):
         (batch,) = tiny.batches(experiment, 1)
         state, scores = experiment.train_step(experiment.init(), jax.tree.map(jax.numpy.asarray, batch))
         linear = jax.tree.map(np.asarray, state.params["linear"])
-        _, records = evaluate(experiment, state, config.eval.splits[-1], predictions=True)
+        _, records = experiment.evaluate(state, config.eval.splits[-1], predictions=True)
     return (
         experiment,
         linear["kernel"].T,
@@ -419,7 +418,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
     assert "learning_rate" not in summary["training"]
     trained = TrainedRun(RunDir.open(tmp_path, writer=True), "last")
     assert trained.evaluate("test")["metrics"] == summary["metrics"]["test"]
-    assert {x.dtype for x in jax.tree.leaves(trained.loaded[1].params)} == {np.dtype("float64")}
+    assert {x.dtype for x in jax.tree.leaves(trained.model.state.params)} == {np.dtype("float64")}
     assert not jax.config.jax_enable_x64
 
 

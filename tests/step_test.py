@@ -151,9 +151,7 @@ def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
     losses = {}
     for count in (1, 8):
         devices = jax.devices()[:count]
-        monkeypatch.setattr(
-            "research.training.experiment.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d)
-        )
+        monkeypatch.setattr("research.devices.sharding.make_mesh", lambda *_, d=devices: make_mesh(devices=d))
         experiment = prepare(make(steps=20))
         state, losses[count] = experiment.init(), []
         for batch in tiny.batches(experiment, 20):

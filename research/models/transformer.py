@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens a row, D hidden size, H heads, K = D / H, M size of the feed-forward layer.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -138,9 +139,8 @@ class EncoderSizes(nn.Module, kw_only=True):
 
     def encoder(self) -> "Encoder":
         """The encoder of these sizes, to be called within a compact method; its parameters are under `encoder`."""
-        return Encoder(
-            **{name: getattr(self, name) for name in EncoderSizes.__annotations__ if name != "RANGES"}, name="encoder"
-        )
+        names = {field.name for field in dataclasses.fields(EncoderSizes)} - {"parent", "name"}
+        return Encoder(**{name: getattr(self, name) for name in names}, name="encoder")
 
 
 class Encoder(EncoderSizes, kw_only=True):

@@ -92,7 +92,7 @@ def test_coefficients_are_the_checkpoints(digits, line):
     shown = _numbers(draw(PlotContext(digits), "coefficients"))
     assert shown["of"] == 640
     assert "low" not in shown
-    kernel = np.asarray(PlotContext(digits).trained.loaded[1].params["linear"]["kernel"])
+    kernel = np.asarray(PlotContext(digits).trained.model.state.params["linear"]["kernel"])
     assert np.abs(kernel).max() == np.abs(shown["standardized"][-1])
     feature, of_class = shown["names"][-1].split(", class ")
     row, column = (int(part) for part in feature.removeprefix("pixel_").split("_"))

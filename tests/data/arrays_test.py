@@ -3,8 +3,8 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from research.base.errors import UserError
-from research.data.arrays import standardize
 from research.data.cache import ArtifactCache
+from tests.encoded import standardize
 
 
 def _splits(rng):

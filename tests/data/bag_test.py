@@ -13,7 +13,7 @@ from sklearn.utils import murmurhash3_32
 from research.base.errors import UserError
 from research.data.cache import ArtifactCache
 from research.data.pipeline import Stream, make_batch
-from research.data.text.bag_of_words import bag_of_words
+from tests.encoded import bag_of_words
 
 TRAIN = ["the plot is dull", "the cast is superb", "a superb , superb film", "not dull at all"]
 TEST = ["a dull , dull cast", "unseen words only"]

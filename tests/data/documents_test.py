@@ -11,8 +11,9 @@ from research.data import load as data
 from research.data.cache import ArtifactCache
 from research.data.examples import Ragged
 from research.data.sources import tfds_source
-from research.data.text.documents import cut_rows, joined, row_count, tokenized
+from research.data.text.documents import cut_rows, joined, row_count
 from research.data.text.wordpiece import train_wordpiece
+from tests.encoded import tokenized
 
 CLS, SEP, PAD = 101, 102, 100
 OPTIONS = {

@@ -8,10 +8,11 @@ from research.base.errors import UserError
 from research.data import stateless_rng
 from research.data.cache import ArtifactCache
 from research.data.examples import AugmentedExamples, MixedExamples
-from research.data.images.transform import AugmentedImages, image, pixels
+from research.data.images.transform import AugmentedImages
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
 from research.data.sources import tfds_source
 from tests.data import tiny_images
+from tests.encoded import image, pixels
 
 
 def _transform(columns, *, channels=3, **options):
@@ -248,3 +249,8 @@ def test_a_border_that_is_wider_than_the_images_is_refused_before_training():
     with pytest.raises(UserError, match=r"crop_padding is 8; images of 8×8 can be mirrored by 7 at the most"):
         _transform(_columns(), augment=changes)
     _transform(_columns(), augment={**changes, "crop_border": "zero"})
+
+
+def test_images_have_one_or_three_channels():
+    with pytest.raises(UserError, match="data.transform.channels is 2"):
+        _transform(FLOATS, channels=2)

@@ -10,7 +10,8 @@ from research.data import stateless_rng
 from research.data.cache import ArtifactCache
 from research.data.examples import ArrayExamples, Ragged
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
-from research.data.text.masked_lm import MaskedExamples, Masking, masked_lm
+from research.data.text.masked_lm import MaskedExamples, Masking
+from tests.encoded import masked_lm
 
 # Ids 0 to 4 are special ([MASK] is 4), 5 to 29 begin a word, 30 to 49 go on with it.
 SPECIAL, CONTINUES = np.arange(50) < 5, np.arange(50) >= 30

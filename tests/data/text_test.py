@@ -8,7 +8,8 @@ import tokenizers
 from research.base.errors import UserError
 from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, as_text, only
-from research.data.text.wordpiece import SPECIAL_TOKENS, train_wordpiece, wordpiece
+from research.data.text.wordpiece import SPECIAL_TOKENS, train_wordpiece
+from tests.encoded import wordpiece
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
 OPTIONS = {

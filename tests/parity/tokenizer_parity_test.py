@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from research.data.cache import ArtifactCache
-from research.data.text.wordpiece import train_wordpiece, wordpiece
+from research.data.text.wordpiece import train_wordpiece
+from tests.encoded import wordpiece
 
 pytestmark = pytest.mark.parity
 

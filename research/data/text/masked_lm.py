@@ -206,6 +206,7 @@ class MaskedEncoder:
     definition: str
 
     def __post_init__(self) -> None:
+        special_ids(self.tokenizer)
         if self.options.whole_words and not any(piece.startswith("##") for piece in self.tokenizer.get_vocab()):
             raise UserError(
                 "data.transform.whole_words: no piece of the tokenizer begins with ##, by which a word's pieces are "
