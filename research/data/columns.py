@@ -9,8 +9,12 @@ from research.data.examples import Columns
 
 
 def as_text(value: str | bytes) -> str:
-    """Bytes as UTF-8; what is not UTF-8 becomes U+FFFD."""
-    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+    """Bytes as UTF-8; what is not UTF-8 becomes U+FFFD. Raises UserError for what is neither text nor bytes."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        raise UserError(f"{value!r} is not text but of type {type(value).__name__}")
+    return value.decode("utf-8", errors="replace")
 
 
 def column(columns: Columns, name: str, split: str) -> Any:

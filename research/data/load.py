@@ -30,7 +30,7 @@ from research.data.sources import tfds_source
 from research.data.sources.bundled import BUNDLED, class_names
 from research.data.sources.line import line
 from research.data.sources.python_docs import python_docs
-from research.data.sources.sentiment import sentiment
+from research.data.sources.sentiment import SENTIMENTS, sentiment
 from research.data.splits import BySplit
 from research.data.text.bag_of_words import BagOfWords
 from research.data.text.masked_lm import MaskedLanguageModel
@@ -165,6 +165,8 @@ def keep_signature(dataset: Dataset, section: Mapping[str, Any], assets: Path) -
 
 def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
     """The names of the classes of a dataset's label column, in order; None where they are not known."""
+    if name == "sentiment":
+        return SENTIMENTS
     if name in SOURCES:
         return class_names(name) or None
     return tfds_source.label_names(name, data_dir, column)

@@ -19,6 +19,8 @@ TRAIN_SIZE = 60_000
 VALIDATION_SIZE = 2_000
 SEED = 2018
 
+SENTIMENTS = ("negative", "positive")  # the labels 0 and 1
+
 # Longer sentences are thrown away: short rows are what makes training quick.
 MAX_WORDS = 24
 

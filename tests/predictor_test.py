@@ -1,0 +1,125 @@
+"""A run predicts what it evaluated, from raw inputs and its directory alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from research.base.errors import UserError
+from research.data import load as data
+from research.inference.predictor import Predictor
+from research.runs.rundir import RunDir
+from research.training.loop import train_and_evaluate
+from tests import tiny
+
+
+def _bag():
+    from configs import logistic_sst2
+
+    config = logistic_sst2.get_config("embedded")
+    config.data.transform.buckets = config.model.num_features = 2**10
+    return config
+
+
+def _linear():
+    from configs import linear_diabetes
+
+    config = linear_diabetes.get_config()
+    config.train.update(steps=3, epochs=None)
+    return config
+
+
+def _seeds():
+    config = tiny.logistic(steps=5)
+    config.train.seeds = 2
+    return config
+
+
+FAMILIES = {
+    "packed text": lambda: tiny.bert(steps=2),
+    "text": lambda: tiny.bert(steps=2, batch_size=16),
+    "bag of words": _bag,
+    "masked text": lambda: tiny.mlm(steps=2),
+    "images": lambda: tiny.resnet(steps=2),
+    "pixels": lambda: tiny.logistic(steps=5),
+    "features": _linear,
+    "seeds": _seeds,
+}
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """From then on no dataset can be read."""
+
+    def gone(*_, **__):
+        raise AssertionError("the dataset was read")
+
+    def hide():
+        monkeypatch.setattr(data, "raw", gone)
+        monkeypatch.setattr(data, "SOURCES", {})
+        monkeypatch.setattr(data.tfds_source, "load", gone)
+
+    return hide
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
+    config = FAMILIES[family]()
+    split = config.eval.splits[0]
+    train_and_evaluate(config, tmp_path, show=False)
+    written = RunDir.open(tmp_path).predictions(split)
+    columns = data.raw(config.data.name, None)[split]
+    inputs = {name: columns[name] for name in config.data.transform.inputs}
+    no_data()
+    predictor = Predictor.open(tmp_path)
+    found = json.loads(json.dumps(predictor.predict(inputs)))
+    assert len(found) == len(written) > 10
+    for record, other in zip(found, written, strict=True):
+        record.pop("label_name", None)
+        if family == "seeds":  # the records have a list of both, the predictor is of the first
+            other = {name: value[0] if isinstance(value, list) else value for name, value in other.items()}
+            assert record["prediction"] == other["prediction"]
+            np.testing.assert_allclose(record["scores"], other["scores"], rtol=1e-5)  # another program
+            continue
+        if family != "masked text":  # whose labels are its tokens
+            other.pop("label")
+        assert record == other
+
+
+def test_what_a_predictor_reads_is_told(tmp_path):
+    train_and_evaluate(tiny.bert(steps=1), tmp_path, show=False)
+    predictor = Predictor.open(tmp_path)
+    signature = predictor.signature
+    assert (signature.kind, signature.inputs, signature.label) == ("text", ("sentence",), "label")
+    assert signature.label_names == ("negative", "positive")
+    assert signature.label_dtype == "int32"
+    assert predictor.step == 1
+    (record,) = predictor.predict({"sentence": ["a fine film"]})
+    assert record["label_name"] == signature.label_names[record["prediction"]]
+    assert predictor.predict({"sentence": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "key"),
+    [({}, "'sentence'"), ({"text": ["a"]}, "'sentence'"), ({"sentence": [3]}, "3")],
+)
+def test_what_it_can_not_read_is_one_line(columns, key, tmp_path):
+    train_and_evaluate(tiny.bert(steps=1), tmp_path, show=False)
+    with pytest.raises(UserError, match=key) as error:
+        Predictor.open(tmp_path).predict(columns)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_lost_its_assets_is_one_line(tmp_path):
+    train_and_evaluate(tiny.bert(steps=1), tmp_path, show=False)
+    (tmp_path / "assets/tokenizer.json").unlink()
+    with pytest.raises(UserError, match="assets"):
+        Predictor.open(tmp_path)
+
+
+def test_a_run_of_before_has_no_signature_and_predicts(tmp_path):
+    train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
+    columns = data.raw("digits", None)["test"]
+    before = Predictor.open(tmp_path).predict({"image": columns["image"]})
+    (tmp_path / "assets/encoder.json").unlink()
+    assert Predictor.open(tmp_path).predict({"image": columns["image"]}) == before
