@@ -40,7 +40,7 @@ from typing import Any
 from parts import Deadline, Line, Writer, deadlines, run_part, serve_part
 
 # Each part's share of the time; the module and the function of each part.
-BUDGETS = {"environment": 30, "correctness": 65, "resume": 120, "bert": 240, "resnet": 180, "attention": 80}
+BUDGETS = {"environment": 25, "correctness": 45, "resume": 80, "bert": 155, "resnet": 115, "attention": 50}
 FUNCTIONS = {
     "environment": ("accelerator_checks", "environment"),
     "correctness": ("accelerator_checks", "correctness"),
