@@ -5,8 +5,8 @@ from ml_collections.config_dict import placeholder
 
 
 def defaults() -> ConfigDict:
-    """The sections `model`, `task` and `data` are each experiment's own."""
-    return ConfigDict(
+    """The sections `model`, `task` and `data.transform` are each experiment's own. Other keys can't be added."""
+    config = ConfigDict(
         {
             "preset": "embedded",
             "seed": 0,
@@ -33,6 +33,7 @@ def defaults() -> ConfigDict:
                 # transform learns (a vocabulary, means) comes from the whole split all the same.
                 "train_fraction": 1.0,
                 "workers": 0,  # processes that make batches; 0: a thread of the training process does
+                "transform": {},
             },
             "optimizer": {
                 # adamw, lamb, sgd; or a solver, whose one step fits all training examples: closed_form, lbfgs
@@ -105,6 +106,7 @@ def defaults() -> ConfigDict:
             },
         }
     )
+    return config.lock()
 
 
 def classification() -> ConfigDict:

@@ -4,11 +4,12 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from research.base.errors import UserError
-from research.base.registry import nearest
+from research.base.registry import ALIASES, nearest
 from research.devices.platform import prepare_process
 
 
@@ -76,7 +77,7 @@ def parse(
         name = other.split("=")[0]
         if passed_on and "." in name:
             raise UserError(f"unknown flag {name!r}; config keys are written {passed_on}{name.lstrip('-')}=VALUE")
-        raise UserError(f"unknown flag {name!r}; {nearest(name, known)}")
+        raise UserError(f"unknown flag {name!r}; {_hint(name, known, passed_on)}")
     for name, value in vars(arguments).items():
         if value == "" or (isinstance(value, list) and "" in value):  # as of a shell's variable that is not set
             raise UserError(f"--{name} is empty; give it a value or leave it out")
@@ -89,18 +90,74 @@ def parse(
     return arguments, others
 
 
+def _hint(name: str, known: list[str], passed_on: str | None) -> str:
+    """The nearest flag; or else, of a shell that takes overrides, the config keys that the name may be short for."""
+    meant = ALIASES.get(name.lstrip("-").lower().replace("-", "_"), ())
+    if passed_on and any("." in key for key in meant):  # the others are no keys, but names that a key may have
+        return f"did you mean {' or '.join(repr(passed_on + key) for key in meant)}?"
+    hint = nearest(name, known)
+    return f"{hint}; config keys are written {passed_on}KEY=VALUE" if passed_on and hint.startswith("known") else hint
+
+
+# The packages whose name is not that of the module, and those that only an extra of pyproject.toml brings.
+_PACKAGES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "array_record": "array-record",
+    "ml_collections": "ml-collections",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+_EXTRAS = {
+    **dict.fromkeys(("torch", "transformers"), "parity"),
+    **dict.fromkeys(("ipykernel", "nbclient", "nbformat", "notebook"), "notebooks"),
+}
+_OWN = ("benchmarks", "configs", "research", "tests")
+
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """What to do about a package that can't be imported, in one line; None where a module of our own can't be."""
+    while isinstance(error, ModuleNotFoundError) and not error.name:  # as JAX's, which is raised from jaxlib's
+        error = error.__cause__
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    module = error.name.split(".")[0]
+    if module in _OWN:
+        return None
+    what = f"'.[{_EXTRAS[module]}]'" if module in _EXTRAS else "."
+    return f"the package {_PACKAGES.get(module, module)} is not installed: pip install -e {what}"
+
+
+def _missing_platform(error: Exception) -> str | None:
+    """What to do about a JAX_PLATFORMS that JAX can't start, in one line; None for any other error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    asked = os.environ.get("JAX_PLATFORMS")
+    if not asked or not frame.f_code.co_filename.endswith("xla_bridge.py"):
+        return None
+    extra = {"cuda": "gpu", "gpu": "gpu", "tpu": "tpu"}.get(asked.split(",")[0])
+    needs = f"it needs the hardware and its package: pip install -e '.[{extra}]'" if extra else "unset it"
+    return f"JAX_PLATFORMS={asked} is unavailable here; {needs}"
+
+
 def run(main: Callable[[], int]) -> None:
     """Runs a shell and exits: 0, 2 with one line for what the user can mend, 130 after Ctrl-C; a bug has its trace."""
     # What native libraries log at start-up is not for users; a setting of their own stays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    prepare_process()
     try:
+        prepare_process()
         sys.exit(main())
     except UserError as error:
         if "--debug" in sys.argv:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (ModuleNotFoundError, RuntimeError, AssertionError) as error:
+        missing = _missing_package(error) if isinstance(error, ModuleNotFoundError) else _missing_platform(error)
+        if missing is None or "--debug" in sys.argv:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if "--debug" in sys.argv:

@@ -3,20 +3,24 @@
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from research.base.errors import UserError
 from research.base.paths import expanded
-from research.base.registry import nearest
+from research.base.registry import keys_of, nearest
 from research.base.trees import flatten
+from research.core.tasks import TASKS
 from research.data import load as data
-from research.overrides import by_class, declared, parse
+from research.models import MODELS
+from research.overrides import Declared, accepted, by_class, declared, parse
 from research.runs.rundir import RETIRED_KEYS
 from research.training.limits import check_values
 
@@ -49,7 +53,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
         preset, note = _choose(path, module, overrides)
     elif preset not in module.PRESETS:
         raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
-    config = module.get_config(preset)
+    config = _get_config(path, module, preset)
     given = _override(config, overrides)
     check_values(config.to_dict())
     return Experiment(config, path.stem, note, given)
@@ -99,7 +103,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
     """
     if module.FULL == "embedded":
         return module.FULL, None
-    full = module.get_config(module.FULL)
+    full = _get_config(path, module, module.FULL)
     given = _override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
     lacking, others = unavailable(full), [("the full job", module.FULL)]
     for key, reason in lacking.items():
@@ -123,7 +127,8 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
 
 def _import(path: Path) -> ModuleType:
     if not os.path.isfile(path):  # False too where the path itself is not valid
-        near = nearest(path.name, [file.name for file in path.parent.glob("*.py") if file.stem != "__init__"])
+        names = [file.name for file in path.parent.glob("*.py") if file.stem != "__init__"]
+        near = nearest(path.name, names, whole=True)
         raise UserError(f"config file {path} does not exist; {near}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None:
@@ -133,11 +138,101 @@ def _import(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"config file {path} can't be read: {type(error).__name__}: {error}") from error
+        file, line = _place(path, error)
+        where = f" ({file}, line {line})" if line else ""
+        raise UserError(f"config file {path} can't be read: {type(error).__name__}: {error}{where}") from error
     missing = [name for name in ("get_config", "PRESETS", "FULL") if not hasattr(module, name)]
     if missing:
         raise UserError(f"config file {path} lacks {', '.join(missing)}")
     return module
+
+
+def _get_config(path: Path, module: ModuleType, preset: str) -> ConfigDict:
+    """The file's config, locked: keys that it lacks can't be set. Raises UserError for what goes wrong in the file."""
+    try:
+        config = module.get_config(preset)
+    except UserError:
+        raise
+    except Exception as error:
+        file, line = _place(path, error)
+        raise UserError(f"config file {file}, line {line}: {_explained(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config file {path}: get_config gives a {type(config).__name__}; it must give a ConfigDict")
+    for section, function in _built(config).items():
+        part, takes = config[section], keys_of(function)
+        for key in sorted(set(part) - {"name", *takes}):
+            if f"{section}.{key}" not in RETIRED_KEYS:
+                raise UserError(
+                    f"config file {path}: {section}.{key} is not a key of {part.name!r}; "
+                    f"{nearest(f'{section}.{key}', [f'{section}.{name}' for name in takes])}"
+                )
+    # `lock` alone does nothing where the whole is locked already, which a section that replaced one need not be.
+    return config.unlock().lock()
+
+
+def _place(path: Path, error: Exception) -> tuple[Path, int | None]:
+    """The config file, or one beside it that it imports, and the line in it where an error was raised, if any was."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = Path(frame.f_code.co_filename)
+        if file.absolute().parent == path.absolute().parent:
+            return path.with_name(file.name), line
+    return path, None
+
+
+def _explained(error: Exception) -> str:
+    """What an error means, in one line. ConfigDict's own say it in several, and don't name the section."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = frames[-1].f_locals
+    section, key = names.get("self"), names.get("key", names.get("attribute"))
+    if isinstance(section, ConfigDict) and isinstance(key, str):
+        root, prefix = _root(section, frames)
+        known = declared(root)
+        if key not in section:
+            return f"{prefix + key!r} is unknown; {nearest(prefix + key, {*known, *_sections(root)})}"
+        if isinstance(error, TypeError) and prefix + key in known:
+            return f"{prefix}{key} is {names.get('value')!r}; it must be {known[prefix + key].wanted}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _root(section: ConfigDict, frames: Iterable[FrameType]) -> tuple[ConfigDict, str]:
+    """The whole config that some frame has and `section` is in, and the section's place in it: "train."."""
+    for frame in frames:
+        for value in frame.f_locals.values():
+            if isinstance(value, ConfigDict):
+                for name, part in {"": value, **_sections(value)}.items():
+                    if part is section:
+                        return value, f"{name}." if name else ""
+    return section, ""
+
+
+def _sections(config: ConfigDict) -> dict[str, ConfigDict]:
+    return dict(_walk(config))
+
+
+def _walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict]]:
+    for key, value in config.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict):
+            yield prefix + key, value
+            yield from _walk(value, f"{prefix}{key}.")
+
+
+# What a section's `name` is looked up in.
+_TABLES: dict[str, Mapping[str, Any]] = {"model": MODELS, "task": TASKS, "data.transform": data.TRANSFORMS}
+
+
+def _built(config: ConfigDict, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What each section of _TABLES is a call of, by the section. `names` ("model.name") come before the config's."""
+    listed = {key: value.value for key, value in declared(config).items()} | dict(names or {})
+    named = {section: table.get(str(listed.get(f"{section}.name"))) for section, table in _TABLES.items()}
+    return {section: function for section, function in named.items() if function is not None}
+
+
+def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
+    """The keys that overrides may set: those that the config lists, and all that its model, task and transform take."""
+    known: dict[str, Declared] = {}
+    for section, function in _built(config, {key: text for key, _, text in map(_parsed, overrides)}).items():
+        known |= {f"{section}.{key}": value for key, value in accepted(keys_of(function)).items()}
+    return known | declared(config)
 
 
 # Of each pair one is given, and the other is None.
@@ -162,7 +257,9 @@ def _parsed(override: str) -> tuple[str, str, str]:
 def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     """Applies "key=value" strings in place -> the keys they set."""
     values: dict[str, Any] = {}
-    known = declared(config)
+    known = _known(config, overrides)
+    packs = "train.batch_rows" in known and known["train.batch_rows"].value is not None
+    unlikely = () if packs else ("train.batch_rows",)
     for override in overrides:
         key, equals, text = _parsed(override)
         if not equals:
@@ -170,7 +267,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
         if key in RETIRED_KEYS:
             continue
         if key not in known:
-            raise UserError(f"config key {key!r} is unknown; {nearest(key, known)}")
+            raise UserError(f"config key {key!r} is unknown; {nearest(key, known, unlikely=unlikely)}")
         if key == "preset":
             raise UserError(f"preset is chosen with the file: --config=FILE:{text}")
         values[key] = parse(key, text, known[key])
@@ -185,15 +282,18 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     if any(values.get(key) is not None for key in _PENALTIES):
         values = {**_PENALTIES, **values}
     for key, value in values.items():
-        _set(config, key, value)
+        _set(config, key, value, known[key])
     for key, value in values.items():
         if isinstance(value, dict):
-            _set(config, key, by_class(key, value, config.model.get("num_classes")))
+            _set(config, key, by_class(key, value, config.model.get("num_classes")), known[key])
     return given
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
+def _set(config: ConfigDict, key: str, value: Any, declared: Declared) -> None:
     *sections, name = key.split(".")
     for section in sections:
         config = config[section]
-    config[name] = value
+    with config.unlocked():
+        if name not in config and declared.optional:
+            config[name] = placeholder(declared.kind)
+        config[name] = value

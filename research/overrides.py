@@ -5,6 +5,9 @@ A key may be None where the config declares it as `placeholder(type)`, whatever 
 
 import ast
 import dataclasses
+import inspect
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,24 +21,28 @@ _ITEMS: dict[Any, str] = {int: "integers", float: "numbers", str: "names", tuple
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a config says of a key: its `kind` (a type, `object` for any), its value, and whether it may be None."""
+    """What a config says of a key: its `kind` (a type, `object` for any), its value, and whether it may be None.
+
+    `of`: the type of a tuple's items, where the value does not show it.
+    """
 
     kind: type
     value: Any
     optional: bool
+    of: type | None = None
 
     @property
     def items(self) -> type | None:
-        """The type of a tuple's items, where the config shows it."""
-        types = {type(item) for item in self.value} if isinstance(self.value, tuple) else set()
-        return types.pop() if len(types) == 1 else None
+        """The type of a tuple's items, where it is known."""
+        kinds = {type(item) for item in self.value} if isinstance(self.value, tuple) else set()
+        return kinds.pop() if len(kinds) == 1 else self.of
 
     @property
     def wanted(self) -> str:
         """What a value must be, for an error message."""
         what = _WANTED.get(self.kind, "a number, text or a tuple of them")
         if self.items in _ITEMS:
-            what += f" of {_ITEMS[self.items]}, such as {self.value!r}"
+            what += f" of {_ITEMS[self.items]}" + (f", such as {self.value!r}" if self.value else "")
         return what + (", or None" if self.optional else "")
 
 
@@ -50,6 +57,27 @@ def declared(config: ConfigDict, prefix: str = "") -> dict[str, Declared]:
         else:
             found[prefix + key] = Declared(object if field is None else type(field), field, optional=field is None)
     return found
+
+
+def accepted(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Declared]:
+    """What a config may declare for these parameters, by their annotations; nothing of those that are not for one."""
+    found = {key: _accepted(parameter.annotation, parameter.default) for key, parameter in parameters.items()}
+    return {key: declared for key, declared in found.items() if declared}
+
+
+def _accepted(annotation: Any, default: Any) -> Declared | None:
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    choices = set(typing.get_args(annotation)) if union else {annotation}
+    kinds = choices - {types.NoneType}
+    if not all((typing.get_origin(kind) or kind) in _PARSERS for kind in kinds):
+        return None
+    value = None if default is inspect.Parameter.empty else default
+    optional = types.NoneType in choices
+    if len(kinds) > 1:
+        return Declared(object, value, optional)
+    (kind,) = kinds
+    items = {typing.get_origin(item) or item for item in typing.get_args(kind) if item is not ...}
+    return Declared(typing.get_origin(kind) or kind, value, optional, items.pop() if len(items) == 1 else None)
 
 
 def parse(key: str, text: str, declared: Declared) -> Any:

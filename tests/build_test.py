@@ -1,4 +1,5 @@
 import functools
+import re
 
 import pytest
 
@@ -41,8 +42,104 @@ def test_a_section_that_does_not_fit_is_one_line(section, message):
         build(TABLE, section, "thing", split="train")
 
 
+KEYS = (
+    "data.name model.name model.num_heads optimizer.name optimizer.learning_rate optimizer.weight_decay dtype seed "
+    "optimizer.warmup_fraction train.batch_size train.batch_rows eval.batch_size train.steps train.epochs train.seeds "
+    "eval.patience model.dropout task.label_smoothing eval.every_steps checkpoint.every_steps"
+).split()
+
+
+def _suggested(word, known, **options):
+    hint = nearest(word, known, **options)
+    return re.findall("'([^']*)'", hint) if "known:" not in hint else None
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "suggested"),
+    [
+        ("digit", ["digits", "iris", "diabetes"], ["digits"]),
+        ("resent", ["resnet", "bert", "mlp"], ["resnet"]),
+        ("Adamw", ["adamw", "lamb"], ["adamw"]),
+        ("SGD", ["adamw", "lamb", "sgd"], ["sgd"]),
+        ("sdg", ["adamw", "lamb", "sgd"], ["sgd"]),
+        ("valid", ["train", "validation", "test"], ["validation"]),
+        ("resnet-50", ["resnet20", "resnet50"], ["resnet50"]),
+        ("optimiser.learning_rate", KEYS, ["optimizer.learning_rate"]),
+        ("learning_rate", KEYS, ["optimizer.learning_rate"]),
+        ("Optimizer.Weight-Decay", KEYS, ["optimizer.weight_decay"]),
+        ("trian.steps", KEYS, ["train.steps"]),
+        ("evaluation.batch_size", KEYS, ["eval.batch_size"]),
+        ("modle.name", KEYS, ["model.name"]),
+        ("model.heads", KEYS, ["model.num_heads"]),
+        ("every_steps", KEYS, ["checkpoint.every_steps", "eval.every_steps"]),
+        ("transformer", ["bert", "mlp", "resnet"], None),
+        ("rmsprop", ["adamw", "lamb", "sgd"], None),
+        ("logger", [*KEYS, "train.log_every"], None),
+        ("train.strategy", KEYS, None),
+        ("x" * 5000, KEYS, None),
+        ("", KEYS, None),
+    ],
+)
+def test_a_hint_names_only_what_is_alike(word, known, suggested):
+    assert _suggested(word, known) == suggested
+
+
+@pytest.mark.parametrize(
+    ("word", "suggested"),
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("LR", "optimizer.learning_rate"),
+        ("train.lr", "optimizer.learning_rate"),
+        ("wd", "optimizer.weight_decay"),
+        ("warmup", "optimizer.warmup_fraction"),
+        ("bs", "train.batch_size"),
+        ("batch_size", "train.batch_size"),
+        ("epochs", "train.epochs"),
+        ("num_epochs", "train.epochs"),
+        ("max_epochs", "train.epochs"),
+        ("max-steps", "train.steps"),
+        ("dropout", "model.dropout"),
+        ("dataset", "data.name"),
+        ("model", "model.name"),
+        ("optimizer", "optimizer.name"),
+        ("bf16", "dtype"),
+        ("precision", "dtype"),
+        ("patience", "eval.patience"),
+        ("random_seed", "seed"),
+    ],
+)
+def test_short_names_of_keys(word, suggested):
+    assert _suggested(word, KEYS)[0] == suggested
+
+
+def test_short_names_of_names_and_in_a_section():
+    assert _suggested("adam", ["adamw", "sgd"]) == ["adamw"]
+    assert _suggested("cross_entropy", ["classification", "regression"]) == ["classification"]
+    assert _suggested("mse", ["classification", "regression"]) == ["regression"]
+    assert _suggested("lr", ["learning_rate", "momentum"]) == ["learning_rate"]
+    assert _suggested("lr", ["a", "b"]) is None
+
+
+def test_an_alias_leaves_out_what_is_unlikely():
+    assert _suggested("bs", KEYS) == ["train.batch_size", "train.batch_rows"]
+    assert _suggested("bs", KEYS, unlikely=("train.batch_rows",)) == ["train.batch_size"]
+
+
+def test_a_name_with_a_dot_may_be_one_word():
+    assert _suggested("other.py", ["on.py", "bert_sst2.py"], whole=True) is None
+    assert _suggested("bert_sst.py", ["on.py", "bert_sst2.py"], whole=True) == ["bert_sst2.py"]
+
+
 def test_with_nothing_near_all_are_named():
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    many = nearest("zzz", [f"{letter}1" for letter in "abcdefghijklmno"])
+    assert "a1" in many
+    assert "l1" in many
+    assert "m1" not in many
+    assert "3 more" in many
+    own = nearest("task.zzz", KEYS)
+    assert "task.label_smoothing" in own
+    assert "train" not in own
     assert lookup({"a": 1}, "a", "letter") == 1
 
 

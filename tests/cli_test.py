@@ -109,6 +109,10 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
             "preset is chosen with the file",
         ),
         (["research.train", "--confg=configs/linear_diabetes.py"], "did you mean '--config'?"),
+        (["research.train", "--lr=1"], "'--config.optimizer.learning_rate'"),
+        (["research.train", "--batch-size=8"], "'--config.train.batch_size'"),
+        (["research.train", "--zzz=8"], "--config.KEY=VALUE"),
+        (["research.evaluate", "--lr=1"], "known: --checkpoint"),
         (["research.train", "--workdir=x"], "--config is missing"),
         (["research.train", "--config=configs/linear_line.py", "--workdir="], "--workdir is empty"),
         (["research.train", "--config=x.py", "--optimizer.name=sgd"], "written --config.optimizer.name=VALUE"),
@@ -142,6 +146,82 @@ def test_an_error_of_a_process_of_its_own(tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert "Traceback" in _python(*command, "--debug").stderr
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "command"),
+    [
+        ("tokenizers", "tokenizers", "pip install -e ."),
+        ("sklearn.datasets", "scikit-learn", "pip install -e ."),
+        ("torch", "torch", "pip install -e '.[parity]'"),
+        ("nbclient", "nbclient", "pip install -e '.[notebooks]'"),
+    ],
+)
+def test_a_missing_package_is_one_line(module, package, command, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(lambda: _raise(ModuleNotFoundError(f"No module named {module!r}", name=module)))
+    err = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert len(err.splitlines()) == 1
+    assert f" {package} " in err
+    assert err.endswith(f"{command}\n")
+
+
+def test_a_missing_module_of_our_own_and_other_errors_have_their_trace(monkeypatch):
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for error in (
+        ModuleNotFoundError("no", name="research.nothing"),
+        ModuleNotFoundError("no"),
+        RuntimeError("no"),
+        AssertionError(),
+    ):
+        with pytest.raises(type(error)):
+            cli.run(lambda error=error: _raise(error))
+    monkeypatch.setattr(sys, "argv", ["train", "--debug"])
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(lambda: _raise(ModuleNotFoundError("no", name="tokenizers")))
+
+
+# Imports of a package that is not there, as in an environment that is installed in part.
+HALF_INSTALLED = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {missing!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Missing())
+from research import cli, train
+sys.argv = ["train", "--config=configs/linear_line.py", "--workdir=" + sys.argv[1]]
+cli.run(train.main)
+"""
+
+
+@pytest.mark.parametrize("missing", ["ml_collections", "jaxlib"])
+def test_a_half_installed_environment(missing, tmp_path):
+    """JAX's own error for jaxlib does not say which package; what raised it does."""
+    result = _python("-c", HALF_INSTALLED.format(missing=missing), str(tmp_path / "run"))
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert missing.replace("_", "-") in line
+    assert "pip install -e ." in line
+
+
+def test_a_platform_that_jax_cannot_start_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    result = _python("-m", "research.train", "--config=configs/linear_line.py", f"--workdir={tmp_path}/run")
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert "JAX_PLATFORMS=tpu" in line
+    assert "[tpu]" in line
+    assert "Traceback" not in result.stderr
 
 
 def test_ctrl_c_is_one_line(capsys):

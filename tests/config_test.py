@@ -1,5 +1,8 @@
 import pytest
+from ml_collections import ConfigDict
 
+from configs import logistic_digits
+from configs.defaults import defaults
 from research.base.errors import UserError
 from research.config import load
 from research.data import load as data
@@ -125,3 +128,130 @@ def test_one_penalty_takes_the_place_of_another():
     assert (section.weight_decay, section.C, section.alpha) == (0.01, None, None)
     assert load("configs/logistic_iris.py", ["optimizer.C=None"]).config.optimizer.C is None
     assert load("configs/logistic_iris.py", ["optimizer.C=3"]).config.optimizer.C == 3
+
+
+CONFIG_FILE = """from ml_collections import ConfigDict
+from configs import logistic_digits
+PRESETS = ("embedded",)
+FULL = "embedded"
+def get_config(preset=""):
+    config = logistic_digits.get_config("embedded")
+    config.task = ConfigDict({"name": "classification"})
+    STATEMENT
+    return config
+"""
+
+
+@pytest.fixture
+def with_statement(tmp_path):
+    """A config file with a statement of its own, on line 8."""
+
+    def write(statement):
+        path = tmp_path / "own.py"
+        path.write_text(CONFIG_FILE.replace("STATEMENT", statement))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("statement", "key", "near"),
+    [
+        ("config.optimzer.learning_rate = 1", "optimzer", "optimizer"),
+        ("config.optimizer.learningrate = 1", "optimizer.learningrate", "optimizer.learning_rate"),
+        ("config.train.step = 5", "train.step", "train.steps"),
+        ("config['train']['step'] = 5", "train.step", "train.steps"),
+        ("config.eval.update(split=('test',))", "eval.split", "eval.splits"),
+        ("config.lr = 1", "lr", "optimizer.learning_rate"),
+        ("config.train.wd = 1", "train.wd", "optimizer.weight_decay"),
+        ("config.train.steps = 'many'", "train.steps", "many"),
+    ],
+)
+def test_a_config_files_own_typos_are_one_line(statement, key, near, with_statement):
+    with pytest.raises(UserError, match=r"own\.py, line 8: ") as caught:
+        load(with_statement(statement))
+    message = str(caught.value)
+    assert key in message
+    assert f"'{near}'" in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("config.model.num_clases = 3", r"own\.py.*model\.num_clases .*'model\.num_classes'"),
+        ("no_such_name", r"own\.py, line 8.*NameError.*no_such_name"),
+        ("return None", r"own\.py.*NoneType"),
+    ],
+)
+def test_what_else_goes_wrong_in_a_config_file(statement, message, with_statement):
+    with pytest.raises(UserError, match=message):
+        load(with_statement(statement))
+
+
+def test_an_error_in_a_config_that_another_imports_names_that_file(tmp_path, monkeypatch):
+    (tmp_path / "base_of_own.py").write_text(CONFIG_FILE.replace("STATEMENT", "config.train.step = 5"))
+    (tmp_path / "own.py").write_text(
+        "import base_of_own\nPRESETS, FULL = ('embedded',), 'embedded'\nget_config = base_of_own.get_config\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"base_of_own\.py, line 8"):
+        load(str(tmp_path / "own.py"))
+
+
+def test_an_error_at_import_names_its_line(tmp_path):
+    (tmp_path / "broken.py").write_text("\n1 / 0")
+    with pytest.raises(UserError, match=r"broken\.py.*ZeroDivisionError.*line 2"):
+        load(str(tmp_path / "broken.py"))
+
+
+def test_no_key_can_be_added_by_mistake(with_statement):
+    """Neither to a config that was loaded nor to what a config file starts from; a section can be replaced."""
+    for config in (load(with_statement("pass")).config, defaults(), logistic_digits.get_config()):
+        for section, key in ((config.train, "step"), (config, "optimzer")):
+            with pytest.raises(AttributeError, match=key):
+                setattr(section, key, 1)
+        config.model = ConfigDict({"name": "mlp"})
+        config.train.steps = 5
+
+
+def test_any_field_can_be_overridden(with_statement):
+    """Of the model, the task and the transform, listed or not; the type is the annotation's."""
+    path = with_statement("del config.data.transform['label']")
+    task = load(path, ["task.class_weight=balanced", "task.label_smoothing=1"]).config.task
+    assert task.to_dict() == {"name": "classification", "class_weight": "balanced", "label_smoothing": 1.0}
+    assert type(task.label_smoothing) is float
+    assert load(path, ["task.class_weight={1: 2}"]).config.task.class_weight[:3] == (1.0, 2, 1.0)
+    assert load(path, ["task.class_weight=None"]).config.task.class_weight is None
+    assert load(path, ["data.transform.label=x"]).config.data.transform.label == "x"
+    loaded = load(path, ["model.name=resnet20", "model.test_flip=True", "model.mean=3"])
+    assert (loaded.config.model.test_flip, loaded.config.model.mean) == (True, (3.0,))
+    assert loaded.given == {"model.name", "model.test_flip", "model.mean"}
+    config = load(path, ["task.name=regression", "task.hidden_label=-1"]).config
+    assert (config.task.hidden_label, config.is_locked, config.task.is_locked) == (-1.0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["task.class_weights=balanced"], ["task.class_weights", "'task.class_weight'"]),
+        (["task.label_smoothing=None"], ["task.label_smoothing", "None"]),
+        (["task.label_smoothing=much"], ["task.label_smoothing", "'much'"]),
+        (["task.label_smoothing=2"], ["task.label_smoothing", "2"]),
+        (["model.test_flip=True"], ["model.test_flip", "model.num_classes"]),
+        (["model.name=mlp", "model.hidden_sizes=x"], ["model.hidden_sizes", "'x'", "integers"]),
+        (["data.transform.kept=x"], ["data.transform.kept", "data.transform.mean"]),
+        (["model.dtype=float32"], ["model.dtype", "'dtype'"]),
+    ],
+)
+def test_what_is_no_field_or_no_value_of_it_is_an_error(overrides, named, with_statement):
+    with pytest.raises(UserError) as caught:
+        load(with_statement("pass"), overrides)
+    assert all(name in str(caught.value) for name in named)
+
+
+@pytest.mark.parametrize(("config", "packs"), [("configs/bert_sst2.py:embedded", True), (DIABETES, False)])
+def test_rows_are_hinted_at_where_the_config_packs(config, packs):
+    with pytest.raises(UserError, match=r"'bs'.*'train\.batch_size'") as caught:
+        load(config, ["bs=8"])
+    assert ("train.batch_rows" in str(caught.value)) == packs
