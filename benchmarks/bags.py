@@ -28,7 +28,6 @@ def ours(_: argparse.Namespace) -> Measure:
 
     from research.config import load
     from research.devices.sharding import put_batch
-    from research.inference.evaluation import evaluate
     from research.training.experiment import prepare
 
     def measure(setting: str, fits: int) -> dict[str, float]:
@@ -45,7 +44,7 @@ def ours(_: argparse.Namespace) -> Measure:
             began = time.perf_counter()
             state, scores = jax.block_until_ready(step(state, batch))
             seconds += time.perf_counter() - began
-        values, _ = evaluate(experiment, state, experiment.config.eval.splits[0])
+        values, _ = experiment.evaluate(state, experiment.config.eval.splits[0])
         return {
             "seconds": seconds,
             "examples": fits * len(experiment.streams("train").examples),

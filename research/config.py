@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 
 from research.base.errors import UserError
 from research.base.paths import expanded
-from research.base.registry import keys_of, nearest
+from research.base.registry import config_keys, nearest
 from research.base.trees import flatten
 from research.core.tasks import TASKS
 from research.data import load as data
@@ -26,17 +26,17 @@ from research.training.limits import check_values
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A config; `name` is its file's. `note` says why `embedded` stands in for the full size, if it does; `given` are
+class LoadedConfig:
+    """A config, and the `file` that it comes from. `note` says why `embedded` stands in for the full size, if it does; `given` are
     the keys that overrides set. Where the config has `init_from`, research/interop/pretrained.py resolves it."""
 
     config: ConfigDict
-    name: str
+    file: Path
     note: str | None
     given: frozenset[str]
 
 
-def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
+def load(spec: str, overrides: Iterable[str] = ()) -> LoadedConfig:
     """Loads "path/to/file.py:preset"; ":auto" and no preset mean the full size where it is available, else `embedded`.
 
     Args:
@@ -56,7 +56,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Experiment:
     config = _get_config(path, module, preset)
     given = _override(config, overrides)
     check_values(config.to_dict())
-    return Experiment(config, path.stem, note, given)
+    return LoadedConfig(config, path.absolute(), note, given)
 
 
 def _parts(spec: str) -> tuple[Path, str]:
@@ -159,7 +159,7 @@ def _get_config(path: Path, module: ModuleType, preset: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file {path}: get_config gives a {type(config).__name__}; it must give a ConfigDict")
     for section, function in _built(config).items():
-        part, takes = config[section], keys_of(function)
+        part, takes = config[section], config_keys(function)
         for key in sorted(set(part) - {"name", *takes}):
             if f"{section}.{key}" not in RETIRED_KEYS:
                 raise UserError(
@@ -231,7 +231,7 @@ def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
     """The keys that overrides may set: those that the config lists, and all that its model, task and transform take."""
     known: dict[str, Declared] = {}
     for section, function in _built(config, {key: text for key, _, text in map(_parsed, overrides)}).items():
-        known |= {f"{section}.{key}": value for key, value in accepted(keys_of(function)).items()}
+        known |= {f"{section}.{key}": value for key, value in accepted(config_keys(function)).items()}
     return known | declared(config)
 
 

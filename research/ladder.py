@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     from research.analysis.ladder import LADDERS, Rung, run_ladder, table
     from research.config import load
     from research.interop import pretrained
-    from research.solvers import SOLVERS
     from research.training.loop import train_and_evaluate
+    from research.training.method import is_deterministic
 
     ladder = lookup(LADDERS, arguments.dataset, "--dataset")
     names = arguments.rungs.split(",") if arguments.rungs else list(ladder.rungs)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.data_dir:
             overrides.append(f"data.data_dir={arguments.data_dir}")
         config = load(rung.config, overrides).config
-        if config.optimizer.name not in SOLVERS:
+        if not is_deterministic(config.optimizer.name):
             overrides.append(f"train.seeds={seeds}")
         if config.init_from and arguments.init_from:
             overrides.append(f"init_from={arguments.init_from}")

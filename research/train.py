@@ -30,22 +30,29 @@ def main(argv: list[str] | None = None) -> int:
     from research.config import load
     from research.training.loop import train_and_evaluate
 
-    experiment = load(arguments.config, overrides)
-    if experiment.note:
-        print(experiment.note, flush=True)
+    loaded = load(arguments.config, overrides)
+    if loaded.note:
+        print(loaded.note, flush=True)
     if stop:
         return 128 + stop[0]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    workdir = arguments.workdir or Path("runs") / f"{experiment.name}-{experiment.config.preset}-{now}"
-    config, initial = experiment.config, None
+    workdir = arguments.workdir or Path("runs") / f"{loaded.file.stem}-{loaded.config.preset}-{now}"
+    config, initial = loaded.config, None
     if config.init_from or config.init_fresh:
         from research.interop import pretrained  # with the libraries that read weights
 
-        start = pretrained.start(config, experiment.given, workdir)
+        start = pretrained.start(config, loaded.given, workdir)
         if start.note:
             print(start.note, flush=True)
         config, initial = start.config, start.initial
-    summary = train_and_evaluate(config, workdir, note=experiment.note, initial=initial, should_stop=lambda: bool(stop))
+    summary = train_and_evaluate(
+        config,
+        workdir,
+        note=loaded.note,
+        config_file=loaded.file,
+        initial=initial,
+        should_stop=lambda: bool(stop),
+    )
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
 
 

@@ -31,13 +31,12 @@ from ml_collections import FrozenConfigDict
 from research import train
 from research.base.errors import UserError
 from research.config import load
-from research.data import pipeline
 from research.devices.platform import x64
 from research.overrides import declared
 from research.runs.rundir import RunDir
-from research.solvers import SOLVERS
 from research.training import loop
 from research.training.experiment import prepare
+from research.training.method import is_deterministic
 from tests import tiny
 
 EVERY = 25
@@ -173,12 +172,11 @@ def traced(config: Any, workdir: str | Path, **_: Any) -> dict[str, Any]:
         with x64(config.dtype):
             experiment = prepare(config, run.assets)
             batch = next(experiment.training_batches(0))
-            if config.optimizer.name not in SOLVERS:  # whose programs are the longest
+            if not is_deterministic(config.optimizer.name):  # whose programs are the longest
                 jax.eval_shape(experiment.train_step, experiment.state, _shapes(batch))
-            size = config.eval.batch_rows if experiment.packed else config.eval.batch_size
             for split in config.eval.splits:
                 stream = experiment.streams(split)
-                next(pipeline.evaluation_batches(stream, batch_rows=size, rows=experiment.rows))
+                next(experiment.evaluation.batches(stream))
     finally:
         run.close()
     return {"status": "completed"}

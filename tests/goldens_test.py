@@ -79,7 +79,7 @@ def trajectory(config):
     with x64(config.dtype):
         experiment = prepare(config)
         state, losses = experiment.init(), []
-        for batch in tiny.batches(experiment, min(STEPS, experiment.total_steps)):
+        for batch in tiny.batches(experiment, min(STEPS, experiment.length.total_steps)):
             state, scores = experiment.train_step(state, batch)
             losses.append((np.asarray(scores["loss"].total) / np.asarray(scores["loss"].weight)).tolist())
         norms = [

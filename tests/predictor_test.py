@@ -120,6 +120,43 @@ def test_a_run_that_lost_its_assets_is_one_line(tmp_path):
 def test_a_run_of_before_has_no_signature_and_predicts(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     columns = data.raw("digits", None)["test"]
-    before = Predictor.open(tmp_path).predict({"image": columns["image"]})
+    before = Predictor.open(tmp_path).predict(columns)
     (tmp_path / "assets/encoder.json").unlink()
-    assert Predictor.open(tmp_path).predict({"image": columns["image"]}) == before
+    assert Predictor.open(tmp_path).predict(columns) == before
+
+
+CONFIG = '''
+import numpy as np
+
+from configs import logistic_iris
+from research.data.load import SOURCES
+
+PRESETS, FULL = ("embedded",), "embedded"
+
+
+def columns():
+    x = np.random.RandomState(0).normal(size=(60, 4))
+    part = {"features": x, "label": (x[:, 0] > 0).astype(np.int32)}
+    return dict.fromkeys(("train", "validation", "test"), part)
+
+
+SOURCES["my_own"] = ("mine", columns)
+
+
+def get_config(preset):
+    config = logistic_iris.get_config(preset)
+    config.data.name = "my_own"
+    return config
+'''
+
+
+def test_a_source_of_the_configs_own_is_found_again(monkeypatch, tmp_path):
+    from research import evaluate, train
+
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    (tmp_path / "mine.py").write_text(CONFIG)
+    assert train.main([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]) == 0
+    assert evaluate.main([f"--workdir={tmp_path}/run", "--split=test"]) == 0
+    del data.SOURCES["my_own"]
+    assert evaluate.main([f"--workdir={tmp_path}/run", "--split=validation"]) == 0
+    assert "my_own" in data.SOURCES

@@ -20,7 +20,8 @@ from research.interop import pretrained
 from research.interop.export import export
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
-from research.training.loop import restore_or_init, train_and_evaluate
+from research.training.loop import train_and_evaluate
+from research.training.start import restore_or_init
 from research.training.trained_run import TrainedRun
 from tests import tiny
 

@@ -17,7 +17,7 @@ from research.config import load
 from research.core.state import init_state
 from research.core.tasks import Classification, Regression
 from research.data import load as data
-from research.data.pipeline import chosen
+from research.data.pipeline import sample_subset
 from research.devices.platform import x64
 from research.models.linear import LinearRegression, LogisticRegression
 from research.runs.rundir import RunDir
@@ -486,7 +486,7 @@ def test_one_class_is_no_classification(monkeypatch, rng):
 
 def test_nor_is_a_part_that_has_one_class(monkeypatch, rng):
     labels = np.ones(100, int)
-    labels[chosen(100, 0.1, seed=0)] = 0
+    labels[sample_subset(100, 0.1, seed=0)] = 0
     _source(monkeypatch, "iris", rng.standard_normal((100, 2)), labels)
     with pytest.raises(UserError, match="all 10 training examples of iris have the label 0"):
         prepare(load("configs/logistic_iris.py", ["data.train_fraction=0.1"]).config)

@@ -27,7 +27,7 @@ def _step(experiment, **changes):
     options = {
         "module": experiment.module,
         "task": experiment.task,
-        "tx": experiment.tx,
+        "tx": experiment.method.tx,
         "seed": 0,
         **changes,
     }

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.base.errors import UserError
 from research.base.registry import build
@@ -85,7 +85,7 @@ class TrainedModel:
         if self.config.train.seeds is None:
             return self
         first = jax.tree.map(lambda x: x[0], self.state)
-        config = self.config.copy_and_resolve_references()
+        config = ConfigDict(self.config)
         config.train.seeds = None
         return _assembled(FrozenConfigDict(config), first, self.step, self.encoder, self.signature)
 

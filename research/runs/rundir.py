@@ -186,6 +186,17 @@ class RunDir:
                 f"--config.seed={config['seed']} and without train.seeds, which gives that seed's run up to rounding"
             )
 
+    def write_config_file(self, path: Path) -> None:
+        """Notes where the config's file is, which registers the source of the run's dataset."""
+        if self.writer:
+            self.assets.mkdir(exist_ok=True)
+            atomic_write(self.assets / "config_file.txt", str(path))
+
+    def config_file(self) -> Path | None:
+        """What `write_config_file` noted, if it did."""
+        file = self.assets / "config_file.txt"
+        return Path(file.read_text()) if file.is_file() else None
+
     def summary(self) -> dict[str, Any] | None:
         """The last summary, if the run ever ended."""
         return self._read(self._summary) if self._summary.is_file() else None

@@ -107,11 +107,8 @@ def report(training: Mapping[str, Any]) -> str | None:
 def warnings(
     config: Any, task: Task, weight_decay: float, training: Mapping[str, Any], *, examples: int, parameters: int
 ) -> list[str]:
-    """What to know of a solution whose last training metrics are `training`; nothing for other optimizers."""
-    section = config.optimizer
-    if section.name not in SOLVERS:
-        return []
-    found = []
+    """What to know of a solution whose last training metrics are `training`."""
+    section, found = config.optimizer, []
     if training.get("converged") == 0:
         way = _way_out(section, config.dtype, weight_decay, training)
         found.append(f"{section.name} did not converge: {report(training)}; {way}")

@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 from research.base.errors import DivergedError, UserError
 from research.core.state import TrainState
 from research.core.statistics import Value, metric_summary
+from research.data import load as data
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
 from research.devices.sharding import prefetch_to_device, put_batch
@@ -25,6 +26,7 @@ from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
 from research.training.console import conclude, describe
 from research.training.experiment import Experiment, prepare
+from research.training.start import restore_or_init
 from research.training.stopping import (
     Reason,
     any_process,
@@ -41,6 +43,7 @@ def train_and_evaluate(
     workdir: str | Path,
     *,
     note: str | None = None,
+    config_file: Path | None = None,
     initial: Callable[[Any], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     show: bool = True,
@@ -49,6 +52,8 @@ def train_and_evaluate(
 
     Args:
       note: one line for summary.json: why a preset stands in for another.
+      config_file: the file of the config, which is run again where it registers the dataset's source and the run is
+        reopened.
       initial: makes the variables to start from, {"params": …, "batch_stats": …}, of fresh ones, which it may give up;
         needed where the config has `init_from` (research/interop/pretrained.py). A resumed run does not call it.
       should_stop: asked after every step (with several processes, every `train.log_every`) and every batch of an
@@ -63,13 +68,14 @@ def train_and_evaluate(
     """
     config = FrozenConfigDict(without_retired(config))
     with x64(config.dtype):
-        return _run(config, workdir, note, initial, should_stop, show)
+        return _run(config, workdir, note, config_file, initial, should_stop, show)
 
 
 def _run(
     config: Any,
     workdir: str | Path,
     note: str | None,
+    config_file: Path | None,
     initial: Callable[[Any], Any] | None,
     should_stop: Callable[[], bool],
     show: bool,
@@ -83,6 +89,8 @@ def _run(
                 print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
             return summary
         experiment = prepare(config, run.assets)
+        if config_file and data.is_registered(config.data.name):
+            run.write_config_file(config_file)
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints, initial)
             run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
@@ -112,35 +120,6 @@ def _run(
         raise
     finally:
         run.close()
-
-
-def restore_or_init(
-    experiment: Experiment, checkpoints: Checkpoints, initial: Callable[[Any], Any] | None = None
-) -> tuple[TrainState, Progress]:
-    """The last checkpoint, or the state before the first step. Raises UserError where that needs `initial`."""
-    if checkpoints.steps:
-        return checkpoints.restore(experiment.state, checkpoints.steps[-1])
-    if experiment.config.init_from and initial is None:
-        raise UserError(
-            f"init_from={experiment.config.init_from!r} is not resolved: train_and_evaluate needs `initial`, from "
-            "research.interop.pretrained.start"
-        )
-    state = experiment.init()
-    if initial:
-        variables = {"params": state.params, **state.model_state}
-        seeds = experiment.config.train.seeds
-        variables = dict(initial(variables) if seeds is None else _initial_of_each(initial, variables, seeds))
-        # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
-        state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
-    return state, Progress()
-
-
-def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) -> Any:
-    """`initial` of each seed's fresh variables: what is not pretrained differs."""
-    placed = jax.tree.map(lambda x: x.sharding, variables)
-    parts = [initial(jax.tree.map(lambda x, i=i: x[i], variables)) for i in range(seeds)]
-    stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)
-    return stack(parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """A checkpoint of a run, and what it makes of a split: computed, or read where the run directory has it already."""
 
 import functools
+import runpy
 from collections.abc import Callable
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from research.core.statistics import metric_summary
 from research.data import load as data
@@ -23,6 +26,7 @@ class TrainedRun:
     def __init__(self, run: RunDir, which: str):
         self.run = run
         self.config = on_these_devices(run.config())
+        _register_source(run, self.config.data.name)
         self._which = which
         with open_checkpoints(run, self.config) as checkpoints:
             self.step = checkpoints.step(which)
@@ -43,7 +47,7 @@ class TrainedRun:
 
     def dataset(self, name: str | None = None) -> data.Dataset:
         """The run's dataset, or another of this name, read by the run's encoder. Raises UserError if unavailable."""
-        section = self.config.data.copy_and_resolve_references()
+        section = ConfigDict(self.config.data)
         if name is None:
             return data.load(section, self.run.assets)
         section.name = name
@@ -83,6 +87,13 @@ class TrainedRun:
             if evaluation and evaluation["step"] == self.step:
                 return evaluation["metrics"], self.run.predictions(name)
         return self.evaluate(split, data=data)["metrics"], self.run.predictions(_name(split, data, self._which))
+
+
+def _register_source(run: RunDir, name: str) -> None:
+    """Runs the config's file again where that registers the source of the run's dataset."""
+    file = run.config_file()
+    if file is not None and file.is_file() and name not in data.SOURCES:
+        runpy.run_path(str(file))
 
 
 def _name(split: str, data: str | None, which: str) -> str:

@@ -9,7 +9,7 @@ from research.analysis.coefficients import coefficients
 from research.base.errors import UserError
 from research.config import load
 from research.data import load as data
-from research.data.pipeline import chosen
+from research.data.pipeline import sample_subset
 from research.training.loop import train_and_evaluate
 from tests import tiny
 
@@ -105,7 +105,7 @@ def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
 
 def test_errors_are_of_what_was_trained_on(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form", "data.train_fraction=0.5")
-    part = chosen(len(labels), 0.5, seed=0)
+    part = sample_subset(len(labels), 0.5, seed=0)
     design, labels = np.column_stack([features[part], np.ones(len(part))]), labels[part]
     _, (squares,), *_ = np.linalg.lstsq(design, labels, rcond=None)
     errors = np.sqrt(squares / (len(part) - 11) * np.diag(np.linalg.inv(design.T @ design)))

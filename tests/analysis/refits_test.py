@@ -14,7 +14,7 @@ from research.analysis import refits
 from research.analysis.refits import learning_curve, penalties, regularization_path
 from research.base.errors import UserError
 from research.config import load
-from research.data.pipeline import chosen
+from research.data.pipeline import sample_subset
 from research.data.sources.bundled import breast_cancer, diabetes, feature_names
 from research.data.sources.line import line
 from research.runs.rundir import RunDir
@@ -78,7 +78,7 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     for point in found["points"]:
         expected = []
         for seed in (0, 1):
-            part = chosen(200, point["fraction"], seed)
+            part = sample_subset(200, point["fraction"], seed)
             fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
             errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
             expected.append(np.mean(errors**2))
@@ -138,7 +138,7 @@ def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
             (1, True) if point["fraction"] == 1 else (2, False)
         )
         for seed, loss in enumerate(measured["values"]):
-            part = chosen(200, point["fraction"], seed)
+            part = sample_subset(200, point["fraction"], seed)
             fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
             errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
             assert loss == pytest.approx(np.mean(errors**2), rel=1e-5)  # measured: 3e-7

@@ -252,5 +252,5 @@ def test_a_border_that_is_wider_than_the_images_is_refused_before_training():
 
 
 def test_images_have_one_or_three_channels():
-    with pytest.raises(UserError, match="data.transform.channels is 2"):
+    with pytest.raises(UserError, match=r"data\.transform\.channels is 2"):
         _transform(FLOATS, channels=2)

@@ -13,7 +13,8 @@ from research.interop import pretrained
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
-from research.training.loop import restore_or_init, train_and_evaluate
+from research.training.loop import train_and_evaluate
+from research.training.start import restore_or_init
 from tests import tiny
 from tests.interop import tiny_encoder
 

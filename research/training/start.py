@@ -1,0 +1,42 @@
+"""Where a run starts: at its last checkpoint, or before the first step, perhaps from other weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.base.errors import UserError
+from research.core.state import TrainState
+from research.runs.checkpoint import Checkpoints, Progress
+from research.training.experiment import Experiment
+
+
+def restore_or_init(
+    experiment: Experiment, checkpoints: Checkpoints, initial: Callable[[Any], Any] | None = None
+) -> tuple[TrainState, Progress]:
+    """The last checkpoint, or the state before the first step. Raises UserError where that needs `initial`."""
+    if checkpoints.steps:
+        return checkpoints.restore(experiment.state, checkpoints.steps[-1])
+    if experiment.config.init_from and initial is None:
+        raise UserError(
+            f"init_from={experiment.config.init_from!r} is not resolved: train_and_evaluate needs `initial`, from "
+            "research.interop.pretrained.start"
+        )
+    state = experiment.init()
+    if initial:
+        variables = {"params": state.params, **state.model_state}
+        seeds = experiment.config.train.seeds
+        variables = dict(initial(variables) if seeds is None else _initial_of_each(initial, variables, seeds))
+        # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
+        state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
+    return state, Progress()
+
+
+def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) -> Any:
+    """`initial` of each seed's fresh variables: what is not pretrained differs."""
+    placed = jax.tree.map(lambda x: x.sharding, variables)
+    parts = [initial(jax.tree.map(lambda x, i=i: x[i], variables)) for i in range(seeds)]
+    stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)
+    return stack(parts)
