@@ -119,12 +119,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         tx, learning_rate = optax.identity(), None
     else:
         lookup({**optim.OPTIMIZERS, **solvers.SOLVERS}, name, "optimizer.name")
-        tx, learning_rate = build(
-            {name: functools.partial(optim.optimizer, name)},
-            {**config.optimizer, "weight_decay": decay},
-            "optimizer",
-            total_steps=total_steps,
-        )
+        tx, learning_rate = optim.optimizer(config.optimizer, weight_decay=decay, total_steps=total_steps)
 
     # Only shapes matter here: one row a device is enough to see every parameter's.
     parts = sharding.batch_parts(mesh)
