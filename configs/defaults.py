@@ -36,20 +36,22 @@ def defaults() -> ConfigDict:
                 "transform": {},
             },
             "optimizer": {
-                # adamw, lamb, sgd; or a solver, whose one step fits all training examples: closed_form, lbfgs
+                # adamw, lamb, adam, sgd, rmsprop, lion, adafactor, muon: research/core/optim.py says what each is and
+                # which values suit it. Or a solver, whose one step fits all training examples: closed_form, lbfgs
                 "name": "adamw",
                 "learning_rate": 1e-3,  # the peak
                 "schedule": "constant",  # after the warm-up: constant, linear, cosine, step
                 "warmup_fraction": 0.0,  # of all steps
                 "end_fraction": 0.0,  # of the peak, at the last step of linear and cosine
                 "drops": (0.5, 0.75),  # step: where in the run the rate becomes a tenth of what it was
-                "b1": 0.9,  # adamw, lamb
-                "b2": 0.999,
-                "eps": 1e-8,
-                "momentum": 0.9,  # sgd
-                "nesterov": False,
-                "weight_decay": 0.0,
-                # In its place, with sgd and the solvers, scikit-learn's: LogisticRegression's C and Ridge's alpha.
+                "b1": 0.9,  # adamw, lamb, adam, lion; muon, of what AdamW updates
+                "b2": 0.999,  # the same, and rmsprop; 0.99 is usual for lion, 0.9 or 0.99 for rmsprop
+                "eps": 1e-8,  # adamw, lamb, adam, rmsprop, muon
+                "momentum": 0.9,  # sgd, rmsprop, muon; 0.95 is usual for muon
+                "nesterov": False,  # the same; True is usual for muon
+                "weight_decay": 0.0,  # adam, sgd, rmsprop: an L2 penalty; the others: decoupled
+                # In its place, with an L2 penalty and with the solvers, scikit-learn's: LogisticRegression's C and
+                # Ridge's alpha.
                 "C": placeholder(float),
                 "alpha": placeholder(float),
                 "decay_exclude": "bias|norm",  # a regex; parameters whose path it finds are not decayed

@@ -27,8 +27,11 @@ from research.training.limits import check_values
 
 @dataclasses.dataclass(frozen=True)
 class LoadedConfig:
-    """A config, and the `file` that it comes from. `note` says why `embedded` stands in for the full size, if it does; `given` are
-    the keys that overrides set. Where the config has `init_from`, research/interop/pretrained.py resolves it."""
+    """A config, and the `file` that it comes from.
+
+    `note` says why `embedded` stands in for the full size, if it does; `given` are the keys that overrides set. Where
+    the config has `init_from`, research/interop/pretrained.py resolves it.
+    """
 
     config: ConfigDict
     file: Path

@@ -31,6 +31,7 @@ from ml_collections import FrozenConfigDict
 from research import train
 from research.base.errors import UserError
 from research.config import load
+from research.core.optim import OPTIMIZERS
 from research.devices.platform import x64
 from research.overrides import declared
 from research.runs.rundir import RunDir
@@ -101,7 +102,7 @@ NASTY = (
 )
 # And names that some key takes, so that the combinations of what is right are tried too.
 NAMES = {
-    "name": ("adamw", "lamb", "sgd", "lbfgs", "closed_form", "classification", "squared_hinge", "regression"),
+    "name": (*OPTIMIZERS, *SOLVERS, "classification", "squared_hinge", "regression"),
     "model.name": ("bert", "bert_mlm", "cnn", "constant", "linear", "logistic", "mlp", "resnet", "sparse_logistic"),
     "transform.name": ("bag_of_words", "image", "masked_lm", "pixels", "standardize", "wordpiece"),
     "data.name": ("digits", "iris", "diabetes", "line", "sentiment", "breast_cancer", "mnist", "glue/sst2", "no/such"),

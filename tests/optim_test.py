@@ -1,12 +1,32 @@
+import dataclasses
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
+from configs import mlp_mnist
 from configs.defaults import defaults
+from research.analysis import refits
 from research.base.errors import UserError
-from research.core.optim import OPTIMIZERS, decay_mask, layer_factors, learning_rate_schedule, optimizer, weight_decay
+from research.base.trees import path_name
+from research.core.optim import (
+    OPTIMIZERS,
+    decay_mask,
+    hidden_kernels,
+    layer_factors,
+    learning_rate_schedule,
+    optimizer,
+    weight_decay,
+)
+from research.devices import sharding
+from research.runs.checkpoint import Checkpoints, Progress
+from research.training.experiment import prepare
+from tests import tiny
 
 PARAMS = {
     "dense": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
@@ -14,8 +34,14 @@ PARAMS = {
 }
 
 
+def _quick(*names):
+    """All optimizers, but the quick tests only those that it names: the others' programs take long to compile."""
+    return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in OPTIMIZERS]
+
+
 def _build(total_steps=10, **changes):
-    return optimizer(**{**defaults().optimizer.to_dict(), **changes}, total_steps=total_steps)
+    section = {**defaults().optimizer.to_dict(), **changes}
+    return optimizer(section, weight_decay=section["weight_decay"], total_steps=total_steps)
 
 
 def _steps(tx, params, grads, steps):
@@ -28,7 +54,7 @@ def _steps(tx, params, grads, steps):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weight_decay_shrinks_weights_at_zero_gradient(name):
-    tx, _ = _build(name=name, learning_rate=0.1, weight_decay=0.1)
+    tx, _ = _build(name=name, learning_rate=0.1, weight_decay=0.1, b2=0.9)
     grads = jax.tree.map(jnp.zeros_like, PARAMS)
     after = _steps(tx, PARAMS, grads, 3)
     kernel = np.asarray(after["dense"]["kernel"])
@@ -115,7 +141,8 @@ def test_end_fraction_is_where_decay_ends():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "adam"}, "did you mean 'adamw'"),
+        ({"name": "adamq"}, "did you mean 'adam"),
+        ({"name": "lionn"}, "did you mean 'lion'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
@@ -163,23 +190,27 @@ def test_layer_factors_are_the_powers_of_the_distance_to_the_head():
     assert layer_factors({"dense": {"kernel": 0}}, 0.5) == {}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", _quick("sgd", "adafactor", "muon"))
 def test_layer_decay_is_a_learning_rate_for_each_layer(name):
-    """Each layer goes as one that is alone with learning_rate · layer_decay^n: weight decay and momentum included."""
+    """Each layer goes as with learning_rate · layer_decay^n for all: weight decay and momentum included."""
     settings = {"name": name, "schedule": "linear", "warmup_fraction": 0.2, "weight_decay": 0.1}
-    gradients = _gradients(ENCODER, 5)
+    gradients = jax.tree.map(lambda *x: jnp.stack(x), *_gradients(ENCODER, 5))
+
+    def last(tx):
+        def step(carry, grads):
+            updates, state = tx.update(grads, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.lax.scan(step, (ENCODER, tx.init(ENCODER)), gradients)[0][0]
+
     tx, _ = _build(**settings, learning_rate=0.1, layer_decay=0.5)
-    found, _ = _trajectory(tx, ENCODER, gradients)
-    for part, power in {**{f"encoder/{k}": n for k, n in FACTORS.items()}, "pooler": 0}.items():
-
-        def take(tree, part=part):
-            *above, name = part.split("/")
-            return {name: tree[above[0]][name] if above else tree[name]}
-
-        tx, _ = _build(**settings, learning_rate=0.1 * 0.5**power)
-        alone, _ = _trajectory(tx, take(ENCODER), [take(g) for g in gradients])
-        for ours, theirs in zip(found, alone, strict=True):
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), take(ours), theirs)
+    found = jax.jit(lambda: last(tx))()
+    rates = 0.1 * 0.5 ** jnp.arange(5.0)
+    alone = jax.jit(jax.vmap(lambda rate: last(_build(**settings, learning_rate=rate)[0])))(rates)
+    for path, ours in jax.tree_util.tree_leaves_with_path(found):
+        power = FACTORS.get(path_name(path).split("/")[1], 0)
+        theirs = functools.reduce(lambda tree, key: tree[key.key], path, alone)[power]
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, err_msg=path_name(path))
 
 
 def test_layer_decay_needs_layers():
@@ -188,7 +219,7 @@ def test_layer_decay_needs_layers():
         tx.init(PARAMS)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", _quick("sgd", "adafactor", "muon"))
 def test_frozen_parameters_stay_and_the_others_go_as_if_alone(name):
     """No update, no weight decay, no share in the clipped norm, and no state."""
     settings = {"name": name, "learning_rate": 0.1, "weight_decay": 0.1, "decay_exclude": "", "clip_norm": 0.5}
@@ -226,19 +257,217 @@ def test_freezing_and_layer_decay_together():
     np.testing.assert_allclose(moved, -0.25 * gradients[0]["encoder"]["layer_1"]["mlp_in"]["kernel"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_off_is_exactly_the_plain_chain(name):
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("adamw", lambda decay: [optax.scale_by_adam(b1=0.8, b2=0.95, eps=1e-6), decay]),
+        ("lamb", lambda decay: [optax.scale_by_adam(b1=0.8, b2=0.95, eps=1e-6), decay, optax.scale_by_trust_ratio()]),
+        ("sgd", lambda decay: [decay, optax.trace(0.7, nesterov=True)]),
+    ],
+)
+def test_off_is_exactly_the_plain_chain(name, parts):
     """Parameters and optimizer state, bit for bit and of the same structure: older checkpoints can be read."""
-    section = {**defaults().optimizer.to_dict(), "name": name, "weight_decay": 0.1, "clip_norm": 1.0}
-    assert (section["layer_decay"], section["freeze"]) == (1.0, "")
-    tx, rate = optimizer(**section, total_steps=10)
-    decay = optax.add_decayed_weights(0.1, mask=lambda params: decay_mask(params, section["decay_exclude"]))
-    keys = ("b1", "b2", "eps", "momentum", "nesterov")
-    parts = OPTIMIZERS[name](decay, **{key: section[key] for key in keys})
-    plain = optax.chain(optax.clip_by_global_norm(1.0), *parts, optax.scale_by_learning_rate(rate))
+    settings = {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.7, "nesterov": True}
+    tx, rate = _build(name=name, weight_decay=0.1, clip_norm=1.0, **settings)
+    decay = optax.add_decayed_weights(0.1, mask=lambda params: decay_mask(params, "bias|norm"))
+    plain = optax.chain(optax.clip_by_global_norm(1.0), *parts(decay), optax.scale_by_learning_rate(rate))
     results = [_trajectory(t, ENCODER, _gradients(ENCODER, 3)) for t in (tx, plain)]
     assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+# Large enough that Adafactor factors the second moments of its first kernel.
+NETWORK = {
+    "dense": {"kernel": jnp.full((128, 130), 0.1), "bias": jnp.zeros(130)},
+    "classifier": {"kernel": jnp.full((6, 3), 0.1)},
+}
+
+
+def _muon_dimensions(params):
+    dimensions = optax.contrib.MuonDimensionNumbers()
+    return {"dense": {"kernel": dimensions, "bias": None}, "classifier": {"kernel": None}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "alias"),
+    [
+        ({"name": "adam"}, lambda rate: optax.adam(rate, b1=0.8, b2=0.95, eps=1e-6)),
+        ({"name": "rmsprop"}, lambda rate: optax.rmsprop(rate, decay=0.95, eps=1e-6, eps_in_sqrt=False)),
+        (
+            {"name": "rmsprop", "momentum": 0.7, "nesterov": True},
+            lambda rate: optax.rmsprop(rate, decay=0.95, eps=1e-6, eps_in_sqrt=False, momentum=0.7, nesterov=True),
+        ),
+        ({"name": "lion"}, lambda rate: optax.lion(rate, b1=0.8, b2=0.95, weight_decay=0.0)),
+        ({"name": "adafactor"}, lambda rate: optax.adafactor(rate)),
+        (
+            {"name": "muon", "momentum": 0.7},
+            lambda rate: optax.contrib.muon(
+                rate,
+                beta=0.7,
+                eps=1e-6,
+                nesterov=False,
+                adam_b1=0.8,
+                adam_b2=0.95,
+                muon_weight_dimension_numbers=_muon_dimensions,
+                consistent_rms=0.2,
+            ),
+        ),
+    ],
+)
+def test_without_decay_it_is_optaxs_own(settings, alias):
+    tx, rate = _build(**{"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.0, **settings})
+    gradients = jax.tree.map(lambda *x: jnp.stack(x), *_gradients(NETWORK, 4))
+
+    @jax.jit
+    def last():
+        def step(carry, grads):
+            both = [(t.update(grads, state, params), params) for t, (params, state) in zip(txs, carry, strict=True)]
+            return [(optax.apply_updates(params, updates), state) for (updates, state), params in both], None
+
+        txs = (tx, alias(float(rate(0))))
+        return jax.lax.scan(step, [(NETWORK, t.init(NETWORK)) for t in txs], gradients)[0]
+
+    (found, _), (expected, _) = last()
+    assert np.max(np.abs(found["dense"]["kernel"] - NETWORK["dense"]["kernel"])) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lamb"])  # its trust ratio scales the decay
+def test_a_decay_is_a_penaltys_gradient_or_decoupled(name):
+    settings = {"name": name, "learning_rate": 0.1}
+    (tx, _), (plain, _) = _build(**settings, weight_decay=0.5), _build(**settings)
+    params = {"dense": {"kernel": jnp.arange(1.0, 7.0).reshape(3, 2), "bias": jnp.ones(2)}}
+    gradients = _gradients(params, 1)[0]
+    penalty = jax.tree.map(lambda p: 0.5 * p, params)
+    penalty["dense"]["bias"] = jnp.zeros(2)  # which is excluded
+
+    @jax.jit
+    def updates():
+        found = tx.update(gradients, tx.init(params), params)[0]
+        if OPTIMIZERS[name].decoupled_decay:
+            alone = plain.update(gradients, plain.init(params), params)[0]
+            return found, jax.tree.map(lambda u, p: u - 0.1 * p, alone, penalty)
+        penalized = jax.tree.map(jnp.add, gradients, penalty)
+        return found, plain.update(penalized, plain.init(params), params)[0]
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *updates())
+
+
+def test_muon_updates_hidden_kernels():
+    network = {
+        **ENCODER,
+        "conv_stem": {"kernel": jnp.zeros((3, 3, 2, 2))},
+        **{name: {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)} for name in ("dense_0", "classifier", "linear")},
+        "kernel": jnp.zeros((2, 2)),
+    }
+    found = {path_name(path) for path, hidden in jax.tree_util.tree_leaves_with_path(hidden_kernels(network)) if hidden}
+    assert found == {*(f"encoder/layer_{i}/mlp_in/kernel" for i in range(3)), "pooler/kernel", "dense_0/kernel"}
+
+
+def test_muons_updates_are_as_large_as_adamws():
+    """Newton-Schulz makes singular values of 0.7 to 1.2 from whatever the gradient has."""
+    tx, _ = _build(name="muon", learning_rate=0.1)
+    params = {"dense": {"kernel": jnp.zeros((8, 32))}}
+    updates, _ = jax.jit(tx.update)(*_gradients(params, 1), tx.init(params), params)
+    size = float(jnp.sqrt(jnp.mean(updates["dense"]["kernel"] ** 2)))
+    assert 0.6 < size / (0.1 * 0.2) < 1.3  # AdamW's are about 0.2 to 0.4 times the learning rate
+
+
+@pytest.mark.parametrize("changes", [{}, {"freeze": "dense"}])
+def test_muon_needs_a_hidden_kernel(changes):
+    params = {"classifier": {"kernel": jnp.zeros((2, 2))}, **({"dense": NETWORK["dense"]} if changes else {})}
+    with pytest.raises(UserError, match="'muon' needs a two-dimensional kernel below the output layer"):
+        _build(name="muon", **changes)[0].init(params)
+
+
+def test_sharding_rules_for_adafactor_name_its_statistics():
+    tx, _ = _build(name="adafactor")
+    state = {"params": NETWORK, "opt_state": tx.init(NETWORK)}
+    mesh = sharding.make_mesh(data=4, tensor=2)
+    rule = ("kernel", (None, "tensor"))
+    with pytest.raises(UserError, match=r"mesh\.rules gives 2 axes"):
+        sharding.state_shardings(state, [rule], mesh)
+    found = sharding.state_shardings(state, [("/v(_row|_col)?/", ()), ("classifier", ()), rule], mesh)
+    assert tuple(found["params"]["dense"]["kernel"].spec) == (None, "tensor")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_first_state_does_not_depend_on_the_parameters_values(name):
+    """So that pretrained ones may take their place."""
+    tx, _ = _build(name=name, weight_decay=0.1)
+    states = [tx.init(jax.tree.map(lambda x, k=k: k * x, NETWORK)) for k in (1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def _mlp(name, **changes):
+    config = tiny._train(mlp_mnist.get_config("embedded"), steps=30, batch_size=128, accumulate=2)
+    config.model.update(hidden_sizes=(16,), dropout=0.0)
+    config.optimizer.update(name=name, schedule="linear", warmup_fraction=0.1, clip_norm=1.0, **changes)
+    return config
+
+
+# A learning rate for each, and the constants of the papers.
+SUITABLE = {
+    "adamw": {"learning_rate": 0.04},
+    "lamb": {"learning_rate": 0.1},
+    "adam": {"learning_rate": 0.04},
+    "sgd": {"learning_rate": 0.2},
+    "rmsprop": {"learning_rate": 0.02, "b2": 0.9, "momentum": 0.0},
+    "lion": {"learning_rate": 0.02, "b2": 0.99},
+    "adafactor": {"learning_rate": 0.1},
+    "muon": {"learning_rate": 0.04, "momentum": 0.95, "nesterov": True},
+}
+
+
+def test_there_is_a_learning_rate_for_each():
+    assert SUITABLE.keys() == OPTIMIZERS.keys()
+
+
+@functools.cache
+def _parameters_of_two_seeds():
+    config = _mlp("sgd")
+    config.train.seeds = 2
+    return jax.jit(prepare(config).init.__wrapped__)().params
+
+
+@pytest.mark.parametrize("name", _quick("rmsprop", "lion", "adafactor", "muon"))
+def test_a_network_learns_digits(name):
+    """Two seeds in accumulated batches, the output layer's bias frozen: in 30 steps the loss falls to a quarter."""
+    config = _mlp(name, weight_decay=1e-3, freeze="classifier/bias", **SUITABLE[name])
+    config.train.seeds = 2
+    experiment = prepare(config)
+    first, losses = _parameters_of_two_seeds(), []
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), experiment.state)
+    state = dataclasses.replace(state, params=first, opt_state=jax.vmap(experiment.tx.init)(first))
+    train_step = jax.jit(experiment.train_step.__wrapped__)  # for one device: it compiles in half the time
+    for batch in tiny.batches(experiment, 30):
+        state, scores = train_step(state, batch)
+        losses.append(np.asarray(scores["loss"].total / scores["loss"].weight))
+    assert np.all(np.mean(losses[-3:], axis=0) < losses[0] / 4)
+    np.testing.assert_array_equal(state.params["classifier"]["bias"], first["classifier"]["bias"])
+    for layer in ("dense_0", "classifier"):
+        moved = np.any(state.params[layer]["kernel"] != first[layer]["kernel"], axis=(1, 2))
+        np.testing.assert_array_equal(moved, [True, True])
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_the_state_comes_back_from_a_checkpoint(name, tmp_path):
+    """What is parted among two optimizers, and frozen, and factored."""
+    config = _mlp(name, freeze="classifier/bias", **SUITABLE[name])
+    config.model.hidden_sizes = (128,)
+    experiment = prepare(config)
+    values = itertools.count(1)
+    state = jax.tree.map(
+        lambda x: jax.device_put(np.full(x.shape, next(values), x.dtype), x.sharding), experiment.state
+    )
+    for restoring in (False, True):
+        with Checkpoints(tmp_path, metric="accuracy", mode="max") as checkpoints:
+            if restoring:
+                restored, _ = checkpoints.restore(experiment.state, 1)
+            else:
+                checkpoints.save(state, Progress(step=1))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    tiny.assert_trees_equal(restored, state)
 
 
 def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
@@ -252,3 +481,24 @@ def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
             weight_decay({**section, **extreme}, task, 0.1)
     with pytest.raises(UserError, match=r"weight_decay=0.1 and optimizer.alpha=0.0 are given"):
         weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", 50)
+
+
+def test_c_and_alpha_are_for_penalties():
+    section = {**defaults().optimizer.to_dict(), "C": 1.0}
+    for name, entry in OPTIMIZERS.items():
+        if entry.decoupled_decay:
+            with pytest.raises(UserError, match=f"'{name}' decays weights apart .*: lbfgs, adam, sgd, rmsprop"):
+                weight_decay({**section, "name": name}, "classification", 50)
+        else:
+            assert weight_decay({**section, "name": name}, "classification", 50) == 1 / 50
+    assert refits.PENALIZED == ("closed_form", "lbfgs", "adam", "sgd", "rmsprop")
+
+
+def test_an_optimizer_takes_the_keys_that_it_names():
+    section = {**defaults().optimizer.to_dict(), "name": "sgd"}
+    for key in ("b1", "b2", "eps", "C", "tolerance"):
+        del section[key]
+    optimizer(section, weight_decay=0.0, total_steps=10)
+    for key in ("momentum", "freeze", "schedule"):
+        with pytest.raises(UserError, match=f"optimizer.{key} is missing; 'sgd' needs it"):
+            optimizer({k: x for k, x in section.items() if k != key}, weight_decay=0.0, total_steps=10)

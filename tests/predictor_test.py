@@ -125,7 +125,7 @@ def test_a_run_of_before_has_no_signature_and_predicts(tmp_path):
     assert Predictor.open(tmp_path).predict(columns) == before
 
 
-CONFIG = '''
+CONFIG = """
 import numpy as np
 
 from configs import logistic_iris
@@ -147,7 +147,7 @@ def get_config(preset):
     config = logistic_iris.get_config(preset)
     config.data.name = "my_own"
     return config
-'''
+"""
 
 
 def test_a_source_of_the_configs_own_is_found_again(monkeypatch, tmp_path):

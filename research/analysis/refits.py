@@ -17,6 +17,7 @@ from tqdm import tqdm
 from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.figures import MOST_COEFFICIENTS
 from research.base.errors import DivergedError, UserError
+from research.core import optim
 from research.core.statistics import interval
 from research.data import load as data
 from research.data.pipeline import Stream
@@ -26,8 +27,8 @@ from research.training.method import is_deterministic
 from research.training.stopping import is_finished
 from research.training.trained_run import TrainedRun
 
-# Optimizers that end where a penalized loss is least. AdamW's and LAMB's weight decay is no penalty on a loss.
-PENALIZED = ("closed_form", "lbfgs", "sgd")
+# Optimizers that end where a penalized loss is least. A decoupled weight decay, as AdamW's, is no penalty on a loss.
+PENALIZED = (*SOLVERS, *optim.PENALIZED)
 
 # Where a config has no penalty yet: scikit-learn's own, which does not change with the number of examples.
 USUAL = {"classification": "C", "squared_hinge": "C", "regression": "alpha"}

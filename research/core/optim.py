@@ -1,5 +1,6 @@
 """Optimizers and schedules: config -> optax. Weight decay always comes before the learning rate is applied."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -8,14 +9,15 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from research.base.errors import UserError
 from research.base.leaves import path_name
-from research.base.registry import lookup, regex
+from research.base.registry import build, config_keys, lookup, regex
 
 
 def learning_rate_schedule(
-    name: str,
+    schedule: str,
     *,
     learning_rate: float,
     warmup_fraction: float,
@@ -29,7 +31,7 @@ def learning_rate_schedule(
     `end_fraction` of the peak at `total_steps`, or `step`: a tenth of what it was at each of `drops`, fractions of all
     steps.
     """
-    if name == "step":
+    if schedule == "step":
         _check_drops(drops, warmup_fraction)
     warmup = round(warmup_fraction * total_steps)
     end = learning_rate * end_fraction
@@ -44,7 +46,7 @@ def learning_rate_schedule(
                 [round(drop * total_steps) - warmup for drop in drops],
             ),
         },
-        name,
+        schedule,
         "optimizer.schedule",
     )()
     if warmup == 0:
@@ -63,87 +65,205 @@ def _check_drops(drops: tuple[Any, ...], warmup_fraction: float) -> None:
         )
 
 
-def _adamw(decay: Any, *, b1: float, b2: float, eps: float, **_: Any) -> list[Any]:
+def adamw(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """Loshchilov & Hutter 2019, Algorithm 2."""
-    return [optax.scale_by_adam(b1=b1, b2=b2, eps=eps), decay]
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
-def _lamb(decay: Any, *, b1: float, b2: float, eps: float, **_: Any) -> list[Any]:
-    """You et al. 2020, Algorithm 2."""
-    return [optax.scale_by_adam(b1=b1, b2=b2, eps=eps), decay, optax.scale_by_trust_ratio()]
+def lamb(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """You et al. 2020, Algorithm 2; the trust ratio comes after the decay, which it includes."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
-def _sgd(decay: Any, *, momentum: float, nesterov: bool, **_: Any) -> list[Any]:
+def adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Kingma & Ba 2015, Algorithm 1. Weight decay is an L2 penalty, as in torch.optim.Adam."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def sgd(*, momentum: float, nesterov: bool) -> optax.GradientTransformation:
     """Momentum as in torch.optim.SGD; the decay is added to the gradient, so it goes through the momentum too."""
-    return [decay, optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()]
+    return optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
 
 
-OPTIMIZERS: dict[str, Callable[..., list[Any]]] = {"adamw": _adamw, "lamb": _lamb, "sgd": _sgd}
+def rmsprop(*, b2: float, eps: float, momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    """Tieleman & Hinton 2012, lecture 6.5, with momentum and an L2 penalty as in torch.optim.RMSprop.
+
+    `b2` is the decay of the mean square, 0.9 in the lecture and 0.99 in torch. That mean starts at zero and its bias is
+    not corrected, so the first update is 1 / √(1 − b2) times the learning rate: 3 times at 0.9, 32 times at 0.999.
+    """
+    return optax.chain(
+        optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False), sgd(momentum=momentum, nesterov=nesterov)
+    )
+
+
+def lion(*, b1: float, b2: float) -> optax.GradientTransformation:
+    """Chen et al. 2023, Algorithm 2.
+
+    The paper has b2 = 0.99, and compared with AdamW a learning rate 3 to 10 times smaller and a weight decay as much
+    larger (section 5).
+    """
+    return optax.scale_by_lion(b1=b1, b2=b2)
+
+
+def adafactor() -> optax.GradientTransformation:
+    """Shazeer & Stern 2018, Algorithms 4 and 5, without momentum and with the constants of Algorithm 6.
+
+    The learning rate is relative to the root mean square of each parameter (section 8), at least 1e-3; the paper's is
+    0.01 at most. Second moments are factored where two dimensions are at least 128. Row and column statistics have
+    fewer dimensions than their parameter, so `mesh.rules` needs a rule for them that comes before its own, such as
+    ("/v(_row|_col)?/", ()).
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(min_scale=1e-3)
+    )
+
+
+def muon(*, b1: float, b2: float, eps: float, momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    """Jordan et al. 2024 for the kernels that `hidden_kernels` finds, and AdamW for all other parameters.
+
+    Updates are scaled to the root mean square of AdamW's, so that one learning rate and one weight decay, those of
+    AdamW, serve both (Liu et al. 2025, section 2.2). `momentum` and `nesterov` are Muon's, for which the papers have
+    0.95 and True; `b1` and `b2` are AdamW's; `eps` is for both. Raises UserError at `init` where it finds no kernel.
+    """
+
+    def matrices(updates: Any) -> Any:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
+
+    def as_adamw(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda u: 0.2 * math.sqrt(max(u.shape)) * u, updates)
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda hidden: "muon" if hidden else "adamw", hidden_kernels(params))
+
+    orthogonal = optax.contrib.scale_by_muon(
+        beta=momentum, eps=eps, nesterov=nesterov, weight_dimension_numbers=matrices
+    )
+    parted = optax.partition(
+        {"muon": optax.chain(orthogonal, optax.stateless(as_adamw)), "adamw": adamw(b1=b1, b2=b2, eps=eps)}, labels
+    )
+
+    def init(params: Any) -> Any:
+        if not any(jax.tree.leaves(hidden_kernels(params))):
+            raise UserError(
+                "optimizer 'muon' needs a two-dimensional kernel below the output layer, and none is trained here; "
+                "'adamw' takes any parameters"
+            )
+        return parted.init(params)
+
+    return optax.GradientTransformation(init, parted.update)
+
+
+def hidden_kernels(params: Any) -> Any:
+    """True for what Muon updates: two-dimensional kernels, but for that of the output layer, `classifier` or `linear`.
+
+    A kernel with no layer above it is an output layer's too. Embeddings, convolutions, norms and biases are not
+    two-dimensional kernels.
+    """
+
+    def hidden(path: Any, x: Any) -> bool:
+        *above, name = path_name(path).split("/")
+        return x.ndim == 2 and name == "kernel" and bool(above) and above[-1] not in ("classifier", "linear")
+
+    return jax.tree_util.tree_map_with_path(hidden, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An entry of OPTIMIZERS.
+
+    Attributes:
+      direction: makes, of the keys of the config's `optimizer` section that it names, what turns gradients into steps.
+      decoupled_decay: whether weight decay is added to the step, apart from the loss; or else to the gradient, as that
+        of an L2 penalty on the loss, which has a minimum of its own.
+      after_decay: what comes between a decoupled decay and the learning rate.
+    """
+
+    direction: Callable[..., optax.GradientTransformation]
+    decoupled_decay: bool
+    after_decay: Callable[[], optax.GradientTransformation] | None = None
+
+
+# No state that an optimizer starts from depends on the parameters' values, which may be replaced before the first step.
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw": Optimizer(adamw, decoupled_decay=True),
+    "lamb": Optimizer(lamb, decoupled_decay=True, after_decay=optax.scale_by_trust_ratio),
+    "adam": Optimizer(adam, decoupled_decay=False),
+    "sgd": Optimizer(sgd, decoupled_decay=False),
+    "rmsprop": Optimizer(rmsprop, decoupled_decay=False),
+    "lion": Optimizer(lion, decoupled_decay=True),
+    "adafactor": Optimizer(adafactor, decoupled_decay=True),
+    "muon": Optimizer(muon, decoupled_decay=True),
+}
+
+# Those whose weight decay is a penalty on the loss, so that they end where the penalized loss is least.
+PENALIZED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.decoupled_decay)
 
 
 def optimizer(
-    name: str,
+    section: Mapping[str, Any], *, weight_decay: float, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The config's `optimizer` section -> (transformation, learning-rate schedule).
+
+    Of the section each function takes the keys that its signature names: the entry of OPTIMIZERS its own,
+    `learning_rate_schedule` and `_complete` those that all share. Other keys are not read.
+
+    Args:
+      weight_decay: as the function of that name has it, in place of the section's.
+
+    Raises:
+      UserError: the name is unknown, or a value is out of range or missing.
+    """
+    entry = lookup(OPTIMIZERS, section["name"], "optimizer.name")
+
+    def built(function: Callable[..., Any], **extra: Any) -> Any:
+        named = {key: section[key] for key in config_keys(function) if key in section and key not in extra}
+        return build({section["name"]: function}, {"name": section["name"], **named}, "optimizer", **extra)
+
+    learning_rates = built(learning_rate_schedule, total_steps=total_steps)
+    direction = built(entry.direction)
+    tx = built(_complete, entry=entry, direction=direction, learning_rates=learning_rates, weight_decay=weight_decay)
+    return tx, learning_rates
+
+
+def _complete(
     *,
-    learning_rate: float,
-    schedule: str,
-    warmup_fraction: float,
-    end_fraction: float,
-    drops: tuple[float, ...],
-    b1: float,
-    b2: float,
-    eps: float,
-    momentum: float,
-    nesterov: bool,
+    entry: Optimizer,
+    direction: optax.GradientTransformation,
+    learning_rates: optax.Schedule,
     weight_decay: float,
     decay_exclude: str,
     clip_norm: float | None,
     layer_decay: float,
     freeze: str,
-    C: float | None,
-    alpha: float | None,
-    tolerance: float,
-    max_iterations: int,
-    factorization: str,
-    total_steps: int,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The config's `optimizer` section -> (transformation, learning-rate schedule).
+) -> optax.GradientTransformation:
+    """What all optimizers share, around `direction`.
 
     Args:
-      weight_decay: added as weight_decay × parameter to the update, before the learning rate.
+      weight_decay: weight_decay × parameter is added to the step, or to the gradient after it is clipped.
       decay_exclude: a regular expression; parameters whose path it finds are not decayed.
       clip_norm: the gradient's largest global L2 norm; None does not clip.
       layer_decay: factor on the learning rate from one layer to the one below; see `by_layer`.
       freeze: a regular expression; parameters whose path it finds stay as they are. Empty: none.
-      b1, b2, eps: AdamW and LAMB. momentum, nesterov: SGD.
-      C, alpha: not read here, for `weight_decay` (the function) makes a weight decay of them.
-      tolerance, max_iterations, factorization: nor are these; they are the solvers'.
     """
-    parts = lookup(OPTIMIZERS, name, "optimizer.name")
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"optimizer.clip_norm is {clip_norm}; it must be above 0")
-    learning_rates = learning_rate_schedule(
-        schedule,
-        learning_rate=learning_rate,
-        warmup_fraction=warmup_fraction,
-        end_fraction=end_fraction,
-        drops=drops,
-        total_steps=total_steps,
-    )
     if not 0 < layer_decay <= 1:
         raise UserError(f"optimizer.layer_decay is {layer_decay}; it must be above 0 and at most 1, which is off")
     for key, pattern in (("decay_exclude", decay_exclude), ("freeze", freeze)):
         regex(f"optimizer.{key}", pattern)
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     decay = optax.identity()
     if weight_decay:
         decay = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_exclude))
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    chain = parts(decay, b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov)
-    tx = optax.chain(clip, *chain, optax.scale_by_learning_rate(learning_rates))
+    steps = [direction, decay] if entry.decoupled_decay else [decay, direction]
+    if entry.after_decay:
+        steps.append(entry.after_decay())
+    tx = optax.chain(clip, *steps, optax.scale_by_learning_rate(learning_rates))
     if freeze:
         tx = frozen(tx, freeze)
     if layer_decay != 1:
         tx = by_layer(tx, layer_decay)
-    return tx, learning_rates
+    return tx
 
 
 def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
@@ -164,10 +284,10 @@ def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
         if task not in tasks:
             other = {"regression": "alpha", "classification": "C", "squared_hinge": "C"}.get(task, "weight_decay")
             raise UserError(f"optimizer.{key} is {value}; task {task!r} does not take it, give optimizer.{other}")
-        if section["name"] in ("adamw", "lamb"):
+        if section["name"] in OPTIMIZERS and section["name"] not in PENALIZED:
             raise UserError(
                 f"optimizer.{key} is {value}; {section['name']!r} decays weights apart from the loss, so give "
-                "optimizer.weight_decay, or name another optimizer: lbfgs, sgd"
+                f"optimizer.weight_decay, or name another optimizer: lbfgs, {', '.join(PENALIZED)}"
             )
         if value < 0 or (key == "C" and value == 0):
             raise UserError(f"optimizer.{key} is {value}; it must be " + ("above 0" if key == "C" else "at least 0"))

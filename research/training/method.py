@@ -68,8 +68,8 @@ def is_deterministic(name: str) -> bool:
 
 def _gradient(config: Any, setting: Setting) -> Method:
     """A chain of gradient transformations of optax."""
-    section = {**config.optimizer, "weight_decay": setting.weight_decay}
-    tx, learning_rate = optim.optimizer(**section, total_steps=setting.total_steps)
+    decay, steps = setting.weight_decay, setting.total_steps
+    tx, learning_rate = optim.optimizer(config.optimizer, weight_decay=decay, total_steps=steps)
 
     def train_step(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[Callable[..., Any], int]:
         function = functools.partial(
