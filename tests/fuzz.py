@@ -35,6 +35,7 @@ from research.core.optim import OPTIMIZERS
 from research.devices.platform import x64
 from research.overrides import declared
 from research.runs.rundir import RunDir
+from research.solvers import SOLVERS
 from research.training import loop
 from research.training.experiment import prepare
 from research.training.method import is_deterministic

@@ -14,6 +14,7 @@ from research import glue
 from research.analysis import leaderboard
 from research.base.errors import UserError
 from research.data.sources import tfds_source
+from research.inference import model
 from research.runs.rundir import RunDir
 from research.training import loop
 from research.training import trained_run as trained
@@ -139,7 +140,7 @@ def test_predictions_that_are_there_are_taken(runs, monkeypatch):
 
 def test_the_last_checkpoints_predictions_are_taken_where_it_is_the_best(runs, monkeypatch):
     run = RunDir.open(runs / "cola", writer=True)
-    monkeypatch.setattr(trained.Checkpoints, "best_step", 10)
+    monkeypatch.setattr(model.Checkpoints, "best_step", 10)
     monkeypatch.setattr(trained, "evaluate", None)
     assert TrainedRun(run, "best").predictions("validation")[1] == run.predictions("validation")
 
@@ -213,7 +214,7 @@ def _looks_like_a_run(folder, name):
 
 
 def test_all_of_glue_makes_the_eleven_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(leaderboard, "Trained", Checkpoint)
+    monkeypatch.setattr(leaderboard, "TrainedRun", Checkpoint)
     workdirs = [_looks_like_a_run(tmp_path / name, name) for name in leaderboard.TASKS]
     assert glue.main(["--workdirs", *workdirs, f"--out={tmp_path / 'out'}"]) == 0
     out, err = capsys.readouterr()

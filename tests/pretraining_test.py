@@ -76,7 +76,7 @@ def test_each_processs_rows_are_masked_as_those_of_one_process():
     (whole,) = tiny.batches(experiment, 1)
     for part in range(2):
         share = prepare(tiny.mlm())
-        object.__setattr__(share, "rows", Rows(of=lambda n, part=part: np.arange(n)[part::2], multiple=8))
+        object.__setattr__(share.evaluation, "rows", Rows(of=lambda n, part=part: np.arange(n)[part::2], multiple=8))
         (batch,) = tiny.batches(share, 1)
         for name, array in batch.items():
             np.testing.assert_array_equal(array, whole[name][part::2])

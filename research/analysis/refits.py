@@ -22,6 +22,7 @@ from research.core.statistics import interval
 from research.data import load as data
 from research.data.pipeline import Stream
 from research.runs.rundir import RunDir
+from research.solvers import SOLVERS
 from research.training.loop import train_and_evaluate
 from research.training.method import is_deterministic
 from research.training.stopping import is_finished

@@ -27,7 +27,7 @@ from research.data.encoder import (
 from research.data.examples import Columns, Examples
 from research.data.images.transform import ImageTransform, PixelTransform
 from research.data.sources import tfds_source
-from research.data.sources.bundled import BUNDLED, class_names
+from research.data.sources.bundled import BUNDLED, CLASS_NAMES
 from research.data.sources.line import line
 from research.data.sources.python_docs import python_docs
 from research.data.sources.sentiment import SENTIMENTS, sentiment
@@ -166,16 +166,16 @@ def keep_signature(dataset: Dataset, section: Mapping[str, Any], assets: Path) -
     signature = dataset.encoder.signature
     labels = dataset.split("train").labels
     dtype = None if labels is None else labels.dtype.name
-    names = label_names(dataset.name, section["data_dir"], signature.label) if signature.label else None
+    names = None
+    if signature.label is not None and labels is not None and labels.dtype.kind in "iu":
+        names = label_names(dataset.name, section["data_dir"], signature.label)
     save_signature(dataclasses.replace(signature, label_names=names, label_dtype=dtype), ArtifactCache(assets))
 
 
 def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
     """The names of the classes of a dataset's label column, in order; None where they are not known."""
-    if name == "sentiment":
-        return SENTIMENTS
     if name in SOURCES:
-        return class_names(name) or None
+        return {"sentiment": SENTIMENTS, **CLASS_NAMES}.get(name)
     return tfds_source.label_names(name, data_dir, column)
 
 

@@ -25,7 +25,7 @@ from research.data.examples import Examples
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
 from research.inference.evaluation import Evaluation, Records, eval_program, evaluate, unroll_seeds
-from research.inference.model import arrange, build_module, evaluation_of, make_mesh, process_rows
+from research.inference.model import arrange, build_module, evaluation_of, make_mesh
 from research.training import checks
 from research.training.method import Method, make_method
 from research.training.program import Program, replicate, single
@@ -80,7 +80,7 @@ class Experiment:
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` to the end of the run."""
-        rows = process_rows(self.mesh)
+        rows = self.evaluation.rows
         return pipeline.training_batches(
             self.streams("train"),
             batch_rows=self.length.batch_rows,

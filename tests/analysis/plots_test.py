@@ -138,7 +138,10 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
         "confusion",
     }
     assert found["fit"][1] == "the run's task is classification; this plot is of regression"
-    assert found["regularization_path"][1] == "optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"
+    assert (
+        found["regularization_path"][1]
+        == "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
+    )
     assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
     found = {name: why for name, path, why in draw_all(PlotContext(line)) if not path}
     assert set(found) == {"roc", "precision_recall", "confusion", "regularization_path", "learning_curve"}
@@ -148,7 +151,7 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
     ("what", "message"),
     [
         ("fit", "the run's task is classification; this plot is of regression"),
-        ("regularization_path", "optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"),
+        ("regularization_path", "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"),
         ("rock", "did you mean 'roc'"),
     ],
 )
@@ -263,7 +266,9 @@ def _subject(records, **task):
     seeds = 2 if isinstance(records[0]["prediction"], list) else None
     config = {"task": task, "train": {"seeds": seeds}, "eval": {"splits": ("test",)}, "data": {"name": "own"}}
     subject = PlotContext(None)
-    trained = SimpleNamespace(config=ConfigDict(config), predictions=lambda split: ({}, records), step=1)
+    trained = SimpleNamespace(
+        config=ConfigDict(config), predictions=lambda split: ({}, records), label_names=lambda count: (), step=1
+    )
     subject.__dict__["trained"] = trained
     return subject
 

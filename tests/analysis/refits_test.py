@@ -260,7 +260,9 @@ def test_refits_are_not_ended_early(tmp_path):
 def test_what_has_no_path_says_so(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     run = RunDir.open(tmp_path)
-    with pytest.raises(UserError, match="optimizer 'adamw' has no penalty; closed_form, lbfgs, sgd have"):
+    with pytest.raises(
+        UserError, match="optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
+    ):
         regularization_path(run, show=False)
     monkeypatched = {**run.summary(), "status": "preempted"}
     RunDir.open(tmp_path, writer=True).write_summary(monkeypatched)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from research.data.sources.bundled import BUNDLED
+from research.data.sources.bundled import BUNDLED, CLASS_NAMES
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -24,3 +24,14 @@ def test_the_splits_never_change():
 def test_classes_are_spread_evenly():
     for split in BUNDLED["digits"]().values():
         assert np.bincount(split["label"]).min() >= 0.09 * len(split["label"])
+
+
+def test_classes_are_called_as_scikit_learn_calls_them():
+    import sklearn.datasets
+
+    named = {}
+    for name in BUNDLED:
+        found = getattr(getattr(sklearn.datasets, f"load_{name}")(), "target_names", ())
+        names = tuple(str(of_class) for of_class in found if isinstance(of_class, str))
+        named |= {name: names} if names else {}
+    assert named == CLASS_NAMES

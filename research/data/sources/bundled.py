@@ -71,12 +71,8 @@ def feature_names(name: str) -> tuple[str, ...]:
     return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
 
 
-def class_names(name: str) -> tuple[str, ...]:
-    """What the classes of a bundled dataset are called; empty where they have no names but numbers."""
-    import sklearn.datasets
-
-    found = getattr(getattr(sklearn.datasets, f"load_{name}")(), "target_names", ()) if name in BUNDLED else ()
-    return tuple(str(name) for name in found if isinstance(name, str))
+# What the classes of the datasets are called that have names and not only numbers; scikit-learn's `target_names`.
+CLASS_NAMES = {"breast_cancer": ("malignant", "benign"), "iris": ("setosa", "versicolor", "virginica")}
 
 
 BUNDLED: dict[str, Callable[[], dict[str, Any]]] = {
