@@ -472,15 +472,15 @@ def test_the_state_comes_back_from_a_checkpoint(name, tmp_path):
 
 def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
     section = {**defaults().optimizer.to_dict(), "name": "sgd"}
-    assert weight_decay({**section, "weight_decay": 0.1}, "regression", 50) == 0.1
-    assert weight_decay({**section, "C": 0.5}, "classification", 50) == 1 / 25
-    assert weight_decay({**section, "alpha": 3.0}, "regression", 50) == 6 / 50
+    assert weight_decay({**section, "weight_decay": 0.1}, "regression", "alpha", 50) == 0.1
+    assert weight_decay({**section, "C": 0.5}, "classification", "C", 50) == 1 / 25
+    assert weight_decay({**section, "alpha": 3.0}, "regression", "alpha", 50) == 6 / 50
     for extreme in ({"C": 5e-324}, {"alpha": 1e308}):
-        task = "classification" if "C" in extreme else "regression"
+        task, penalty = ("classification", "C") if "C" in extreme else ("regression", "alpha")
         with pytest.raises(UserError, match=f"optimizer.{next(iter(extreme))}=.* must be finite"):
-            weight_decay({**section, **extreme}, task, 0.1)
+            weight_decay({**section, **extreme}, task, penalty, 0.1)
     with pytest.raises(UserError, match=r"weight_decay=0.1 and optimizer.alpha=0.0 are given"):
-        weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", 50)
+        weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", "alpha", 50)
 
 
 def test_c_and_alpha_are_for_penalties():
@@ -488,9 +488,9 @@ def test_c_and_alpha_are_for_penalties():
     for name, entry in OPTIMIZERS.items():
         if entry.decoupled_decay:
             with pytest.raises(UserError, match=f"'{name}' decays weights apart .*: lbfgs, adam, sgd, rmsprop"):
-                weight_decay({**section, "name": name}, "classification", 50)
+                weight_decay({**section, "name": name}, "classification", "C", 50)
         else:
-            assert weight_decay({**section, "name": name}, "classification", 50) == 1 / 50
+            assert weight_decay({**section, "name": name}, "classification", "C", 50) == 1 / 50
     assert refits.PENALIZED == ("closed_form", "lbfgs", "adam", "sgd", "rmsprop")
 
 

@@ -15,6 +15,7 @@ from research.analysis.coefficients import coefficients
 from research.analysis.curves import confusion, precision_recall, roc
 from research.base.errors import UserError
 from research.base.registry import lookup
+from research.core.tasks import TASKS, capabilities
 from research.data import load as data
 from research.data.splits import whole
 from research.devices.throughput import seconds_of_a_seed
@@ -90,21 +91,34 @@ class PlotContext:
         """What the classes are called; empty where they have no names."""
         return self.trained.label_names(self.columns["scores"].shape[1])
 
-    def needs_task(self, *names: str) -> None:
-        if self.config.task.name not in names:
-            raise UserError(f"the run's task is {self.config.task.name}; this plot is of {' or '.join(names)}")
+    def needs(self, predicts: str) -> None:
+        """Raises UserError where the task does not predict a "class", or a "number".
+
+        Of a task that does not state it, its records say so: classes have scores.
+        """
+        stated = _predicts(self.config.task)
+        if stated is None:
+            scores = self.columns.get("scores")
+            stated = "class" if scores is not None and scores.ndim == 2 else "number"
+        if stated != predicts:
+            raise UserError(f"the run's task {self.config.task.name} predicts a {stated}; this plot is of a {predicts}")
 
 
 def _hidden_label(task: Any) -> float | None:
     """The number that stands for a label that is not given; None where all are."""
-    return task.get("hidden_label") if task.name == "regression" else -1
+    return task.get("hidden_label") if _predicts(task) == "number" else -1
+
+
+def _predicts(task: Any) -> str | None:
+    """What the task of a config says that it predicts."""
+    return capabilities(TASKS.get(task.name)).predicts
 
 
 Drawing = tuple[Figure, dict[str, Any]]
 
 
 def _fit(subject: PlotContext) -> Drawing:
-    subject.needs_task("regression")
+    subject.needs("number")
     columns = subject.columns  # first: it says which splits there are
     inputs = subject.config.data.transform.inputs
     raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[whole(subject.of_split)][inputs[0]]
@@ -120,7 +134,7 @@ def _fit(subject: PlotContext) -> Drawing:
 
 
 def _residuals(subject: PlotContext) -> Drawing:
-    subject.needs_task("regression")
+    subject.needs("number")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     if len(labels) < 2:
         raise UserError(f"split {subject.of_split!r} has one label; a distribution of residuals takes two at least")
@@ -159,7 +173,7 @@ def _coefficients(subject: PlotContext) -> Drawing:
 
 def _ranked(subject: PlotContext) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and scores [N, C]. Raises UserError where there are not two classes to be told apart."""
-    subject.needs_task("classification", "squared_hinge")
+    subject.needs("class")
     labels, scores = subject.columns["label"], subject.columns["scores"]
     if (labels == labels[0]).all():
         only = figures.class_name(labels[0], subject.classes)
@@ -181,7 +195,7 @@ def _precision_recall(subject: PlotContext) -> Drawing:
 
 
 def _confusion(subject: PlotContext) -> Drawing:
-    subject.needs_task("classification", "squared_hinge")
+    subject.needs("class")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     classes = subject.columns["scores"].shape[1]
     numbers = {"counts": confusion(labels, predictions, classes).tolist()}

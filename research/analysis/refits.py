@@ -19,6 +19,7 @@ from research.analysis.figures import MOST_COEFFICIENTS
 from research.base.errors import DivergedError, UserError
 from research.core import optim
 from research.core.statistics import interval
+from research.core.tasks import TASKS, capabilities
 from research.data import load as data
 from research.data.pipeline import Stream
 from research.runs.rundir import RunDir
@@ -30,9 +31,6 @@ from research.training.trained_run import TrainedRun
 
 # Optimizers that end where a penalized loss is least. A decoupled weight decay, as AdamW's, is no penalty on a loss.
 PENALIZED = (*SOLVERS, *optim.PENALIZED)
-
-# Where a config has no penalty yet: scikit-learn's own, which does not change with the number of examples.
-USUAL = {"classification": "C", "squared_hinge": "C", "regression": "alpha"}
 
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 
@@ -51,13 +49,14 @@ def check_path(config: Any) -> None:
 def penalty(config: Any) -> tuple[str, float | None]:
     """The key of a config's penalty and its value: C, which is an inverse, alpha or weight_decay.
 
-    Where there is none, the key that the task takes, and None.
+    Where there is none, the key that the task takes, and None: scikit-learn's own does not change with the number of
+    examples.
     """
     section = config.optimizer
     for name in ("C", "alpha", "weight_decay"):
         if section[name]:
             return name, section[name]
-    return USUAL[config.task.name], None
+    return capabilities(TASKS[config.task.name]).penalty or "weight_decay", None
 
 
 def penalties(now: float | None) -> list[float]:

@@ -266,7 +266,7 @@ def _complete(
     return tx
 
 
-def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
+def weight_decay(section: Mapping[str, Any], task: str, penalty: str | None, weight: float) -> float:
     """The weight decay that `weight_decay`, `C` or `alpha` ask for, beside a mean loss over examples of sum `weight`.
 
     scikit-learn's LogisticRegression minimises ‖w‖² / 2 + C · Σ loss and its Ridge Σ (y − ŷ)² + alpha · ‖w‖².
@@ -277,12 +277,12 @@ def weight_decay(section: Mapping[str, Any], task: str, weight: float) -> float:
         del given["weight_decay"]
     if len(given) > 1:
         raise UserError(f"{' and '.join(f'optimizer.{k}={v}' for k, v in given.items())} are given; give one of them")
-    for key, tasks in (("C", ("classification", "squared_hinge")), ("alpha", ("regression",))):
+    for key in ("C", "alpha"):
         value = section[key]
         if value is None:
             continue
-        if task not in tasks:
-            other = {"regression": "alpha", "classification": "C", "squared_hinge": "C"}.get(task, "weight_decay")
+        if key != penalty:
+            other = penalty or "weight_decay"
             raise UserError(f"optimizer.{key} is {value}; task {task!r} does not take it, give optimizer.{other}")
         if section["name"] in OPTIMIZERS and section["name"] not in PENALIZED:
             raise UserError(

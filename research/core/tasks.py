@@ -49,6 +49,27 @@ class Task(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What else can be done with a task, which states it as `CAPABILITIES`; without it, nothing more.
+
+    Attributes:
+      predicts: "class", "number" or "token": the plots that apply, and the checks of labels.
+      penalty: the key by which scikit-learn's models of this loss are regularized, `C` or `alpha`.
+      takes_mixed_labels: whether `scores` reads `mixed_labels` and `mixed_weight` (mixup, CutMix).
+    """
+
+    predicts: str | None = None
+    penalty: str | None = None
+    takes_mixed_labels: bool = False
+
+
+def capabilities(task: Any) -> Capabilities:
+    """Those of a task, or of its class."""
+    found: Capabilities = getattr(task, "CAPABILITIES", Capabilities())
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
 class Classification:
     """Softmax cross-entropy over classes. Outputs: logits [..., C]; labels: int [...], −1 where hidden.
 
@@ -64,6 +85,7 @@ class Classification:
         examples of the class) of the training split, as in scikit-learn (`with_class_weights` works it out).
     """
 
+    CAPABILITIES: ClassVar[Capabilities] = Capabilities("class", penalty="C", takes_mixed_labels=True)
     RANGES: ClassVar[dict[str, Range]] = {"label_smoothing": FRACTION, "class_weight": NOT_NEGATIVE}
 
     label_smoothing: float = 0.0
@@ -160,6 +182,7 @@ class SquaredHinge:
     of several classes it weighs a class's own examples against the rest, which weigh 1, as in LinearSVC.
     """
 
+    CAPABILITIES: ClassVar[Capabilities] = Capabilities("class", penalty="C")
     RANGES: ClassVar[dict[str, Range]] = {"class_weight": NOT_NEGATIVE}
 
     class_weight: tuple[float, ...] | str | None = None
@@ -205,6 +228,7 @@ class Regression:
       hidden_label: the number that stands for a label that is not given; None where all are.
     """
 
+    CAPABILITIES: ClassVar[Capabilities] = Capabilities("number", penalty="alpha")
     RANGES: ClassVar[dict[str, Range]] = {"hidden_label": ANY}
 
     hidden_label: float | None = None
@@ -247,6 +271,8 @@ class MaskedLM:
 
     Outputs: logits [B, M, V]; labels: int [B, M], −1 in slots that hide nothing; weight [B, 1].
     """
+
+    CAPABILITIES: ClassVar[Capabilities] = Capabilities("token")
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:

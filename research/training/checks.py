@@ -12,11 +12,15 @@ from research import solvers
 from research.base.errors import UserError
 from research.base.registry import lookup, regex
 from research.core.metrics import AVERAGE
-from research.core.tasks import Regression, Task
+from research.core.tasks import TASKS, Capabilities, Regression, Task, capabilities
 from research.data.checks import check_inputs, check_labels
 from research.data.examples import AugmentedExamples, Examples, MixedExamples
 from research.data.pipeline import Stream
 from research.training.limits import RANGES, check_values
+
+
+def _capabilities(config: Any) -> Capabilities:
+    return capabilities(TASKS[config.task.name])
 
 
 def check_keys(config: Any) -> None:
@@ -74,7 +78,7 @@ def check_data(config: Any, streams: Callable[[str], Stream]) -> None:
     buckets, features = transform.get("buckets"), config.model.get("num_features")
     if buckets is not None and features is not None and buckets != features:
         raise UserError(f"data.transform.buckets is {buckets} and model.num_features {features}; they must be equal")
-    if isinstance(streams("train").examples, MixedExamples) and config.task.name != "classification":
+    if isinstance(streams("train").examples, MixedExamples) and not _capabilities(config).takes_mixed_labels:
         raise UserError(
             f"data.transform mixes the labels of two examples, which task {config.task.name!r} does not take"
         )
@@ -101,7 +105,7 @@ def check_metric(config: Any, task: Task, known: Mapping[str, Any], streams: Cal
 
 def check_classes(config: Any, labels: np.ndarray) -> None:
     """Raises UserError where a classifier would be trained on the labels [N] of one class."""
-    if config.task.name in ("classification", "squared_hinge") and (labels == labels[0]).all():
+    if _capabilities(config).predicts == "class" and (labels == labels[0]).all():
         raise UserError(
             f"all {len(labels)} training examples of {config.data.name} have the label {labels[0]}; a classifier needs "
             "two"
@@ -135,7 +139,7 @@ def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: boo
             f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
         )
     lookup(solvers.FACTORIZATIONS, section.factorization, "optimizer.factorization")
-    if name == "closed_form" and not isinstance(task, Regression):
+    if name == "closed_form" and not isinstance(task, Regression):  # whose squares it solves
         raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
 
 

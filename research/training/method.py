@@ -12,7 +12,7 @@ from research import solvers
 from research.base.registry import lookup
 from research.core import optim, step
 from research.core.state import param_count
-from research.core.tasks import Task, training_weight
+from research.core.tasks import Task, capabilities, training_weight
 from research.data import pipeline
 from research.training import checks
 
@@ -56,7 +56,8 @@ def make_method(
 ) -> Method:
     """The method that `config.optimizer` names. Raises UserError for what it does not take."""
     section = config.optimizer
-    decay = optim.weight_decay(section, config.task.name, training_weight(task, stream.labels))
+    weight, penalty = training_weight(task, stream.labels), capabilities(task).penalty
+    decay = optim.weight_decay(section, config.task.name, penalty, weight)
     setting = Setting(task, stream, batch_rows, total_steps, devices, decay)
     return lookup(METHODS, section.name, "optimizer.name")(config, setting)
 

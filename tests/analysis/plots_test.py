@@ -137,7 +137,7 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
         "precision_recall",
         "confusion",
     }
-    assert found["fit"][1] == "the run's task is classification; this plot is of regression"
+    assert found["fit"][1] == "the run's task classification predicts a class; this plot is of a number"
     assert (
         found["regularization_path"][1]
         == "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
@@ -150,7 +150,7 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("fit", "the run's task is classification; this plot is of regression"),
+        ("fit", "the run's task classification predicts a class; this plot is of a number"),
         ("regularization_path", "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"),
         ("rock", "did you mean 'roc'"),
     ],
@@ -174,7 +174,7 @@ def test_all_that_can_be_drawn_is_and_the_rest_is_an_error(line, capsys):
     with pytest.raises(UserError) as error:
         plot.main([f"--workdir={line.path}", "--what=roc,residuals,confusion,fit"])
     assert str(error.value) == (
-        "roc, confusion not drawn: the run's task is regression; this plot is of classification or squared_hinge"
+        "roc, confusion not drawn: the run's task regression predicts a number; this plot is of a class"
     )
     out = capsys.readouterr().out.splitlines()
     assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
