@@ -1,8 +1,9 @@
 import pytest
 
+from configs import bert_mlm
 from research.base.errors import UserError
 from research.config import load
-from research.training.limits import RANGES, check_values
+from research.training.limits import check_values, key_ranges
 
 DIGITS = "configs/logistic_digits.py:embedded"
 BERT = "configs/bert_sst2.py:embedded"
@@ -83,7 +84,8 @@ def test_what_means_none_is_said():
     ],
 )
 def test_the_ends_of_a_range(key, inside, outside):
-    assert [value in RANGES[key] for value in (*inside, *outside)] == [True] * len(inside) + [False] * len(outside)
+    limits = key_ranges(bert_mlm.get_config("embedded").to_dict())[key]
+    assert [value in limits for value in (*inside, *outside)] == [True] * len(inside) + [False] * len(outside)
 
 
 @pytest.mark.parametrize("value", [10**19, -(10**19), float("inf"), float("nan"), (1, (2, 10**40)), (float("-inf"),)])

@@ -18,11 +18,8 @@ from research.core.tasks import TASKS
 from research.data.load import TRANSFORMS
 from research.models import MODELS
 
-# A tuple's range is that of its items.
+# Of the keys that all configs share. A tuple's range is that of its items.
 RANGES: dict[str, Range] = {
-    **ranges.declared("data.transform", TRANSFORMS),
-    **ranges.declared("model", MODELS),
-    **ranges.declared("task", TASKS),
     "seed": Range(0, 2**32 - 1, integer=True),
     "data.train_fraction": Range(0, 1, open="low"),
     "data.workers": Range(0, 1024, integer=True),
@@ -63,6 +60,20 @@ RANGES: dict[str, Range] = {
 }
 
 
+def key_ranges(config: Mapping[str, Any]) -> dict[str, Range]:
+    """The ranges of a config's keys: RANGES, and what its model, task and transform declare for theirs."""
+    sections = (
+        ("model", MODELS, config["model"]),
+        ("task", TASKS, config["task"]),
+        ("data.transform", TRANSFORMS, config["data"]["transform"]),
+    )
+    found = dict(RANGES)
+    for name, table, section in sections:
+        if section["name"] in table:
+            found |= ranges.declared(name, {section["name"]: table[section["name"]]})
+    return found
+
+
 def check_values(config: Mapping[str, Any]) -> None:
     """Raises UserError, which names key, value and limit, where a number of a config is not finite or out of range."""
-    ranges.check_values(config, RANGES)
+    ranges.check_values(config, key_ranges(config))
