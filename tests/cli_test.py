@@ -56,6 +56,7 @@ def test_help(module, flag, shell):
     assert flag in out
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
     train = ("-m", "research.train", "--config=configs/linear_diabetes.py", f"--workdir={tmp_path}/run")
     result = _python(*train)
@@ -233,6 +234,7 @@ def test_ctrl_c_is_one_line(capsys):
     assert (exit.value.code, capsys.readouterr().err) == (128 + signal.SIGINT, "interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     command = [
         sys.executable,

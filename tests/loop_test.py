@@ -72,7 +72,9 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert kept == {10, summary["best"]["step"]}
 
 
-@pytest.mark.parametrize("make", [tiny.bert, pytest.param(tiny.mixed_resnet, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make", [tiny.logistic, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.mixed_resnet))]
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     """With dropout, mixed images, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations."""
     whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
@@ -253,6 +255,7 @@ def test_the_seed_decides(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "steps"), [pytest.param({"batch_size": 32}, 13, marks=pytest.mark.slow), ({"batch_rows": 9}, 11)]
 )

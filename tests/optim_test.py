@@ -13,7 +13,7 @@ from configs import mlp_mnist
 from configs.defaults import defaults
 from research.analysis import refits
 from research.base.errors import UserError
-from research.base.trees import path_name
+from research.base.leaves import path_name
 from research.core.optim import (
     OPTIMIZERS,
     decay_mask,

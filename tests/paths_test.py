@@ -73,7 +73,7 @@ def test_a_config_in_a_folder_with_a_colon(home):
     shutil.copy(config, home / "a:b/own.py")
     for spec in ("a:b/own.py", "a:b/own.py:embedded", "a:b/own.py:auto", "~/a:b/own.py"):
         loaded = load(spec)
-        assert (loaded.name, loaded.config.preset) == ("own", "embedded")
+        assert (loaded.file.stem, loaded.config.preset) == ("own", "embedded")
     with pytest.raises(UserError, match=r"a:b/own.py has no preset 'x'"):
         load("a:b/own.py:x")
     with pytest.raises(UserError, match=r"a:b/on.py does not exist; did you mean 'own.py'"):

@@ -1,6 +1,7 @@
 """A run predicts what it evaluated, from raw inputs and its directory alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,7 +63,12 @@ def no_data(monkeypatch):
     return hide
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("packed text", "pixels", "features")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
+)
 def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
     config = FAMILIES[family]()
     split = config.eval.splits[0]
@@ -86,9 +92,15 @@ def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
         assert record == other
 
 
-def test_what_a_predictor_reads_is_told(tmp_path):
-    train_and_evaluate(tiny.bert(steps=1), tmp_path, show=False)
-    predictor = Predictor.open(tmp_path)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train_and_evaluate(tiny.bert(steps=1), folder, show=False)
+    return folder
+
+
+def test_what_a_predictor_reads_is_told(run):
+    predictor = Predictor.open(run)
     signature = predictor.signature
     assert (signature.kind, signature.inputs, signature.label) == ("text", ("sentence",), "label")
     assert signature.label_names == ("negative", "positive")
@@ -103,18 +115,17 @@ def test_what_a_predictor_reads_is_told(tmp_path):
     ("columns", "key"),
     [({}, "'sentence'"), ({"text": ["a"]}, "'sentence'"), ({"sentence": [3]}, "3")],
 )
-def test_what_it_can_not_read_is_one_line(columns, key, tmp_path):
-    train_and_evaluate(tiny.bert(steps=1), tmp_path, show=False)
+def test_what_it_can_not_read_is_one_line(columns, key, run):
     with pytest.raises(UserError, match=key) as error:
-        Predictor.open(tmp_path).predict(columns)
+        Predictor.open(run).predict(columns)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_that_lost_its_assets_is_one_line(tmp_path):
-    train_and_evaluate(tiny.bert(steps=1), tmp_path, show=False)
-    (tmp_path / "assets/tokenizer.json").unlink()
+def test_a_run_that_lost_its_assets_is_one_line(run, tmp_path):
+    lost = shutil.copytree(run, tmp_path / "lost")
+    (lost / "assets/tokenizer.json").unlink()
     with pytest.raises(UserError, match="assets"):
-        Predictor.open(tmp_path)
+        Predictor.open(lost)
 
 
 def test_a_run_of_before_has_no_signature_and_predicts(tmp_path):

@@ -113,7 +113,7 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
         ("mlp", {"accumulate": 2, "ema_decay": 0.5}),
         pytest.param("resnet", {}, marks=pytest.mark.slow),
         pytest.param("grouped_resnet", {}, marks=pytest.mark.slow),
-        ("packed", {}),
+        pytest.param("packed", {}, marks=pytest.mark.slow),
         pytest.param("unpacked", {}, marks=pytest.mark.slow),
     ],
 )
@@ -204,6 +204,7 @@ def test_a_run_of_several_seeds_is_evaluated_again(run):
     assert found["intervals"] == run.summary()["intervals"]["validation"]
 
 
+@pytest.mark.slow
 def test_correlations_are_of_each_seed(monkeypatch):
     tiny.tfds(monkeypatch)
     config = _with_seeds(tiny.bert_glue_task("stsb"), seeds=2)
@@ -218,6 +219,7 @@ def test_correlations_are_of_each_seed(monkeypatch):
     assert metrics["pearson"][0] != metrics["pearson"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [_mlp, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.mixed_resnet))]
 )
@@ -306,6 +308,7 @@ def test_what_takes_one_seed_refuses_several(run, tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_path, monkeypatch):
     """Fewer for an evaluation's batch, which is the larger one here; the number that it names fits."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)

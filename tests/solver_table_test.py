@@ -70,6 +70,7 @@ def _peer(dense, labels, weights=None):
     return Peer(C=1 / (0.01 * total), tol=1e-10, max_iter=5000, class_weight=of_class).fit(dense, labels).coef_
 
 
+@pytest.mark.slow
 def test_the_rows_that_are_read_have_the_solution_of_the_whole_table_and_scikit_learns(rng):
     """On eight devices, in packed rows, the classes weighted; against the whole table on one device."""
     examples, dense = _examples(rng, 3)

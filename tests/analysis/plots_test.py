@@ -116,6 +116,7 @@ def test_what_can_be_compared_comes_first():
     assert raw.get_xdata().tolist() == [3.0, 0.0]
 
 
+@pytest.mark.slow
 def test_decision_values_are_ranked_as_probabilities_are(tmp_path):
     config = logistic_breast_cancer.get_config()
     config.task = {"name": "squared_hinge", "class_weight": None}
@@ -210,6 +211,7 @@ def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch
     assert _numbers(path) == {**numbers, "points": [curve], "checkpoint": "last"}
 
 
+@pytest.mark.slow
 def test_classes_have_names_where_they_are_known(tmp_path, digits):
     run = _run(logistic_breast_cancer.get_config(), tmp_path)
     subject = PlotContext(run)
@@ -445,6 +447,7 @@ def test_nothing_is_cut_off_and_no_marks_overlap():
             assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), axis.get_xlabel()
 
 
+@pytest.mark.slow
 def test_of_several_seeds_the_first_is_drawn(tmp_path):
     """Its run is that of the seed alone, up to rounding."""
     run = _run(tiny.logistic(steps=5, seeds=2), tmp_path / "two")

@@ -111,6 +111,7 @@ def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_one
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), few[0], everywhere[0])
 
 
+@pytest.mark.slow
 def test_the_token_embedding_learns_from_both_its_uses(rng):
     """As a projection: Σ (softmax − one-hot) · h over the hidden places. As a lookup: only the tokens read."""
     batch = _batch(rng, [[2, 7], [4]])
@@ -168,6 +169,7 @@ def test_bfloat16_is_near_float32(rng):
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05 * np.abs(full).max())
 
 
+@pytest.mark.slow
 def test_it_trains_in_bfloat16(rng):
     """The gradients are near those of float32, and XLA has products for all of them. Measured: cosine 0.99999."""
     batch = _batch(rng, [[2, 7], [4]])

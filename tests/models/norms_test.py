@@ -68,6 +68,7 @@ def test_no_row_or_a_single_pixel_leaves_everything_finite(rows):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (24, 12), (3, 1), (1, 1)])
 def test_groups_have_two_channels_at_least(rng, channels, groups):
     """By numpy: each group of an image has mean 0 and variance 1."""
