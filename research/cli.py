@@ -1,4 +1,4 @@
-"""What the command-line shells share: common flags, errors, exit codes."""
+"""Common parts of the command-line shells: flags, errors, exit codes."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from research.devices.platform import prepare_process
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of `python -m research.NAME`; all shells have --debug. Raises UserError for what it can't parse."""
+    """The flags of `python -m research.NAME`; all shells have --debug. Raises UserError for invalid arguments."""
 
     def __init__(self, name: str, description: str, **options: Any):
         super().__init__(prog=f"python -m research.{name}", description=description, allow_abbrev=False, **options)
@@ -25,9 +25,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Of what reads a run: which, and which of its checkpoints."""
-    parser.add_argument("--workdir", help="the run directory (needed)")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="which one (default: last)")
+    """Adds the flags of commands that read a run: the run directory and the checkpoint."""
+    parser.add_argument("--workdir", help="the run directory (required)")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="the checkpoint (default: last)")
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def start_distributed(arguments: argparse.Namespace) -> None:
-    """Joins the other processes, if asked to. Must come before JAX looks for devices."""
+    """Joins the other processes, if requested. Must be called before JAX initializes its devices."""
     if not (arguments.distributed or arguments.coordinator):
         if arguments.processes is not None or arguments.process_id is not None:
             raise UserError("--processes and --process_id need --coordinator=HOST:PORT, the address of process 0")
@@ -62,9 +62,9 @@ def parse(
     positive: tuple[str, ...] = (),
     passed_on: str | None = None,
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and those that begin with `passed_on` as they were given.
+    """Parses the flags -> their values, and unchanged those that begin with `passed_on`.
 
-    Raises UserError for an unknown flag, naming the nearest there is, for a missing one of `required`, and for one of
+    Raises UserError for an unknown flag, suggesting the nearest one, for a missing one of `required`, and for one of
     `positive` that is below 1.
     """
     arguments, others = parser.parse_known_args(argv)
@@ -79,7 +79,7 @@ def parse(
             raise UserError(f"unknown flag {name!r}; config keys are written {passed_on}{name.lstrip('-')}=VALUE")
         raise UserError(f"unknown flag {name!r}; {_hint(name, known, passed_on)}")
     for name, value in vars(arguments).items():
-        if value == "" or (isinstance(value, list) and "" in value):  # as of a shell's variable that is not set
+        if value == "" or (isinstance(value, list) and "" in value):  # e.g. from an unset shell variable
             raise UserError(f"--{name} is empty; give it a value or leave it out")
     for name in required:
         if getattr(arguments, name) is None:
@@ -91,15 +91,15 @@ def parse(
 
 
 def _hint(name: str, known: list[str], passed_on: str | None) -> str:
-    """The nearest flag; or else, of a shell that takes overrides, the config keys that the name may be short for."""
+    """The nearest flag, or in a shell that takes overrides, the config keys for which the name may be an alias."""
     meant = ALIASES.get(name.lstrip("-").lower().replace("-", "_"), ())
-    if passed_on and any("." in key for key in meant):  # the others are no keys, but names that a key may have
+    if passed_on and any("." in key for key in meant):  # the others are not keys, but names of values
         return f"did you mean {' or '.join(repr(passed_on + key) for key in meant)}?"
     hint = nearest(name, known)
     return f"{hint}; config keys are written {passed_on}KEY=VALUE" if passed_on and hint.startswith("known") else hint
 
 
-# The packages whose name is not that of the module, and those that only an extra of pyproject.toml brings.
+# Packages whose name differs from their module's, and those that only an extra of pyproject.toml installs.
 _PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -117,8 +117,8 @@ _OWN = ("benchmarks", "configs", "research", "tests")
 
 
 def _missing_package(error: BaseException | None) -> str | None:
-    """What to do about a package that can't be imported, in one line; None where a module of our own can't be."""
-    while isinstance(error, ModuleNotFoundError) and not error.name:  # as JAX's, which is raised from jaxlib's
+    """How to install a package that can't be imported, in one line; None for a module of this project."""
+    while isinstance(error, ModuleNotFoundError) and not error.name:  # such as JAX's, which is raised from jaxlib's
         error = error.__cause__
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
@@ -130,7 +130,7 @@ def _missing_package(error: BaseException | None) -> str | None:
 
 
 def _missing_platform(error: Exception) -> str | None:
-    """What to do about a JAX_PLATFORMS that JAX can't start, in one line; None for any other error."""
+    """How to fix a JAX_PLATFORMS that JAX can't initialize, in one line; None for any other error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     asked = os.environ.get("JAX_PLATFORMS")
     if not asked or not frame.f_code.co_filename.endswith("xla_bridge.py"):
@@ -141,8 +141,8 @@ def _missing_platform(error: Exception) -> str | None:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs a shell and exits: 0, 2 with one line for what the user can mend, 130 after Ctrl-C; a bug has its trace."""
-    # What native libraries log at start-up is not for users; a setting of their own stays.
+    """Runs a shell and exits: 0; 2 with one line for a user error; 130 after Ctrl-C. Bugs show their stack trace."""
+    # Hides the start-up logs of native libraries, unless the user has set their level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:

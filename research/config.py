@@ -1,4 +1,4 @@
-"""Config files: load one, choose its preset, apply overrides. For the command-line shells and for notebooks alike."""
+"""Loads config files: chooses the preset and applies overrides, for the command-line shells and for notebooks."""
 
 import dataclasses
 import importlib.util
@@ -27,10 +27,10 @@ from research.training.limits import check_values
 
 @dataclasses.dataclass(frozen=True)
 class LoadedConfig:
-    """A config, and the `file` that it comes from.
+    """A config and the `file` that it comes from.
 
-    `note` says why `embedded` stands in for the full size, if it does; `given` are the keys that overrides set. Where
-    the config has `init_from`, research/interop/pretrained.py resolves it.
+    `note` says why `embedded` replaces the full size, if it does; `given` are the keys set by overrides. If the config
+    has `init_from`, research/interop/pretrained.py resolves it.
     """
 
     config: ConfigDict
@@ -40,13 +40,13 @@ class LoadedConfig:
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> LoadedConfig:
-    """Loads "path/to/file.py:preset"; ":auto" and no preset mean the full size where it is available, else `embedded`.
+    """Loads "path/to/file.py:preset"; ":auto" or no preset means the full size if it is available, else `embedded`.
 
     Args:
       overrides: "train.steps=10" or "--config.train.steps=10", applied in order.
 
     Raises:
-      UserError: the file, the preset, an overridden key or its value is not good, or an override asks for data or
+      UserError: the file, the preset, an overridden key or its value is invalid, or an override asks for data or
         weights that are unavailable.
     """
     path, preset = _parts(spec)
@@ -63,14 +63,14 @@ def load(spec: str, overrides: Iterable[str] = ()) -> LoadedConfig:
 
 
 def _parts(spec: str) -> tuple[Path, str]:
-    """The file and the preset of "path/to/file.py:preset". Folders may have colons in their names."""
+    """Splits "path/to/file.py:preset" into file and preset. Names of folders may contain colons."""
     path = expanded(spec)
     name, _, preset = path.name.rpartition(":")
     return (path.with_name(name), preset) if name and not path.name.endswith(".py") else (path, "")
 
 
 def unavailable(config: ConfigDict) -> dict[str, str]:
-    """What the config needs and is unavailable here: the key that names it -> why. Empty if nothing is missing."""
+    """The data and weights that the config needs but are unavailable: key -> reason. Empty if nothing is missing."""
     reasons = {
         "init_from": _missing_weights(config.init_from) if config.init_from else None,
         "data.name": data.missing(config.data),
@@ -79,7 +79,7 @@ def unavailable(config: ConfigDict) -> dict[str, str]:
 
 
 def _missing_weights(init_from: str) -> str | None:
-    from research.interop import source  # with the libraries that read weights, which few runs need
+    from research.interop import source  # imports the libraries that read weights, which few runs need
 
     return source.missing(init_from)
 
@@ -87,7 +87,7 @@ def _missing_weights(init_from: str) -> str | None:
 # What decides whether the full size is available; an override of one counts.
 _DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir")
 
-# How to get what a key names, and the keys by which it is asked for.
+# How to obtain what a key names, and the keys that request it.
 _WAYS = {
     "init_from": ("give a folder that holds them: --config.init_from=FOLDER", ("init_from",)),
     "data.name": (
@@ -102,7 +102,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
 
     A config file's ON_CPU names a preset on real data or real weights that needs no accelerator; the line names it too.
 
-    Raises UserError where an override asks for what is unavailable: only what the preset itself asks for is replaced.
+    Raises UserError if an override asks for something unavailable: only what the preset itself asks for is replaced.
     """
     if module.FULL == "embedded":
         return module.FULL, None
@@ -129,7 +129,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
 
 
 def _import(path: Path) -> ModuleType:
-    if not os.path.isfile(path):  # False too where the path itself is not valid
+    if not os.path.isfile(path):  # also False for an invalid path
         names = [file.name for file in path.parent.glob("*.py") if file.stem != "__init__"]
         near = nearest(path.name, names, whole=True)
         raise UserError(f"config file {path} does not exist; {near}")
@@ -151,7 +151,7 @@ def _import(path: Path) -> ModuleType:
 
 
 def _get_config(path: Path, module: ModuleType, preset: str) -> ConfigDict:
-    """The file's config, locked: keys that it lacks can't be set. Raises UserError for what goes wrong in the file."""
+    """The file's config, locked: keys that it lacks can't be set. Raises UserError for any error in the file."""
     try:
         config = module.get_config(preset)
     except UserError:
@@ -169,12 +169,12 @@ def _get_config(path: Path, module: ModuleType, preset: str) -> ConfigDict:
                     f"config file {path}: {section}.{key} is not a key of {part.name!r}; "
                     f"{nearest(f'{section}.{key}', [f'{section}.{name}' for name in takes])}"
                 )
-    # `lock` alone does nothing where the whole is locked already, which a section that replaced one need not be.
+    # `lock` alone does nothing if the config is locked already, but a section that was replaced may not be.
     return config.unlock().lock()
 
 
 def _place(path: Path, error: Exception) -> tuple[Path, int | None]:
-    """The config file, or one beside it that it imports, and the line in it where an error was raised, if any was."""
+    """Where an error was raised: the config file, or one in its folder that it imports, and the line, if any."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = Path(frame.f_code.co_filename)
         if file.absolute().parent == path.absolute().parent:
@@ -183,7 +183,7 @@ def _place(path: Path, error: Exception) -> tuple[Path, int | None]:
 
 
 def _explained(error: Exception) -> str:
-    """What an error means, in one line. ConfigDict's own say it in several, and don't name the section."""
+    """Explains an error in one line. ConfigDict's own messages take several, and don't name the section."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = frames[-1].f_locals
     section, key = names.get("self"), names.get("key", names.get("attribute"))
@@ -198,7 +198,7 @@ def _explained(error: Exception) -> str:
 
 
 def _root(section: ConfigDict, frames: Iterable[FrameType]) -> tuple[ConfigDict, str]:
-    """The whole config that some frame has and `section` is in, and the section's place in it: "train."."""
+    """The whole config that contains `section`, found in some frame, and the section's prefix in it: "train."."""
     for frame in frames:
         for value in frame.f_locals.values():
             if isinstance(value, ConfigDict):
@@ -219,33 +219,33 @@ def _walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDic
             yield from _walk(value, f"{prefix}{key}.")
 
 
-# What a section's `name` is looked up in.
+# The tables in which a section's `name` is looked up.
 _TABLES: dict[str, Mapping[str, Any]] = {"model": MODELS, "task": TASKS, "data.transform": data.TRANSFORMS}
 
 
 def _built(config: ConfigDict, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What each section of _TABLES is a call of, by the section. `names` ("model.name") come before the config's."""
+    """The function that each section of _TABLES calls, by section. `names` ("model.name") override the config's."""
     listed = {key: value.value for key, value in declared(config).items()} | dict(names or {})
     named = {section: table.get(str(listed.get(f"{section}.name"))) for section, table in _TABLES.items()}
     return {section: function for section, function in named.items() if function is not None}
 
 
 def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
-    """The keys that overrides may set: those that the config lists, and all that its model, task and transform take."""
+    """The keys that overrides may set: the config's, and all parameters of its model, task and transform."""
     known: dict[str, Declared] = {}
     for section, function in _built(config, {key: text for key, _, text in map(_parsed, overrides)}).items():
         known |= {f"{section}.{key}": value for key, value in accepted(config_keys(function)).items()}
     return known | declared(config)
 
 
-# Of each pair one is given, and the other is None.
+# Exactly one key of each pair is given; the other is None.
 _INSTEAD = {
     "train.steps": "train.epochs",
     "train.epochs": "train.steps",
     "train.batch_size": "train.batch_rows",
     "train.batch_rows": "train.batch_size",
 }
-# Of these one is given, and the others are off.
+# At most one of these is given; the others are off.
 _PENALTIES = {"optimizer.weight_decay": 0.0, "optimizer.C": None, "optimizer.alpha": None}
 
 
@@ -253,7 +253,7 @@ _PATHS = ("init_from", "data.data_dir", "data.transform.tokenizer")
 
 
 def _parsed(override: str) -> tuple[str, str, str]:
-    """An override's key, "=" if it has one, and value."""
+    """Splits an override into its key, "=" if present, and its value."""
     return override.removeprefix("--").removeprefix("config.").partition("=")
 
 
@@ -275,7 +275,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
             raise UserError(f"preset is chosen with the file: --config=FILE:{text}")
         values[key] = parse(key, text, known[key])
         if key in _PATHS and values[key]:
-            expanded(values[key])  # "~user" of nobody is an error here already; the key keeps its text
+            expanded(values[key])  # an unknown "~user" is an error already here; the key keeps its text
     given = frozenset(values)
     for key, other in _INSTEAD.items():
         if key in given and other not in given:

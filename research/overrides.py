@@ -1,6 +1,6 @@
-"""Overrides: what a user types for a key of a config -> a value of the type that the config declares for the key.
+"""Parses overrides: the text that a user gives for a config key -> a value of the type declared for the key.
 
-A key may be None where the config declares it as `placeholder(type)`, whatever value a preset gave it since.
+A key may be None if the config declares it as `placeholder(type)`, whatever value a preset assigns later.
 """
 
 import ast
@@ -21,9 +21,9 @@ _ITEMS: dict[Any, str] = {int: "integers", float: "numbers", str: "names", tuple
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a config says of a key: its `kind` (a type, `object` for any), its value, and whether it may be None.
+    """The declaration of a config key: its `kind` (a type, `object` for any), its value, and whether it may be None.
 
-    `of`: the type of a tuple's items, where the value does not show it.
+    `of`: the type of a tuple's items, if the value does not show it.
     """
 
     kind: type
@@ -33,7 +33,7 @@ class Declared:
 
     @property
     def items(self) -> type | None:
-        """The type of a tuple's items, where it is known."""
+        """The type of a tuple's items, if known."""
         kinds = {type(item) for item in self.value} if isinstance(self.value, tuple) else set()
         return kinds.pop() if len(kinds) == 1 else self.of
 
@@ -47,7 +47,7 @@ class Declared:
 
 
 def declared(config: ConfigDict, prefix: str = "") -> dict[str, Declared]:
-    """What the config declares, by key: "train.steps"."""
+    """The declarations of a config, by key such as "train.steps"."""
     found: dict[str, Declared] = {}
     for key, field in config.items(preserve_field_references=True):
         if isinstance(field, ConfigDict):
@@ -60,7 +60,7 @@ def declared(config: ConfigDict, prefix: str = "") -> dict[str, Declared]:
 
 
 def accepted(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Declared]:
-    """What a config may declare for these parameters, by their annotations; nothing of those that are not for one."""
+    """Declarations of a function's parameters, from their annotations; those that a config can't set are omitted."""
     found = {key: _accepted(parameter.annotation, parameter.default) for key, parameter in parameters.items()}
     return {key: declared for key, declared in found.items() if declared}
 
@@ -81,21 +81,21 @@ def _accepted(annotation: Any, default: Any) -> Declared | None:
 
 
 def parse(key: str, text: str, declared: Declared) -> Any:
-    """The value that `text` stands for. Raises UserError, which names the key, the text and what it must be."""
+    """Parses `text` to the key's value. Raises UserError, naming the key, the text and what it must be."""
     if text == "None":
         if not declared.optional:
             raise UserError(f"{key} can't be None; it must be {declared.wanted}")
         return None
     try:
         if not text and (declared.kind is not str or declared.optional):
-            raise ValueError  # text that may be empty says so by not being optional
+            raise ValueError  # only text that is not optional may be empty
         return _PARSERS.get(declared.kind, _any)(text, declared.items)
     except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError):
         raise UserError(f"override not understood: {key}={text!r}; it must be {declared.wanted}") from None
 
 
 def by_class(key: str, weights: Mapping[Any, Any], num_classes: int | None) -> tuple[Any, ...]:
-    """scikit-learn's {class: weight} as a weight for each class, 1 for those that are left out."""
+    """Converts scikit-learn's {class: weight} to a weight for each class, 1 for omitted classes."""
     classes = range(num_classes or 0)
     if not all(type(label) is int and label in classes for label in weights):
         raise UserError(f"{key} is {dict(weights)}; its keys must be classes, 0 to {len(classes) - 1}")
@@ -129,7 +129,7 @@ def _item(value: Any, wanted: type) -> Any:
 
 
 def _any(text: str, _: Any) -> Any:
-    """A Python literal, or else text."""
+    """Parses a Python literal; anything else is text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -140,7 +140,7 @@ def _any(text: str, _: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What a config can hold: numbers, text, None, and tuples of these, for lists too."""
+    """Converts to values that a config can hold: numbers, text, None, and tuples of these; lists become tuples."""
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     if not isinstance(value, bool | int | float | str | None):

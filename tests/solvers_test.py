@@ -451,7 +451,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
         (
             "mlp_mnist.py:embedded",
             {"optimizer": {"name": "lbfgs"}, "data": {"transform": {"augment": {"crop_padding": 1}}}},
-            "'image' changes training examples at random",
+            r"data\.transform 'image' .*\(data\.transform\.augment\)",
         ),
         (
             "linear_diabetes.py:closed_form",

@@ -1,4 +1,4 @@
-"""The exceptions that mean: the user can mend this."""
+"""Exceptions for errors that the user can fix."""
 
 
 class UserError(ValueError):
@@ -9,4 +9,4 @@ class UserError(ValueError):
 
 
 class DivergedError(UserError):
-    """Training went off to values that are not finite."""
+    """A loss or a parameter became NaN or infinite."""

@@ -1,4 +1,4 @@
-"""Paths as users give them, the cache folder, and files written whole."""
+"""User-given paths, the cache folder, and atomic writes."""
 
 import os
 import tempfile
@@ -16,14 +16,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def same_source(one: str | None, other: str | None) -> bool:
-    """Whether two values of `init_from` name the same weights, though perhaps with "~" or from another folder."""
+    """Whether two values of `init_from` name the same weights, even if written with "~" or as relative paths."""
     if one is None or other is None:
         return one is other
     return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file completely or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)

@@ -1,4 +1,4 @@
-"""Ranges of the numbers of a config. A model, a task or a transform of its own checks what else it needs."""
+"""Ranges of the numbers in a config. Models, tasks and transforms check any further conditions themselves."""
 
 import dataclasses
 import functools
@@ -9,19 +9,19 @@ from typing import Any
 from research.base.errors import UserError
 from research.base.trees import flatten
 
-LARGEST = 2**31 - 1  # of an int32, as devices count
+LARGEST = 2**31 - 1  # the largest int32, as counters on devices are int32
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, with the ends unless `open` names them, and those of `also`."""
+    """Numbers from `low` to `high`, including the ends not named in `open`, and the numbers in `also`."""
 
     low: float
     high: float = math.inf
     open: str = ""  # "low", "high" or "low high"
     also: tuple[int, ...] = ()
     integer: bool = False
-    may_be_empty: bool = False  # of a tuple, whose items the range is of
+    may_be_empty: bool = False  # for a tuple, to whose items the range applies
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if "low" in self.open else value >= self.low
@@ -43,29 +43,29 @@ class Range:
 COUNT = Range(1, LARGEST, integer=True)
 COUNT_OR_NONE = Range(0, LARGEST, integer=True)
 COUNT_OR_ALL = Range(1, LARGEST, also=(-1,), integer=True)
-LAYERS = Range(1, 10_000, integer=True)  # each is compiled by itself
+LAYERS = Range(1, 10_000, integer=True)  # each is compiled separately
 PIXELS = Range(1, 8192, integer=True)
 TOKENS = Range(1, 2**24, integer=True)
 FRACTION = Range(0, 1)
 NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, open="low")
 ANY = Range(-math.inf, open="low")
-DECAY = Range(0, 1, open="high")  # of a running mean: at 1 nothing new counts
+DECAY = Range(0, 1, open="high")  # of a running mean: at 1 new values have no weight
 RATE = Range(0, 1)
 
 
-# What to write for an infinity that has a meaning.
+# Replacements for infinities that are meaningful.
 _WAYS = {"optimizer.C": "no penalty is optimizer.C=None", "train.max_minutes": "no limit is train.max_minutes=None"}
 
 
 def declared(section: str, table: Mapping[str, Any]) -> dict[str, Range]:
-    """The ranges that a table's classes declare for their keys, as `RANGES`, by the keys' places in a config."""
+    """The ranges that a table's classes declare as `RANGES` for their keys, by the full keys in a config."""
     classes = [function.func if isinstance(function, functools.partial) else function for function in table.values()]
     return {f"{section}.{key}": limits for cls in classes for key, limits in getattr(cls, "RANGES", {}).items()}
 
 
 def check_values(config: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
-    """Raises UserError, which names key, value and limit, where a number of a config is not finite or out of range."""
+    """Raises UserError, naming key, value and limit, if a number of a config is not finite or out of range."""
     for key, value in flatten(config).items():
         limits = ranges.get(key)
         if isinstance(value, str) or value is None:
@@ -91,7 +91,7 @@ def _check(key: str, item: Any, limits: Range, *, shown: Any) -> None:
 
 
 def check_finite(key: str, value: Any, *, shown: Any) -> None:
-    """Raises UserError for a number that JSON can't hold, or that is no 64-bit integer, wherever in nested tuples."""
+    """Raises UserError for a number, also in nested tuples, that JSON can't represent or that exceeds 64 bits."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
             check_finite(key, item, shown=shown)
@@ -104,6 +104,6 @@ def check_finite(key: str, value: Any, *, shown: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value as an error message shows it: of a long one the beginning."""
+    """A value as shown in an error message, truncated if it is long."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

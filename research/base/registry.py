@@ -1,4 +1,4 @@
-"""Build things from a config section: look the name up in a table, call it with the rest of the section."""
+"""Builds objects from a config section: looks the name up in a table, and calls the entry with the other keys."""
 
 import functools
 import inspect
@@ -8,7 +8,7 @@ from typing import Any
 
 from research.base.errors import UserError
 
-# What else people call things: a word -> what a hint names for it, of what there is. Such a word is never accepted.
+# Aliases: a word -> the names that a hint suggests for it, if they exist. An alias itself is never accepted.
 ALIASES: dict[str, tuple[str, ...]] = {
     # keys
     **dict.fromkeys(("lr", "learning_rate", "step_size", "eta"), ("optimizer.learning_rate",)),
@@ -45,22 +45,22 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("val", "dev"), ("validation",)),
 }
 
-# From how alike two words are on, a hint names one for the other. Of 41 typos in keys, flags and names all were at
-# least 0.67 like what was meant ("sdg", "mpl") but "valid", which is found as a beginning. Of 25 words that stand for
-# nothing here all were at most 0.56 like anything ("logger") but "wine", a letter away from "line".
+# The similarity at which a hint suggests a word. Of 41 typos in keys, flags and names, all had a similarity of at least
+# 0.67 to what was meant ("sdg", "mpl") except "valid", which is found as a prefix. Of 25 words without a meaning here,
+# all had at most 0.56 to anything ("logger") except "wine", a letter away from "line".
 _ALIKE = 0.6
-_LISTED = 12  # so many names a hint lists
+_LISTED = 12  # the most names that a hint lists
 _SUGGESTED = 5
 
 
 def nearest(word: str, known: Iterable[str], *, unlikely: Collection[str] = (), whole: bool = False) -> str:
-    """A hint for an unknown `word`: the nearest known ones, or some of all.
+    """A hint for an unknown `word`: the nearest known words, or a list of known ones.
 
-    Of keys such as "train.steps" the last part decides, and the section only between equals.
+    For keys such as "train.steps" the last part decides, and the section breaks ties.
 
     Args:
-      unlikely: what an alias may stand for, but not here.
-      whole: a dot has no meaning, as in the name of a file.
+      unlikely: words that an alias may stand for, but not here.
+      whole: whether a dot has no special meaning, as in a file name.
     """
     known = sorted(known)
     if not known:
@@ -94,15 +94,15 @@ def _parts(key: str, whole: bool) -> tuple[str, str]:
 
 
 def _alike_keys(one: tuple[str, str], other: tuple[str, str]) -> tuple[float, float]:
-    """How alike are the last parts of two keys, and their sections."""
+    """The similarity of the last parts of two keys, and of their sections."""
     section = _alike(one[0], other[0])
     return _alike(one[1], other[1]), section if section >= _ALIKE else 0.0
 
 
 def _alike(one: str, other: str) -> float:
-    """1 − (letters put in, left out, replaced, or swapped with the next) / (letters of the longer word), 1 to 0.
+    """Similarity of two words: 1 − (insertions, deletions, substitutions, adjacent swaps) / (length of the longer).
 
-    A word that the other begins or ends with is as alike as it has to be for a hint. 0: less alike than that.
+    A word that is a prefix or suffix of the other is just similar enough for a hint. 0: too dissimilar for one.
     """
     longer = max(len(one), len(other))
     if one == other:
@@ -124,21 +124,21 @@ def _alike(one: str, other: str) -> float:
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """`table[name]`; raises UserError naming the nearest known name."""
+    """`table[name]`. Raises UserError for an unknown name, suggesting the nearest known one."""
     if name not in table:
         raise UserError(f"{what} {name!r} is unknown; {nearest(name, table)}")
     return table[name]
 
 
 def config_keys(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keys that a section may have for `function`. What a `partial` has bound is part of its name, and no key."""
-    # Flax modules take `parent` and `name` themselves; those are not for configs.
+    """The keys that a section may have for `function`. Arguments bound by a `partial` are not keys."""
+    # Flax modules also take `parent` and `name`, which are not for configs.
     fixed = {"parent", "name", *(function.keywords if isinstance(function, functools.partial) else ())}
     return {key: value for key, value in inspect.signature(function).parameters.items() if key not in fixed}
 
 
 def expand_variant(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section whose name is a `partial`'s, by the name of what it is a variant of and with all keys."""
+    """Expands a section that names a variant, a `partial`: the name of the base entry, with all keys."""
     function = table.get(section["name"])
     if not isinstance(function, functools.partial):
         return dict(section)
@@ -149,7 +149,7 @@ def expand_variant(table: Mapping[str, Callable[..., Any]], section: Mapping[str
 def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], what: str, **extra: Any) -> Any:
     """Calls `table[section["name"]]` with the section's other keys and `extra`.
 
-    Raises UserError for an unknown name or key (naming the nearest known one), and for a missing key.
+    Raises UserError for an unknown name or key, suggesting the nearest known one, and for a missing key.
     """
     arguments = dict(section)
     name = arguments.pop("name")
@@ -165,7 +165,7 @@ def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], w
 
 
 def regex(key: str, pattern: str) -> re.Pattern[str]:
-    """The config key's regular expression. Raises UserError where it is not a valid one."""
+    """Compiles the regular expression of a config key. Raises UserError if it is not valid."""
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Nested dicts of plain values, and JSON of them."""
+"""Nested dicts of plain values, and their JSON."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON that any reader takes: numbers that are not finite, which JSON lacks, become null."""
+    """`value` as standard JSON: numbers that are not finite, which JSON does not have, become null."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
@@ -23,7 +23,7 @@ def _finite(value: Any) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as JSON gives it back (tuples become lists, keys strings)."""
+    """`value` after a round trip through JSON (tuples become lists, keys strings)."""
     return json.loads(json.dumps(value, allow_nan=False))
 
 

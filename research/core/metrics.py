@@ -1,7 +1,7 @@
-"""Additive metrics: what is summed over batches and devices, and only at the end divided.
+"""Additive metrics: sums over batches and devices, divided only at the end.
 
-Each metric is a pytree of sums; adding two of them, leaf by leaf, is the metric of both sets of examples together.
-So a metric does not depend on how the examples were cut into batches.
+Each metric is a pytree of sums; adding two of them leaf by leaf gives the metric of both sets of examples together.
+So a metric does not depend on how the examples were split into batches.
 
 A metric that is not a sum, such as a rank correlation, is a function of a whole split's predictions, on the host in
 float64.
@@ -18,11 +18,11 @@ import numpy as np
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` as it is in float64, and else in float32."""
+    """Casts `x` to float32, unless it is float64 already."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-# What the names of metrics of the averaged parameters begin with.
+# Prefix of the names of metrics of the averaged parameters.
 AVERAGE = "ema_"
 
 
@@ -36,7 +36,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: jax.Array, weight: jax.Array) -> "Mean":
-        """The mean of `values`, each counted `weight` times (same shape); NaN at zero weight does not count."""
+        """The mean of `values` weighted by `weight` (same shape); values with zero weight are ignored, even NaN."""
         weight, values = at_least_float32(weight), at_least_float32(values)
         values = jnp.where(weight > 0, values, 0.0)
         return cls(jnp.sum(values * weight), jnp.sum(weight))
@@ -49,7 +49,7 @@ class Mean:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean loss, which is in nats a token. The mean is over all batches: exp comes last."""
+    """exp of the mean loss in nats per token. The mean is over all batches: exp is applied last."""
 
     loss: Mean
 
@@ -64,7 +64,7 @@ class Perplexity:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """The confusion counts of two classes, of which class 1 is the positive one, and the statistic to make of them."""
+    """Binary confusion counts, class 1 being positive, and the statistic to compute from them."""
 
     true_positive: Any
     false_positive: Any
@@ -80,7 +80,7 @@ class Confusion:
         weight: jax.Array,
         statistic: Callable[[float, float, float, float], float],
     ) -> "Confusion":
-        """From predicted classes, labels and weights of one shape; `statistic` is `f1` or `matthews`."""
+        """Counts predicted classes, labels and weights of one shape; `statistic` is `f1` or `matthews`."""
         positive, true = (predictions == 1).astype(jnp.float32), (labels == 1).astype(jnp.float32)
         return cls(
             jnp.sum(weight * positive * true),
@@ -99,16 +99,16 @@ class Confusion:
 def f1(true_positive: float, false_positive: float, false_negative: float, true_negative: float) -> float:
     """The harmonic mean of precision and recall of class 1 (van Rijsbergen 1979): 2·TP / (2·TP + FP + FN).
 
-    0 where class 1 is neither predicted nor there, as in scikit-learn.
+    0 where class 1 neither is predicted nor occurs, as in scikit-learn.
     """
     total = 2 * true_positive + false_positive + false_negative
     return 2 * true_positive / total if total > 0 else 0.0
 
 
 def matthews(true_positive: float, false_positive: float, false_negative: float, true_negative: float) -> float:
-    """The correlation of prediction and label (Matthews 1975), −1 to 1.
+    """The correlation between predictions and labels (Matthews 1975), −1 to 1.
 
-    0 where the predictions or the labels are all of one class, as in scikit-learn.
+    0 where all predictions or all labels are of one class, as in scikit-learn.
     """
     tp, fp, fn, tn = true_positive, false_positive, false_negative, true_negative
     scale = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
@@ -118,8 +118,8 @@ def matthews(true_positive: float, false_positive: float, false_negative: float,
 def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float | None:
     """The coefficient of determination R² = 1 − Σ(y−ŷ)² / Σ(y−ȳ)² of two arrays [N], in float64 and two passes.
 
-    The mean is subtracted before squaring, so that labels far from 0 keep their digits. None where R² is undefined:
-    fewer than two examples, or labels that are all equal.
+    The mean is subtracted before squaring, so that labels far from 0 keep their precision. None where R² is undefined:
+    fewer than two examples, or all labels equal.
     """
     predicted, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     if len(y) < 2 or (y == y[0]).all():
@@ -130,8 +130,8 @@ def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float | None:
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
     """Pearson's correlation of two arrays [N], in float64.
 
-    None where it can't be asked for: below two examples, or labels that are all equal. Predictions that are all equal,
-    of which the formula makes 0 / 0, tell nothing of the labels: 0.
+    None where it is undefined: fewer than two examples, or all labels equal. 0 where all predictions are equal: the
+    formula gives 0 / 0, but constant predictions carry no information about the labels.
     """
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     if len(y) < 2 or (y == y[0]).all():
@@ -143,12 +143,12 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Spearman's rank correlation of two arrays [N]: Pearson's of their ranks, equal values sharing their mean rank."""
+    """Spearman's rank correlation of two arrays [N]: Pearson's correlation of their ranks, ties sharing their mean."""
     return pearson(_ranks(predictions), _ranks(labels))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 on, float64 [N]; of equal values each has the mean of the ranks they take together."""
+    """Ranks from 1, float64 [N]; equal values all get the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
@@ -159,7 +159,7 @@ def add(a: Any, b: Any) -> Any:
 
 
 def compute(scores: dict[str, Any]) -> dict[str, Any]:
-    """Every metric's value; of sums with a leading axis, one entry for each seed, a list of values."""
+    """The value of every metric; a list of values, one per seed, where the sums have a leading axis of seeds."""
     shape = np.shape(jax.tree.leaves(scores)[0])
     if not shape:
         return {name: metric.compute() for name, metric in scores.items()}

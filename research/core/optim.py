@@ -28,8 +28,7 @@ def learning_rate_schedule(
     """The learning rate as a function of the step (0-based).
 
     Warm-up is linear from 0 over `warmup_fraction` of the steps; then `constant`, or `linear` or `cosine` decay to
-    `end_fraction` of the peak at `total_steps`, or `step`: a tenth of what it was at each of `drops`, fractions of all
-    steps.
+    `end_fraction` of the peak at `total_steps`, or `step`: divided by ten at each of `drops`, fractions of all steps.
     """
     if schedule == "step":
         _check_drops(drops, warmup_fraction)
@@ -66,30 +65,30 @@ def _check_drops(drops: tuple[Any, ...], warmup_fraction: float) -> None:
 
 
 def adamw(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Loshchilov & Hutter 2019, Algorithm 2."""
+    """AdamW (Loshchilov & Hutter 2019, Algorithm 2)."""
     return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
 def lamb(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """You et al. 2020, Algorithm 2; the trust ratio comes after the decay, which it includes."""
+    """LAMB (You et al. 2020, Algorithm 2); the trust ratio follows the weight decay, and includes it."""
     return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
 def adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Kingma & Ba 2015, Algorithm 1. Weight decay is an L2 penalty, as in torch.optim.Adam."""
+    """Adam (Kingma & Ba 2015, Algorithm 1). Weight decay is an L2 penalty, as in torch.optim.Adam."""
     return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
 def sgd(*, momentum: float, nesterov: bool) -> optax.GradientTransformation:
-    """Momentum as in torch.optim.SGD; the decay is added to the gradient, so it goes through the momentum too."""
+    """SGD with momentum as in torch.optim.SGD; weight decay is added to the gradient, so it enters the momentum too."""
     return optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
 
 
 def rmsprop(*, b2: float, eps: float, momentum: float, nesterov: bool) -> optax.GradientTransformation:
-    """Tieleman & Hinton 2012, lecture 6.5, with momentum and an L2 penalty as in torch.optim.RMSprop.
+    """RMSprop (Tieleman & Hinton 2012, lecture 6.5), with momentum and an L2 penalty as in torch.optim.RMSprop.
 
-    `b2` is the decay of the mean square, 0.9 in the lecture and 0.99 in torch. That mean starts at zero and its bias is
-    not corrected, so the first update is 1 / √(1 − b2) times the learning rate: 3 times at 0.9, 32 times at 0.999.
+    `b2` is the decay of the mean square, 0.9 in the lecture and 0.99 in torch. The mean starts at zero without bias
+    correction, so the first update is 1 / √(1 − b2) times the learning rate: 3 times at 0.9, 32 times at 0.999.
     """
     return optax.chain(
         optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False), sgd(momentum=momentum, nesterov=nesterov)
@@ -97,20 +96,20 @@ def rmsprop(*, b2: float, eps: float, momentum: float, nesterov: bool) -> optax.
 
 
 def lion(*, b1: float, b2: float) -> optax.GradientTransformation:
-    """Chen et al. 2023, Algorithm 2.
+    """Lion (Chen et al. 2023, Algorithm 2).
 
-    The paper has b2 = 0.99, and compared with AdamW a learning rate 3 to 10 times smaller and a weight decay as much
-    larger (section 5).
+    The paper uses b2 = 0.99, a learning rate 3 to 10 times smaller than AdamW's, and a weight decay larger by the same
+    factor (section 5).
     """
     return optax.scale_by_lion(b1=b1, b2=b2)
 
 
 def adafactor() -> optax.GradientTransformation:
-    """Shazeer & Stern 2018, Algorithms 4 and 5, without momentum and with the constants of Algorithm 6.
+    """Adafactor (Shazeer & Stern 2018, Algorithms 4 and 5), without momentum and with the constants of Algorithm 6.
 
     The learning rate is relative to the root mean square of each parameter (section 8), at least 1e-3; the paper's is
-    0.01 at most. Second moments are factored where two dimensions are at least 128. Row and column statistics have
-    fewer dimensions than their parameter, so `mesh.rules` needs a rule for them that comes before its own, such as
+    at most 0.01. Second moments are factored where two dimensions are at least 128. Row and column statistics have
+    fewer dimensions than their parameter, so `mesh.rules` needs a rule for them before the parameter's, such as
     ("/v(_row|_col)?/", ()).
     """
     return optax.chain(
@@ -119,11 +118,11 @@ def adafactor() -> optax.GradientTransformation:
 
 
 def muon(*, b1: float, b2: float, eps: float, momentum: float, nesterov: bool) -> optax.GradientTransformation:
-    """Jordan et al. 2024 for the kernels that `hidden_kernels` finds, and AdamW for all other parameters.
+    """Muon (Jordan et al. 2024) for the kernels that `hidden_kernels` finds, and AdamW for all other parameters.
 
     Updates are scaled to the root mean square of AdamW's, so that one learning rate and one weight decay, those of
-    AdamW, serve both (Liu et al. 2025, section 2.2). `momentum` and `nesterov` are Muon's, for which the papers have
-    0.95 and True; `b1` and `b2` are AdamW's; `eps` is for both. Raises UserError at `init` where it finds no kernel.
+    AdamW, suit both (Liu et al. 2025, section 2.2). `momentum` and `nesterov` are Muon's, 0.95 and True in the papers;
+    `b1` and `b2` are AdamW's; `eps` is for both. Raises UserError at `init` if there is no such kernel.
     """
 
     def matrices(updates: Any) -> Any:
@@ -154,9 +153,9 @@ def muon(*, b1: float, b2: float, eps: float, momentum: float, nesterov: bool) -
 
 
 def hidden_kernels(params: Any) -> Any:
-    """True for what Muon updates: two-dimensional kernels, but for that of the output layer, `classifier` or `linear`.
+    """True for what Muon updates: two-dimensional kernels, except the output layer's, `classifier` or `linear`.
 
-    A kernel with no layer above it is an output layer's too. Embeddings, convolutions, norms and biases are not
+    A kernel with no layer above it also belongs to an output layer. Embeddings, convolutions, norms and biases are not
     two-dimensional kernels.
     """
 
@@ -172,10 +171,11 @@ class Optimizer:
     """An entry of OPTIMIZERS.
 
     Attributes:
-      direction: makes, of the keys of the config's `optimizer` section that it names, what turns gradients into steps.
-      decoupled_decay: whether weight decay is added to the step, apart from the loss; or else to the gradient, as that
-        of an L2 penalty on the loss, which has a minimum of its own.
-      after_decay: what comes between a decoupled decay and the learning rate.
+      direction: makes the transformation from gradients to steps; its parameters are keys of the config's `optimizer`
+        section.
+      decoupled_decay: whether weight decay is added to the step, separate from the loss; otherwise it is added to the
+        gradient, as that of an L2 penalty, and the penalized loss is what is minimised.
+      after_decay: the transformation between a decoupled decay and the learning rate.
     """
 
     direction: Callable[..., optax.GradientTransformation]
@@ -183,7 +183,7 @@ class Optimizer:
     after_decay: Callable[[], optax.GradientTransformation] | None = None
 
 
-# No state that an optimizer starts from depends on the parameters' values, which may be replaced before the first step.
+# No optimizer's initial state depends on the parameters' values, which may be replaced before the first step.
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": Optimizer(adamw, decoupled_decay=True),
     "lamb": Optimizer(lamb, decoupled_decay=True, after_decay=optax.scale_by_trust_ratio),
@@ -195,7 +195,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "muon": Optimizer(muon, decoupled_decay=True),
 }
 
-# Those whose weight decay is a penalty on the loss, so that they end where the penalized loss is least.
+# Optimizers whose weight decay is a penalty on the loss, so that they minimise the penalized loss.
 PENALIZED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.decoupled_decay)
 
 
@@ -204,11 +204,11 @@ def optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The config's `optimizer` section -> (transformation, learning-rate schedule).
 
-    Of the section each function takes the keys that its signature names: the entry of OPTIMIZERS its own,
-    `learning_rate_schedule` and `_complete` those that all share. Other keys are not read.
+    Each function takes the keys of the section that its signature names: the entry of OPTIMIZERS its own,
+    `learning_rate_schedule` and `_complete` those shared by all optimizers. Other keys are not read.
 
     Args:
-      weight_decay: as the function of that name has it, in place of the section's.
+      weight_decay: the result of the function of that name, used in place of the section's.
 
     Raises:
       UserError: the name is unknown, or a value is out of range or missing.
@@ -236,14 +236,14 @@ def _complete(
     layer_decay: float,
     freeze: str,
 ) -> optax.GradientTransformation:
-    """What all optimizers share, around `direction`.
+    """Adds what all optimizers share to `direction`.
 
     Args:
-      weight_decay: weight_decay × parameter is added to the step, or to the gradient after it is clipped.
-      decay_exclude: a regular expression; parameters whose path it finds are not decayed.
-      clip_norm: the gradient's largest global L2 norm; None does not clip.
+      weight_decay: weight_decay × parameter is added to the step, or to the gradient after clipping.
+      decay_exclude: a regular expression; parameters whose path it matches are not decayed.
+      clip_norm: the largest global L2 norm of the gradient; None does not clip.
       layer_decay: factor on the learning rate from one layer to the one below; see `by_layer`.
-      freeze: a regular expression; parameters whose path it finds stay as they are. Empty: none.
+      freeze: a regular expression; parameters whose path it matches are not updated. Empty: none.
     """
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"optimizer.clip_norm is {clip_norm}; it must be above 0")
@@ -267,10 +267,10 @@ def _complete(
 
 
 def weight_decay(section: Mapping[str, Any], task: str, penalty: str | None, weight: float) -> float:
-    """The weight decay that `weight_decay`, `C` or `alpha` ask for, beside a mean loss over examples of sum `weight`.
+    """The weight decay that `weight_decay`, `C` or `alpha` stands for, with a mean loss over a total `weight`.
 
-    scikit-learn's LogisticRegression minimises ‖w‖² / 2 + C · Σ loss and its Ridge Σ (y − ŷ)² + alpha · ‖w‖².
-    Raises UserError if more than one is given, or one that the task or the optimizer does not take.
+    scikit-learn's LogisticRegression minimises ‖w‖² / 2 + C · Σ loss, and its Ridge Σ (y − ŷ)² + alpha · ‖w‖².
+    Raises UserError if more than one is given, or one that the task or the optimizer does not support.
     """
     given = {key: section[key] for key in ("weight_decay", "C", "alpha") if section[key] is not None}
     if not given["weight_decay"]:
@@ -303,9 +303,10 @@ def weight_decay(section: Mapping[str, Any], task: str, penalty: str | None, wei
 
 
 def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:
-    """`tx` for the parameters whose path `pattern` does not find; the others get no update and have no state.
+    """`tx` for the parameters whose path `pattern` does not match; the others have neither updates nor state.
 
-    Nor do their gradients count in the norm that is clipped. Raises UserError at `init` if it finds none, or all.
+    Their gradients do not count towards the norm that is clipped. Raises UserError at `init` if the pattern matches no
+    parameter, or all of them.
     """
 
     def labels(params: Any) -> Any:
@@ -328,12 +329,11 @@ def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTran
 
 
 def by_layer(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """Layer-wise learning rates (Howard & Ruder 2018, section 3.2): those of `tx` times a factor for each parameter.
+    """Layer-wise learning rates (Howard & Ruder 2018, section 3.2): multiplies the updates of `tx` by layer factors.
 
-    Of the layers layer_0 to layer_{N−1} of an encoder, layer i has the factor decay^(N − i); the encoder's embeddings,
-    below them all, have decay^(N + 1), and the parameters above (pooler, classifier) 1, as in BEiT's published code
-    (Bao et al. 2021). Weight decay is part of the update and is scaled with it. Raises UserError at `init` where there
-    is no layer_i.
+    In an encoder with layers layer_0 to layer_{N−1}, layer i has the factor decay^(N − i); the embeddings below them
+    have decay^(N + 1), and the parameters above (pooler, classifier) 1, as in BEiT's published code (Bao et al. 2021).
+    Weight decay is part of the update and is scaled with it. Raises UserError at `init` if there is no layer_i.
     """
 
     def init(params: Any) -> Any:
@@ -353,7 +353,7 @@ def by_layer(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
 
 
 def layer_factors(params: Any, decay: float) -> dict[str, float]:
-    """What `by_layer` multiplies the updates of an encoder's parameters by, by path; empty if it has no layers."""
+    """The factors by which `by_layer` multiplies updates, by the parameter's path; empty if there are no layers."""
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     layers = {path: int(found[1]) for path in paths if (found := re.search(r"(?:^|/)layer_(\d+)/", path))}
     if not layers:
@@ -364,7 +364,7 @@ def layer_factors(params: Any, decay: float) -> dict[str, float]:
 
 
 def decay_mask(params: Any, exclude: str) -> Any:
-    """True for every parameter whose path `exclude` does not find; an empty `exclude` decays all."""
+    """True for every parameter whose path `exclude` does not match; an empty `exclude` decays all."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not (exclude and re.search(exclude, path_name(path))), params
     )

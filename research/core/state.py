@@ -1,4 +1,4 @@
-"""The train state: five parts, arrays only. What they mean only the model and the optimizer know."""
+"""The train state: five parts, arrays only. Only the model and the optimizer know what they mean."""
 
 import dataclasses
 import hashlib
@@ -37,9 +37,9 @@ def init_state(
     average: bool = False,
     dtype: Any = jnp.float32,
 ) -> TrainState:
-    """The state before the first step. `batch` gives shapes only; the values do not matter.
+    """The state before the first step. Only the shapes of `batch` matter, not its values.
 
-    `average`: whether an average of the parameters is to be kept. `dtype`: of the parameters.
+    `average`: whether to keep an average of the parameters. `dtype`: that of the parameters.
     """
     variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
     params = jax.tree.map(lambda x: x.astype(dtype), variables.pop("params"))
@@ -53,16 +53,16 @@ def init_state(
 
 
 def averaged(state: TrainState, decay: float) -> TrainState:
-    """The state whose params and model_state are the average of those after each step so far, at least one.
+    """The state with params and model_state replaced by their averages over the steps so far, at least one.
 
-    Those of i steps ago weigh decay^i, and the weights sum to one (Kingma & Ba 2015, section 7.2).
+    Values of i steps ago have weights proportional to decay^i, which sum to one (Kingma & Ba 2015, section 7.2).
     """
     return dataclasses.replace(state, **unbiased(state.average, decay, state.step))
 
 
 def unbiased(average: Any, decay: float, step: jax.Array | int) -> Any:
-    """Means of the sums that a state's `average` holds after `step` steps."""
-    weight = -jnp.expm1(step * jnp.log1p(-jnp.float32(1 - decay)))  # 1 − decay^step, to all its digits
+    """Converts the sums that a state's `average` holds after `step` steps to means."""
+    weight = -jnp.expm1(step * jnp.log1p(-jnp.float32(1 - decay)))  # 1 − decay^step, to full precision
     return jax.tree.map(lambda x: x / weight.astype(x.dtype), average)
 
 
@@ -74,7 +74,7 @@ def param_count(params: Any) -> int:
 def params_sha256(params: Any) -> str:
     """A hash of all parameters (path names in order, dtype, shape, bytes): equal for equal runs.
 
-    Every process must call it: parameters that are split over processes are brought together.
+    Every process must call it: parameters that are split over processes are gathered.
     """
     digest = hashlib.sha256()
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

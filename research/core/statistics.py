@@ -1,4 +1,4 @@
-"""Metrics of a run of several seeds: a value for each, their mean, and how sure that mean is."""
+"""Metrics of a run of several seeds: the values, their mean, and its confidence interval."""
 
 import math
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-# A metric of a run: a number, None where there is none; of a run of several seeds a list of these.
+# A metric of a run: a number, or None where it has no value; for a run of several seeds, a list of these.
 Value = float | None | list[float | None]
 
 CONFIDENCE = 0.95
 
 
 def mean(value: Value) -> float | None:
-    """The mean over the seeds, None where one has no value; of a run of one seed its value."""
+    """The mean over the seeds, None where one has no value; for a run of one seed, its value."""
     if not isinstance(value, list):
         return value
     present = [x for x in value if x is not None]
@@ -21,10 +21,11 @@ def mean(value: Value) -> float | None:
 
 
 def interval(values: list[float | None]) -> dict[str, Any]:
-    """The `values`, their `mean`, and `low` and `high`, between which the mean over all seeds lies, 95 % sure.
+    """The `values`, their `mean`, and the 95 % confidence interval of the mean over all seeds, `low` to `high`.
 
     Student's t-interval: mean ± t · s / √K, s the standard deviation of K values with K − 1 degrees of freedom
-    (Student 1908). None where one of them is missing or not finite; low and high also of a single seed.
+    (Student 1908). `mean` is None where a value is missing; `low` and `high` also where one is not finite, and for a
+    single seed.
     """
     from scipy.stats import t
 
@@ -38,16 +39,16 @@ def interval(values: list[float | None]) -> dict[str, Any]:
 
 
 def means(metrics: Mapping[str, Value]) -> dict[str, float | None]:
-    """Of each metric its mean."""
+    """The mean of each metric."""
     return {name: mean(value) for name, value in metrics.items()}
 
 
 def intervals(metrics: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
-    """Of each metric that has a value for each seed its `interval`."""
+    """The `interval` of each metric that has a value for every seed."""
     return {name: interval(value) for name, value in metrics.items() if isinstance(value, list)}
 
 
 def metric_summary(metrics: Mapping[str, Value]) -> dict[str, Any]:
-    """ "metrics", the means, and of several seeds "intervals" beside them."""
+    """A dict of "metrics", the means, and for several seeds also "intervals"."""
     found = intervals(metrics)
     return {"metrics": means(metrics), **({"intervals": found} if found else {})}

@@ -28,12 +28,12 @@ def train_step(
 
     With `accumulate` = k the batch's rows go through the model in k parts, whose summed gradients are divided by the
     examples' total weight once: the same update as k = 1 up to rounding (dropout masks and batch statistics apart).
-    `ema_decay` is of the average of the parameters, where the state keeps one. A batch whose examples all weigh 0 has
-    zero gradients.
+    `ema_decay` is the decay of the average of the parameters, where the state keeps one. A batch whose examples all
+    have weight 0 has zero gradients.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    # Of one part the mean, of several the sums, to be divided at the end: a division of all gradients costs time.
+    # The mean for one part, sums for several, divided at the end: dividing all gradients takes time.
     def part_loss(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Any]:
         outputs, model_state = module.apply(
             {"params": params, **model_state},
@@ -51,13 +51,13 @@ def train_step(
     if accumulate == 1:
         grads, (scores, model_state) = gradient(state.params, state.model_state, batch, rng)
     else:
-        # Part i takes rows i, i+k, …: each device keeps its own rows, nothing travels.
+        # Part i takes rows i, i+k, …: each device keeps its own rows, and nothing is transferred.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         rngs = jax.random.split(rng, accumulate)
 
         def body(carry: Any, part: Any) -> tuple[Any, Any]:
             more, (scores, model_state) = gradient(state.params, carry[1], *part)
-            # A part of padding only has no batch statistics: it leaves everything as it was.
+            # A part that is all padding has no batch statistics: it leaves everything unchanged.
             real = jnp.any(part[0]["weight"] > 0)
             kept = jax.tree.map(
                 lambda new, old: jnp.where(real, new, old), (metrics.add(carry[0], more), model_state), carry
@@ -73,21 +73,21 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     latest = {"params": params, "model_state": model_state} if state.average else {}
-    # One product with 1 − decay: with decay beside it, the two rounded, the weights would not sum to one.
+    # A single product with 1 − decay: rounded separately, decay and 1 − decay would not sum to one.
     average = jax.tree.map(lambda mean, new: mean + (1 - ema_decay) * (new - mean), state.average, latest)
     scores = {**scores, "grad_norm": metrics.Mean(optax.tree.norm(grads), jnp.ones(()))}
     return TrainState(state.step + 1, params, model_state, opt_state, average), scores
 
 
 def _or_one(weight: jax.Array) -> jax.Array:
-    """A divisor for sums of this weight: where it is 0 the sums are 0 too, and so is their mean."""
+    """`weight` as a divisor: 1 where it is 0, as the sums are 0 there too, and so is their mean."""
     return jnp.where(weight > 0, weight, 1)
 
 
 def eval_step(
     state: TrainState, batch: Batch, *, module: nn.Module, task: Task
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """The scores of one batch and its per-example predictions."""
+    """Returns the scores of one batch and its per-example predictions."""
     outputs = module.apply({"params": state.params, **state.model_state}, batch, train=False)
     return task.scores(outputs, batch), task.predictions(outputs, batch)
 
@@ -95,8 +95,8 @@ def eval_step(
 def vmap_or_unroll(function: Callable[..., Any], count: int, in_axes: tuple[int | None, ...], *, unrolled: bool) -> Any:
     """`jax.vmap` of a function over `count` entries, `in_axes` 0 or None for each argument; or the same, `unrolled`.
 
-    Unrolled, the program has each entry's operations one after another: several times as long to compile, but a
-    convolution stays one. Side by side they become a grouped convolution, which XLA computes half as fast on a CPU.
+    An unrolled program has the operations of each entry one after another. It takes several times as long to compile,
+    but a convolution remains one; `jax.vmap` makes it a grouped convolution, which XLA runs half as fast on a CPU.
     """
     if not unrolled:
         return jax.vmap(function, in_axes)

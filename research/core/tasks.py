@@ -1,4 +1,4 @@
-"""Tasks: what is asked of a model's outputs. The same `scores` serve training and evaluation."""
+"""Tasks: losses, metrics and predictions from a model's outputs. Training and evaluation use the same `scores`."""
 
 import dataclasses
 import functools
@@ -27,12 +27,12 @@ from research.core.metrics import (
 
 Batch = dict[str, jax.Array]
 
-# A metric that is not a sum over examples: from all `predictions` of a split, each column [N, …], and its labels [N].
+# A metric that is not a sum over examples: (all predictions of a split, by column [N, …], its labels [N]) -> value.
 SplitMetric = Callable[[Mapping[str, np.ndarray], np.ndarray], float | None]
 
 
 class Task(Protocol):
-    """`scores["loss"]` is what training differentiates; every array's leading axes are those of `weight`."""
+    """A task. Training differentiates `scores["loss"]`; the leading axes of every array are those of `weight`."""
 
     def scores(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Named additive metrics of one batch."""
@@ -44,7 +44,7 @@ class Task(Protocol):
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:
-        """What evaluation adds to `scores`, by name: metrics of a whole split, computed on the host."""
+        """Metrics of a whole split by name, which evaluation computes on the host and adds to `scores`."""
         ...
 
 
@@ -73,16 +73,16 @@ def capabilities(task: Any) -> Capabilities:
 class Classification:
     """Softmax cross-entropy over classes. Outputs: logits [..., C]; labels: int [...], −1 where hidden.
 
-    Where training mixes examples, batch also has mixed_labels: int [...] and mixed_weight: float [...]; the targets are
-    then 1 − mixed_weight of the one and mixed_weight of the other (Zhang et al. 2018, section 2). The other scores are
-    those of `labels`.
+    Where training mixes examples, the batch also has mixed_labels: int [...] and mixed_weight: float [...]; the targets
+    are then labels with weight 1 − mixed_weight plus mixed_labels with weight mixed_weight (Zhang et al. 2018,
+    section 2). All other scores use `labels`.
 
-    Two classes are also scored by F1 of class 1 and by Matthews' correlation. Hidden labels have no weight in the
-    scores, their predictions are given like any other's.
+    Binary classification also has the F1 score of class 1 and Matthews' correlation. Hidden labels have no weight in
+    the scores; their examples are predicted like any other.
 
     Attributes:
-      class_weight: how much an example of each class weighs in the loss, and only there; "balanced": N / (classes ×
-        examples of the class) of the training split, as in scikit-learn (`with_class_weights` works it out).
+      class_weight: weight of an example of each class, in the loss only; "balanced": N / (classes × examples of the
+        class) of the training split, as in scikit-learn (`with_class_weights` computes it).
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("class", penalty="C", takes_mixed_labels=True)
@@ -107,7 +107,7 @@ class Classification:
         return {"loss": loss, **_class_scores(logits, labels, weight)}
 
     def targets(self, batch: Batch, num_classes: int) -> jax.Array:
-        """The probabilities that the model should give the classes: [..., C]."""
+        """The target probabilities of the classes: [..., C]."""
         targets = jax.nn.one_hot(batch["labels"], num_classes)
         if "mixed_labels" in batch:
             share = batch["mixed_weight"][..., None]
@@ -117,7 +117,7 @@ class Classification:
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""
         logits = at_least_float32(outputs)
-        # Of the logits, as in `scores`: where rounding makes probabilities equal, the logits may still differ.
+        # argmax of the logits, as in `scores`: they may differ where rounding makes the probabilities equal.
         return {"prediction": jnp.argmax(logits, axis=-1), "scores": jax.nn.softmax(logits, axis=-1)}
 
 
@@ -131,16 +131,16 @@ def _class_scores(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> di
 
 
 def _of_class(class_weight: Any, labels: jax.Array) -> Any:
-    """What each example weighs by its class."""
+    """The weight of each example by its class."""
     if class_weight is None:
         return 1.0
     return jnp.asarray(class_weight, jnp.result_type(float))[labels]
 
 
 def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) -> Task:
-    """The task with its class_weight as numbers, one for each class, from the training split's labels [N].
+    """The task with class_weight as one number per class, computed from the training split's labels [N].
 
-    Raises UserError where it is neither "balanced" nor a finite number of at least 0 for each class.
+    Raises UserError unless it is "balanced" or a finite number of at least 0 for each class.
     """
     given = getattr(task, "class_weight", None)
     if given is None:
@@ -163,7 +163,7 @@ def _weighs(value: Any) -> bool:
 
 
 def training_weight(task: Task, labels: np.ndarray) -> float:
-    """What the training split's examples, of these labels [N], weigh together in the loss."""
+    """The total weight in the loss of training examples with these labels [N]."""
     weights = getattr(task, "class_weight", None)
     if weights is None or (isinstance(task, SquaredHinge) and len(weights) > 2):
         return float(len(labels))
@@ -175,11 +175,11 @@ def training_weight(task: Task, labels: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class SquaredHinge:
-    """The linear support vector machine's loss, max(0, 1 − y·z)² (Fan et al. 2008, section 2), y being 1 or −1.
+    """The squared hinge loss of a linear SVM, max(0, 1 − y·z)² (Fan et al. 2008, section 2), with y = ±1.
 
-    Outputs: [..., C]; labels: int [...], −1 where hidden. Of two classes z is the second output minus the first; of
-    several the losses of each against the rest are summed, z being its output. `class_weight`: as in Classification;
-    of several classes it weighs a class's own examples against the rest, which weigh 1, as in LinearSVC.
+    Outputs: [..., C]; labels: int [...], −1 where hidden. For two classes z is the second output minus the first; for
+    more the one-vs-rest losses are summed, z being the class's output. `class_weight` is as in Classification; with
+    more than two classes it applies to a class's own examples, and the rest have weight 1, as in LinearSVC.
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("class", penalty="C")
@@ -200,7 +200,7 @@ class SquaredHinge:
         losses = jax.nn.relu(1 - margins) ** 2
         class_weight = _of_class(self.class_weight, labels)
         if outputs.shape[-1] == 2:
-            loss = Mean.of(losses[..., 0], weight * class_weight)  # both say the same
+            loss = Mean.of(losses[..., 0], weight * class_weight)  # both columns are equal
         else:
             own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
             each = 1 + own * (jnp.broadcast_to(class_weight, labels.shape)[..., None] - 1)
@@ -213,7 +213,7 @@ class SquaredHinge:
 
 
 def _decisions(outputs: jax.Array) -> jax.Array:
-    """z of each class [..., C]; of two classes, −z and z."""
+    """The decision value z of each class [..., C]; for two classes, −z and z."""
     return outputs - outputs[..., ::-1] if outputs.shape[-1] == 2 else outputs
 
 
@@ -221,11 +221,11 @@ def _decisions(outputs: jax.Array) -> jax.Array:
 class Regression:
     """Squared error. Outputs: float [...] or [..., 1]; labels: float [...].
 
-    A split is also scored by R² and by Pearson's and Spearman's correlation. Hidden labels have no weight in the
-    scores, their predictions are given like any other's.
+    A split also has R², Pearson's and Spearman's correlation. Hidden labels have no weight in the scores; their
+    examples are predicted like any other.
 
     Attributes:
-      hidden_label: the number that stands for a label that is not given; None where all are.
+      hidden_label: the number that marks a hidden label; None where no label is hidden.
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("number", penalty="alpha")
@@ -257,7 +257,7 @@ class Regression:
 
 
 def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:
-    """float [...] of outputs [...] or [..., 1]. Raises ValueError where there are several for a label."""
+    """Outputs [...] or [..., 1] as float [...]. Raises ValueError if there are several for one label."""
     if outputs.ndim == ndim + 1 and outputs.shape[-1] == 1:
         outputs = jnp.squeeze(outputs, axis=-1)
     if outputs.ndim != ndim:
@@ -267,9 +267,9 @@ def _one_each(outputs: jax.Array, ndim: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM:
-    """Cross-entropy over the hidden tokens of each row (Devlin et al. 2018, section 3.1), each weighing the same.
+    """Cross-entropy over the masked tokens of each row (Devlin et al. 2018, section 3.1), all weighted equally.
 
-    Outputs: logits [B, M, V]; labels: int [B, M], −1 in slots that hide nothing; weight [B, 1].
+    Outputs: logits [B, M, V]; labels: int [B, M], −1 in unused slots; weight [B, 1].
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("token")
@@ -290,7 +290,7 @@ class MaskedLM:
         }
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """`position` in the row, `label` and `prediction` (the most probable token) of each slot: [B, 1, M]."""
+        """`position` in the row, `label` and `prediction` (the most probable token) of each slot, each [B, 1, M]."""
         return {
             "position": batch["masked_positions"][:, None],
             "label": batch["labels"][:, None],

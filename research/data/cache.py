@@ -1,4 +1,4 @@
-"""What was computed once is kept: in the run directory what a run must read again, in the user's cache the rest.
+"""Caches of computed artifacts: those that a run must read again in its directory, the rest in the user's cache.
 
 The cache is $RESEARCH_CACHE, or else research/ in $XDG_CACHE_HOME or ~/.cache. It may be deleted while nothing runs.
 """
@@ -25,15 +25,15 @@ def digest(*parts: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactCache:
-    """`assets`: the run's folder, or None; `source`: the data's fingerprint, or None where nothing is to be cached."""
+    """`assets`: the run's folder, or None; `source`: the data's fingerprint, or None to cache nothing."""
 
     assets: Path | None = None
     source: str | None = None
 
     def text(self, name: str, make: Callable[[], str], key: tuple[object, ...] | None = None) -> str:
-        """The text of assets/<name>; where there is none yet, what `make` gives, which is then written there.
+        """The text of assets/<name>; if there is none yet, the result of `make`, which is then written there.
 
-        With a `key`, which holds everything that `make` depends on beside the data, other runs share it by the cache.
+        With a `key`, which holds everything that `make` depends on except the data, runs share the text in the cache.
         """
         path = self.assets / name if self.assets else None
         if path and path.is_file():
@@ -46,12 +46,12 @@ class ArtifactCache:
     def _cached_text(self, name: str, make: Callable[[], str], key: tuple[object, ...] | None) -> str:
         if key is None or self.source is None:
             return make()
-        # As an array, whose checksum is looked at.
+        # Stored as an array, whose checksum is verified.
         kept = self.arrays(name, lambda: {"text": np.frombuffer(make().encode(), np.uint8)}, key)
         return bytes(kept["text"]).decode()
 
     def array(self, name: str, make: Callable[[], np.ndarray], key: tuple[object, ...]) -> np.ndarray:
-        """As `text`, of an array in assets/<name>.npy."""
+        """Like `text`, for an array in assets/<name>.npy."""
         path = self.assets / f"{name}.npy" if self.assets else None
         if path and path.is_file():
             return np.load(path, allow_pickle=False)
@@ -65,9 +65,9 @@ class ArtifactCache:
     def arrays(
         self, name: str, make: Callable[[], dict[str, np.ndarray]], key: tuple[object, ...]
     ) -> dict[str, np.ndarray]:
-        """What `make` gives, from the cache where it is there and whole; mapped from disk then, not read into memory.
+        """The result of `make`, or memory-mapped from the cache if it is there and intact.
 
-        A cache that can't be written is done without.
+        A cache that can't be written is ignored.
         """
         if self.source is None:
             return make()
@@ -76,7 +76,7 @@ class ArtifactCache:
         if arrays is None:
             made = make()
             _write_arrays(folder, made)
-            arrays = _read_arrays(folder) or made  # mapped, so that memory and other processes have no copy of it
+            arrays = _read_arrays(folder) or made  # memory-mapped, so that no process holds a copy
         return arrays
 
 
@@ -88,19 +88,19 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _part(path: Path) -> Path:
-    """Where to write what is then renamed to `path`. Not by process id: hosts that share a disk may share ids."""
+    """A temporary path, to be renamed to `path`. Not by process id: hosts that share a disk may share ids."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a folder, or None if they are not there or damaged."""
+    """The arrays of a folder, or None if they are missing or damaged."""
     try:
         checksums = json.loads((folder / "checksums.json").read_text())
         files = {name: folder / f"{name}.npy" for name in checksums}
         if not files or any(_checksum(files[name]) != checksums[name] for name in files):
             return None
         return {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
-    except Exception:  # whatever is wrong with them, they are made anew
+    except Exception:  # whatever is wrong with them, they are computed again
         return None
 
 
@@ -123,5 +123,5 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         (part / "checksums.json").write_text(json.dumps(checksums))
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
-    except OSError:  # no room, no right to write, or another process was first
+    except OSError:  # disk full, no permission, or another process was first
         shutil.rmtree(part, ignore_errors=True)

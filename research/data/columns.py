@@ -9,7 +9,7 @@ from research.data.examples import Columns
 
 
 def as_text(value: str | bytes) -> str:
-    """Bytes as UTF-8; what is not UTF-8 becomes U+FFFD. Raises UserError for what is neither text nor bytes."""
+    """Decodes bytes as UTF-8, invalid ones as U+FFFD. Raises UserError for a value that is neither text nor bytes."""
     if isinstance(value, str):
         return value
     if not isinstance(value, bytes):
@@ -18,21 +18,21 @@ def as_text(value: str | bytes) -> str:
 
 
 def column(columns: Columns, name: str, split: str) -> Any:
-    """A column by name; raises UserError naming those there are."""
+    """A column by name. Raises UserError if it does not exist, naming those that do."""
     if name not in columns:
         raise UserError(f"split {split!r} has no column {name!r}; it has {', '.join(columns)}")
     return columns[name]
 
 
 def only(inputs: tuple[str, ...]) -> str:
-    """The one column that a transform reads. Raises UserError where `data.transform.inputs` names none, or several."""
+    """The only column that a transform reads. Raises UserError if `data.transform.inputs` does not name exactly one."""
     if len(inputs) != 1:
         raise UserError(f"data.transform.inputs is {tuple(inputs)}; it must name one column")
     return inputs[0]
 
 
 def as_labels(values: Any) -> np.ndarray:
-    """Integers, and yes and no as 1 and 0, as int32; integers of more than 31 bits as float64, the rest as float32."""
+    """Casts labels: integers and booleans to int32, integers of more than 31 bits to float64, the rest to float32."""
     array = np.asarray(values)
     if array.dtype.kind not in "biu":
         return array.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What turns raw columns into examples: a value that is fitted once, saved with the run, and used everywhere after."""
+"""Encoders from raw columns to examples: fitted once, saved with the run, and used for all later inputs."""
 
 import dataclasses
 import json
@@ -16,15 +16,15 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What an encoder reads.
+    """The inputs of an encoder.
 
     Attributes:
       kind: "text", "text_pair", "documents", "image" or "features".
       inputs: the columns that it reads.
-      label: the column of labels; None where a label is not a column.
-      limits: what an input must not exceed, by name, such as {"max_length": 128, "unit": "tokens"}.
-      label_names: of the classes, in order; None where they are not known or there are none.
-      label_dtype: of the labels, as numpy names it; None where they are not known.
+      label: the column of labels; None if labels are not a column.
+      limits: limits on an input by name, such as {"max_length": 128, "unit": "tokens"}.
+      label_names: the names of the classes, in order; None if they are unknown or there are none.
+      label_dtype: numpy's name of the labels' dtype; None if it is unknown.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Signature:
 
 
 class Encoder(Protocol):
-    """Raw columns -> examples. Everything that was learnt from the training split is in it."""
+    """Raw columns -> examples. Holds everything that was learned from the training split."""
 
     @property
     def signature(self) -> Signature: ...
@@ -49,30 +49,30 @@ class Encoder(Protocol):
         labels: bool = True,
         cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
     ) -> Examples:
-        """Examples of the columns, in their order.
+        """Returns the examples of the columns, in order.
 
         Args:
-          columns: values by column, all of one length; looked at only where the cache lacks something.
-          split: what messages call these columns.
-          labels: whether they have labels; without, the examples have none.
-          cache: where what takes long is kept.
+          columns: values by column, all of one length; read only if the cache lacks something.
+          split: the name of these columns in error messages.
+          labels: whether the columns have labels; if not, neither do the examples.
+          cache: where slow results are kept.
 
         Raises:
-          UserError: a column is missing, or its values are not what the encoder takes.
+          UserError: a column is missing, or its values are not valid for the encoder.
         """
         ...
 
 
 class Transform(Protocol):
-    """The options of a config's `data.transform`, of which an encoder is made."""
+    """The options in a config's `data.transform`, from which an encoder is fitted."""
 
     def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> Encoder:
-        """The encoder; what it learns from `train` is kept in the cache's `assets`, and read where it is there."""
+        """Fits the encoder. What it learns from `train` is written to the cache's `assets`, or read from there."""
         ...
 
 
 class ColumnsOf(Mapping[str, Any]):
-    """The columns of one of several splits, which are read when one is first asked for."""
+    """The columns of one of several splits, read when first accessed."""
 
     def __init__(self, splits: Mapping[str, Columns], split: str):
         self._splits = splits
@@ -89,13 +89,13 @@ class ColumnsOf(Mapping[str, Any]):
 
 
 class NoSplits(Mapping[str, Columns]):
-    """Stands for the data where all that was learnt from it must be in `assets` already."""
+    """Replaces the data where everything learned from it must be in `assets` already."""
 
     def __init__(self, assets: Path):
         self._assets = assets
 
     def __getitem__(self, split: str) -> NoReturn:
-        raise UserError(f"{self._assets} lacks what the run's encoder learnt from its training split")
+        raise UserError(f"{self._assets} lacks files that the run's encoder learned from its training split")
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -105,12 +105,12 @@ class NoSplits(Mapping[str, Columns]):
 
 
 def save_signature(signature: Signature, cache: ArtifactCache) -> None:
-    """Writes assets/encoder.json, unless it is there."""
+    """Writes assets/encoder.json, unless it exists."""
     cache.text(_FILE, lambda: json.dumps({"format": _FORMAT, **dataclasses.asdict(signature)}, indent=2))
 
 
 def saved_signature(assets: Path, signature: Signature) -> Signature:
-    """`signature` with what assets/encoder.json says of the labels; runs of before 0.2 have none."""
+    """`signature` with the labels' fields from assets/encoder.json, which runs from before 0.2 lack."""
     try:
         saved = json.loads((assets / _FILE).read_text())
     except FileNotFoundError:

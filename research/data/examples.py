@@ -1,4 +1,4 @@
-"""Examples in memory, and how some of them become a batch."""
+"""Examples in memory, and batches of them."""
 
 import dataclasses
 import itertools
@@ -8,16 +8,16 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-# The columns of a split as a source gives them: arrays, or lists of bytes for text.
+# The columns of a split as a source provides them: arrays, or lists of bytes for text.
 Columns = Mapping[str, Any]
 
 
 class Examples(Protocol):
-    """One split, ready to be cut into batches."""
+    """One split, ready to be batched."""
 
     row_axes: ClassVar[
         int
-    ]  # of a batch's `weight` where there are no labels: 1, or 2 where a row may hold several examples
+    ]  # axes of a batch's `weight` if there are no labels: 1, or 2 if a row may hold several examples
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -25,21 +25,21 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        """`rows` of the batch whose rows hold the examples `members`: int [B, E], −1 for none; E = 1 but for texts.
+        """Returns `rows` of the batch whose rows hold the examples `members`: int [B, E], −1 for none.
 
-        The shapes beyond the leading axis may depend on all of `members`, so that every process gives its rows the
-        same shape. Each entry has one leading batch axis; `labels` is among them where there are any, `weight` is not.
-        Places without an example may hold any value.
+        E is 1 except for texts. The shapes beyond the leading axis may depend on all of `members`, so that the rows of
+        every process have the same shape. Each entry has one leading batch axis; `labels` is included if there are
+        any, `weight` is not. Places without an example may hold any value.
         """
         ...
 
 
 @runtime_checkable
 class AugmentedExamples(Protocol):
-    """Examples that are trained on in another form each time; `batch` gives the form that evaluation sees."""
+    """Examples with random augmentation in training; `batch` returns them as evaluation sees them."""
 
     def train_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
-        """As `Examples.batch`, of the same shapes; keys: uint64 [B, E], a function of (seed, epoch, example index).
+        """Like `Examples.batch`, with the same shapes; keys: uint64 [B, E], a function of (seed, epoch, example index).
 
         All randomness of an example must come from its key (`research.data.stateless_rng`).
         """
@@ -48,10 +48,10 @@ class AugmentedExamples(Protocol):
 
 @runtime_checkable
 class MixedExamples(Protocol):
-    """Examples each of which is trained on together with another one: that of the next row of its epoch.
+    """Examples that are each mixed in training with another one: that of the next row of the epoch.
 
-    Behind an epoch's last row comes its first. So what an example is mixed with is a function of (seed, epoch, example
-    index) too.
+    An epoch's first row follows its last. So the example that one is mixed with is also a function of (seed, epoch,
+    example index).
     """
 
     def mixed_batch(
@@ -62,36 +62,36 @@ class MixedExamples(Protocol):
         others: np.ndarray,
         other_keys: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """As `AugmentedExamples.train_batch`; others: int [B, E], of the next rows, and their keys, uint64 [B, E].
+        """Like `AugmentedExamples.train_batch`; others: the next rows' members, int [B, E], and keys, uint64 [B, E].
 
-        It may have more entries than `Examples.batch`, always the same ones.
+        The batch may have more entries than `Examples.batch`, always the same ones.
         """
         ...
 
 
 def first(members: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-    """The indices of the only example of each row; 0 where there is none."""
+    """The index of the only example of each row; 0 where there is none."""
     return np.maximum(members[rows, 0], 0)
 
 
 def labels_of(labels: np.ndarray | None, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """The entry `labels` of a batch of the examples `indices`; none where they have none."""
+    """The entry `labels` of a batch of the examples `indices`; empty if they have no labels."""
     return {} if labels is None else {"labels": labels[indices]}
 
 
 def pack_array(array: np.ndarray) -> np.ndarray | Path:
-    """What travels to another process for an array: the name of its file where it is mapped from disk."""
+    """The picklable form of an array: the path of its file if it is memory-mapped, else the array."""
     return Path(array.filename) if isinstance(array, np.memmap) and array.filename else array
 
 
 def unpack_array(make: Callable[..., Any], *arrays: Any) -> Any:
-    """`make` of arrays that were `sent`."""
+    """Calls `make` with arrays that `pack_array` packed."""
     return make(*(np.load(array, mmap_mode="r") if isinstance(array, Path) else array for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """Examples whose columns are arrays [N, …], `labels` among them where there are any."""
+    """Examples whose columns are arrays [N, …], including `labels` if there are any."""
 
     row_axes: ClassVar[int] = 1
 
@@ -111,7 +111,7 @@ class ArrayExamples:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """N sequences of differing length, one after another in one array: in memory, or a whole file mapped from disk."""
+    """N sequences of different lengths, concatenated in one array: in memory, or a whole memory-mapped file."""
 
     values: np.ndarray
     offsets: np.ndarray  # int64 [N + 1]
@@ -138,15 +138,15 @@ class Ragged:
         return np.diff(self.offsets)
 
     def length(self, indices: np.ndarray) -> np.ndarray:
-        """The lengths of some: int64, of the shape of `indices`."""
+        """The lengths of the sequences `indices`: int64, of the same shape."""
         return self.offsets[indices + 1] - self.offsets[indices]
 
     def take(self, indices: np.ndarray) -> list[np.ndarray]:
-        """The sequences `indices` [B], one by one."""
+        """The sequences `indices` [B], as a list."""
         return [self.values[self.offsets[index] : self.offsets[index + 1]] for index in indices]
 
     def padded(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences `indices` [B] side by side, zeros behind them -> values [B, length], real: bool [B, length]."""
+        """The sequences `indices` [B], padded with zeros -> values [B, length], real: bool [B, length]."""
         column = np.arange(length)[None, :]
         real = column < self.length(indices)[:, None]
         where = np.where(real, self.offsets[indices][:, None] + column, 0)
@@ -156,22 +156,22 @@ class Ragged:
 
 
 def padded_length(lengths: np.ndarray, allowed: tuple[int, ...]) -> int:
-    """The smallest `allowed` length that holds all `lengths`. Few lengths mean few compilations."""
+    """The smallest `allowed` length that holds all `lengths`. Fewer lengths mean fewer compilations."""
     longest = int(lengths.max(initial=0))
     return next((length for length in sorted(allowed) if length >= longest), max(allowed))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where the items of sequences that lie one behind the other in rows come from and go to: int64 [T] an item each.
+    """Where the items of sequences concatenated in rows come from and go to: int64 [T], an entry per item.
 
     Attributes:
       starts: int64 [B, E], where in its row each sequence begins.
-      source: where among all sequences' items the item is.
-      slot: which of its row's sequences it is of.
-      position: its place in that.
-      target: its row and its place there.
-      shape: [B, L], of the rows.
+      source: the index of the item among the items of all sequences.
+      slot: the index of its sequence in the row.
+      position: its index in that sequence.
+      target: its row, and its index there.
+      shape: [B, L], the shape of the rows.
     """
 
     starts: np.ndarray
@@ -183,7 +183,7 @@ class _Layout:
 
     @classmethod
     def of(cls, sequences: Ragged, members: np.ndarray, rows: np.ndarray | slice, pad_to: tuple[int, ...]) -> "_Layout":
-        """`rows` of the batch whose rows hold the sequences `members` [B, E], −1 for none."""
+        """The layout of `rows` of the batch whose rows hold the sequences `members` [B, E], −1 for none."""
         lengths = np.where(members >= 0, sequences.length(np.maximum(members, 0)), 0)  # [B, E]
         width = padded_length(lengths.sum(axis=1), pad_to)
         members, lengths = members[rows], lengths[rows]
@@ -201,24 +201,24 @@ class _Layout:
         )
 
     def placed(self, values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
-        """Values [T] in their places, zeros elsewhere: [B, L]."""
+        """Values [T] at their targets, zeros elsewhere: [B, L]."""
         array: np.ndarray = np.zeros(self.shape, dtype)
         array[self.target] = values
         return array
 
     @property
     def segments(self) -> np.ndarray:
-        """int32 [B, L]: 1, 2, … for the row's first, second, … sequence, 0 for padding."""
+        """Segment ids, int32 [B, L]: 1, 2, … for the row's first, second, … sequence, 0 for padding."""
         return self.placed(self.slot + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextExamples:
-    """Tokenized texts, each row of a batch holding one or several, one behind the other.
+    """Tokenized texts; each row of a batch holds one or several, concatenated.
 
     A batch has tokens, segments (1, 2, … for the row's first, second, … example, 0 padding), positions (within the
     example) and type_ids, each int32 [B, L], and starts (where each example begins) and labels, each [B, E].
-    L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is what packed rows may hold.
+    L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is the capacity of packed rows.
     """
 
     row_axes: ClassVar[int] = 2
@@ -229,7 +229,7 @@ class TextExamples:
     labels: np.ndarray | None
     pad_to: tuple[int, ...]
     row_length: int
-    full_lengths: np.ndarray | None = None  # int [N], the lengths before max_length cut; None: as they are
+    full_lengths: np.ndarray | None = None  # int [N], the lengths before truncation to max_length; None: not truncated
 
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
@@ -252,7 +252,7 @@ class TextExamples:
 
 @dataclasses.dataclass(frozen=True)
 class BagExamples:
-    """Sparse features: each row of a batch holds one example or several, one behind the other, as texts do.
+    """Sparse features; each row of a batch holds one example or several, concatenated as for texts.
 
     A batch has ids, int32, values, float32 (0 in the padding), and segments, int32, each [B, L], and labels [B, E].
     """

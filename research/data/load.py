@@ -1,4 +1,4 @@
-"""The config's `data` section -> examples: a source gives columns, a transform makes examples of them."""
+"""The config's `data` section -> examples: a source provides columns, and a transform makes examples from them."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ from research.data.text.bag_of_words import BagOfWords
 from research.data.text.masked_lm import MaskedLanguageModel
 from research.data.text.wordpiece import WordPiece
 
-# Sources by name, each with what summary.json calls its kind. Any other name is a TFDS dataset's.
+# Sources by name, each with its kind as named in summary.json. Any other name is that of a TFDS dataset.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
     "line": ("embedded", line),
     "python_docs": ("embedded", python_docs),
@@ -58,7 +58,7 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Splits ready for batching, each made when it is first asked for.
+    """Splits ready for batching, each made on first use.
 
     `source` is "tfds", "sklearn" or "embedded"; `fingerprint` hashes the raw columns of all splits.
     """
@@ -70,7 +70,7 @@ class Dataset:
     fingerprint: str
 
     def split(self, name: str) -> Examples:
-        """A split by name; raises UserError naming those there are, or if it is empty."""
+        """A split by name. Raises UserError if it is empty, or does not exist, naming those that do."""
         examples = self.splits[name]
         if not len(examples):
             raise UserError(f"split {name!r} of dataset {self.name} is empty")
@@ -78,7 +78,7 @@ class Dataset:
 
 
 def is_registered(name: str) -> bool:
-    """Whether a source of this name was added to SOURCES, by a config file or a program."""
+    """Whether a config file or a program added a source of this name to SOURCES."""
     return name in SOURCES and name not in _OWN
 
 
@@ -88,7 +88,7 @@ def missing(section: Mapping[str, Any]) -> str | None:
 
 
 class _Source(Mapping[str, Columns]):
-    """A source's columns, read when something first asks for them: where the cache has all that is needed, never."""
+    """A source's columns, read on first access: never, if the cache has everything that is needed."""
 
     def __init__(self, name: str, read: Callable[[], Mapping[str, Columns]]):
         self._name = name
@@ -99,7 +99,7 @@ class _Source(Mapping[str, Columns]):
         return self._read()
 
     def __getitem__(self, split: str) -> Columns:
-        """Raises UserError naming the splits there are."""
+        """The columns of a split. Raises UserError if it does not exist, naming the splits that do."""
         if split not in self._columns:
             raise UserError(f"dataset {self._name} has no split {split!r}; {nearest(split, self._columns)}")
         return self._columns[split]
@@ -115,17 +115,17 @@ class _Source(Mapping[str, Columns]):
 
 
 def raw(name: str, data_dir: str | None) -> Mapping[str, Columns]:
-    """A dataset's columns by split, before any transform. They are read when something is first asked of them."""
+    """A dataset's columns by split, before any transform, read on first access."""
     return _Source(name, SOURCES[name][1] if name in SOURCES else functools.partial(tfds_source.load, name, data_dir))
 
 
 def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Encoder | None = None) -> Dataset:
-    """Loads the dataset of a config's `data` section, read by an encoder that is fitted to its split `train`.
+    """Loads the dataset of a config's `data` section with an encoder fitted to its split `train`.
 
-    What the encoder learns is kept in `assets`, and read from there where it is there already.
+    What the encoder learns is written to `assets`, or read from there if it exists.
 
     Args:
-      encoder: that of a run whose data may be another; nothing is fitted then.
+      encoder: the encoder of another run, possibly on other data, to use instead of fitting one.
 
     Raises:
       UserError: the dataset is unavailable, does not fit the transform, or has changed since the run began.
@@ -133,7 +133,7 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
     name, data_dir = section["name"], section["data_dir"]
     source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
     splits = raw(name, data_dir)
-    # Files that did not change hold what they held: their fingerprint is not computed again.
+    # The fingerprint of files that did not change is not computed again.
     fingerprint = ArtifactCache(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(3,))
     cache = ArtifactCache(None if encoder else assets, fingerprint)
     before = cache.text("data_fingerprint.txt", lambda: fingerprint)
@@ -153,16 +153,16 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
 
 
 def open_encoder(section: Mapping[str, Any], assets: Path) -> tuple[Encoder, Signature]:
-    """The encoder of a run with this `data` section, and what it reads, without the data.
+    """The encoder of a run with this `data` section, and its signature, without the data.
 
-    Raises UserError where `assets` lacks something.
+    Raises UserError if `assets` lacks something.
     """
     encoder = _transform(section).fit(NoSplits(assets), ArtifactCache(assets))
     return encoder, saved_signature(assets, encoder.signature)
 
 
 def keep_signature(dataset: Dataset, section: Mapping[str, Any], assets: Path) -> None:
-    """Writes what the dataset's encoder reads to assets/encoder.json, with the names and the type of the labels."""
+    """Writes the signature of the dataset's encoder to assets/encoder.json, with the labels' names and dtype."""
     signature = dataset.encoder.signature
     labels = dataset.split("train").labels
     dtype = None if labels is None else labels.dtype.name
@@ -173,7 +173,7 @@ def keep_signature(dataset: Dataset, section: Mapping[str, Any], assets: Path) -
 
 
 def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
-    """The names of the classes of a dataset's label column, in order; None where they are not known."""
+    """The names of the classes in a dataset's label column, in order; None if they are unknown."""
     if name in SOURCES:
         return {"sentiment": SENTIMENTS, **CLASS_NAMES}.get(name)
     return tfds_source.label_names(name, data_dir, column)
@@ -186,7 +186,7 @@ def _transform(section: Mapping[str, Any]) -> Transform:
 
 @contextlib.contextmanager
 def _fitting(transform: str, name: str) -> Iterator[None]:
-    """Turns what a transform raises for columns that it can't take into a UserError."""
+    """Converts a transform's exceptions for unsuitable columns to UserError."""
     try:
         yield
     except UserError:
@@ -199,13 +199,13 @@ def _fitting(transform: str, name: str) -> Iterator[None]:
 
 
 def _fingerprint(columns: Mapping[str, Columns]) -> str:
-    """A hash of every value. To compute it otherwise, raise the number in the cache's key above."""
+    """A hash of every value. If this computation changes, raise the number in the cache's key above."""
     digest = hashlib.sha256()
     for split in sorted(columns):
         for name in sorted(columns[split]):
             values = columns[split][name]
             digest.update(f"{split}/{name}/{len(values)}\n".encode())
-            # Of a set that is read a piece at a time this goes through the whole of it.
+            # For a dataset that is read a piece at a time this reads all of it.
             for value in tqdm(values, desc=f"hashing {split}/{name}", unit="", delay=2, leave=False, disable=None):
                 if isinstance(value, bytes):
                     digest.update(len(value).to_bytes(8, "little"))

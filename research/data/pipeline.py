@@ -1,7 +1,7 @@
-"""From a position to a batch. The position, one integer, is all the state there is: seeking costs nothing.
+"""The input pipeline, from a position to a batch. The position, one integer, is its only state, so seeking is free.
 
-A stream is an endless row of rows: those of epoch 0 in their shuffled order, then those of epoch 1, … Position p is row
-p mod R of epoch p // R; a batch may reach over the end of an epoch, so nothing is dropped.
+A stream is an infinite sequence of rows: those of epoch 0 in shuffled order, then those of epoch 1, … Position p is row
+p mod R of epoch p // R; a batch may cross the end of an epoch, so nothing is dropped.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from research.data.packing import best_fit
 
 Batch = dict[str, np.ndarray]
 
-# The plan of rows must never change: runs of an earlier version would no longer repeat. RandomState, because numpy
-# promises that its stream never does; Generator's may.
+# The plan of rows must never change, or runs of an earlier version would not be reproducible. RandomState, because
+# numpy guarantees its stream; Generator's may change.
 _PLAN_SEED = 0
 
-# What `chosen` draws with beside the run's seed. An epoch's order draws with its number, which never gets there.
+# `sample_subset` draws with this number and the run's seed. Epochs draw with their own number, which stays below it.
 _CHOICE = 2**32 - 1
 
 
 def sample_subset(size: int, fraction: float, seed: int) -> np.ndarray:
     """The `fraction` of `size` examples that a run with this seed trains on: int64 [M], ascending.
 
-    Of one seed, a smaller fraction's are among a larger one's. Raises UserError where there are none.
+    For one seed, a smaller fraction is a subset of a larger one. Raises UserError if none is left.
     """
     count = round(fraction * size)
     if count < 1:
@@ -43,26 +43,26 @@ def sample_subset(size: int, fraction: float, seed: int) -> np.ndarray:
 class Stream:
     """Examples of a split in rows: int64 [R, E] of example indices, −1 where a row holds fewer than E.
 
-    An example to a row has E = 1. Packed rows are planned once, by best fit over one shuffled order; every epoch then
-    fills that plan anew: the rows come in another order, and examples of equal length change places at random (so those
-    of a length that few have meet the same row mates more often). Each epoch has the same number of rows, whatever its
-    seed, and any of them is found without the ones before it.
+    With one example per row, E = 1. Packed rows are planned once, by best fit over one shuffled order; every epoch then
+    refills that plan: the rows come in a different order, and examples of equal length swap places at random (so
+    examples of a rare length share a row with the same others more often). Each epoch has the same number of rows,
+    whatever its seed, and any epoch is computed without the ones before it.
     """
 
     examples: Examples
     rows: np.ndarray
-    lengths: np.ndarray | None = None  # int [N], the tokens (of a bag: terms) of each example, where rows are packed
+    lengths: np.ndarray | None = None  # int [N], the tokens (for bags: terms) of each example, if rows are packed
 
     @classmethod
     def unpacked(cls, examples: Examples, members: np.ndarray | None = None) -> "Stream":
-        """One example to a row; all of them, or the `members`."""
+        """One example per row; all of them, or the `members`."""
         return cls(examples, (np.arange(len(examples)) if members is None else members)[:, None])
 
     @classmethod
     def packed(cls, examples: Examples, members: np.ndarray | None = None) -> "Stream":
-        """As many texts or bags to a row as fit; all of them, or the `members`.
+        """As many texts or bags per row as fit; all of them, or the `members`.
 
-        Raises UserError for other examples, and where one is too long.
+        Raises UserError for other examples, or if one is too long.
         """
         if not isinstance(examples, TextExamples | BagExamples):
             raise UserError("train.batch_rows packs texts, which these examples are not; give train.batch_size")
@@ -80,30 +80,30 @@ class Stream:
 
     @property
     def labels(self) -> np.ndarray:
-        """Those of the rows' examples: [M, …]; they must have some."""
+        """The labels of the rows' examples: [M, …]; they must have some."""
         assert self.examples.labels is not None
         return self.examples.labels[self.rows[self.rows >= 0]]
 
     @property
     def fullness(self) -> float:
-        """Of packed rows, the fraction of their tokens that are not padding."""
+        """The fraction of tokens in packed rows that are not padding."""
         assert isinstance(self.examples, TextExamples | BagExamples)
         return int(self.examples.lengths[self.members].sum()) / (len(self.rows) * self.examples.row_length)
 
     def cut(self) -> tuple[float, int]:
-        """The fraction of the rows' examples that max_length cut, and the full length of the longest; 0, 0: none."""
+        """The fraction of the rows' examples that max_length truncates, and the longest full length; 0, 0: none."""
         if not isinstance(self.examples, TextExamples | BagExamples) or self.examples.full_lengths is None:
             return 0.0, 0
         full, lengths = self.examples.full_lengths[self.members], self.examples.lengths[self.members]
         return float(np.mean(full > lengths)), int(full.max())
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """The rows of an epoch in their order: int64 [R, E], a function of the arguments alone."""
+        """The rows of an epoch in order: int64 [R, E], a function of the arguments alone."""
         return self._epochs(seed)(epoch)
 
-    @functools.cache  # noqa: B019 - one for each of the run's seeds, for as long as it lasts
+    @functools.cache  # noqa: B019 - one for each of the run's seeds, for its lifetime
     def _epochs(self, seed: int) -> Callable[[int], np.ndarray]:
-        """`epoch` of a seed; it keeps two: a batch may reach over an epoch's end."""
+        """`epoch` for one seed, caching two epochs: a batch may cross the end of an epoch."""
         return functools.lru_cache(maxsize=2)(functools.partial(self._shuffled, seed))
 
     def _shuffled(self, seed: int, epoch: int) -> np.ndarray:
@@ -111,17 +111,17 @@ class Stream:
         shuffled = self.members[random.permutation(len(self.members))]
         if self.lengths is None:
             return shuffled[:, None]
-        # Both orders below list the same lengths ascending: in each place one example stands for another of its length.
+        # Both orders below list the same lengths, ascending: each example is substituted by one of equal length.
         places = self.members[np.argsort(self.lengths[self.members], kind="stable")]
         substitute = np.empty(len(self.lengths) + 1, np.int64)
         substitute[places] = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
-        substitute[-1] = -1  # what −1 in a row stands for
+        substitute[-1] = -1  # −1 in a row remains −1
         return substitute[self.rows[random.permutation(len(self.rows))]]
 
     def between(self, start: int, stop: int, seed: int, ahead: int = 0) -> np.ndarray:
         """The rows at the positions [start, stop): int64 [stop − start, E].
 
-        `ahead` n: the rows n places behind those in the same epoch, whose first follows its last.
+        With `ahead` = n, the rows n places later in the same epoch, whose first row follows its last.
         """
         size, found = len(self.rows), [self.rows[:0]]
         for epoch in range(start // size, -(-stop // size)):
@@ -131,20 +131,20 @@ class Stream:
         return np.concatenate(found)
 
     def keys(self, start: int, members: np.ndarray, seed: int) -> np.ndarray:
-        """A random key for each example of the rows `members` [B, E] that begin at position `start`: uint64 [B, E]."""
+        """Random keys of the examples in the rows `members` [B, E] that begin at position `start`: uint64 [B, E]."""
         epochs = (start + np.arange(len(members))) // len(self.rows)
         return stateless_rng.keys(seed, epochs, members)
 
     def examples_before(self, position: int, seed: int) -> int:
-        """How many examples there are in the rows before `position`."""
+        """The number of examples in the rows before `position`."""
         epochs, within = divmod(position, len(self.rows))
         begun = int(np.count_nonzero(self.epoch(seed, epochs)[:within] >= 0)) if within else 0
         return epochs * len(self.members) + begun
 
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
-    """Rows of example indices [B, E] with rows of −1 behind them up to a multiple of `multiple`."""
-    # Not np.pad, which takes ten times as long to add a few rows or none.
+    """Rows of example indices [B, E], padded with rows of −1 to a multiple of `multiple`."""
+    # Not np.pad, which takes ten times as long for a few rows or none.
     return np.concatenate([rows, np.full((-len(rows) % multiple, rows.shape[1]), -1, rows.dtype)])
 
 
@@ -155,11 +155,11 @@ def make_batch(
     keys: np.ndarray | None = None,
     others: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Batch:
-    """`rows` of the batch whose rows hold the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
+    """Makes `rows` of the batch with the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
 
-    `keys`: those of `Stream.keys`, to train on; None to evaluate. Only `AugmentedExamples` and `MixedExamples` look at
-    them, and only the latter at `others`, the next rows' members and keys, which they need to train on.
-    An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E] or, where labels are [B], [B].
+    `keys`: those of `Stream.keys` in training; None in evaluation. Only `AugmentedExamples` and `MixedExamples` use
+    them, and only the latter use `others`, the next rows' members and keys, which they need in training.
+    An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E], or [B] if labels are [B].
     """
     if keys is not None and others is not None and isinstance(examples, MixedExamples):
         batch = examples.mixed_batch(members, rows, keys, *others)
@@ -175,7 +175,7 @@ def make_batch(
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Which rows of a global batch this process makes (a function of their number), and of what that is a multiple."""
+    """The rows of a global batch that this process makes, as a function of their number, which `multiple` divides."""
 
     of: Callable[[int], np.ndarray] = np.arange
     multiple: int = 1
@@ -183,7 +183,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """From a step to its batch; a class of arrays and numbers, for it travels to worker processes."""
+    """Makes the batch of a step; a class of arrays and numbers, as it is pickled for worker processes."""
 
     stream: Stream
     batch_rows: int
@@ -191,7 +191,7 @@ class _Step:
     seed: int
     multiple: int
     own: np.ndarray  # this process's rows of each batch
-    seeds: int | None = None  # several batches side by side, those of the seeds from `seed` on
+    seeds: int | None = None  # batches for several seeds, from `seed`, stacked
 
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_rows
@@ -200,11 +200,11 @@ class _Step:
         def rows(seed: int, ahead: int) -> tuple[np.ndarray, np.ndarray]:
             members = self.stream.between(start, stop, seed, ahead)
             members = padded(padded(members, self.batch_rows), self.multiple)
-            # Where nothing looks at the keys there are none: of thirty seeds they take a millisecond.
+            # No keys where nothing uses them: for thirty seeds they take a millisecond.
             return members, self.stream.keys(start, members, seed) if drawn else np.zeros_like(members, np.uint64)
 
         def all_rows(ahead: int) -> tuple[np.ndarray, np.ndarray]:
-            """Of all seeds, one after another."""
+            """The rows of all seeds, concatenated."""
             members, keys = zip(*(rows(self.seed + i, ahead) for i in range(self.seeds or 1)), strict=True)
             return np.concatenate(members), np.concatenate(keys)
 
@@ -213,7 +213,7 @@ class _Step:
         others = all_rows(1) if isinstance(self.stream.examples, MixedExamples) else None
         if self.seeds is None:
             return make_batch(self.stream.examples, members, self.own, keys, others)
-        # As one batch, so that all have the same padding.
+        # Made as one batch, so that all seeds have the same padding.
         own = (np.arange(self.seeds)[:, None] * (len(members) // self.seeds) + self.own).ravel()
         batch = make_batch(self.stream.examples, members, own, keys, others)
         return {name: array.reshape(self.seeds, -1, *array.shape[1:]) for name, array in batch.items()}
@@ -231,11 +231,11 @@ def training_batches(
     workers: int = 0,
     seeds: int | None = None,
 ) -> Iterator[Batch]:
-    """The batches of the steps [start_step, steps), made ahead, in order: by a thread, or by `workers` processes.
+    """The batches of the steps [start_step, steps), prefetched in order by a thread, or by `workers` processes.
 
-    Each has `batch_rows` rows and the padding rows that `rows.multiple` asks for. Positions from `total_rows` on are
-    padding: the last step of a run that is given in epochs may have fewer rows. With `seeds` every array has an axis
-    before its rows: the batches of seed, seed + 1, …, padded alike.
+    Each has `batch_rows` rows, padded to a multiple of `rows.multiple`. Positions from `total_rows` on are padding: the
+    last step of a run whose length is given in epochs may have fewer rows. With `seeds` every array has an axis before
+    its rows, for seed, seed + 1, …, all with the same padding.
     """
     own = rows.of(len(padded(np.empty((batch_rows, 1)), rows.multiple)))
     step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own, seeds)
@@ -243,19 +243,19 @@ def training_batches(
 
 
 def _made_ahead(make: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
-    """`make` of the numbers from `start` to `stop`, in order."""
+    """Yields `make` of the numbers from `start` to `stop`, in order, prefetched."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     made = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain asks for flags of its own; they have their defaults
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which have their defaults
         made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(made)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """From a number to a batch of an evaluation; a class for the same reason as `_Step`."""
+    """Makes a batch of an evaluation from its number; a class for the same reason as `_Step`."""
 
     stream: Stream
     size: int
@@ -270,6 +270,6 @@ class _Part:
 def evaluation_batches(
     stream: Stream, *, batch_rows: int, rows: Rows, workers: int = 0
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every example once -> (the global batch's members [B, E], −1 for none; this process's rows of it), made ahead."""
+    """Batches with every example once: (members of the global batch [B, E], −1 for none; this process's rows of it)."""
     size = len(padded(np.empty((batch_rows, 1)), rows.multiple))
     return _made_ahead(_Part(stream, size, rows.of(size)), 0, -(-len(stream.rows) // size), workers)

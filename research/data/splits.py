@@ -1,4 +1,4 @@
-"""Splits by name: a value for each, made when it is first needed, and parts of one, as "test[:5%]"."""
+"""Splits by name: a value for each, made on first use, and parts of a split such as "test[:5%]"."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ Value = TypeVar("Value")
 
 
 class BySplit(Mapping[str, Value]):
-    """`make` of each split that `splits` has, called when the split is first asked for and never again."""
+    """The result of `make` for each split in `splits`, called once, when the split is first accessed."""
 
     def __init__(self, splits: Mapping[str, object], make: Callable[[str], Value]):
         self._splits = splits
         self._make = functools.cache(make)
 
     def __getitem__(self, split: str) -> Value:
-        return self._make(split)  # not looked up in `splits`: what is cached needs no source
+        return self._make(split)  # not looked up in `splits`: cached values need no source
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._splits)
@@ -41,10 +41,10 @@ def whole(split: str) -> str:
 def members(split: str, size: int) -> np.ndarray | None:
     """The indices of a part's examples among the `size` of its whole split: int64 [M]; None for a whole split.
 
-    A part is written as TFDS writes it: train[100:200], test[:5%], test[-10%:]. Percentages are rounded to the closest
-    example, as TFDS rounds them by default.
+    A part is written as in TFDS: train[100:200], test[:5%], test[-10%:]. Percentages are rounded to the closest
+    example, TFDS's default.
 
-    Raises UserError for another notation, a part that reaches beyond the split, and an empty one.
+    Raises UserError for invalid notation, a part that reaches beyond the split, and an empty one.
     """
     if "[" not in split and "]" not in split:
         return None

@@ -9,10 +9,10 @@ from research.devices import memory
 
 
 class Compiled:
-    """A jitted function that is compiled once for each shape of its arguments, with the time that took.
+    """A jitted function that is compiled once for each shape of its arguments; measures the compilation time.
 
-    `repeats`: how often its inner loop runs, of which XLA counts the operations once. `seeds`: how many it is of, where
-    they are several. Raises UserError if the memory is not enough.
+    `repeats`: iterations of its inner loop, whose operations XLA counts once. `seeds`: the number of seeds, if several.
+    Raises UserError if there is not enough memory.
     """
 
     def __init__(self, function: Any, repeats: int = 1, seeds: int | None = None):
@@ -21,14 +21,14 @@ class Compiled:
         self._repeats = repeats
         self._compiled: dict[Any, Any] = {}
         self.seconds = 0.0
-        self.flops = 0.0  # of the last call, per device, as XLA counts them
+        self.flops = 0.0  # FLOPs of the last call, per device, as counted by XLA
 
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
         compiled, self.flops = self.compiled(state, batch)
         return compiled(state, batch)
 
     def compiled(self, state: Any, batch: dict[str, jax.Array]) -> tuple[Any, float]:
-        """The program for arguments of these shapes, and how many operations XLA counts in it."""
+        """The program for arguments of these shapes, and its number of operations as counted by XLA."""
         key = tuple((name, array.shape) for name, array in sorted(batch.items()))
         if key not in self._compiled:
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Whether a program fits the devices' memory, before it runs: past that the system ends a process without a word."""
+"""Checks that a program fits in the devices' memory, before it runs and the OS kills the process."""
 
 import math
 import re
@@ -14,9 +14,9 @@ _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available(held: int = 0) -> int | None:
-    """Bytes that a device may use, None if nothing tells.
+    """Bytes that a device may use; None if unknown.
 
-    Of a CPU its part of what this machine has left now, and the bytes `held` that are its already.
+    For a CPU device: its share of the memory that this machine has left, plus the bytes `held`, which it already has.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats()
@@ -27,7 +27,7 @@ def available(held: int = 0) -> int | None:
 
 
 def _host_left() -> int | None:
-    """Bytes that this process can still get: of the machine's memory, and of what its control groups allow (Linux)."""
+    """Bytes that this process can still allocate, as limited by the machine and its control groups (Linux)."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", (_PROC / "meminfo").read_text(), re.MULTILINE)
     except OSError:
@@ -37,7 +37,7 @@ def _host_left() -> int | None:
 
 
 def _groups_left() -> list[int]:
-    """What is left of each limit on the memory of this process's control groups (version 2), and of those above."""
+    """The remaining bytes under each memory limit of this process's control groups (version 2) and their parents."""
     try:
         own = re.search(r"^0::/(.*)$", (_PROC / "self/cgroup").read_text(), re.MULTILINE)
     except OSError:
@@ -47,18 +47,20 @@ def _groups_left() -> list[int]:
     for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(_CGROUP))):
         try:
             limit = int((folder / "memory.max").read_text())
-            # Files in the cache count as used, and are given up when memory is asked for.
+            # The file cache counts as used, but is reclaimed when memory is needed.
             cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
             used = int((folder / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
-        except (OSError, ValueError):  # no such group here, or no limit ("max")
+        except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
         lefts.append(limit - used)
     return lefts
 
 
 def check_batch(example: Mapping[str, Any], rows: int, key: str) -> None:
-    """Raises UserError where `rows` rows like those of `example`, arrays [B, …], do not fit into what this machine has
-    left. `key` is the config's that asks for them."""
+    """Raises UserError if `rows` rows like those of `example`, arrays [B, …], do not fit in this machine's free memory.
+
+    `key`: the config key that sets their number.
+    """
     row, limit = sum(x.nbytes / x.shape[0] for x in example.values()), _host_left()
     if limit is not None and row * rows > limit:
         raise UserError(
@@ -68,16 +70,16 @@ def check_batch(example: Mapping[str, Any], rows: int, key: str) -> None:
 
 
 def check_state(abstract: Any, seeds: int | None) -> None:
-    """Raises UserError where a state (shapes with shardings) does not fit, before it is made; `seeds`: of so many."""
+    """Raises UserError if a state (shapes with shardings) would not fit. `seeds`: their number, if several."""
     leaves = jax.tree.leaves(abstract)
     need = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     _check(need, 0, seeds, "the state")
 
 
 def check_step(compiled: Any, seeds: int | None) -> None:
-    """Raises UserError where a compiled step, whose arguments are there already, does not fit; `seeds`: of so many."""
+    """Raises UserError if a compiled step, with its arguments allocated already, does not fit. `seeds`: as above."""
     analysis = compiled.memory_analysis()
-    if analysis is None:  # not every backend tells
+    if analysis is None:  # not every backend has it
         return
     arguments = analysis.argument_size_in_bytes
     need = arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes

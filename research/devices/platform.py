@@ -1,4 +1,4 @@
-"""What is set for this machine: for the process, by the command-line shells, and for the compiler. Never at import."""
+"""Machine-specific settings of the process, made by the command-line shells, and of the compiler. None at import."""
 
 import contextlib
 import ctypes
@@ -17,17 +17,17 @@ from research.base.registry import lookup
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-# XLA's options for a CPU, by the config's `compiler`. They suit a kind of network: what makes a ResNet's step 1.4 times
-# as fast makes an encoder's slower. Library fusion of reductions, and of nothing else: with element-wise operations too
-# jaxlib 0.10.1 rounds to bfloat16 away from zero and 0.12 rejects some programs, with products 0.10.1 computes wrong
-# sums, and a ResNet's step is no faster (tests/compiler_test.py).
+# XLA CPU option sets, by the config's `compiler`. Each suits a kind of network: what makes a ResNet's step 1.4 times as
+# fast makes an encoder's slower. Library fusion is for reductions only: with element-wise operations too, jaxlib 0.10.1
+# rounds to bfloat16 away from zero and 0.12 rejects some programs; with products, 0.10.1 computes wrong sums; and
+# neither makes a ResNet's step faster (tests/compiler_test.py).
 _CPU_OPTIONS: dict[str, dict[str, str]] = {
     "default": {},
     "convolutions": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
 }
-_MEASURED = ((0, 10), (0, 11), (0, 12))  # the versions of jaxlib that these options were tested with
+_MEASURED = ((0, 10), (0, 11), (0, 12))  # the jaxlib versions with which these options were tested
 
-# Releases of jaxlib that compute wrong sums on a CPU (tests/compiler_test.py), with the report.
+# Releases of jaxlib that compute wrong sums on a CPU (tests/compiler_test.py), with the bug report.
 _MISCOMPILING = {"0.10.2": "jax#39103"}
 
 
@@ -45,7 +45,7 @@ def check_compiler() -> None:
 
 
 def compiler_options(kind: str) -> dict[str, str] | None:
-    """Options of `jax.jit` for what the config's `compiler` names: only on a CPU, with a jaxlib that was measured.
+    """The `jax.jit` options that the config's `compiler` names: only on a CPU, and with a tested jaxlib.
 
     Raises UserError for an unknown name.
     """
@@ -59,10 +59,10 @@ def compiler_options(kind: str) -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def x64(dtype: str) -> Iterator[None]:
-    """Where a run of the config's `dtype` is compiled and computed: float64 is off in JAX but where it is asked for."""
+    """Context in which a run of the config's `dtype` is compiled and computed: enables float64 in JAX if needed."""
     import jax
 
-    # For the whole process: `jax.enable_x64` is of one thread, and checkpoints are read and written by others.
+    # For the whole process: `jax.enable_x64` affects one thread, and other threads read and write checkpoints.
     before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     jax.config.update("jax_enable_x64", dtype == "float64")
     try:
@@ -72,18 +72,18 @@ def x64(dtype: str) -> Iterator[None]:
 
 
 def prepare_process() -> None:
-    """What makes JAX faster on this machine."""
+    """Applies the process settings that make JAX faster on this machine."""
     keep_freed_memory()
     keep_compiled_programs()
 
 
 def keep_compiled_programs() -> None:
-    """Has JAX keep what it compiles in the user's cache, unless JAX_COMPILATION_CACHE_DIR says where, or nowhere ("").
+    """Keeps compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR names a folder, or none ("").
 
-    Programs for the CPU are for this one's instructions: machines that share a home share none.
+    CPU programs depend on the processor's instructions, so different machines with one home do not share them.
     """
     folder = str(cache_folder() / "xla" / _processor())
-    if "jax" not in sys.modules:  # it reads this when it is imported, which takes a second: not for the sake of --help
+    if "jax" not in sys.modules:  # read at import, which takes a second: too long for --help
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
         return
     import jax
@@ -93,7 +93,7 @@ def keep_compiled_programs() -> None:
 
 
 def _processor() -> str:
-    """A name for what programs this machine's processor can run."""
+    """A name for the instruction set of this machine's processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
@@ -101,10 +101,10 @@ def _processor() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory instead of giving it back to the system. Linux with glibc; elsewhere nothing.
+    """Makes glibc keep freed memory instead of returning it to the system. No effect except on Linux with glibc.
 
-    XLA's CPU client allocates its buffers anew for every step. glibc hands large ones back at once, so each step pays
-    for fresh zeroed pages: a third of the time of a small encoder's step.
+    XLA's CPU client allocates its buffers again for every step. glibc returns large ones at once, so each step pays for
+    fresh zeroed pages: a third of the time of a small encoder's step.
     """
     if sys.platform != "linux":
         return

@@ -1,7 +1,7 @@
 """Where arrays live: a device mesh, and ordered (regex, axes) rules that place every leaf of the train state.
 
-The batch is split over the axes `data` and `fsdp`; parameters and optimizer state are copied to every device unless a
-rule says otherwise. The optimizer's moments follow the rules of their parameters, whose paths end theirs.
+The batch is split over the axes `data` and `fsdp`; parameters and optimizer state are replicated unless a rule says
+otherwise. The optimizer's moments follow the rules of their parameters, as their paths end with the parameters' paths.
 """
 
 import re
@@ -24,7 +24,7 @@ Rule = tuple[str, Sequence[Any]]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the three axes over all `devices` (default: all there are); `data` −1 takes what the others leave.
+    """A mesh with the three axes over `devices` (default: all available); `data` −1 takes what the others leave.
 
     Raises UserError if the sizes do not multiply to the number of devices.
     """
@@ -40,17 +40,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the batch axis is split."""
+    """The number of parts into which the batch axis is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Splits the batch axis over the devices: the leading one, or the second where the seeds' is before it."""
+    """Splits the batch axis over the devices: the leading axis, or the second if the axis of seeds precedes it."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def for_seeds(shardings: Any) -> Any:
-    """Those of leaves with an axis of seeds before the others, which stays whole."""
+    """Adds an unsharded leading axis for the seeds to all shardings."""
     return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)), shardings)
 
 
@@ -60,11 +60,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf: that of the first rule whose regex finds the leaf's path, else replicated.
+    """A NamedSharding for every leaf: that of the first rule whose regex matches the leaf's path, else replicated.
 
-    Raises UserError where a rule is not of the form `Rule`, has more entries than the leaf has dimensions, names an
-    unknown axis or one twice, or does not divide the leaf's shape. A rule shorter than the leaf leaves the last
-    dimensions whole.
+    Raises UserError if a rule is not of the form `Rule`, has more entries than the leaf has dimensions, names an
+    unknown axis or one twice, or does not divide the leaf's shape. A rule with fewer entries than dimensions does not
+    split the last ones.
     """
     _check_rules(rules)
 
@@ -79,7 +79,7 @@ def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> A
 
 
 def _check_rules(rules: Any) -> None:
-    """Raises UserError for what is not a sequence of `Rule`s."""
+    """Raises UserError if `rules` is not a sequence of `Rule`s."""
     for rule in rules if _is_list(rules) else [rules]:
         formed = _is_list(rule) and len(rule) == 2 and isinstance(rule[0], str) and _is_list(rule[1])
         if not formed or not all(_is_entry(entry) for entry in rule[1]):
@@ -117,7 +117,7 @@ def _checked_spec(name: str, shape: tuple[int, ...], axes: tuple[Any, ...], mesh
 
 
 def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:
-    """The rows of a global batch that lie on this process's devices, ascending, in whatever order the mesh has them."""
+    """The rows of a global batch on this process's devices, ascending, whatever the mesh's order of devices."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_rows,)).values()
     return np.unique(np.concatenate([np.arange(batch_rows)[index] for index in slices]))
 
@@ -125,7 +125,7 @@ def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:
 def prefetch_to_device(
     batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, axis: int = 0
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
-    """Each batch, and its copy on the devices; the next one's is under way by then."""
+    """Yields each batch and its copy on the devices; the copy of the next batch is started before."""
     ready = None
     for batch in batches:
         placed = batch, put_batch(batch, mesh, axis)
@@ -139,11 +139,10 @@ def prefetch_to_device(
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done.
 
-    `axis`: where the rows are counted; 1 where those of several seeds are side by side. float64 stays what it is only
-    where `jax.enable_x64` is on.
+    `axis`: the axis of rows; 1 if an axis of seeds precedes it. float64 arrays remain so only with `jax.enable_x64`.
     """
     sharding, parts = batch_sharding(mesh, axis), batch_parts(mesh)
-    own_parts = len(process_rows(mesh, parts))  # with one row a part, rows are parts
+    own_parts = len(process_rows(mesh, parts))  # with one row per part, rows are parts
     batch_rows = next(iter(batch.values())).shape[axis] * parts // own_parts
     rows = process_rows(mesh, batch_rows)
 

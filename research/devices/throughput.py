@@ -1,4 +1,4 @@
-"""How fast a run is and where its time goes."""
+"""Measures how fast a run is and where its time goes."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ import numpy as np
 
 from research.devices.compiled import Compiled
 
-# Dense bfloat16 matmul peaks, FLOP/s a chip, as their makers publish them, by the start of JAX's device_kind.
+# Published dense bfloat16 matmul peaks, FLOP/s per chip, by the beginning of JAX's device_kind.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -24,14 +24,14 @@ PEAK_FLOPS = {
 
 
 class Throughput:
-    """Counts training steps and their time; what happens inside `aside` does not count."""
+    """Counts training steps and their time, except time inside `aside`."""
 
     def __init__(self, step: Compiled):
         self._step = step
         self._start = time.perf_counter()
         self._aside = 0.0
         self._waited = 0.0
-        self._running: Any = None  # an array that the last step gives
+        self._running: Any = None  # an output array of the last step
         self._steps = 0
         self._examples = 0.0
         self._tokens = 0.0
@@ -40,7 +40,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Evaluation, saving: time that is not training's."""
+        """Context for evaluating and saving: excludes its time from training."""
         start, compiled = time.perf_counter(), self._step.seconds
         try:
             yield
@@ -49,9 +49,9 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Waiting for data: training's time, but wasted, unless the device is still busy with the step before.
+        """Context for waiting for data: time of training, but wasted unless the device is still busy with a step.
 
-        An upper bound: all of a wait counts that the device was not busy to the end of. The first, in which the
+        An upper bound: a wait counts in full unless the device was busy to its end. The first wait, in which the
         pipeline starts, does not count.
         """
         start = time.perf_counter()
@@ -60,7 +60,7 @@ class Throughput:
             self._waited += time.perf_counter() - start
 
     def count(self, batch: dict[str, np.ndarray], scores: Any, processes: int) -> None:
-        """One step begun on this process's rows of a batch, which will give `scores`."""
+        """Counts a step that was started on this process's rows of a batch and will return `scores`."""
         self._running = jax.tree.leaves(scores)[0]
         self._steps += 1
         self._examples += float(batch["weight"].sum()) * processes
@@ -71,16 +71,16 @@ class Throughput:
 
     @property
     def seconds(self) -> float:
-        """What training has taken so far: without compiling, and without what happened `aside`."""
+        """Seconds of training so far, excluding compilation and time `aside`."""
         return time.perf_counter() - self._start - self._aside - self._step.seconds
 
     @property
     def data_wait_fraction(self) -> float:
-        """Which part of that went into waiting for data."""
+        """The fraction of `seconds` spent waiting for data."""
         return self._waited / max(self.seconds, 1e-9)
 
     def report(self) -> dict[str, float | None]:
-        """The figures of summary.json's `throughput`; null where there is nothing to count or the peak is unknown."""
+        """The values of summary.json's `throughput`; None if there is nothing to count or the peak is unknown."""
         seconds = self.seconds
         if not self._steps or seconds <= 0:
             return dict.fromkeys(
@@ -107,9 +107,9 @@ class Throughput:
 
 
 def seconds_of_a_seed(summary: Mapping[str, Any]) -> float | None:
-    """What the steps of a run took, without compiling and evaluating, over the number of its seeds.
+    """The time of a run's steps, excluding compilation and evaluation, divided by the number of its seeds.
 
-    None where the summary knows of no step's time: the run failed, or was taken up again with no step left.
+    None if the summary has no time of a step: the run failed, or was resumed with no step left.
     """
     step_time = (summary.get("throughput") or {}).get("step_time_ms")
     return None if step_time is None else summary["step"] * step_time / 1e3 / summary.get("seeds", 1)

@@ -20,7 +20,7 @@ from research.devices import sharding
 from research.devices.compiled import Compiled
 from research.devices.platform import compiler_options
 
-# With several processes, how many batches pass between two questions whether to stop: asking takes time.
+# With several processes, `should_stop` is checked only after this many batches, as agreeing on it takes time.
 ASK_EVERY = 16
 
 Records = list[dict[str, Any]]
@@ -28,20 +28,20 @@ Batches = Iterable[tuple[np.ndarray, pipeline.Batch]]
 
 
 class EvaluationInterrupted(Exception):
-    """`should_stop` said so before the evaluation ended."""
+    """`should_stop` returned True before the evaluation ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What evaluating a split takes beside the state and the examples.
+    """The settings of an evaluation, apart from the state and the examples.
 
     Attributes:
       step: (state, batch) -> (scores, predictions), compiled; see `eval_program`.
-      rows: which rows of a global batch this process makes.
-      batch_rows: rows of a batch: examples, or rows of packed texts.
-      seeds: how many replicas the state holds along its leading axis; None: one, without that axis.
-      ema_decay: of the average of the parameters, where the state keeps one.
-      averaged: whether predictions are those of that average.
+      rows: the rows of a global batch that this process makes.
+      batch_rows: rows per batch: examples, or rows of packed texts.
+      seeds: the number of replicas along the state's leading axis; None: one, without that axis.
+      ema_decay: the decay of the average of the parameters, where the state keeps one.
+      averaged: whether predictions come from the averaged parameters.
     """
 
     step: Any
@@ -67,9 +67,10 @@ def eval_program(
     seeds: int | None,
     compiler: str,
 ) -> Any:
-    """The compiled (state, batch) -> (scores, predictions); the state is placed as `shardings` say.
+    """Returns the compiled (state, batch) -> (scores, predictions), for a state with these `shardings`.
 
-    With `seeds` the state, the scores and the predictions have a leading axis, one entry for each; the batch has none.
+    With `seeds` the state, the scores and the predictions have a leading axis with one entry per seed; the batch has
+    no such axis.
     """
     program: Any = functools.partial(step.eval_step, module=module, task=task)
     if seeds is not None:
@@ -84,7 +85,7 @@ def eval_program(
 
 
 def unroll_seeds(compiler: str) -> bool:
-    """Whether replicas are computed one after another; see `research.core.step.vmap_or_unroll`."""
+    """Whether to compute replicas one after another; see `research.core.step.vmap_or_unroll`."""
     return compiler == "convolutions" and jax.default_backend() == "cpu"
 
 
@@ -98,20 +99,20 @@ def evaluate(
     show: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Value], Records]:
-    """The metrics of a split, and with `predictions` a record per example in the dataset's order.
+    """Returns the metrics of a split, and with `predictions` a record per example in the dataset's order.
 
-    Of several seeds a metric, and in the records all that is predicted, is a list, one entry for each seed.
+    For several seeds, metrics and all predictions in the records are lists with one entry per seed.
 
-    A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, there are
-    metrics of that too, ema_…
+    A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, its
+    metrics are included as ema_….
 
     Args:
-      name: what the progress bar calls the split.
+      name: the name of the split in the progress bar.
       show: whether to draw a progress bar.
-      should_stop: asked between two batches (with several processes, every ASK_EVERY batches, by all of them).
+      should_stop: called between batches (with several processes, by all of them every ASK_EVERY batches).
 
     Raises:
-      EvaluationInterrupted: `should_stop` said so.
+      EvaluationInterrupted: `should_stop` returned True.
     """
 
     def run(state: TrainState, predictions: bool, what: str) -> tuple[dict[str, Value], Records]:
@@ -130,7 +131,7 @@ def evaluate(
 
 
 def _shown(evaluation: Evaluation, stream: pipeline.Stream, what: str, show: bool) -> Batches:
-    """The batches of a split, with a progress bar where they take more than a second."""
+    """The batches of a split, with a progress bar if they take more than a second."""
     return tqdm(
         evaluation.batches(stream),
         what,
@@ -146,7 +147,7 @@ def _shown(evaluation: Evaluation, stream: pipeline.Stream, what: str, show: boo
 
 
 def _until(batches: Batches, should_stop: Callable[[], bool]) -> Batches:
-    """The batches; raises EvaluationInterrupted where `should_stop` says so before the last one."""
+    """The batches; raises EvaluationInterrupted if `should_stop` returns True before the last one."""
     every = 1 if jax.process_count() == 1 else ASK_EVERY
     for i, batch in enumerate(batches):
         if i and i % every == 0 and should_stop():
@@ -157,7 +158,7 @@ def _until(batches: Batches, should_stop: Callable[[], bool]) -> Batches:
 def forward(
     evaluation: Evaluation, state: TrainState, stream: pipeline.Stream, predictions: bool, batches: Batches
 ) -> tuple[dict[str, Value], Records]:
-    """Evaluates by one forward pass: sums of `scores`, and metrics of all predictions where the task has some."""
+    """Evaluates by one forward pass: sums of `scores`, and the task's metrics of a whole split, if any."""
     seeds, split_metrics = evaluation.seeds, evaluation.task.split_metrics
     gather = bool(predictions or split_metrics)
     totals, indices, columns = forward_pass(evaluation, state, batches, gather=gather)
@@ -173,32 +174,32 @@ def forward(
         values |= {name: [each[name] for each in by_seed] for name in split_metrics}
     if not predictions:
         return values, []
-    # A task whose examples have several labels names them itself.
+    # A task whose examples have several labels provides them itself.
     return values, records(indices, {**({} if "label" in columns else {"label": labels}), **columns})
 
 
-# How a split is evaluated, by the name that a task gives as its `evaluator`.
+# Ways to evaluate a split, by the name in a task's `evaluator`.
 EVALUATORS: dict[str, Callable[..., tuple[dict[str, Value], Records]]] = {"forward": forward}
 
 
 def forward_pass(
     evaluation: Evaluation, state: TrainState, batches: Batches, *, gather: bool
 ) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
-    """One pass over the batches -> the scores' sums, and with `gather` the example indices [N] and predictions [N, …].
+    """One pass over the batches -> sums of scores, and with `gather` the example indices [N] and predictions [N, …].
 
-    These are in the dataset's order. Of several seeds the predictions are [N, seeds, …].
+    Both are in the dataset's order. For several seeds the predictions are [N, seeds, …].
     """
     totals: list[dict[str, Any]] = []
-    gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # of each batch: example indices, their predictions
+    gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # for each batch: example indices, their predictions
 
     def collect(members: np.ndarray, example_axes: int, outputs: Any) -> None:
         scores, columns = jax.device_get(outputs)
-        # float64 sums on the host: the order and number of batches leaves no trace.
+        # float64 sums on the host, so that the order and number of batches do not matter.
         scores = jax.tree.map(np.float64, scores)
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
         if gather:
             real = members.ravel() >= 0
-            if evaluation.seeds is not None:  # behind the axes of examples
+            if evaluation.seeds is not None:  # after the axes of examples
                 columns = {name: np.moveaxis(x, 0, example_axes) for name, x in columns.items()}
             columns = {name: np.reshape(x, (-1, *x.shape[example_axes:]))[real] for name, x in columns.items()}
             gathered.append((members.ravel()[real], columns))
@@ -206,14 +207,14 @@ def forward_pass(
     waiting: tuple[Any, ...] | None = None
     for members, batch in batches:
         outputs = evaluation.step(state, sharding.put_batch(batch, evaluation.mesh))
-        if waiting:  # the device works on this batch while the last one's results are taken in
+        if waiting:  # the device works on this batch while the results of the last one are collected
             collect(*waiting)
         waiting = (members, batch["weight"].ndim, outputs)
     if waiting:
         collect(*waiting)
     if not gathered:
         return totals[0], np.zeros(0, np.int64), {}
-    # In the dataset's order: that of the batches leaves no trace here either.
+    # In the dataset's order, so that the order of the batches does not matter here either.
     indices = np.concatenate([part for part, _ in gathered])
     order = np.argsort(indices)
     columns = {name: np.concatenate([part[name] for _, part in gathered])[order] for name in gathered[0][1]}
@@ -221,7 +222,7 @@ def forward_pass(
 
 
 def records(indices: np.ndarray, columns: Mapping[str, np.ndarray]) -> Records:
-    """A record for each example: its index [N], and its entry of each column [N, …]."""
+    """Makes a record for each example: its entry of `indices` [N], and of each column [N, …]."""
     listed = {"index": indices.tolist(), **{name: column.tolist() for name, column in columns.items()}}
     return [dict(zip(listed, record, strict=True)) for record in zip(*listed.values(), strict=True)]
 

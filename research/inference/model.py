@@ -1,4 +1,4 @@
-"""The model of a run directory: what it computes and how it reads, without the data that it was trained on."""
+"""The model of a run directory: the network and its input encoder, without the data that it was trained on."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float
 
 
 def build_module(config: Any) -> nn.Module:
-    """The config's model, computing in its dtype. Raises UserError for an unknown name, key or dtype."""
+    """Builds the config's model, computing in its dtype. Raises UserError for an unknown name, key or dtype."""
     if config.dtype not in DTYPES:
         raise UserError(f"dtype is {config.dtype!r}; known: {', '.join(DTYPES)}")
     module: nn.Module = build(MODELS, config.model, "model", dtype=DTYPES[config.dtype])
@@ -35,13 +35,13 @@ def build_module(config: Any) -> nn.Module:
 
 
 def arrange(config: Any, examples: Examples, members: Any = None) -> pipeline.Stream:
-    """The examples (or their `members`) in rows: packed where the run packs, else one to a row."""
+    """The examples (or their `members`) in rows: packed if the run packs, otherwise one per row."""
     pack = config.train.batch_rows is not None
     return (pipeline.Stream.packed if pack else pipeline.Stream.unpacked)(examples, members)
 
 
 def evaluation_of(config: Any, task: Task, mesh: jax.sharding.Mesh, eval_step: Any) -> Evaluation:
-    """How the config evaluates."""
+    """The config's settings of evaluation."""
     packed = config.train.batch_rows is not None
     return Evaluation(
         step=eval_step,
@@ -57,7 +57,7 @@ def evaluation_of(config: Any, task: Task, mesh: jax.sharding.Mesh, eval_step: A
 
 
 def process_rows(mesh: jax.sharding.Mesh) -> pipeline.Rows:
-    """Which rows of a batch this process makes."""
+    """The rows of a batch that this process makes."""
     return pipeline.Rows(lambda rows: sharding.process_rows(mesh, rows), sharding.batch_parts(mesh))
 
 
@@ -66,8 +66,8 @@ class TrainedModel:
     """A checkpoint of a run, ready to be evaluated.
 
     Attributes:
-      signature: what the encoder reads, with the names of the labels where they are known.
-      state: without the optimizer's part.
+      signature: the inputs of the encoder, with the names of the labels if they are known.
+      state: the train state without the optimizer's part.
     """
 
     config: Any
@@ -81,7 +81,7 @@ class TrainedModel:
 
     @property
     def single(self) -> "TrainedModel":
-        """The same; of a run of several seeds that of the first one."""
+        """The model itself, or for a run of several seeds the model of the first one."""
         if self.config.train.seeds is None:
             return self
         first = jax.tree.map(lambda x: x[0], self.state)
@@ -91,7 +91,7 @@ class TrainedModel:
 
 
 def on_these_devices(config: Mapping[str, Any]) -> Any:
-    """A saved config with a mesh of the devices there are: `data` takes them all where the others don't fit."""
+    """A saved config with its mesh adapted to the available devices: if other axes don't fit, `data` takes them all."""
     mesh = config["mesh"]
     if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
         mesh = {**mesh, "fsdp": 1, "tensor": 1}
@@ -99,16 +99,16 @@ def on_these_devices(config: Mapping[str, Any]) -> Any:
 
 
 def open_checkpoints(run: RunDir, config: Any) -> Checkpoints:
-    """The run's checkpoints, to be read."""
+    """Opens the run's checkpoints for reading."""
     return Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode, writable=False)
 
 
 def open_model(run: RunDir, which: str = "last") -> TrainedModel:
-    """The `last` or `best` checkpoint of a run.
+    """Loads the `last` or `best` checkpoint of a run.
 
-    To be called, and its step too, under `research.devices.platform.x64` of the config's dtype.
+    Call this, and the step of the result, under `research.devices.platform.x64` of the config's dtype.
 
-    Raises UserError where there is no such checkpoint, or something of the run is missing.
+    Raises UserError if there is no such checkpoint, or a file of the run is missing.
     """
     config = on_these_devices(run.config())
     encoder, signature = data.open_encoder(config.data, run.assets)
@@ -137,7 +137,7 @@ def _assembled(config: Any, state: TrainState, step: int, encoder: Encoder, sign
     module, mesh = build_module(config), make_mesh(config)
     section = dict(config.task)
     if isinstance(section.get("class_weight"), str):
-        section["class_weight"] = None  # "balanced" is of the training split; only the loss of training looks at it
+        section["class_weight"] = None  # "balanced" needs the training split, and only the training loss uses it
     task: Task = build(TASKS, section, "task")
     eval_step = eval_program(
         module,

@@ -1,4 +1,4 @@
-"""From raw inputs to predictions, by a run directory alone."""
+"""Predictions for raw inputs from a run directory alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from research.runs.rundir import RunDir
 
 
 class Predictor:
-    """Predicts as the evaluation of the run does: the same records, to the bit where devices and batches are the same.
+    """Predicts as the run's evaluation does: the same records, bitwise equal if devices and batches are the same.
 
     >>> predictor = Predictor.open("runs/…")
     >>> predictor.predict({"sentence": ["a gripping, moving film"]})
@@ -28,9 +28,10 @@ class Predictor:
 
     @classmethod
     def open(cls, workdir: str | Path, checkpoint: str = "last") -> "Predictor":
-        """That of the `last` or the `best` checkpoint of a run; of several seeds the first one's.
+        """Opens the `last` or the `best` checkpoint of a run; for several seeds, that of the first.
 
-        It needs neither the run's dataset nor the network. Raises UserError for what is not a complete run directory.
+        Needs neither the run's dataset nor network access. Raises UserError if `workdir` is not a complete run
+        directory.
         """
         run = RunDir.open(workdir)
         with x64(run.config()["dtype"]):
@@ -38,7 +39,7 @@ class Predictor:
 
     @property
     def signature(self) -> Signature:
-        """The columns to give, and the names of the labels where they are known."""
+        """The columns to pass to `predict`, and the names of the labels if they are known."""
         return self._model.signature
 
     @property
@@ -47,13 +48,13 @@ class Predictor:
         return self._model.step
 
     def predict(self, columns: Columns) -> Records:
-        """A record for each example, in order: its index and what the task predicts.
+        """Returns a record for each example, in order: its index and the task's predictions.
 
         Args:
           columns: values by column, all of one length: texts, images [H, W, C] or their files' bytes, or features.
 
         Raises:
-          UserError: a column is missing, or a value is not what the model takes.
+          UserError: a column is missing, or a value is not valid for the model.
         """
         lengths = {name: len(columns[name]) for name in self.signature.inputs if name in columns}
         if len(set(lengths.values())) > 1:
@@ -72,7 +73,7 @@ class Predictor:
 
     @property
     def _label_dtype(self) -> str:
-        """Of the labels that the run was evaluated with; of earlier runs the usual one."""
+        """The dtype of the labels in the run's evaluation; for runs that did not save it, the usual one."""
         regresses = self._model.config.model.get("num_classes", 1) == 1
         return self.signature.label_dtype or ("float32" if regresses else "int32")
 
@@ -84,5 +85,5 @@ class Predictor:
 
 
 def _with_labels(batch: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The batch with labels of 0 where it has none: the program is that of evaluation, which scores them."""
+    """Adds labels of 0 to a batch without any: the program is that of evaluation, which computes scores."""
     return {"labels": np.zeros(batch["weight"].shape, dtype), **batch}

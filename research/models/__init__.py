@@ -1,4 +1,4 @@
-"""The models, by the name that a config's `model.name` gives. Each makes a `module(batch, *, train) -> outputs`."""
+"""The models, by their name in a config's `model.name`. Each builds a `module(batch, *, train) -> outputs`."""
 
 from collections.abc import Callable
 

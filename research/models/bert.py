@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018) for classifying sentences, with RoBERTa and DistilBERT as settings of it."""
+"""BERT (Devlin et al. 2018) for sentence classification, with RoBERTa and DistilBERT as settings of it."""
 
 from functools import partial
 from typing import ClassVar
@@ -18,9 +18,9 @@ class BertClassifier(EncoderSizes, kw_only=True):
     """An encoder, a pooler over each example's [CLS], dropout and a linear classifier (section 3.2).
 
     Attributes: those of `EncoderSizes`, and
-      pooler: what follows the pooler's linear map: tanh, or relu as in DistilBERT.
-      pooler_dropout: on what the pooler reads, not 0 in RoBERTa; classifier_dropout: on what the classifier reads, None
-        for `dropout`.
+      pooler: the activation after the pooler's linear map: tanh, or relu as in DistilBERT.
+      pooler_dropout: dropout rate on the pooler's input, not 0 in RoBERTa.
+      classifier_dropout: dropout rate on the classifier's input; None for `dropout`.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {

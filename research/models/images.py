@@ -1,4 +1,4 @@
-"""Images as they are stored -> what a network reads."""
+"""Normalization of stored images for the input of a network."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 
 def normalized(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
-    """(images − mean) / std, computed in float32 at least, as `dtype`: uint8 or float [B, H, W, C] -> [B, H, W, C].
+    """(images − mean) / std, computed in at least float32, as `dtype`: uint8 or float [B, H, W, C] -> [B, H, W, C].
 
-    `mean` and `std` are in the units of `images`, 0 to 255 for uint8: one number for each channel, or one for all.
-    uint8 images cross to the device in a quarter of the bytes of normalized ones.
+    `mean` and `std` are in the units of `images`, 0 to 255 for uint8: one number per channel, or one for all. Copying
+    uint8 images to the device takes a quarter of the bytes of normalized ones.
 
-    Raises ValueError for another number of them, and for a `std` that is not above 0.
+    Raises ValueError for another number of values, and for a `std` that is not above 0.
     """
     channels = images.shape[-1]
     for name, values in (("mean", mean), ("std", std)):

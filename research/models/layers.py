@@ -1,4 +1,4 @@
-"""Layers of the Transformer, written for speed: the same mathematics as Flax's own, with cheaper backward passes.
+"""Layers of the Transformer, written for speed: mathematically the same as Flax's, with cheaper backward passes.
 
 Measured on 2 CPU cores (AVX-512 with bfloat16) for a 6-layer, 384-wide encoder: benchmarks/results/bert_finetune.md.
 """
@@ -15,20 +15,20 @@ DType = Any
 
 
 def _wide(dtype: DType) -> DType:
-    """What sums and elementary functions of `dtype` are computed in: float32, or float64 itself."""
+    """The dtype for sums and elementary functions of `dtype`: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool = False) -> jax.Array:
-    """x · kernel + bias: [..., I], [I, O], [O], both float32 at least -> [..., O] of x's type.
+    """x · kernel + bias: [..., I], [I, O], [O], kernel and bias at least float32 -> [..., O] of x's type.
 
-    The products take operands of x's type and accumulate in float32, which is what matrix units do, or in float64 for
-    float64. Left to itself autodiff would multiply bfloat16 by float32 in the backward pass, outside those units, and
-    would sum the bias's gradient by a reduction that is slower than a product with ones.
+    The products take operands of x's type and accumulate in float32, as matrix units do, or in float64 for float64.
+    Plain autodiff would multiply bfloat16 by float32 in the backward pass, which those units do not support, and would
+    sum the bias's gradient by a reduction that is slower than a product with ones.
 
-    `by_row`: the kernel is [O, I], as an embedding's table is. To transpose it outside would transpose its gradient,
-    and XLA's CPU backend has no product of bfloat16 whose float32 result is transposed.
+    `by_row`: the kernel is [O, I], like an embedding table. Transposing it by the caller would transpose its gradient,
+    and XLA's CPU backend has no bfloat16 product with a transposed float32 result.
     """
     return _affine_forward(x, kernel, bias, by_row)[0]
 
@@ -41,7 +41,7 @@ def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bo
 
 def _affine_backward(by_row: bool, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel = saved
-    leading = tuple(range(x.ndim - 1))  # contracted as they are: on the CPU flattening them first is half as fast
+    leading = tuple(range(x.ndim - 1))  # contracted without flattening, which is half as fast on the CPU
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.lax.dot_general(a, b, ((leading, leading), ((), ())), preferred_element_type=_wide(x.dtype))
@@ -56,7 +56,7 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Dense(nn.Module):
-    """`nn.Dense`, by `affine`."""
+    """`nn.Dense`, computed by `affine`."""
 
     features: int
     dtype: DType
@@ -64,7 +64,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., I] -> [..., features]."""
+        """x: [..., I] -> [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return affine(x.astype(self.dtype), kernel, bias)
@@ -72,9 +72,9 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x), Φ the normal distribution function (Hendrycks & Gimpel 2016), not its tanh approximation.
+    """The exact GELU: x · Φ(x), Φ the normal CDF (Hendrycks & Gimpel 2016), not the tanh approximation.
 
-    The slope Φ(x) + x · φ(x) is found in the forward pass, where Φ is at hand, and kept in x's type instead of x.
+    The slope Φ(x) + x · φ(x) is computed in the forward pass, where Φ is available, and saved in x's type instead of x.
     """
     return _gelu_forward(x)[0]
 
@@ -94,17 +94,17 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which every input bit moves every output bit: C. Wellons' `lowbias32`."""
+    """A bijection of uint32 in which every input bit affects every output bit: C. Wellons' `lowbias32`."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 of `shape`, a hash of the key and of each element's index alone: however the array is laid out on devices.
+    """Random uint32 of `shape`: a hash of the key and each element's index, independent of the sharding.
 
-    A sixth of the arithmetic of `jax.random.bits`, and element-wise, so that XLA fuses it with what uses it. Good
-    enough for dropout; not for anything that must not be guessed, nor for more than 2^32 elements.
+    Takes a sixth of the arithmetic of `jax.random.bits`, and is element-wise, so that XLA fuses it with its consumers.
+    Good enough for dropout; not cryptographically secure, and not for more than 2^32 elements.
     """
     first, *others = jax.random.key_data(key).reshape(-1)
     index, stride = jnp.zeros(shape, jnp.uint32), 1

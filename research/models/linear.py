@@ -1,4 +1,4 @@
-"""Linear and logistic regression: one affine map, on dense features or on a sparse bag of them, or on none."""
+"""Linear and logistic regression: one affine map of dense features, of a sparse bag of features, or of none."""
 
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ zeros = nn.initializers.zeros
 
 
 class Constant(nn.Module):
-    """The same logits for every example, from zeros: fitted, the logarithms of the classes' frequencies."""
+    """The same logits for every example, initially zeros; once fitted, the log frequencies of the classes."""
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT}
 
@@ -21,13 +21,13 @@ class Constant(nn.Module):
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
-        """Reads of weight [...] the shape alone -> logits [..., num_classes]."""
+        """Reads only the shape of weight [...] -> logits [..., num_classes]."""
         bias = self.param("bias", zeros, (self.num_classes,)).astype(self.dtype)
         return jnp.broadcast_to(bias, (*batch["weight"].shape, self.num_classes))
 
 
 class LinearRegression(nn.Module):
-    """ŷ = x·w + b, from w = 0 and b = 0."""
+    """Linear regression ŷ = x·w + b, starting from w = 0 and b = 0."""
 
     dtype: Any = jnp.float32
 
@@ -38,9 +38,9 @@ class LinearRegression(nn.Module):
 
 
 class LogisticRegression(nn.Module):
-    """Logits x·W + b over the classes, from W = 0 and b = 0; the task's softmax makes probabilities of them.
+    """Logits x·W + b over the classes, starting from W = 0 and b = 0; the task converts them to probabilities.
 
-    Two classes have one column of weights, the second's, and the first's logit is 0: their softmax is the sigmoid.
+    Two classes have one column of weights, that of the second; the first's logit is 0, so the softmax is the sigmoid.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT}
@@ -57,12 +57,12 @@ class LogisticRegression(nn.Module):
 
 
 class SparseLogisticRegression(nn.Module):
-    """Logistic regression on sparse features: a bag names its non-zero ones, so only their weights are read.
+    """Logistic regression on sparse features: a bag lists the non-zero ones, so only their weights are read.
 
-    Two classes have one column of weights, whose logit is the second class's; the first's is 0.
+    Two classes have one column of weights, for the logit of the second; the first's is 0.
     """
 
-    # What a solver needs to fit the weights that are read alone (research/solvers/table.py).
+    # Lets a solver fit only the weights that are read (research/solvers/table.py).
     table: ClassVar[tuple[str, str, str]] = ("kernel", "ids", "num_features")
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "num_features": COUNT}
@@ -75,8 +75,9 @@ class SparseLogisticRegression(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
         """Reads bags packed in rows -> logits [R, E, num_classes], float32; those of an empty place are the bias.
 
-        Reads ids, int [R, L] below num_features, their values, float [R, L] (0 in padding), segments, int [R, L]: which
-        bag of the row, 1 to E; and of weight [R, E] the shape. Weights are read in `dtype`, and summed in float32.
+        Reads ids, int [R, L] below num_features; their values, float [R, L] (0 in padding); segments, int [R, L], the
+        number of the bag in its row, 1 to E; and the shape of weight [R, E]. Weights are read in `dtype` and summed in
+        float32.
         """
         columns = _columns(self.num_classes)
         kernel = self.param("kernel", zeros, (self.num_features, columns)).astype(self.dtype)
@@ -84,7 +85,7 @@ class SparseLogisticRegression(nn.Module):
         terms = batch["values"][:, :, None] * kernel[batch["ids"]]  # [R, L, C]
         bags = batch["weight"].shape[1]
 
-        # Row by row, so that rows on several devices stay where they are.
+        # Row by row, so that rows on several devices are not moved.
         def sums(terms: jax.Array, segments: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(terms, segments, bags + 1)[1:]
 
@@ -97,5 +98,5 @@ def _columns(num_classes: int) -> int:
 
 
 def _logits(outputs: jax.Array, num_classes: int) -> jax.Array:
-    """[..., C] of the columns' outputs."""
+    """The logits [..., C] from the outputs of the columns."""
     return jnp.pad(outputs, (*[(0, 0)] * (outputs.ndim - 1), (num_classes - outputs.shape[-1], 0)))

@@ -1,4 +1,4 @@
-"""BERT's masked language model (Devlin et al. 2018, section 3.1): which tokens stood where some were hidden."""
+"""BERT's masked language model (Devlin et al. 2018, section 3.1): predicts the tokens that were masked."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from research.models.transformer import EncoderSizes
 
 
 class BertMaskedLM(EncoderSizes, kw_only=True):
-    """An encoder, and over each hidden place a dense layer, gelu, LayerNorm and a projection onto the vocabulary.
+    """An encoder and, at each masked position, a dense layer, gelu, LayerNorm and a projection onto the vocabulary.
 
-    The projection's weights are those of the token embedding (Press & Wolf 2017); only its bias is its own. Places that
-    hide nothing are left out before the projection, which is the dearest product of a small encoder.
+    The projection shares the weights of the token embedding (Press & Wolf 2017); only its bias is separate. Positions
+    that are not masked are left out before the projection, the most expensive product of a small encoder.
 
-    The encoder's parameters have the names that `research.models.bert.BertClassifier` gives them, so that a classifier
-    can start from them.
+    The encoder's parameters have the same names as in `research.models.bert.BertClassifier`, so that a classifier can
+    start from them.
     """
 
     @nn.compact

@@ -11,14 +11,14 @@ from research.base.ranges import ANY, COUNT, POSITIVE, RATE, Range
 from research.models.images import normalized
 from research.models.layers import Dense, Dropout
 
-# For ReLUs: variance 2 / fan-in (He et al. 2015, "Delving deep", section 2.2). A classifier is followed by none.
+# For ReLUs: variance 2 / fan-in (He et al. 2015, "Delving deep", section 2.2). The classifier has no ReLU after it.
 he_normal, lecun_normal = nn.initializers.he_normal(), nn.initializers.lecun_normal()
 
 
 class MLP(nn.Module):
     """Dense layers of `hidden_sizes`, each with a ReLU and dropout, and a linear classifier.
 
-    `mean` and `std`, where they are given, are those of images, which are read instead of features: see `normalized`.
+    If `mean` and `std` are given, the model reads images, normalized by them, instead of features: see `normalized`.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {

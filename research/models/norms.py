@@ -1,4 +1,4 @@
-"""Normalizations of convolutional networks, by the name that a config's `model.norm` gives."""
+"""Normalization layers of convolutional networks, by the name in a config's `model.norm`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 EPSILON = 1e-5
-MOMENTUM = 0.9  # of the running statistics; torch calls 1 − 0.9 its momentum
+MOMENTUM = 0.9  # decay of the running statistics; torch's momentum is 1 − 0.9
 
 
 class BatchNorm(nn.Module):
     """Normalizes each channel over the batch's real rows and their pixels (Ioffe & Szegedy 2015, Algorithm 1).
 
-    Not `nn.BatchNorm`, for three reasons. The running variance is the unbiased estimate, n / (n − 1) times that of the
-    batch, as in the paper (Algorithm 2, step 10) and in torch: Flax keeps the batch's own. Rows that are padding are
-    counted once, where Flax's `mask` sums a mask of the input's size. And training that goes through padding only
-    gives zeros where a mean of nothing would be NaN.
+    Differs from `nn.BatchNorm` in three ways. The running variance is the unbiased estimate, n / (n − 1) times that of
+    the batch, as in the paper (Algorithm 2, step 10) and in torch; Flax keeps the batch variance. Padding rows are
+    counted once, where Flax's `mask` sums a mask of the input's size. And training on a batch of padding only gives
+    zeros, where an empty mean would be NaN.
 
-    The statistics are those of the whole batch, whatever devices it lies on, and of float32 at least.
+    The statistics are those of the whole batch across devices, in at least float32.
     """
 
     dtype: Any
@@ -37,7 +37,7 @@ class BatchNorm(nn.Module):
         if train:
             count = jnp.sum(real) * (x.shape[1] * x.shape[2])
             visible = jnp.where(real[:, None, None, None], x, 0)
-            # Both sums in one pass over x. Rounding may leave a variance of 0 a little below it.
+            # Both sums in one pass over x. Rounding may make a variance of 0 slightly negative.
             mean = jnp.sum(visible, axis=(0, 1, 2)) / jnp.maximum(count, 1)
             square = jnp.sum(visible * visible, axis=(0, 1, 2)) / jnp.maximum(count, 1)
             var = jnp.maximum(square - mean * mean, 0)
@@ -53,15 +53,15 @@ class BatchNorm(nn.Module):
 
 
 def batch_norm(x: jax.Array, real: jax.Array, *, train: bool, dtype: Any, name: str, scale_init: Any) -> jax.Array:
-    """`BatchNorm` as a module `name` of the one it is called in."""
+    """Applies `BatchNorm` as the submodule `name` of the calling module."""
     return BatchNorm(dtype, scale_init, name=name)(x, real, train=train)
 
 
 def group_norm(x: jax.Array, real: jax.Array, *, train: bool, dtype: Any, name: str, scale_init: Any) -> jax.Array:
-    """Normalizes groups of an image's channels (Wu & He 2018), whatever the rest of the batch; keeps no statistics.
+    """Normalizes groups of an image's channels (Wu & He 2018), independent of the batch; keeps no statistics.
 
-    There are as many groups as divide the channels into at least two each, up to the paper's 32. A single channel would
-    be instance normalization, after which no channel's mean says anything of the image.
+    The number of groups is the largest, up to the paper's 32, that gives each at least two channels. One channel per
+    group would be instance normalization, after which channel means carry no information about the image.
     """
     channels = x.shape[-1]
     groups = max((count for count in range(1, 33) if channels % count == 0 and count < channels), default=1)

@@ -1,4 +1,4 @@
-"""ResNets: of He et al. 2015 for ImageNet, as v1.5 with a bottleneck's stride on its 3×3 convolution, and for CIFAR."""
+"""ResNets of He et al. 2015 for CIFAR and for ImageNet, the latter as v1.5: a bottleneck's stride is on its 3×3."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,11 +23,11 @@ class Block(nn.Module):
 
     Attributes:
       kind: "basic", two 3×3 convolutions, or "bottleneck", a 1×1, a 3×3 and a 1×1 that widens by four.
-      stride: of the first 3×3.
-      shortcut: where the block changes its input's shape: "projection", a 1×1 convolution, or "pad", every `stride`-th
-        pixel with zeros for the channels that are new (options B and A of section 3.3). Else it is the input itself.
-      drop_rate: of the branch in training, for each example of its own (Huang et al. 2016). Those that keep it get
-        1 / (1 − drop_rate) times it, so that evaluation has nothing to scale.
+      stride: that of the first 3×3 convolution.
+      shortcut: the shortcut if the block changes its input's shape: "projection", a 1×1 convolution, or "pad", every
+        `stride`-th pixel with zeros for the new channels (options B and A of section 3.3). Otherwise the identity.
+      drop_rate: probability of dropping the branch in training, per example (Huang et al. 2016). Examples that keep it
+        scale it by 1 / (1 − drop_rate), so that evaluation needs no scaling.
     """
 
     kind: str
@@ -68,19 +68,19 @@ class ResNet(nn.Module):
     """Stages of residual blocks, global average pooling and a linear classifier.
 
     The last normalization of a block starts with scale 0, so that a block starts as its shortcut (Goyal et al. 2017,
-    section 5.1). Batch statistics are those of the whole batch, padding rows left out.
+    section 5.1). Batch statistics are those of the whole batch, excluding padding rows.
 
     Attributes:
       block: "basic" or "bottleneck".
-      stage_sizes: blocks a stage; each stage after the first halves the resolution and doubles the width.
-      width: features of the stem and of the first stage; a bottleneck block gives four times as many.
+      stage_sizes: blocks per stage; each stage after the first halves the resolution and doubles the width.
+      width: features of the stem and of the first stage; a bottleneck block outputs four times as many.
       stem: "imagenet" (7×7 stride 2, 3×3 max-pool stride 2) or "small" (3×3 stride 1).
       shortcut: "projection" or "pad", see `Block`.
       norm: "batch" or "group", see research/models/norms.py.
-      stochastic_depth: drop rate of the last block's branch; that of block l of L is l / L of it (Huang et al. 2016,
+      stochastic_depth: drop rate of the last block's branch; block l of L has l / L times that rate (Huang et al. 2016,
         section 3). 0 drops none.
-      mean, std: of the images, as they are stored: see `normalized`.
-      test_flip: whether evaluation takes the mean of the logits of an image and of its mirror image.
+      mean, std: those of the stored images: see `normalized`.
+      test_flip: whether evaluation averages the logits of an image and its mirror image.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         norm = partial(NORMS[self.norm], train=train, dtype=self.dtype)
         x, real = normalized(batch["images"], self.mean, self.std, self.dtype), batch["weight"] > 0
         flip = self.test_flip and not train
-        if flip:  # each image beside its mirror image, on the same device
+        if flip:  # each image next to its mirror image, on the same device
             x = jnp.stack([x, x[:, :, ::-1]], axis=1).reshape(-1, *x.shape[1:])
             real = jnp.repeat(real, 2)
 
@@ -154,7 +154,7 @@ class ResNet(nn.Module):
 
 # Table 1 of He et al. 2015.
 _imagenet = partial(ResNet, width=64, stem="imagenet", shortcut="projection")
-# Their section 4.2: 6n + 2 layers in three stages, shortcuts without parameters.
+# Section 4.2 of the same paper: 6n + 2 layers in three stages, shortcuts without parameters.
 _cifar = partial(ResNet, block="basic", width=16, stem="small", shortcut="pad")
 
 VARIANTS: dict[str, Callable[..., nn.Module]] = {

@@ -1,6 +1,6 @@
 """A Transformer encoder as in Vaswani et al. 2017, with the post-layer normalization of BERT (Devlin et al. 2018).
 
-Shapes: B rows, L tokens a row, D hidden size, H heads, K = D / H, M size of the feed-forward layer.
+Shapes: B rows, L tokens per row, D hidden size, H heads, K = D / H, M size of the feed-forward layer.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
-        """x: [B, L, D]; segments: int [B, L] -> [B, L, D]. A token sees the tokens of its own segment, only them."""
+        """x: [B, L, D]; segments: int [B, L] -> [B, L, D]. A token attends only to tokens of its own segment."""
         hidden_size = x.shape[-1]
         if hidden_size % self.num_heads:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.hidden_size={hidden_size}")
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
         query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
         logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(heads[1]).astype(self.dtype)
         visible = segments[:, None, :, None] == segments[:, None, None, :]
-        # Softmax in float32 or wider: bfloat16 has too few digits for its sums.
+        # Softmax in float32 or wider: bfloat16 is not precise enough for its sums.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         logits = jnp.where(visible, logits.astype(wide), jnp.finfo(wide).min)
         probabilities = nn.softmax(logits, axis=-1).astype(self.dtype)
@@ -89,18 +89,20 @@ class EncoderLayer(nn.Module):
 
 
 class EncoderSizes(nn.Module, kw_only=True):
-    """What an encoder and the models around it have in common, stated once.
+    """The hyperparameters that an encoder and the models around it share.
 
     Attributes:
       hidden_size: D; num_heads must divide it.
-      mlp_size: size of the feed-forward layers, 4·D in the paper; activation: theirs, gelu, gelu_tanh or relu.
-      max_positions: the longest example, in tokens.
+      mlp_size: size of the feed-forward layers, 4·D in the paper.
+      activation: activation of the feed-forward layers: gelu, gelu_tanh or relu.
+      max_positions: the length of the longest example, in tokens.
       position_offset: rows of the position embedding before that of the first token; RoBERTa (Liu et al. 2019) has 2.
-      type_vocab_size: 0 for no type embedding, as in DistilBERT (Sanh et al. 2019).
-      dropout: on embeddings and layer outputs; attention_dropout: on attention probabilities.
-      initializer_range: standard deviation of the truncated normal that weights start from; 0.02 in the paper, whose
-        layers are wide. A narrow layer wants about hidden_size^-1/2.
-      dtype: of the computation; parameters are float32.
+      type_vocab_size: number of token types; 0 for no type embedding, as in DistilBERT (Sanh et al. 2019).
+      dropout: dropout rate on embeddings and layer outputs.
+      attention_dropout: dropout rate on attention probabilities.
+      initializer_range: standard deviation of the truncated normal initializer of the weights; 0.02 in the paper, whose
+        layers are wide. A narrow layer needs about hidden_size^-1/2.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -138,7 +140,7 @@ class EncoderSizes(nn.Module, kw_only=True):
         return nn.initializers.truncated_normal(stddev=self.initializer_range)
 
     def encoder(self) -> "Encoder":
-        """The encoder of these sizes, to be called within a compact method; its parameters are under `encoder`."""
+        """The encoder with these sizes, to be called in a compact method; its parameters are under `encoder`."""
         names = {field.name for field in dataclasses.fields(EncoderSizes)} - {"parent", "name"}
         return Encoder(**{name: getattr(self, name) for name in names}, name="encoder")
 
@@ -146,7 +148,7 @@ class EncoderSizes(nn.Module, kw_only=True):
 class Encoder(EncoderSizes, kw_only=True):
     """Token, position and type embeddings (none where `type_vocab_size` is 0), then `num_layers` encoder layers.
 
-    The position embedding has `max_positions` rows behind `position_offset` others, which are not used.
+    The position embedding has `max_positions` rows after `position_offset` unused ones.
     """
 
     @nn.compact

@@ -1,8 +1,8 @@
 """Checkpoints: the one place that touches Orbax.
 
-A run keeps its last state and its best one by the config's metric. A state is saved before it is evaluated, so that no
-failure of an evaluation loses training; what it is worth is added when it is known. Saving is asynchronous: the arrays
-are copied, then written while training continues; `restore` never sees a checkpoint whose write was interrupted.
+A run keeps its last state and its best one by the config's metric. A state is saved before it is evaluated, so that a
+failed evaluation does not lose training; its metric is recorded afterwards. Saving is asynchronous: the arrays are
+copied, then written while training continues; `restore` never sees a checkpoint whose write was interrupted.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from research.base.errors import UserError
 from research.base.paths import atomic_write
 from research.core.state import TrainState, unbiased
 
-# What it prints at level INFO and the advice it warns of are for its own developers.
+# Orbax's INFO messages and its warnings are meant for its developers.
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is. With the state it is all that a run needs to go on.
+    """The progress of a run. Together with the state, this is all that a run needs to resume.
 
     step: updates done; position: rows of the training stream consumed; history: (step, ranking metric) of every
     evaluation so far.
@@ -39,31 +39,31 @@ class Progress:
     history: tuple[tuple[int, float], ...] = ()
 
     def after(self, rows: int, most: int | None) -> "Progress":
-        """After one more step on `rows`, `most` in the whole run."""
+        """The progress after one more step on `rows` rows; `most` is the limit of rows in the whole run."""
         position = self.position + rows
         return dataclasses.replace(self, step=self.step + 1, position=position if most is None else min(position, most))
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether there is a value of this step."""
+        """Whether the history has a value for this step."""
         return self.step in dict(self.history)
 
     def evaluated(self, value: float) -> "Progress":
-        """With the value of an evaluation at this step; one that is there already stays."""
+        """The progress with the value of an evaluation at this step, unless there is one already."""
         if self.is_evaluated:
             return self
         return dataclasses.replace(self, history=(*self.history, (self.step, value)))
 
 
-# Orbax finds the arrays of a checkpoint by a glob of its unescaped path, and TensorStore reads a backslash as a slash.
+# Orbax finds a checkpoint's arrays by globbing its unescaped path, and TensorStore treats a backslash as a slash.
 _SPECIAL_CHARACTERS = frozenset("[]*?\\")
 
 
 @contextlib.contextmanager
 def _path_for_orbax(folder: Path) -> Iterator[Path]:
-    """`folder`, or where its path has special characters a link to it whose path has none, until the context ends.
+    """`folder`, or if its path has special characters a temporary symlink to it whose path has none.
 
-    Under such a path Orbax would report success and write a checkpoint without arrays.
+    Under a path with such characters Orbax would report success but write a checkpoint without arrays.
     """
     if not _SPECIAL_CHARACTERS.intersection(str(folder)):
         yield folder
@@ -77,7 +77,7 @@ def _path_for_orbax(folder: Path) -> Iterator[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Preserved:
-    """Orbax's protocol of a preservation policy: keeps the steps that `needed` picks of those there are."""
+    """A preservation policy for Orbax: keeps those of the existing steps that `needed` selects."""
 
     needed: Callable[[Sequence[int]], set[int]]
 
@@ -90,9 +90,9 @@ class Checkpoints:
     """The checkpoints of one run directory. Use as a context manager: leaving it waits for the last write."""
 
     def __init__(self, folder: Path, *, metric: str, mode: str, writable: bool = True):
-        """`metric` names the validation metric that ranks checkpoints, `mode` is "max" or "min".
+        """`metric` names the validation metric that ranks checkpoints; `mode` is "max" or "min".
 
-        With `writable` what an earlier crash left half written is removed; so only one process tree may have it.
+        With `writable`, partial files of an earlier crash are removed, so only one process tree may open it so.
         """
         self._folder = folder.absolute()
         self._metric = metric
@@ -116,12 +116,12 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of which there is a complete checkpoint, ascending."""
+        """The steps that have a complete checkpoint, ascending."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best metric, the last of equals; None where none was evaluated."""
+        """The step with the best metric, the last one if tied; None if none was evaluated."""
         return self._best(self.steps)
 
     def step(self, which: str) -> int:
@@ -132,7 +132,7 @@ class Checkpoints:
         return step
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Starts saving; nothing happens where this step is saved already."""
+        """Starts saving the state, unless this step is saved already."""
         if progress.step in self.steps:
             return
         self._checkpointer.save_async(
@@ -155,7 +155,7 @@ class Checkpoints:
             self._checkpointer.delete(step)
 
     def _needed(self, steps: Sequence[int]) -> set[int]:
-        """The last of these steps and the best."""
+        """The last and the best of these steps."""
         return {step for step in (max(steps, default=None), self._best(steps)) if step is not None}
 
     def _best(self, steps: Iterable[int]) -> int | None:
@@ -163,16 +163,16 @@ class Checkpoints:
         return max(ranked, key=lambda step: (self._sign * self._values[step], step)) if ranked else None
 
     def _read_values(self) -> dict[int, float]:
-        """The metric by step, from ranking.json; from the checkpoints themselves where an older run has none."""
+        """The metric by step, from ranking.json, or from the checkpoints themselves if an older run lacks the file."""
         values = {c.step: float(c.metrics[self._metric]) for c in self._checkpointer.checkpoints if c.metrics}
         if self._ranking.is_file():
             values |= {int(step): value for step, value in json.loads(self._ranking.read_text()).items()}
         return values
 
     def restore(self, abstract_state: Any, step: int) -> tuple[TrainState, Progress]:
-        """What was saved at `step`, placed as `abstract_state`'s shardings say.
+        """Restores the checkpoint of `step` with the shardings of `abstract_state`.
 
-        Raises UserError if it does not fit `abstract_state` or is damaged.
+        Raises UserError if it does not match `abstract_state` or is damaged.
         """
         state = self._load(step, abstract_state)
         metadata = self._checkpointer.metadata(step).custom_metadata
@@ -181,7 +181,7 @@ class Checkpoints:
         return state, Progress(step=step, position=int(metadata["position"]), history=history)
 
     def variables(self, step: int) -> dict[str, Any]:
-        """The shapes and types of the variables saved at `step`, as Flax has them: {"params": …, "batch_stats": …}."""
+        """The shapes and types of the variables saved at `step`, in Flax's form: {"params": …, "batch_stats": …}."""
         saved = self._checkpointer.metadata(step).metadata
         shapes = {"params": saved["params"], **saved["model_state"]}
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
@@ -189,9 +189,10 @@ class Checkpoints:
     def restore_variables(
         self, abstract: Mapping[str, Any], step: int, *, average: float | None = None
     ) -> dict[str, Any]:
-        """Of what was saved at `step` only the variables that `abstract`, a part of `variables`, names.
+        """Restores only those variables of `step` that are in `abstract`, a part of `variables`.
 
-        `average`: the decay of the average of them that the run kept, to have that instead. Raises as `restore`.
+        `average`: the decay of the run's average of the variables, to restore the average instead. Raises like
+        `restore`.
         """
         model_state = {name: collection for name, collection in abstract.items() if name != "params"}
         parts = {"params": abstract.get("params"), "model_state": model_state}
@@ -206,7 +207,7 @@ class Checkpoints:
         return {**{name: loaded[name] for name in ("params",) if name in loaded}, **loaded.get("model_state", {})}
 
     def inference_state(self, step: int, *, average: bool) -> TrainState:
-        """The shapes and types of what was saved at `step`, without the optimizer's part.
+        """The shapes and types of the state saved at `step`, without the optimizer's part.
 
         `average`: whether the run keeps an average of its parameters.
         """
@@ -221,7 +222,7 @@ class Checkpoints:
         )
 
     def restore_inference(self, abstract: TrainState, step: int) -> TrainState:
-        """What `inference_state` describes, placed as `abstract`'s shardings say. Raises as `restore`."""
+        """Restores what `inference_state` describes with the shardings of `abstract`. Raises like `restore`."""
         parts = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
         wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
         context = ocp.Context()

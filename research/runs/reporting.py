@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress bar, metric lines, TensorBoard, the training curve."""
+"""Reports of a run: progress bar, metric lines, TensorBoard, the training curve."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ from research.runs.rundir import RunDir
 
 
 class Reporter:
-    """Writes a run's metrics wherever they go; of evaluations the bar shows `metric`. Use as a context manager."""
+    """Writes a run's metrics to all destinations; the progress bar shows evaluations by `metric`. A context manager."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Reporter:
         seed: int,
         show: bool,
     ):
-        """`seed`: of the run, the first of several."""
+        """`seed`: the seed of the run, or the first of several."""
         from tensorboardX import SummaryWriter
 
         self._seed = seed
@@ -49,7 +49,7 @@ class Reporter:
             dynamic_ncols=True,
             delay=0.5,
             file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else 20.0,  # a log file wants few lines
+            mininterval=0.2 if sys.stderr.isatty() else 20.0,  # few lines in a log file
         )
 
     def __enter__(self) -> "Reporter":
@@ -61,17 +61,17 @@ class Reporter:
             self._board.close()
 
     def say(self, text: str) -> None:
-        """One line, above the bar."""
+        """Prints one line above the bar."""
         if self.show:
             tqdm.write(text, file=sys.stdout)
 
     def step(self, scores: Any) -> None:
-        """Takes a step's scores, still on the device."""
+        """Collects a step's scores, still on the device."""
         self._steps.append(scores)
         self._bar.update()
 
     def log(self, step: int) -> None:
-        """Closes an interval of steps, and writes the one before: its scores are there by now, so nothing waits."""
+        """Closes an interval of steps and writes the previous one, whose scores are ready, so that nothing blocks."""
         if self._steps:
             self._pending.append((step, self._steps, time.time()))
             self._steps = []
@@ -94,12 +94,12 @@ class Reporter:
         mean = means(values)
         rate = {"learning_rate": float(self._learning_rate(step - 1))} if self._learning_rate else {}
         self._line(step, "train", {**mean, **rate})
-        if mean["loss"] is not None:  # no example of these steps weighs anything
+        if mean["loss"] is not None:  # else all examples of these steps have weight 0
             self._latest["loss"] = f"{mean['loss']:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
 
     def evaluation(self, step: int, split: str, values: dict[str, Value]) -> None:
-        """Writes an evaluation's metrics; of several seeds the means, and the `values` of each beside them."""
+        """Writes an evaluation's metrics; for several seeds, the means and the `values` of each seed."""
         self._check_finite(values, f"the loss on {split} at step {step}", step)
         mean = means(values)
         by_seed = {name: value for name, value in values.items() if isinstance(value, list)}
@@ -116,7 +116,7 @@ class Reporter:
                 raise self.diverged(f"{what} is {loss}", step, i if isinstance(losses, list) else None)
 
     def diverged(self, what: str, step: int, replica: int | None = None) -> DivergedError:
-        """The error of a run with values that are not finite. `replica`: which of several seeds, from 0."""
+        """The error for values that are not finite. `replica`: the index of the seed, if there are several."""
         whose = "" if replica is None else f" with seed {self._seed + replica}"
         if self._learning_rate:
             rate = float(self._learning_rate(step - 1))
@@ -140,13 +140,13 @@ class Reporter:
 
 
 def plot_training_curve(run: RunDir, metric: str) -> None:
-    """plots/training_curve.png: loss, and `metric` where it is another, over the steps, a line per split.
+    """Plots the loss and `metric`, if different, over the steps, a line per split, to plots/training_curve.png.
 
-    Of several seeds the mean, and around it the interval that it is sure of. What is not finite is left out, and so is
-    a metric without any value; where nothing is left there is no picture.
+    For several seeds, plots the mean and its confidence interval. Values that are not finite are left out, and so is a
+    metric without any value; if nothing is left, nothing is written.
     """
     lines = run.metrics()
-    if not run.writer or max((line["step"] for line in lines), default=0) < 2:  # one step is no curve
+    if not run.writer or max((line["step"] for line in lines), default=0) < 2:  # one step makes no curve
         return
     from matplotlib.figure import Figure
 
@@ -162,7 +162,7 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
                 marker = "" if split == "train" and len(points) > 1 else "o"
                 (curve,) = axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
                 bands = [(step, band["low"], band["high"]) for step, band in _bands(lines, split, name)]
-                if bands:  # of a lone one the line is all there is to see
+                if bands:  # a single one has only the line
                     axis.fill_between(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.2, linewidth=0)
                     axis.vlines(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.5, linewidth=1)
         axis.set(xlabel="step", ylabel=name)
@@ -172,13 +172,13 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
 
 
 def _value(line: dict[str, Any], name: str) -> float | None:
-    """A metric of a line; None where it is missing, has no value or is not finite."""
+    """A metric of a line; None if it is missing, None or not finite."""
     value = line.get(name)
     return value if value is not None and math.isfinite(value) else None
 
 
 def _bands(lines: list[dict[str, Any]], split: str, name: str) -> list[tuple[int, dict[str, Any]]]:
-    """The steps at which there is an interval of a metric, with it."""
+    """The intervals of a metric, with their steps."""
     found = [
         (line["step"], interval(line["values"][name]))
         for line in lines

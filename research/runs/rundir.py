@@ -1,4 +1,4 @@
-"""The run directory: the one place that knows its files."""
+"""The run directory and its files; no other module knows their names."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from research.base.trees import flatten, jsonable, to_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Keys that may differ when a run is taken up again: none of them changes what is computed from which examples.
+# Keys that may differ when a run is resumed: none of them changes what is computed, or from which examples.
 FREE_KEYS = (
     "train.log_every",
     "train.max_minutes",
@@ -26,10 +26,10 @@ FREE_KEYS = (
     "mesh.",
 )
 
-# Keys that had an effect once. What an older config or command line says of them is left out.
+# Keys that no longer have an effect; they are dropped from older configs and command lines.
 RETIRED_KEYS = ("task.label_shift",)
 
-# Keys that the config of an older run lacks, with the values that leave it what it was.
+# Keys that the config of an older run lacks, with the values that preserve its behaviour.
 _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "train_fraction"): 1.0,
     ("train", "seeds"): None,
@@ -42,7 +42,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
 
 
 def _check_jsonable(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a value of a config that would not come back from config.json."""
+    """Raises UserError for a value of a config that would not survive the round trip through config.json."""
     for key, value in flatten(config).items():
         try:
             json.dumps(value, allow_nan=False)
@@ -63,9 +63,9 @@ def without_retired(config: Any) -> dict[str, Any]:
 
 
 def _file_name(name: str) -> str:
-    """A name with a part of a split in it, as shells and file systems take it: "test[:-5%]" -> "test.to-minus5pct".
+    """A name with a part of a split, made safe for shells and file systems: "test[:-5%]" -> "test.to-minus5pct".
 
-    No split has a dot in its name, so that no other is called so.
+    No split has a dot in its name, so the result is unique.
     """
 
     def bounds(match: re.Match[str]) -> str:
@@ -85,7 +85,7 @@ class RunDir:
         self.assets = self.path / "assets"
         self.tensorboard = self.path / "tensorboard"
         self.plots = self.path / "plots"
-        self.refits = self.path / "refits"  # runs of the same config but for a key or two
+        self.refits = self.path / "refits"  # runs of the same config except for a key or two
         self._lock: int | None = None
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
@@ -94,21 +94,21 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
-        """An existing run. Raises UserError if `path` is not a run directory."""
+        """Opens an existing run. Raises UserError if `path` is not a run directory."""
         run = cls(path, writer=writer)
-        if not os.path.isfile(run._config):  # False too where the path itself is not valid
+        if not os.path.isfile(run._config):  # also False for an invalid path
             raise UserError(f"{run.path} is not a run directory: it has no config.json")
         return run
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Makes the directory, or takes up the run it holds.
+        """Makes the directory, or resumes the run that it holds.
 
-        Raises UserError, with nothing changed, if it can't be written, holds another config's run, or other files, and
-        for a config that JSON can't hold.
+        Raises UserError, without changing anything, if it can't be written, holds a run of another config or other
+        files, or if JSON can't represent the config.
         """
         _check_jsonable(config)
         if os.path.isfile(self._config):
-            # A config that was refused before its first step holds nothing: another may take its place.
+            # A run that failed before its first step has nothing to lose: another config may replace it.
             if self.checkpoints.is_dir() or self._metrics.is_file():
                 self._check_same(config)
         elif os.path.isdir(self.path) and any(self.path.iterdir()) and self.writer:
@@ -129,7 +129,7 @@ class RunDir:
             self._write(self._config, jsonable(config))
 
     def _lock_or_refuse(self) -> None:
-        """Two trainings in one directory would overwrite each other. The lock ends with the process, or `close`."""
+        """Locks the directory until `close` or the process ends, as two trainings in it would overwrite each other."""
         self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +138,7 @@ class RunDir:
             raise UserError(f"workdir {self.path} is in use by another training; wait, or choose another") from error
 
     def close(self) -> None:
-        """Gives the directory free for another training."""
+        """Releases the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -165,7 +165,7 @@ class RunDir:
 
     @property
     def resumable(self) -> bool:
-        """Whether it holds a run with a checkpoint."""
+        """Whether the directory holds a run with a checkpoint."""
         return os.path.isfile(self._config) and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     def config(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class RunDir:
         return config
 
     def check_one_seed(self, what: str) -> None:
-        """Raises UserError for a run of several seeds, where `what` takes the parameters of one."""
+        """Raises UserError for a run of several seeds, as `what` needs the parameters of one."""
         config = self.config()
         seeds = config["train"]["seeds"]
         if seeds is not None:
@@ -187,18 +187,18 @@ class RunDir:
             )
 
     def write_config_file(self, path: Path) -> None:
-        """Notes where the config's file is, which registers the source of the run's dataset."""
+        """Records the path of the config's file, which registers the source of the run's dataset."""
         if self.writer:
             self.assets.mkdir(exist_ok=True)
             atomic_write(self.assets / "config_file.txt", str(path))
 
     def config_file(self) -> Path | None:
-        """What `write_config_file` noted, if it did."""
+        """The path recorded by `write_config_file`, if any."""
         file = self.assets / "config_file.txt"
         return Path(file.read_text()) if file.is_file() else None
 
     def summary(self) -> dict[str, Any] | None:
-        """The last summary, if the run ever ended."""
+        """The last summary, if the run has ever ended."""
         return self._read(self._summary) if self._summary.is_file() else None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -206,11 +206,11 @@ class RunDir:
             self._write(self._summary, summary)
 
     def latency(self) -> dict[str, float] | None:
-        """What `write_latency` was given, if it was."""
+        """The latencies written by `write_latency`, if any."""
         return self._read(self._latency) if self._latency.is_file() else None
 
     def write_latency(self, milliseconds: Mapping[str, float]) -> None:
-        """How long evaluation takes, by the number of examples."""
+        """Writes the evaluation latencies, by the number of examples."""
         if self.writer:
             self._write(self._latency, milliseconds)
 
@@ -220,7 +220,7 @@ class RunDir:
                 file.write(to_json(line) + "\n")
 
     def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
-        """The metric lines (of `split`), in order. A last line cut off by a crash is passed over."""
+        """The metric lines (of `split`), in order. A last line truncated by a crash is skipped."""
         if not self._metrics.is_file():
             return []
         lines = []
@@ -234,9 +234,9 @@ class RunDir:
         return lines
 
     def truncate_metrics(self, step: int, evaluated: Collection[str]) -> None:
-        """Drops the lines that the run is about to write again, resumed at `step`.
+        """Drops the lines that a run resumed at `step` is about to write again.
 
-        Those are the later ones, and of this step the evaluations but of the splits that were `evaluated`.
+        These are all later lines and, at `step`, the evaluations of splits other than those in `evaluated`.
         """
         if self.writer and self._metrics.is_file():
             kept = [
@@ -249,26 +249,26 @@ class RunDir:
     def write_predictions(
         self, name: str, records: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
     ) -> Path:
-        """One JSON object a line, to predictions/<name>.jsonl.
+        """Writes predictions to predictions/<name>.jsonl, one JSON object per line.
 
-        `evaluation` says what they are, {"step", "split", "metrics"}, and goes to predictions/<name>.metrics.json.
+        `evaluation` describes them, {"step", "split", "metrics"}, and is written to predictions/<name>.metrics.json.
         """
         path, about = self._predictions(name)
         if self.writer:
             path.parent.mkdir(exist_ok=True)
-            about.unlink(missing_ok=True)  # so that it never stands beside others than its own
+            about.unlink(missing_ok=True)  # so that it never describes other predictions
             atomic_write(path, "".join(to_json(record) + "\n" for record in records))
             if evaluation is not None:
                 self._write(about, evaluation)
         return path
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
-        """What `write_predictions` was told that the predictions `name` are; None where there are none."""
+        """The `evaluation` that `write_predictions` was given for the predictions `name`; None if there are none."""
         path, about = self._predictions(name)
         return self._read(about) if about.is_file() and path.is_file() else None
 
     def predictions(self, name: str) -> list[dict[str, Any]]:
-        """The records of `write_predictions`. Raises UserError if they can't be read."""
+        """The records written by `write_predictions`. Raises UserError if they can't be read."""
         path, _ = self._predictions(name)
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
@@ -276,7 +276,7 @@ class RunDir:
             raise UserError(f"{path} can't be read ({error})") from error
 
     def write_plot(self, name: str, figure: "Figure", numbers: Mapping[str, Any]) -> Path:
-        """A figure to plots/<name>.png, and what it shows to plots/<name>.json -> the former."""
+        """Writes a figure to plots/<name>.png and its numbers to plots/<name>.json; returns the path of the former."""
         path = self.plots / f"{_file_name(name)}.png"
         self.plots.mkdir(exist_ok=True)
         figure.savefig(path, dpi=120)

@@ -28,13 +28,13 @@ def check_keys(config: Any) -> None:
     check_values(config.to_dict())
     if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
         raise UserError(
-            f"eval.metric is {config['eval']['metric']!r}, of the average of the parameters, and train.ema_decay is 0, "
-            "which keeps none; it must be above 0"
+            f"eval.metric is {config['eval']['metric']!r}, a metric of the averaged parameters, but train.ema_decay is "
+            "0, which keeps no average; it must be above 0"
         )
     if config["train"]["seeds"] is not None and config["data"]["train_fraction"] != 1:
         raise UserError(
             f"train.seeds is {config['train']['seeds']} and data.train_fraction {config['data']['train_fraction']}; "
-            "each seed draws another part of the data, so train them one after another"
+            "each seed draws a different part of the data, so train them one after another"
         )
     last = config["seed"] + (config["train"]["seeds"] or 1) - 1
     if last > RANGES["seed"].high:
@@ -49,9 +49,9 @@ def check_keys(config: Any) -> None:
 
 
 def check_split(config: Any, split: str, examples: Examples, *, training: bool) -> None:
-    """Raises UserError where a split's examples do not fit the model; `training`: where they can't be trained on."""
+    """Raises UserError where a split's examples do not fit the model or, with `training`, can't be trained on."""
     assert examples.labels is not None
-    # A model with one output regresses.
+    # A model with one output is a regression.
     num_classes = config.model.get("num_classes")
     check_labels(
         split,
@@ -70,9 +70,9 @@ def check_split(config: Any, split: str, examples: Examples, *, training: bool) 
 
 
 def check_data(config: Any, streams: Callable[[str], Stream]) -> None:
-    """Raises UserError where the data does not fit the model or the task. It looks at `train` and `eval.splits` only.
+    """Raises UserError where the data does not fit the model or the task. Only `train` and `eval.splits` are checked.
 
-    `streams`: from a split's name to its rows, which raises UserError for a split that does not fit by itself.
+    `streams`: a split's name -> its rows; raises UserError for a split that does not fit the model.
     """
     transform = config.data.transform
     buckets, features = transform.get("buckets"), config.model.get("num_features")
@@ -91,7 +91,7 @@ def check_data(config: Any, streams: Callable[[str], Stream]) -> None:
 
 
 def check_metric(config: Any, task: Task, known: Mapping[str, Any], streams: Callable[[str], Stream]) -> None:
-    """Raises UserError where eval.metric is not one of those `known`, or has no value on the first of eval.splits."""
+    """Raises UserError where eval.metric is not in `known`, or is undefined on the first of eval.splits."""
     lookup(known, config.eval.metric, "eval.metric")
     labels = streams(config.eval.splits[0]).labels
     metric = task.split_metrics.get(config.eval.metric.removeprefix(AVERAGE))
@@ -104,7 +104,7 @@ def check_metric(config: Any, task: Task, known: Mapping[str, Any], streams: Cal
 
 
 def check_classes(config: Any, labels: np.ndarray) -> None:
-    """Raises UserError where a classifier would be trained on the labels [N] of one class."""
+    """Raises UserError where the labels [N] that a classifier would be trained on are all of one class."""
     if _capabilities(config).predicts == "class" and (labels == labels[0]).all():
         raise UserError(
             f"all {len(labels)} training examples of {config.data.name} have the label {labels[0]}; a classifier needs "
@@ -113,30 +113,30 @@ def check_classes(config: Any, labels: np.ndarray) -> None:
 
 
 def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: bool, total_steps: int) -> None:
-    """Raises UserError for what the solver that `config` names can't do with the training examples."""
+    """Raises UserError for settings that the solver named in `config` does not support."""
     section, name = config.optimizer, config.optimizer.name
     if isinstance(examples, AugmentedExamples | MixedExamples):
         raise UserError(
-            f"data.transform {config.data.transform.name!r} changes training examples at random, each time anew, and "
-            f"{name!r} sees them once; turn that off (data.transform.augment)"
+            f"data.transform {config.data.transform.name!r} augments training examples at random, but {name!r} sees "
+            "each of them once; turn augmentation off (data.transform.augment)"
         )
     if not full_batch or total_steps != 1:
         raise UserError(
             f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1 "
-            f"({total_steps} steps are asked for)"
+            f"({total_steps} steps were requested)"
         )
     for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
         if section[key] != off:
-            raise UserError(f"optimizer.{key} is {section[key]!r}; {name!r} takes none, {off!r} is off")
+            raise UserError(f"optimizer.{key} is {section[key]!r}, unsupported by {name!r}; set it to {off!r}")
     regex("optimizer.decay_exclude", section.decay_exclude)
     for key, rate in config.model.items():
         if (key.endswith("dropout") or key == "stochastic_depth") and rate:
-            raise UserError(f"model.{key} is {rate}; {name!r} takes every example as it is, 0 is off")
+            raise UserError(f"model.{key} is {rate}, unsupported by {name!r}; set it to 0")
     if config.train.seeds is not None:
-        raise UserError(f"train.seeds is {config.train.seeds}; {name!r} makes one fit and takes none")
+        raise UserError(f"train.seeds is {config.train.seeds}, unsupported by {name!r}, which makes one fit; omit it")
     if config.train.ema_decay:
         raise UserError(
-            f"train.ema_decay is {config.train.ema_decay}; {name!r} makes one step and takes none, 0 is off"
+            f"train.ema_decay is {config.train.ema_decay}, unsupported by {name!r}, which makes one step; set it to 0"
         )
     lookup(solvers.FACTORIZATIONS, section.factorization, "optimizer.factorization")
     if name == "closed_form" and not isinstance(task, Regression):  # whose squares it solves
@@ -144,9 +144,9 @@ def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: boo
 
 
 def check_solved(name: str, module: nn.Module, batch: Mapping[str, Any]) -> None:
-    """Raises UserError where the model keeps more than parameters, or is not linear in them and must be.
+    """Raises UserError if the model has other state than parameters, or must be linear in them and is not.
 
-    `batch` is a few examples: along a line of parameters the outputs for them must lie on a line.
+    Linearity is tested on `batch`, a few examples: along a line of parameters the outputs must lie on a line.
     """
 
     def init() -> Any:

@@ -14,7 +14,7 @@ from research.training.stopping import is_finished
 
 
 def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
-    """One line: the model, the data, the devices, the steps, the run directory."""
+    """Describes a run in one line: the model, the data, the devices, the steps, the run directory."""
     devices = jax.devices()
     config, seeds = experiment.config, experiment.config.train.seeds
     stream = experiment.streams("train")
@@ -33,7 +33,7 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
 
 
 def conclude(summary: dict[str, Any], run: RunDir) -> str:
-    """How a run ended, its metrics, and what can be done with it next: a line each."""
+    """Describes how a run ended, its metrics, and the commands that follow, a line each."""
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
     if solved := solvers.report(summary["training"]):
         lines.append(f"  solver: {solved}")

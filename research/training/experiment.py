@@ -1,4 +1,4 @@
-"""From a config to the things a run is made of: data, model, task, method, mesh, and the compiled programs."""
+"""Builds the components of a run from its config: data, model, task, method, mesh and the compiled programs."""
 
 import dataclasses
 import functools
@@ -33,12 +33,13 @@ from research.training.program import Program, replicate, single
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """How long a run is.
+    """The length of a run.
 
     Attributes:
-      batch_rows: rows of one step: examples, or rows of packed texts.
-      total_steps: in the whole run.
-      total_rows: in the whole run, where it is given in epochs; the last step may have fewer than `batch_rows`.
+      batch_rows: rows per step: examples, or rows of packed texts.
+      total_steps: steps in the whole run.
+      total_rows: rows in the whole run, where its length is given in epochs; the last step may have fewer than
+        `batch_rows`.
     """
 
     batch_rows: int
@@ -48,25 +49,25 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything but the state. `state` is abstract: shapes, types and shardings.
+    """All components of a run except the arrays: `state` is abstract, i.e. shapes, types and shardings.
 
-    With train.seeds all of the state, the scores, the predictions and the training batches have a leading axis, one
-    entry for each seed; a batch to evaluate has none, all seeds get the same.
+    With train.seeds the state, the scores, the predictions and the training batches have a leading axis with one entry
+    per seed; evaluation batches don't, as all seeds share them.
     """
 
     config: Any
     dataset: data.Dataset
-    streams: Callable[[str], pipeline.Stream]  # of a split by name, or of a part such as "test[:5%]"
+    streams: Callable[[str], pipeline.Stream]  # by the name of a split, or of a part such as "test[:5%]"
     module: nn.Module
     task: Task
     method: Method
     length: Length
     mesh: jax.sharding.Mesh
-    blocks: int  # of the rows of a training batch that each device has: parts of an update, or of a solver's pass
-    batch_axis: int  # of a training batch, that its rows are counted on
+    blocks: int  # into which each device's rows of a training batch are split: parts of an update or of a solver's pass
+    batch_axis: int  # the axis of rows in a training batch
     state: TrainState
     init: Callable[[], TrainState]
-    train_step: Any  # jitted (state, batch) -> (state, scores); the state passed in is given up
+    train_step: Any  # jitted (state, batch) -> (state, scores); the input state is donated
     evaluation: Evaluation
 
     @property
@@ -75,7 +76,7 @@ class Experiment:
         return self.evaluation.step
 
     def evaluate(self, state: TrainState, split: str, **options: Any) -> tuple[dict[str, Value], Records]:
-        """The metrics of a split, and its records; see `research.inference.evaluation.evaluate`."""
+        """Returns the metrics and the records of a split; see `research.inference.evaluation.evaluate`."""
         return evaluate(self.evaluation, state, self.streams(split), split, **options)
 
     def training_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
@@ -95,11 +96,11 @@ class Experiment:
 
 
 def prepare(config: Any, assets: Path | None = None) -> Experiment:
-    """Builds and checks everything a config names; compiles nothing. Raises UserError for what does not fit.
+    """Builds and validates everything that a config names; compiles nothing. Raises UserError for invalid settings.
 
-    With dtype float64 it and the steps must be called where `jax.enable_x64` is on (`research.devices.platform.x64`).
+    With dtype float64, `prepare` and the steps must be called with `jax.enable_x64` (`research.devices.platform.x64`).
 
-    `assets`: the folder that keeps what the encoder learnt, so that evaluation and prediction read the same.
+    `assets`: the folder of what the encoder learned, so that evaluation and prediction encode in the same way.
     """
     check_compiler()
     checks.check_keys(config)
@@ -149,7 +150,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
 
 def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, devices: int) -> pipeline.Batch:
-    """A batch of one row a device. Raises UserError where the rows that the config asks for are too many."""
+    """A batch of one row per device. Raises UserError if the batches that the config asks for do not fit in memory."""
     batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:devices], devices))
     name = "batch_size" if config.train.batch_rows is None else "batch_rows"
     asked = {
@@ -165,7 +166,7 @@ def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, device
 def _initialization(
     config: Any, module: nn.Module, method: Method, batch: pipeline.Batch
 ) -> tuple[Callable[[Any], TrainState], TrainState]:
-    """seed -> the state before the first step, and its shapes and types. Raises UserError where the model can't be."""
+    """The function seed -> initial state, and that state's shapes and types. Raises UserError for an invalid model."""
     shapes = jax.tree.map(lambda x: (x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), batch)
     dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
 
@@ -180,14 +181,14 @@ def _initialization(
             f"model {config.model.name!r} needs {error}, but data.transform {config.data.transform.name!r} makes "
             f"{', '.join(batch)}"
         ) from error
-    except UserError:  # of the optimizer, which looks at the parameters
+    except UserError:  # from the optimizer, which inspects the parameters
         raise
-    except (ValueError, TypeError, ArithmeticError) as error:  # a model that its sizes don't allow
+    except (ValueError, TypeError, ArithmeticError) as error:  # invalid sizes of the model
         raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
 
 
 def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch: pipeline.Batch) -> dict[str, Any]:
-    """The metrics that evaluation gives, by name. Raises UserError where the task does not take the model's outputs."""
+    """The metrics of an evaluation, by name. Raises UserError if the task does not accept the model's outputs."""
     try:
         scores, _ = jax.eval_shape(functools.partial(step.eval_step, module=module, task=task), state, batch)
     except ValueError as error:
@@ -201,7 +202,7 @@ def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch
 def _program(
     config: Any, init: Callable[[Any], TrainState], train_step: Any, abstract: TrainState, mesh: jax.sharding.Mesh
 ) -> Program:
-    """Of one seed, or of train.seeds."""
+    """The program for one seed, or for train.seeds of them."""
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
     if config.train.seeds is None:
         return single(init, train_step, config.seed, abstract, shardings)
@@ -210,9 +211,10 @@ def _program(
 
 
 def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[[str], pipeline.Stream]:
-    """From the name of a split, or of a part such as "test[:5%]", to its rows; checked when it is first asked for.
+    """Returns the function from a split's name, or a part's such as "test[:5%]", to its rows, checked on first use.
 
-    With `training` its split `train` is trained on, and is the `train_fraction` of it; a part is always of the whole.
+    With `training`, `train` is the `train_fraction` of that split, and is checked as training data; parts are always
+    taken from the whole split.
     """
     fraction = config.data.train_fraction if training else 1.0
 
@@ -234,7 +236,7 @@ def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Call
 
 
 def _length(train: Any, rows: int) -> Length:
-    """The length of a run whose epoch has `rows` rows. Raises UserError where it is not given, or twice."""
+    """The length of a run whose epoch has `rows` rows. Raises UserError if it is missing or given twice."""
     for one, other in (("epochs", "steps"), ("batch_size", "batch_rows")):
         if (train[one] is None) == (train[other] is None):
             raise UserError(f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of the two")

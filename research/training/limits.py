@@ -1,4 +1,4 @@
-"""The range of every number of a config."""
+"""The valid range of every number in a config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from research.core.tasks import TASKS
 from research.data.load import TRANSFORMS
 from research.models import MODELS
 
-# Of the keys that all configs share. A tuple's range is that of its items.
+# The keys that all configs share. The range of a tuple applies to its items.
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**32 - 1, integer=True),
     "data.train_fraction": Range(0, 1, open="low"),
@@ -43,7 +43,7 @@ RANGES: dict[str, Range] = {
     "train.batch_size": COUNT_OR_ALL,
     "train.batch_rows": COUNT_OR_ALL,
     "train.accumulate": COUNT,
-    "train.ema_decay": Range(0, 0.999999),  # beyond, a step changes less than float32 can tell
+    "train.ema_decay": Range(0, 0.999999),  # above, the change per step is below float32 precision
     "train.seeds": Range(1, 10_000, integer=True),
     "train.max_minutes": POSITIVE,
     "train.log_every": COUNT,
@@ -75,5 +75,10 @@ def key_ranges(config: Mapping[str, Any]) -> dict[str, Range]:
 
 
 def check_values(config: Mapping[str, Any]) -> None:
+<<<<<<< HEAD
     """Raises UserError, which names key, value and limit, where a number of a config is not finite or out of range."""
     ranges.check_values(config, key_ranges(config))
+=======
+    """Raises UserError, naming key, value and limit, if a number of a config is not finite or out of range."""
+    ranges.check_values(config, RANGES)
+>>>>>>> english

@@ -1,4 +1,4 @@
-"""The story of a run, top to bottom. Nothing here asks which model it is running."""
+"""The training loop, from start to summary. Nothing here depends on which model is trained."""
 
 import dataclasses
 import functools
@@ -51,20 +51,19 @@ def train_and_evaluate(
     """Trains, evaluates and writes the run directory; resumes the run in `workdir`, if there is one.
 
     Args:
-      note: one line for summary.json: why a preset stands in for another.
-      config_file: the file of the config, which is run again where it registers the dataset's source and the run is
-        reopened.
-      initial: makes the variables to start from, {"params": …, "batch_stats": …}, of fresh ones, which it may give up;
-        needed where the config has `init_from` (research/interop/pretrained.py). A resumed run does not call it.
-      should_stop: asked after every step (with several processes, every `train.log_every`) and every batch of an
-        evaluation; once it says so, the run saves its state and ends as "preempted".
+      note: one line for summary.json saying why a preset replaces another.
+      config_file: the file of the config; reopening the run executes it again where it registers the dataset's source.
+      initial: maps fresh variables, {"params": …, "batch_stats": …}, to those to start from, and may donate them;
+        needed where the config has `init_from` (research/interop/pretrained.py). Not called when a run is resumed.
+      should_stop: called after every step (with several processes, every `train.log_every`) and every batch of an
+        evaluation; when it returns True, the run saves its state and ends as "preempted".
       show: whether to print and to draw a progress bar.
 
     Returns:
-      What it wrote to summary.json.
+      The summary, as written to summary.json.
 
     Raises:
-      UserError: the config, the data or the workdir is not good. A workdir that is refused is not touched.
+      UserError: the config, the data or the workdir is invalid. A rejected workdir is left unchanged.
     """
     config = FrozenConfigDict(without_retired(config))
     with x64(config.dtype):
@@ -86,7 +85,7 @@ def _run(
     try:
         if is_finished(summary):
             if show:
-                print(f"{run.path} is {summary['status']} since step {summary['step']}; another --workdir starts anew")
+                print(f"{run.path} is {summary['status']} since step {summary['step']}; use a new --workdir to retrain")
             return summary
         experiment = prepare(config, run.assets)
         if config_file and data.is_registered(config.data.name):
@@ -124,24 +123,24 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What training, evaluation and saving share."""
+    """The objects that training, evaluation and saving share."""
 
     experiment: Experiment
     checkpoints: Checkpoints
     reporter: Reporter
     run: RunDir
-    should_stop: Callable[[], bool]  # gives the same answer in every process
+    should_stop: Callable[[], bool]  # returns the same in every process
 
     @property
     def main_split(self) -> str:
-        """The split that ranks checkpoints and ends training early."""
+        """The split whose metric ranks checkpoints and decides early stopping."""
         return self.experiment.config.eval.splits[0]
 
 
 def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, Any]:
-    """From `progress` to the end of the run -> its summary.
+    """Trains from `progress` to the end of the run -> its summary.
 
-    A state is saved before it is evaluated, so that no failure of an evaluation loses training.
+    A state is saved before it is evaluated, so that a failed evaluation does not lose training.
     """
     experiment, reporter, section = parts.experiment, parts.reporter, parts.experiment.config.train
     total_steps, every_steps = experiment.length.total_steps, experiment.config.eval.every_steps
@@ -172,7 +171,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
             if progress.step < total_steps:
                 reason = _log_and_look(parts, state, progress, throughput, deadline)
             if reason or any(_due(progress.step, every) for every in save_every):
-                reporter.flush(progress.step)  # waits for the device, which is time of training
+                reporter.flush(progress.step)  # waits for the device, which counts as training time
                 with throughput.aside():
                     _save(parts, state, progress)
         reporter.flush(progress.step)
@@ -190,7 +189,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
 
 
 def _check_memory(experiment: Experiment, state: TrainState) -> None:
-    """Raises UserError where the run's seeds are too many to be evaluated together: before training, not after it."""
+    """Raises UserError if there are too many seeds to evaluate together: before training, not after it."""
     for split in experiment.config.eval.splits:
         _, batch = next(experiment.evaluation.batches(experiment.streams(split)))
         experiment.eval_step.compiled(state, put_batch(batch, experiment.mesh))
@@ -199,7 +198,7 @@ def _check_memory(experiment: Experiment, state: TrainState) -> None:
 def _log_and_look(
     parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput, deadline: float
 ) -> Reason | None:
-    """Logs where that is due -> why the run has to stop here, or None."""
+    """Logs if that is due -> the reason to stop here, or None."""
     section = parts.experiment.config.train
     logging = _due(progress.step, section.log_every)
     if logging:
@@ -218,7 +217,7 @@ def _log_and_look(
 
 
 def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
-    """Starts saving the state. Raises DivergedError for parameters that are not finite: such a state is of no use."""
+    """Starts saving the state. Raises DivergedError instead if a parameter is not finite."""
     for i, finite in enumerate(np.atleast_1d(_all_finite(state.params, parts.experiment.config.train.seeds))):
         if not finite:
             replica = None if parts.experiment.config.train.seeds is None else i
@@ -238,7 +237,7 @@ def _all_finite(params: Any, seeds: int | None) -> jax.Array:
 def _evaluate_and_rank(
     parts: _Parts, state: TrainState, progress: Progress
 ) -> tuple[dict[str, dict[str, Value]], Progress]:
-    """Evaluates the main split in the course of training -> its metrics by split, and the progress with the metric."""
+    """Evaluates the main split during training -> its metrics by split, and the progress with the metric added."""
     values, _ = _evaluate(parts, state, parts.main_split, predictions=False)
     parts.reporter.evaluation(progress.step, parts.main_split, values)
     return {parts.main_split: values}, _rank(parts, progress, values)
@@ -249,7 +248,7 @@ def _evaluate_at_the_end(
 ) -> tuple[dict[str, dict[str, Value]], Progress]:
     """Evaluates all splits and writes their predictions -> metrics by split, progress.
 
-    Without `ranking` the run resumes here later, and the evaluation does not count as one in its course.
+    Without `ranking` the run will resume here, and this evaluation is not part of its history.
     """
     results = {}
     for split in parts.experiment.config.eval.splits:
@@ -276,7 +275,7 @@ def _evaluate(
 
 
 def _rank(parts: _Parts, progress: Progress, values: dict[str, Value]) -> Progress:
-    """The progress with the ranking metric of its step, by which its checkpoint is ranked from now on."""
+    """Ranks the checkpoint of this step by its metric -> the progress with that metric."""
     progress = progress.evaluated(ranking_metric(values, parts.experiment.config.eval.metric))
     parts.checkpoints.rank(progress)
     return progress

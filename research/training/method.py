@@ -1,4 +1,4 @@
-"""Methods: how a run finds its parameters. Nothing outside this file asks which one a config names."""
+"""Methods: how a run fits its parameters. Nothing outside this file depends on which one a config names."""
 
 import dataclasses
 import functools
@@ -19,28 +19,29 @@ from research.training import checks
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a method is made for: the task, the training examples in rows, and how they are gone through."""
+    """The problem that a method is made for: the task, the training examples in rows, and the batches and steps."""
 
     task: Task
     stream: pipeline.Stream
     batch_rows: int
     total_steps: int
-    devices: int  # that the rows of a batch are split over
-    weight_decay: float  # as optimizer.weight_decay, C or alpha has it
+    devices: int  # over which the rows of a batch are split
+    weight_decay: float  # from optimizer.weight_decay, C or alpha
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Attributes:
+    """A way to fit the parameters.
 
-    tx: makes the optimizer's part of the state.
-    learning_rate: by step; None where there is none.
-    weight_decay: the penalty's factor, beside a mean loss.
-    deterministic: whether it ends in the same parameters whatever the seed.
-    train_step: (module, abstract parameters, an example batch) -> the function (state, batch, seed=…) -> (state,
-      scores), and the blocks into which it cuts the rows that each device has: their number divides its rows.
-    warnings: (the last training metrics, the number of training examples and of parameters) -> what to know of the
-      result, a line each.
+    Attributes:
+      tx: the gradient transformation that holds the optimizer's part of the state.
+      learning_rate: the schedule, by step; None if there is no learning rate.
+      weight_decay: the factor of the penalty, with a mean loss.
+      deterministic: whether the resulting parameters do not depend on the seed.
+      train_step: (module, abstract parameters, an example batch) -> the function (state, batch, seed=…) -> (state,
+        scores), and the number of blocks into which it splits each device's rows; it must divide their number.
+      warnings: (the last training metrics, the number of training examples and of parameters) -> warnings about the
+        result, a line each.
     """
 
     tx: optax.GradientTransformation
@@ -54,7 +55,7 @@ class Method:
 def make_method(
     config: Any, task: Task, stream: pipeline.Stream, *, batch_rows: int, total_steps: int, devices: int
 ) -> Method:
-    """The method that `config.optimizer` names. Raises UserError for what it does not take."""
+    """The method that `config.optimizer` names. Raises UserError for settings that it does not support."""
     section = config.optimizer
     weight, penalty = training_weight(task, stream.labels), capabilities(task).penalty
     decay = optim.weight_decay(section, config.task.name, penalty, weight)
@@ -63,12 +64,12 @@ def make_method(
 
 
 def is_deterministic(name: str) -> bool:
-    """Whether the method of this name ends in the same parameters whatever the seed."""
+    """Whether the results of the method of this name do not depend on the seed."""
     return METHODS.get(name) is _solver
 
 
 def _gradient(config: Any, setting: Setting) -> Method:
-    """A chain of gradient transformations of optax."""
+    """A gradient method: a chain of optax transformations."""
     decay, steps = setting.weight_decay, setting.total_steps
     tx, learning_rate = optim.optimizer(config.optimizer, weight_decay=decay, total_steps=steps)
 
@@ -106,7 +107,7 @@ def _solver(config: Any, setting: Setting) -> Method:
         blocks = max(config.train.accumulate, blocks)
 
         def solve(state: Any, batch: Any, *, seed: Any) -> Any:
-            """No part of it is random."""
+            """One step of the solver; `seed` is not used, as nothing is random."""
             return solvers.solve_step(
                 state,
                 batch,

@@ -1,4 +1,4 @@
-"""Programs: the functions of a run, of one replica or of many with seeds of their own, and how they are compiled."""
+"""Programs: the functions of a run, for one replica or for several with different seeds, and their compilation."""
 
 import dataclasses
 import functools
@@ -21,8 +21,8 @@ class Program:
       init: () -> the state before the first step.
       train_step: (state, batch) -> (state, scores).
       state: the shapes and types of the state.
-      shardings: where its leaves lie.
-      batch_axis: the axis of a training batch that its rows are counted on.
+      shardings: the shardings of its leaves.
+      batch_axis: the axis of rows in a training batch.
     """
 
     init: Callable[[], TrainState]
@@ -36,7 +36,7 @@ class Program:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.state, self.shardings)
 
     def compiled(self, mesh: jax.sharding.Mesh, options: Any) -> tuple[Callable[[], TrainState], Any]:
-        """`init` and `train_step`, jitted for the mesh; the latter gives up the state that it is passed."""
+        """`init` and `train_step`, jitted for the mesh; the latter donates its input state."""
         init = jax.jit(self.init, out_shardings=self.shardings)
         train_step = jax.jit(
             self.train_step,
@@ -58,7 +58,7 @@ def replicate(
 ) -> Program:
     """The program of several seeds, uint32 [K]: state, scores and training batches have a leading axis of K.
 
-    `unrolled`: as in `research.core.step.vmap_or_unroll`. shardings: those of one replica.
+    `unrolled`: as in `research.core.step.vmap_or_unroll`. `shardings`: those of one replica.
     """
 
     def of_one(seed: Any, state: TrainState, batch: Any) -> Any:

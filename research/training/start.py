@@ -16,7 +16,7 @@ from research.training.experiment import Experiment
 def restore_or_init(
     experiment: Experiment, checkpoints: Checkpoints, initial: Callable[[Any], Any] | None = None
 ) -> tuple[TrainState, Progress]:
-    """The last checkpoint, or the state before the first step. Raises UserError where that needs `initial`."""
+    """Restores the last checkpoint, or makes the initial state. Raises UserError if that needs a missing `initial`."""
     if checkpoints.steps:
         return checkpoints.restore(experiment.state, checkpoints.steps[-1])
     if experiment.config.init_from and initial is None:
@@ -35,7 +35,7 @@ def restore_or_init(
 
 
 def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) -> Any:
-    """`initial` of each seed's fresh variables: what is not pretrained differs."""
+    """Applies `initial` to each seed's fresh variables, whose untrained parts differ."""
     placed = jax.tree.map(lambda x: x.sharding, variables)
     parts = [initial(jax.tree.map(lambda x, i=i: x[i], variables)) for i in range(seeds)]
     stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)

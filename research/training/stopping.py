@@ -1,4 +1,4 @@
-"""When a run ends before its last step, and the metric that decides it."""
+"""Early stopping: when a run ends before its last step, and the metric that decides it."""
 
 import enum
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ class Reason(enum.StrEnum):
     ERROR = "error"
 
 
-# What a summary says of them to people; of the others it has the error's message.
+# How a summary explains a reason; for those not listed it has the error's message.
 PROSE = {
     Reason.STALLED: "eval.metric stopped improving",
     Reason.OUT_OF_TIME: "the time limit train.max_minutes is reached",
     Reason.ASKED: "asked to stop",
 }
 
-# Summaries of before 0.2 have no code: what they say where the run is complete.
+# Summaries from before 0.2 have no code; this is their reason for a complete run.
 _STALLED_BEFORE = "eval.metric stopped improving"
 
 
@@ -46,34 +46,34 @@ def is_finished(summary: Mapping[str, Any] | None) -> bool:
 
 
 def _allgather(value: float) -> np.ndarray:
-    """What each process has for the value."""
+    """The values of all processes."""
     return np.asarray([value] if jax.process_count() == 1 else multihost_utils.process_allgather(value))
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so: all must leave the loop at the same step."""
+    """Whether `flag` is True in any process: all must leave the loop at the same step."""
     return bool(_allgather(flag).any())
 
 
-# The seconds before a run is judged by how it waits for data: at its start the pipeline is not filled yet.
+# Grace period in seconds before the data wait is checked: at the start the pipeline is not filled yet.
 SETTLED_SECONDS = 10.0
 
 
 def check_data_wait(throughput: Throughput, limit: float | None) -> None:
-    """Raises UserError where a process has waited for data longer than the config allows."""
+    """Raises UserError if a process waited for data for a larger fraction of the time than the config allows."""
     if limit is None:
         return
     settled = throughput.seconds >= SETTLED_SECONDS
     fraction = float(_allgather(throughput.data_wait_fraction if settled else 0.0).max())
     if fraction > limit:
         raise UserError(
-            f"{fraction:.3f} of the time went into waiting for data; train.max_data_wait_fraction is {limit}: raise "
+            f"{fraction:.3f} of the time was spent waiting for data; train.max_data_wait_fraction is {limit}: raise "
             "data.workers or the limit, then rerun the same command to resume"
         )
 
 
 def ranking_metric(metrics: dict[str, Value], name: str) -> float:
-    """The metric that ranks evaluations, its mean over the seeds. Raises UserError if it has no value there."""
+    """The mean over seeds of the metric that ranks evaluations. Raises UserError if it has no value."""
     value = mean(metrics[name])
     if value is None:
         raise UserError(
@@ -83,7 +83,7 @@ def ranking_metric(metrics: dict[str, Value], name: str) -> float:
 
 
 def stalled(history: tuple[tuple[int, float], ...], section: Any) -> bool:
-    """Whether the last `patience` evaluations brought no improvement of `min_delta` over the best before them."""
+    """Whether the last `patience` evaluations did not improve on the best before them by `min_delta`."""
     if section.patience <= 0:
         return False
     sign = 1 if section.mode == "max" else -1

@@ -1,4 +1,4 @@
-"""summary.json: what a run came to, and on what."""
+"""summary.json: the results of a run and its environment."""
 
 import platform
 import subprocess
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that holds this package, with "-dirty" if files differ from it; None outside one."""
+    """The commit of this package's checkout, with "-dirty" if there are local changes; None outside a checkout."""
     command = [
         "git",
         "-C",
@@ -51,7 +51,7 @@ def _git_commit() -> str | None:
 
 
 def truncation_warnings(experiment: Experiment) -> list[str]:
-    """What data.transform.max_length cuts of `train` and of each split that is evaluated: a line each, or none."""
+    """Warnings about examples truncated to data.transform.max_length, one line for each such split of the run."""
     config, lines = experiment.config, []
     for split in dict.fromkeys(("train", *config.eval.splits)):
         stream = experiment.streams(split)
@@ -80,7 +80,7 @@ def summarize(
     """The summary of a run that ended with `state`; `training` is its last line of training metrics."""
     config, dataset, seeds = experiment.config, experiment.dataset, experiment.config.train.seeds
     sign = {"max": 1, "min": -1}[config.eval.mode]
-    best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last of equals
+    best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last one, if tied
     return {
         "status": status,
         "reason_code": reason,

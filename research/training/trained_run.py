@@ -1,4 +1,4 @@
-"""A checkpoint of a run, and what it makes of a split: computed, or read where the run directory has it already."""
+"""A checkpoint of a run and its predictions for a split: computed, or read from the run directory if already there."""
 
 import functools
 import runpy
@@ -18,9 +18,9 @@ from research.training.experiment import split_streams
 
 
 class TrainedRun:
-    """The `last` or `best` checkpoint of a run. Model and data are loaded when first needed, the one without the other.
+    """The `last` or `best` checkpoint of a run. Model and data are loaded independently, when first needed.
 
-    Raises UserError where there is no such checkpoint.
+    Raises UserError if there is no such checkpoint.
     """
 
     def __init__(self, run: RunDir, which: str):
@@ -33,20 +33,20 @@ class TrainedRun:
 
     @functools.cached_property
     def model(self) -> TrainedModel:
-        """The model, to be asked for, and used, under `research.devices.platform.x64` of the config's dtype."""
+        """The model. Access and use it under `research.devices.platform.x64` of the config's dtype."""
         return open_model(self.run, self._which)
 
     def label_names(self, num_classes: int) -> tuple[str, ...]:
-        """The names of so many classes; empty where they are not known."""
+        """The names of the `num_classes` classes; empty if they are unknown."""
         section = self.config.data
         _, signature = data.open_encoder(section, self.run.assets)
         names = signature.label_names
-        if names is None and signature.label:  # the run is of before 0.2
+        if names is None and signature.label:  # the run is from before 0.2
             names = data.label_names(section.name, section.data_dir, signature.label)
         return names if names and len(names) == num_classes else ()
 
     def dataset(self, name: str | None = None) -> data.Dataset:
-        """The run's dataset, or another of this name, read by the run's encoder. Raises UserError if unavailable."""
+        """The run's dataset, or the one called `name`, encoded as in the run. Raises UserError if unavailable."""
         section = ConfigDict(self.config.data)
         if name is None:
             return data.load(section, self.run.assets)
@@ -54,16 +54,16 @@ class TrainedRun:
         return data.load(section, encoder=data.open_encoder(section, self.run.assets)[0])
 
     def streams(self, name: str | None = None) -> Callable[[str], Stream]:
-        """From a split's name to its rows, of the run's dataset (`train`: what it trains on) or of another."""
+        """The function from a split's name to its rows, for the run's dataset (`train` as trained on) or another."""
         return split_streams(self.config, self.dataset(name), training=name is None)
 
     def evaluate(self, split: str, *, data: str | None = None, show: bool = False) -> dict[str, Any]:
-        """Evaluates a split of the run's dataset, or of another named `data`, and writes its predictions to the run.
+        """Evaluates a split of the run's dataset, or of the dataset `data`, and writes its predictions to the run.
 
         `show`: whether to draw a progress bar.
 
         Returns:
-          "step", "split", "metrics", "intervals" of a run of several seeds, and "predictions", the file.
+          "step", "split", "metrics", "intervals" for a run of several seeds, and "predictions", the file.
 
         Raises:
           UserError: the dataset or the split is unavailable, or does not fit the model.
@@ -77,7 +77,7 @@ class TrainedRun:
         return {**evaluation, "predictions": str(path)}
 
     def predictions(self, split: str, *, data: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The metrics and the records of a split, by this very checkpoint; evaluates it if they were not written yet.
+        """The metrics and the records of a split from this checkpoint; evaluates it if they are not written yet.
 
         Raises UserError as `evaluate` does.
         """
@@ -90,13 +90,13 @@ class TrainedRun:
 
 
 def _register_source(run: RunDir, name: str) -> None:
-    """Runs the config's file again where that registers the source of the run's dataset."""
+    """Executes the config's file again where it registers the source of the run's dataset."""
     file = run.config_file()
     if file is not None and file.is_file() and name not in data.SOURCES:
         runpy.run_path(str(file))
 
 
 def _name(split: str, data: str | None, which: str) -> str:
-    """What the predictions of a split are called in the run directory."""
+    """The name of a split's predictions in the run directory."""
     name = f"{data.replace('/', '_').replace(':', '_')}-{split}" if data else split
     return f"{name}-best" if which == "best" else name
