@@ -75,10 +75,5 @@ def key_ranges(config: Mapping[str, Any]) -> dict[str, Range]:
 
 
 def check_values(config: Mapping[str, Any]) -> None:
-<<<<<<< HEAD
-    """Raises UserError, which names key, value and limit, where a number of a config is not finite or out of range."""
-    ranges.check_values(config, key_ranges(config))
-=======
     """Raises UserError, naming key, value and limit, if a number of a config is not finite or out of range."""
-    ranges.check_values(config, RANGES)
->>>>>>> english
+    ranges.check_values(config, key_ranges(config))
