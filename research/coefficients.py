@@ -8,11 +8,11 @@ from research import cli
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "coefficients",
-        "Print what a linear model learnt: coefficients in the data's own units and of the standardized "
-        "features; without a penalty also standard errors, 95 % intervals and p-values.",
+        "Print the coefficients of a linear model, in the data's own units and for standardized features; "
+        "without a penalty also standard errors, 95 % intervals and p-values.",
     )
     cli.add_run_flags(parser)
-    parser.add_argument("--most", type=int, default=30, help="of more, those that are largest (default: 30)")
+    parser.add_argument("--most", type=int, default=30, help="print at most this many, the largest (default: 30)")
     return parser
 
 

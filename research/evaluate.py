@@ -17,9 +17,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split",
         default="validation",
-        help="any split of the dataset, or a part of it, as 'test[:5%%]' (default: validation)",
+        help="any split of the dataset, or a part such as 'test[:5%%]' (default: validation)",
     )
-    parser.add_argument("--data", help="another dataset, read as the run reads its own (default: the run's)")
+    parser.add_argument("--data", help="another dataset, encoded as in the run (default: the run's dataset)")
     return parser
 
 

@@ -12,7 +12,7 @@ def parser() -> argparse.ArgumentParser:
         "Write a checkpoint of a BERT or a ResNet as a folder for other libraries (hf: transformers).",
     )
     cli.add_run_flags(parser)
-    parser.add_argument("--out", help="the folder to write, which must not exist or be empty (needed)")
+    parser.add_argument("--out", help="the folder to write, which must not exist or be empty (required)")
     parser.add_argument("--format", default="hf", choices=("hf",), help="the layout (default: hf)")
     return parser
 

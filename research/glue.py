@@ -11,12 +11,14 @@ def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "glue",
         "Score runs of configs/bert_glue.py on their dev splits (a Markdown table) and write the files "
-        "that the GLUE leaderboard takes. A run on MNLI also answers the diagnostic set, AX. Predictions that a run "
-        "directory has not yet are computed and kept there.",
+        "that the GLUE leaderboard takes. A run on MNLI also answers the diagnostic set, AX. Missing predictions are "
+        "computed and saved in the run directory.",
     )
-    parser.add_argument("--workdirs", nargs="+", metavar="RUN", help="run directories, one for each task (needed)")
-    parser.add_argument("--out", help="the folder for CoLA.tsv, SST-2.tsv, … (needed)")
-    parser.add_argument("--checkpoint", default="best", choices=("last", "best"), help="of each run (default: best)")
+    parser.add_argument("--workdirs", nargs="+", metavar="RUN", help="run directories, one for each task (required)")
+    parser.add_argument("--out", help="the folder for CoLA.tsv, SST-2.tsv, … (required)")
+    parser.add_argument(
+        "--checkpoint", default="best", choices=("last", "best"), help="each run's checkpoint (default: best)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier submission in --out")
     return parser
 

@@ -12,15 +12,15 @@ def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "ladder",
         "Train a baseline, a linear model, a small and a large network on the same data, and print one "
-        "table of them. Writes table.md, table.json and ladder.png; the rows of other rungs than --rungs stay in them. "
-        "What is finished in --out is not trained again.",
+        "table of them. Writes table.md, table.json and ladder.png, keeping the rows of rungs not in --rungs. "
+        "Finished runs in --out are not trained again.",
     )
-    parser.add_argument("--dataset", help="digits, mnist, newsgroups or sst2 (needed)")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each rung that no solver fits (default: 5)")
-    parser.add_argument("--rungs", help="some of the rungs, with commas between (default: all)")
+    parser.add_argument("--dataset", help="digits, mnist, newsgroups or sst2 (required)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each rung not fitted by a solver (default: 5)")
+    parser.add_argument("--rungs", help="some of the rungs, comma-separated (default: all)")
     parser.add_argument("--out", help="the folder for runs, table and plot (default: runs/ladder-DATASET)")
     parser.add_argument("--init_from", metavar="FOLDER", help="the weights of the pretrained rung (default: a hub id)")
-    parser.add_argument("--data_dir", help="where TFDS data lies (default: TFDS_DATA_DIR or ~/tensorflow_datasets)")
+    parser.add_argument("--data_dir", help="the folder of TFDS data (default: TFDS_DATA_DIR or ~/tensorflow_datasets)")
     return parser
 
 

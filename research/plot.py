@@ -13,22 +13,22 @@ WHAT = "fit, residuals, coefficients, roc, precision_recall, confusion, regulari
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "plot",
-        "Draw what a run came to. regularization_path and learning_curve train its config again, in the "
-        "run's refits/; what is finished there is not trained twice.",
+        "Plot the results of a run. regularization_path and learning_curve train its config again, in the "
+        "run's refits/; finished refits are not trained again.",
     )
-    parser.add_argument("--workdir", help="the run directory (needed)")
-    parser.add_argument("--what", help=f"some of {WHAT}, with commas between (default: all that apply and end soon)")
+    parser.add_argument("--workdir", help="the run directory (required)")
+    parser.add_argument("--what", help=f"some of {WHAT}, comma-separated (default: all that apply and are quick)")
     parser.add_argument(
         "--split",
-        help="any split of the dataset, or a part of it, as 'test[:5%%]' (default: the first of the run's eval.splits, "
-        "which regularization_path and learning_curve always use); of another the files are called WHAT-SPLIT",
+        help="any split of the dataset, or a part such as 'test[:5%%]' (default: the first of the run's eval.splits, "
+        "which regularization_path and learning_curve always use); files of another one are called WHAT-SPLIT",
     )
     parser.add_argument(
         "--checkpoint",
         default="last",
         choices=("last", "best"),
-        help="which one (default: last, which regularization_path and learning_curve always use); of the best one the "
-        "files are called WHAT-best",
+        help="the checkpoint (default: last, which regularization_path and learning_curve always use); files of the "
+        "best one are called WHAT-best",
     )
     parser.add_argument("--repeats", type=int, default=3, help="seeds at each point of a learning curve (default: 3)")
     return parser
@@ -48,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     saved = ConfigDict(run.config())
 
     def initial(variables: Any) -> Any:
-        # All keys count as given: what followed the weights is in the run's config by now.
+        # All keys count as given: those that follow the weights are already in the run's config.
         start = pretrained.start(saved, frozenset(flatten(saved.to_dict())), run.refits)
         assert start.initial is not None
         return start.initial(variables)
 
     start = initial if saved.init_from else None
     subject = PlotContext(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
-    subject.trained.predictions(subject.of_split)  # a run without a checkpoint and an unknown split end here
+    subject.trained.predictions(subject.of_split)  # fails here without a checkpoint or for an unknown split
     if arguments.what is not None:
         names = arguments.what.split(",")
         for name in names:

@@ -1,4 +1,4 @@
-"""Train from the command line. Everything of substance is in `research/training/loop.py`."""
+"""Train from the command line; the training itself is in `research/training/loop.py`."""
 
 import argparse
 import datetime
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     workdir = arguments.workdir or Path("runs") / f"{loaded.file.stem}-{loaded.config.preset}-{now}"
     config, initial = loaded.config, None
     if config.init_from or config.init_fresh:
-        from research.interop import pretrained  # with the libraries that read weights
+        from research.interop import pretrained  # imports the libraries that read weights
 
         start = pretrained.start(config, loaded.given, workdir)
         if start.note:
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop_on_signals() -> list[int]:
-    """The first SIGINT or SIGTERM is noted in the list that is returned; a second one ends the program at once."""
+    """Records the first SIGINT or SIGTERM in the list that is returned; a second one ends the program at once."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:
