@@ -1,13 +1,13 @@
 """BERT fine-tuned on a task of GLUE (Wang et al. 2018, arXiv:1804.07461): the recipe of bert_sst2's `base`, per task.
 
 python -m research.train --config=configs/bert_glue.py:mrpc      # or cola, sst2, stsb, qqp, mnli, qnli, rte, wnli
-python -m research.train --config=configs/bert_glue.py           # mnli where it can be had, else embedded
+python -m research.train --config=configs/bert_glue.py           # mnli if available, else embedded
 python -m research.glue --workdirs runs/bert_glue-* --out=submission   # scores, and the files for the leaderboard
 
-Hardware: an accelerator; `embedded` (bert_sst2's: generated sentences, no task of GLUE) takes 2 minutes on 2 CPU cores.
+Hardware: an accelerator; `embedded` (bert_sst2's: generated sentences, not GLUE) takes 2 minutes on 2 CPU cores.
 Measured: stsb from all-MiniLM-L6-v2 (--config.init_from=FOLDER --config.optimizer.learning_rate=1e-4), 2 CPU cores (AMD
 EPYC, AVX-512), JAX 0.10.2, seed 0: dev Pearson 0.8629, Spearman 0.8629; 3 minutes, with other work on the machine.
-Of the others nothing yet.
+The other tasks are not yet measured.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ SENTENCES = ("sentence1", "sentence2")
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """Presets: `embedded`, and a task each."""
+    """Presets: `embedded`, and one for each task."""
     preset = preset or FULL
     config = bert_sst2.get_config("embedded" if preset == "embedded" else "base")
     config.preset = preset
@@ -41,13 +41,13 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def _task(config: ConfigDict, inputs: tuple[str, ...], metric: str, *, batch_rows: int, every: int) -> None:
-    """What a task changes: its columns, its metric (the leaderboard's, the first where it has two), its size.
+    """Sets a task's columns, its metric (the leaderboard's, the first if it has two), and its size.
 
     Args:
-      batch_rows: rows of 256 tokens that hold about 32 examples, by the task's mean length in wordpieces. Of STS-B
-        that is 26.4 with a vocabulary of its own; the others wait to be measured, and are taken to be 11 (CoLA),
-        53 (MRPC), 30 (QQP), 39 (MNLI), 50 (QNLI), 64 (RTE), 37 (WNLI). `train.batch_size=32` is 32, one a row.
-      every: steps between evaluations, about an epoch; the best of them is kept.
+      batch_rows: rows of 256 tokens that hold about 32 examples, from the task's mean length in wordpieces. For STS-B
+        that is 26.4 with its own vocabulary; for the others it is assumed, not yet measured: 11 (CoLA), 53 (MRPC), 30
+        (QQP), 39 (MNLI), 50 (QNLI), 64 (RTE), 37 (WNLI). `train.batch_size=32` means exactly 32, one per row.
+      every: steps between evaluations, about an epoch; the best checkpoint is kept.
     """
     config.data.name = f"glue/{config.preset}"
     config.data.transform.inputs = inputs
@@ -64,13 +64,13 @@ def _cola(config: ConfigDict) -> None:
 
 
 def _mrpc(config: ConfigDict) -> None:
-    """3,668 pairs of sentences: do they say the same? Five epochs, as transformers' run_glue gives so small a task."""
+    """3,668 pairs of sentences: do they mean the same? Five epochs, as in transformers' run_glue for a small task."""
     _task(config, SENTENCES, "f1", batch_rows=7, every=110)
     config.train.epochs = 5
 
 
 def _stsb(config: ConfigDict) -> None:
-    """5,749 pairs of sentences: how alike are they, from 0 to 5?"""
+    """5,749 pairs of sentences: how similar are they, from 0 to 5?"""
     _task(config, SENTENCES, "spearman", batch_rows=4, every=160)
     config.model.num_classes = 1
     config.task = ConfigDict({"name": "regression", "hidden_label": placeholder(float)})
@@ -83,15 +83,17 @@ def _qqp(config: ConfigDict) -> None:
 
 
 def _mnli(config: ConfigDict) -> None:
-    """392,702 premises and hypotheses: entailment, neutral or contradiction? Its model also answers the diagnostic set,
-    glue/ax, which has a test split only: `research.glue` sees to it."""
+    """392,702 premises and hypotheses: entailment, neutral or contradiction?
+
+    Its model also answers the diagnostic set, glue/ax, which only has a test split: `research.glue` does so.
+    """
     _task(config, ("premise", "hypothesis"), "accuracy", batch_rows=5, every=12_000)
     config.model.num_classes = 3
     config.eval.splits = ("validation_matched", "validation_mismatched")
 
 
 def _qnli(config: ConfigDict) -> None:
-    """104,743 questions and sentences: does the sentence hold the answer?"""
+    """104,743 questions and sentences: does the sentence contain the answer?"""
     _task(config, ("question", "sentence"), "accuracy", batch_rows=7, every=3_200)
 
 
@@ -101,6 +103,6 @@ def _rte(config: ConfigDict) -> None:
 
 
 def _wnli(config: ConfigDict) -> None:
-    """635 pairs of sentences: the same, with a pronoun resolved. Five epochs, as transformers' run_glue has it."""
+    """635 pairs of sentences: the same, with a pronoun resolved. Five epochs, as in transformers' run_glue."""
     _task(config, SENTENCES, "accuracy", batch_rows=5, every=20)
     config.train.epochs = 5

@@ -1,10 +1,10 @@
 """BERT pretrained as a masked language model (Devlin et al. 2018, section 3.1), on texts cut into full rows.
 
-python -m research.train --config=configs/bert_mlm.py            # base where it can be had, else embedded
+python -m research.train --config=configs/bert_mlm.py            # base if available, else embedded
 python -m research.train --config=configs/bert_mlm.py:embedded
 python -m research.train --config=configs/bert_mlm.py:wikitext
 
-Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0; perplexity over hidden tokens, not comparable with that
+Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0; perplexity over masked tokens, not comparable with that
 of a left-to-right model, nor between vocabularies:
   embedded: validation perplexity 140.9, accuracy 0.219, with the texts of Python 3.11.7; 2 minutes and 37 seconds of
     processor time.
@@ -13,9 +13,9 @@ of a left-to-right model, nor between vocabularies:
   wikitext with --config.init_from=FOLDER --config.dtype=bfloat16 --config.optimizer.learning_rate=1e-4
     --config.train.steps=800 --config.eval.every_steps=200, FOLDER holding all-MiniLM-L6-v2: 301.3, 175.6, 141.1, 130.2;
     6 minutes, with other work on the machine. (That encoder was made for sentences, and comes without a head.)
-  base: not yet measured; it wants an accelerator.
+  base: not yet measured; it needs an accelerator.
 
-TFDS has no builder of WikiText: it is read where it lies prepared for TFDS, a line of the original files to a record.
+TFDS has no builder of WikiText: it must be prepared for TFDS already, with one record per line of the original files.
 """
 
 from ml_collections import ConfigDict
@@ -27,8 +27,8 @@ PRESETS = ("embedded", "wikitext", "base")
 FULL = "base"
 ON_CPU = "wikitext"
 
-# WikiText comes cut into words, rare ones replaced, and with signs within a word set apart (Merity et al. 2016).
-WIKITEXT_HEADING = r"^ = [^=].* = \n?$"  # of an article; those of its sections have more than one "="
+# WikiText is tokenized into words, with rare ones replaced and signs within words separated (Merity et al. 2016).
+WIKITEXT_HEADING = r"^ = [^=].* = \n?$"  # of an article; headings of sections have more than one "="
 WIKITEXT_REPLACE = (("<unk>", "[UNK]"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
 
 
@@ -73,8 +73,8 @@ def _rows(vocab_size: int, row_length: int) -> ConfigDict:
         {
             "name": "masked_lm",
             "inputs": ("text",),
-            "heading": "",  # a regex: a record it finds between blank ones begins a document; "": each is one
-            "replace": (),  # (what stands in the text, what to put there instead), …
+            "heading": "",  # a regex: a matching record between blank ones begins a document; "": each record is one
+            "replace": (),  # (text, replacement), …
             "tokenizer": placeholder(str),  # a tokenizer.json; None: one is trained on the training split
             "vocab_size": vocab_size,
             "lowercase": True,
@@ -86,7 +86,7 @@ def _rows(vocab_size: int, row_length: int) -> ConfigDict:
 
 
 def _small(config: ConfigDict, vocab_size: int) -> None:
-    """What a CPU can pretrain in minutes: narrow, shallow, without dropout, for it sees little of anything twice."""
+    """A model that a CPU can pretrain in minutes: narrow, shallow, and without dropout, as it sees few tokens twice."""
     config.model = _model(128, 2, 2, vocab_size=vocab_size, max_positions=128)
     config.model.initializer_range = 0.05  # 0.02 is for wide layers; a narrow one learns from it much later
     config.model.dropout = 0.0
@@ -98,7 +98,7 @@ def _small(config: ConfigDict, vocab_size: int) -> None:
 
 
 def _embedded(config: ConfigDict) -> None:
-    """The documentation that comes with Python; neither network nor downloads. Another Python has other texts."""
+    """The documentation that comes with Python; needs no network. Other versions of Python have other texts."""
     _small(config, 4000)
     config.data.name = "python_docs"
     config.optimizer.learning_rate = 2e-3
@@ -120,7 +120,7 @@ def _wikitext(config: ConfigDict) -> None:
 
 
 def _base(config: ConfigDict) -> None:
-    """BERT-base on WikiText-103, a hundred million words: 40 times over, 131,072 tokens a step."""
+    """BERT-base on WikiText-103, a hundred million words: 40 epochs, 131,072 tokens per step."""
     config.model = _model(768, 12, 12, vocab_size=30_522, max_positions=512)
     config.data.name = "wikitext/wikitext-103-v1"
     config.data.transform = _rows(30_522, 512)
@@ -129,7 +129,7 @@ def _base(config: ConfigDict) -> None:
     config.needs_accelerator = True
     config.dtype = "bfloat16"
     config.optimizer.learning_rate = 2e-4
-    config.optimizer.b2 = 0.98  # Liu et al. 2019, section 3.1: steadier with large batches
+    config.optimizer.b2 = 0.98  # Liu et al. 2019, section 3.1: more stable with large batches
     config.optimizer.warmup_fraction = 0.05
     config.train.epochs = 40
     config.train.batch_size = 256

@@ -1,6 +1,6 @@
-"""BERT for sentence sentiment (SST-2, Socher et al. 2013): fine-tuned, from scratch, or on a corpus made here.
+"""BERT for sentence sentiment (SST-2, Socher et al. 2013): fine-tuned, from scratch, or on a generated corpus.
 
-python -m research.train --config=configs/bert_sst2.py            # base where it can be had, else embedded
+python -m research.train --config=configs/bert_sst2.py            # base if available, else embedded
 python -m research.train --config=configs/bert_sst2.py:embedded
 python -m research.train --config=configs/bert_sst2.py:scratch
 python -m research.train --config=configs/bert_sst2.py:minilm
@@ -10,11 +10,12 @@ Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   scratch: dev accuracy 0.8073, 1 minute and 40 seconds. (scikit-learn's logistic regression on tf-idf bigrams: 0.822.)
   minilm with --config.init_from=FOLDER, which holds all-MiniLM-L6-v2, seeds 0, 1 and 2: dev accuracy 0.8865, 0.9002 and
     0.9071; with --config.train.epochs=3 0.9025; with --config.optimizer.learning_rate=5e-5 0.8911, 0.8945 and 0.8865.
-    5 to 9 minutes an epoch, with other work on the machine. 872 sentences: one standard error is a point.
-  base, large from their own weights: not yet measured; they want an accelerator.
+    5 to 9 minutes per epoch, with other work on the machine. 872 sentences: one standard error is a point.
+  base, large from their own weights: not yet measured; they need an accelerator.
 
 base and large start from the weights of `init_from`, which --config.init_from=FOLDER_OR_HUB_ID replaces: any BERT,
-RoBERTa or DistilBERT. The keys of `model` and the tokenizer follow the weights, except keys given on the command line.
+RoBERTa or DistilBERT. The weights determine the keys of `model` and the tokenizer, except keys given on the command
+line.
 """
 
 from ml_collections import ConfigDict
@@ -60,8 +61,8 @@ def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int
             "pooler": "tanh",  # tanh, relu
             "dropout": 0.1,
             "attention_dropout": 0.1,
-            "pooler_dropout": 0.0,  # on what the pooler reads
-            "classifier_dropout": placeholder(float),  # on what the classifier reads; None: as `dropout`
+            "pooler_dropout": 0.0,  # on the pooler's input
+            "classifier_dropout": placeholder(float),  # on the classifier's input; None: as `dropout`
             "layer_norm_eps": 1e-12,
             "initializer_range": 0.02,
         }
@@ -77,7 +78,7 @@ def _text(vocab_size: int, max_length: int, pad_to: tuple[int, ...], row_length:
             "tokenizer": placeholder(str),  # a tokenizer.json; None: one is trained on the training split
             "vocab_size": vocab_size,
             "lowercase": True,
-            "max_length": max_length,  # cuts 1.9 % of the sentences of `embedded`, 0.01 % of those of `scratch`
+            "max_length": max_length,  # truncates 1.9 % of the sentences in `embedded`, 0.01 % in `scratch`
             "pad_to": pad_to,  # with train.batch_size
             "row_length": row_length,  # with train.batch_rows
         }
@@ -85,10 +86,10 @@ def _text(vocab_size: int, max_length: int, pad_to: tuple[int, ...], row_length:
 
 
 def _embedded(config: ConfigDict) -> None:
-    """A three-layer encoder on the generated corpus; neither network nor downloads."""
+    """A three-layer encoder on the generated corpus; needs no network."""
     config.model = _model(64, 3, 4, vocab_size=2000, max_positions=32)
     config.model.initializer_range = 0.05  # 0.02 is for wide layers; a narrow one learns from it much later
-    config.model.attention_dropout = 0.0  # its random numbers are a fifth of the step, and the data suffices
+    config.model.attention_dropout = 0.0  # its random numbers take a fifth of the step, and the data suffices
     config.data.name = "sentiment"
     config.data.transform = _text(2000, 28, (28,), 72)
     config.optimizer.learning_rate = 1e-3
@@ -122,14 +123,16 @@ def _base(config: ConfigDict) -> None:
     config.dtype = "bfloat16"
     config.optimizer.learning_rate = 2e-5
     config.train.epochs = 3
-    config.train.batch_rows = 4  # about 33 examples; --config.train.batch_size=32 for exactly 32, one a row
+    config.train.batch_rows = 4  # about 33 examples; --config.train.batch_size=32 for exactly 32, one per row
     config.eval.every_steps = 500
     config.checkpoint.every_steps = 500
 
 
 def _minilm(config: ConfigDict) -> None:
-    """As `base`, with an encoder of six narrow layers (Wang et al. 2020, arXiv:2002.10957). A CPU trains it in minutes,
-    and it wants a higher learning rate."""
+    """As `base`, with an encoder of six narrow layers (Wang et al. 2020, arXiv:2002.10957).
+
+    A CPU trains it in minutes, and it needs a higher learning rate.
+    """
     _base(config)
     config.model = _model(384, 6, 12, vocab_size=30_522, max_positions=512)
     config.init_from = "sentence-transformers/all-MiniLM-L6-v2"

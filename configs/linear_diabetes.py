@@ -35,7 +35,7 @@ def get_config(preset: str = "") -> ConfigDict:
         "lbfgs": "lbfgs",
     }[config.preset]
     config.optimizer.alpha = 1.0 if config.preset == "ridge" else None
-    config.optimizer.tolerance = 1e-2  # lbfgs, of a loss near 3,000
+    config.optimizer.tolerance = 1e-2  # lbfgs, for a loss near 3,000
     # The standardized features' covariance has eigenvalues from 0.008 to 4: heavy-ball momentum near its optimum
     # for that range (Polyak 1964) converges in hundreds of steps where plain gradient descent takes thousands.
     config.optimizer.learning_rate = 0.2

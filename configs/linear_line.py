@@ -1,4 +1,4 @@
-"""Linear regression on points about the line y = 2x + 1, made on the spot: full-batch gradient descent.
+"""Linear regression on generated points near the line y = 2x + 1: full-batch gradient descent.
 
     python -m research.train --config=configs/linear_line.py
 
@@ -18,7 +18,7 @@ def get_config(preset: str = "") -> ConfigDict:
     """Preset: `embedded`."""
     config = linear_diabetes.get_config(preset)
     config.data.name = "line"
-    # One standardized feature: the loss has the same curvature, 2, along w and b, and 0.1 takes a fifth off both.
+    # One standardized feature: the loss has the same curvature, 2, along w and b, and rate 0.1 takes a fifth off both.
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.0
     config.train.steps = 100

@@ -1,6 +1,6 @@
-"""Logistic regression on a bag of words and word pairs (tf-idf): what sentiment is worth without word order.
+"""Logistic regression on a bag of words and word pairs (tf-idf): sentiment without word order.
 
-python -m research.train --config=configs/logistic_sst2.py            # SST-2 where it is available, else embedded
+python -m research.train --config=configs/logistic_sst2.py            # SST-2 if available, else embedded
 python -m research.train --config=configs/logistic_sst2.py:embedded   # the generated corpus, on which it must fail
 python -m research.train --config=configs/logistic_sst2.py:sst2
 
@@ -8,11 +8,11 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   embedded: validation accuracy 0.7255, 14 s.
   sst2: dev accuracy 0.8234, 11 s (the time was measured before `lbfgs` left out empty buckets).
 
-Other texts may be longer: of IMDb's reviews 93 % have more than the 128 terms of data.transform.max_length, which costs
+Other texts may be longer: 93 % of IMDb's reviews have more than the 128 terms of data.transform.max_length, which costs
 eight points of test accuracy. With --config=configs/logistic_sst2.py:sst2 --config.data.name=imdb_reviews
---config.data.transform.inputs=text --config.eval.splits=test it is 0.8218, and with
+--config.data.transform.inputs=text --config.eval.splits=test it is 0.8218; adding
 --config.data.transform.max_length=2048 --config.data.transform.pad_to='(2048,)' --config.data.transform.row_length=8192
-besides 0.9073.
+makes it 0.9073.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The majority class, whatever the input: what any model must beat.
+"""The majority class, whatever the input: the baseline that any model must beat.
 
 python -m research.train --config=configs/majority.py:embedded     # scikit-learn's digits
 python -m research.train --config=configs/majority.py:mnist
@@ -8,7 +8,7 @@ python -m research.train --config=configs/majority.py:newsgroups
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   embedded: test accuracy 0.1028, validation 0.1003. mnist, newsgroups: test 0.1135, 0.0530. sst2: dev 0.5092.
   6 s each.
-The bias is fitted to its optimum, the logarithms of the frequencies that the classes have in training.
+The bias is fitted to its optimum, the log frequencies of the classes in training.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from configs.defaults import defaults
 PRESETS = ("embedded", "mnist", "newsgroups", "sst2")
 FULL = "embedded"
 
-# Preset -> the config whose data it has.
+# Preset -> the config whose data it uses.
 DATA = {
     "embedded": (logistic_digits, "embedded"),
     "mnist": (mlp_mnist, "mnist"),
@@ -40,7 +40,7 @@ def get_config(preset: str = "") -> ConfigDict:
     # 20 Newsgroups' two most frequent classes have 600 and 599 of 11,314 examples.
     config.optimizer.tolerance = 1e-6
     config.train.epochs, config.train.steps = None, 1
-    # All; packed where the config packs.
+    # All examples; packed if the config packs.
     config.train["batch_size" if config.train.batch_rows is None else "batch_rows"] = -1
     config.eval.every_steps = 0
     return config

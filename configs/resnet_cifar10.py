@@ -1,6 +1,6 @@
 """ResNets on CIFAR-10 (Krizhevsky 2009); `embedded` on scikit-learn's digits.
 
-python -m research.train --config=configs/resnet_cifar10.py            # resnet20 where it can be had, else embedded
+python -m research.train --config=configs/resnet_cifar10.py            # resnet20 if available, else embedded
 python -m research.train --config=configs/resnet_cifar10.py:embedded
 python -m research.train --config=configs/resnet_cifar10.py:resnet20
 
@@ -8,9 +8,9 @@ Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   embedded: test accuracy 0.9917, validation 0.9889; half a minute.
   resnet20: test accuracy 0.8846; 55 minutes, with other work on the machine. (Published, in 164 epochs: 0.9125.)
     The same in 20 epochs: 0.8716. In 15 with a rate of 0.3 and a decay of 5e-4, in float32: 0.8603.
-  resnet20_published, resnet18, fast: not yet measured; they want an accelerator.
+  resnet20_published, resnet18, fast: not yet measured; they need an accelerator.
 
-CIFAR-10 has no validation split: the last step's parameters are evaluated on `test`, once; nothing is chosen by it.
+CIFAR-10 has no validation split: the final parameters are evaluated on `test` once; it is not used for any choice.
 """
 
 from ml_collections import ConfigDict
@@ -48,9 +48,9 @@ def _model(name: str) -> ConfigDict:
             "num_classes": 10,
             "norm": "batch",  # batch, group
             "stochastic_depth": 0.0,  # drop rate of the last block; linear over depth
-            "mean": (125.3, 123.0, 113.9),  # of each channel, in the images' own range
+            "mean": (125.3, 123.0, 113.9),  # per channel, in the images' original range
             "std": (63.0, 62.1, 66.7),
-            "test_flip": False,  # whether evaluation also looks at an image's mirror image
+            "test_flip": False,  # whether evaluation also uses an image's mirror image
         }
     )
 
@@ -67,7 +67,7 @@ def _cifar10(config: ConfigDict) -> None:
 
 
 def _embedded(config: ConfigDict) -> None:
-    """ResNet-20 on 1,797 digits of 8×8; neither network nor downloads."""
+    """ResNet-20 on 1,797 digits of 8×8; needs no network."""
     config.model = _model("resnet20")
     config.model.update(mean=(4.9,), std=(6.0,))
     config.data.name = "digits"
@@ -84,7 +84,7 @@ def _embedded(config: ConfigDict) -> None:
 
 
 def _resnet20(config: ConfigDict) -> None:
-    """He et al.'s smallest, in 32 epochs instead of 164: a rate that goes up and down once (Smith & Topin 2019)."""
+    """He et al.'s smallest, in 32 epochs instead of 164, with a one-cycle learning rate (Smith & Topin 2019)."""
     _cifar10(config)
     config.model = _model("resnet20")
     config.dtype = "bfloat16"
@@ -97,7 +97,7 @@ def _resnet20(config: ConfigDict) -> None:
 
 
 def _resnet20_published(config: ConfigDict) -> None:
-    """He et al. 2015, section 4.2: 64,000 steps, a rate of 0.1 divided by 10 after one half and three quarters."""
+    """He et al. 2015, section 4.2: 64,000 steps, a rate of 0.1, divided by 10 after a half and three quarters."""
     _cifar10(config)
     config.model = _model("resnet20")
     config.optimizer.nesterov = False

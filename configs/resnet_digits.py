@@ -30,9 +30,9 @@ def get_config(preset: str = "") -> ConfigDict:
             "shortcut": "projection",  # projection, pad
             "norm": "batch",  # batch, group
             "stochastic_depth": 0.0,  # drop rate of the last block; linear over depth
-            "mean": (4.9,),  # of each channel, in the images' own range
+            "mean": (4.9,),  # per channel, in the images' original range
             "std": (6.0,),
-            "test_flip": False,  # whether evaluation also looks at an image's mirror image
+            "test_flip": False,  # whether evaluation also uses an image's mirror image
         }
     )
     config.task = classification()

@@ -7,7 +7,7 @@ python -m research.train --config=configs/resnet_imagenet.py:embedded
 FOLDER holds TFDS's imagenet2012, prepared as array_record; its images are decoded by `data.workers` processes.
 Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
   embedded: test accuracy 0.9917, validation 0.9889; 15 seconds.
-  resnet50, a3: not yet measured; they want accelerators. Published: 76.3 to 77.1 % for recipes like `resnet50`, 78.1 %
+  resnet50, a3: not yet measured; they need accelerators. Published: 76.3 to 77.1 % for recipes like `resnet50`, 78.1 %
     for A3 (Wightman et al. 2021).
 """
 
@@ -46,10 +46,10 @@ def _imagenet(config: ConfigDict, *, resize: int, size: int) -> None:
 
 
 def _resnet50(config: ConfigDict) -> None:
-    """90 epochs (Goyal et al. 2017, section 5.1), with Nesterov's momentum, a cosine and smoothed labels."""
+    """90 epochs (Goyal et al. 2017, section 5.1), with Nesterov momentum, cosine decay and label smoothing."""
     _imagenet(config, resize=256, size=224)
     config.task.label_smoothing = 0.1
-    config.optimizer.learning_rate = 0.4  # 0.1 for each 256 of a batch
+    config.optimizer.learning_rate = 0.4  # 0.1 per 256 examples of a batch
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_fraction = 5 / 90
     config.train.batch_size = 1024
@@ -59,7 +59,7 @@ def _resnet50(config: ConfigDict) -> None:
 def _a3(config: ConfigDict) -> None:
     """100 epochs at 160×160 after Wightman et al. 2021 (arXiv:2110.00476, table 2, A3).
 
-    Theirs has a binary cross-entropy in place of the softmax's and evaluates at 224×224.
+    The paper uses binary cross-entropy instead of softmax cross-entropy, and evaluates at 224×224.
     """
     _imagenet(config, resize=168, size=160)
     config.data.transform.interpolation = "bicubic"

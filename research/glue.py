@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdirs", nargs="+", metavar="RUN", help="run directories, one for each task (required)")
     parser.add_argument("--out", help="the folder for CoLA.tsv, SST-2.tsv, … (required)")
     parser.add_argument(
-        "--checkpoint", default="best", choices=("last", "best"), help="the checkpoint of each run (default: best)"
+        "--checkpoint", default="best", choices=("last", "best"), help="each run's checkpoint (default: best)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier submission in --out")
     return parser

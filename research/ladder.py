@@ -16,9 +16,7 @@ def parser() -> argparse.ArgumentParser:
         "Finished runs in --out are not trained again.",
     )
     parser.add_argument("--dataset", help="digits, mnist, newsgroups or sst2 (required)")
-    parser.add_argument(
-        "--seeds", type=int, default=5, help="runs of each rung that is not fitted by a solver (default: 5)"
-    )
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each rung not fitted by a solver (default: 5)")
     parser.add_argument("--rungs", help="some of the rungs, comma-separated (default: all)")
     parser.add_argument("--out", help="the folder for runs, table and plot (default: runs/ladder-DATASET)")
     parser.add_argument("--init_from", metavar="FOLDER", help="the weights of the pretrained rung (default: a hub id)")

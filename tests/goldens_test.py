@@ -66,6 +66,9 @@ FAMILIES = {
     "bert_mlm": lambda: tiny.mlm(steps=STEPS),
 }
 SLOW = (
+    "bert_mlm",
+    "cnn",
+    "resnet",
     "linear, closed form",
     "logistic, two classes, lbfgs",
     "bag of words, lbfgs",

@@ -130,6 +130,7 @@ def power_cut(monkeypatch):
     return monkeypatch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_steps", [0, 20])
 def test_an_evaluation_that_fails_loses_no_training(every_steps, power_cut, tmp_path):
     """Neither that of the end nor one in the course of training, which the resumed run then makes."""

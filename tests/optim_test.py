@@ -438,7 +438,7 @@ def test_a_network_learns_digits(name):
     experiment = prepare(config)
     first, losses = _parameters_of_two_seeds(), []
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), experiment.state)
-    state = dataclasses.replace(state, params=first, opt_state=jax.vmap(experiment.tx.init)(first))
+    state = dataclasses.replace(state, params=first, opt_state=jax.vmap(experiment.method.tx.init)(first))
     train_step = jax.jit(experiment.train_step.__wrapped__)  # for one device: it compiles in half the time
     for batch in tiny.batches(experiment, 30):
         state, scores = train_step(state, batch)

@@ -86,6 +86,7 @@ def _trained(config, steps=4):
     return jax.device_get(state), np.array(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKE)
 def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
     """The order, the augmentation and the masks; but that unpacked text is padded to the longest of all seeds."""
@@ -166,6 +167,7 @@ def run(tmp_path_factory):
     return RunDir.open(path)
 
 
+@pytest.mark.slow
 def test_the_summary_has_means_and_intervals(run, tmp_path):
     """Measured: the losses of a seed are within 2e-7 of those of its run alone; its predictions are the same."""
     summary = run.summary()

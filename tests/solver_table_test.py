@@ -130,6 +130,7 @@ def test_a_run_fits_the_buckets_that_its_training_examples_have(monkeypatch):
     assert f"tensor<10x{2**20}x1xf32>" not in program
 
 
+@pytest.mark.slow
 def test_the_scale_of_coordinates_is_the_hessians_diagonal(rng, monkeypatch):
     """From many random directions; exact for a bucket that one example has."""
     monkeypatch.setattr("research.solvers.quasi_newton.PROBES", 1000)

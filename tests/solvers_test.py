@@ -57,6 +57,7 @@ def _linear(*overrides, preset="closed_form"):
     return load(f"configs/linear_diabetes.py:{preset}", overrides).config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "overrides", "peer"),
     [
@@ -191,6 +192,7 @@ def test_least_squares_of_many_rows_keeps_what_two_like_columns_say(rng, factori
     assert scores["undetermined"].compute() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_directions_that_the_data_does_not_determine_are_counted(dtype, rng):
     """A column twice, a sum of two, and one that is always 0, which counts as determined: its coefficient is 0."""
@@ -265,6 +267,7 @@ def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition
     assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorization", ["auto", "qr"])
 @pytest.mark.parametrize("start", [0.0, 2.0])
 def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng, start, factorization):
@@ -331,6 +334,7 @@ def test_features_that_depend_on_each_other_are_a_warning(monkeypatch, rng, tmp_
     assert "dtype=float64" in warning
 
 
+@pytest.mark.slow
 def test_more_parameters_than_examples_are_a_warning(tmp_path):
     summary = train_and_evaluate(_linear("data.train_fraction=0.02"), tmp_path, show=False)
     assert summary["training"]["converged"] == 1
@@ -429,6 +433,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
     assert not jax.config.jax_enable_x64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [

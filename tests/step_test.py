@@ -167,6 +167,7 @@ def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
 make_mesh = sharding.make_mesh
 
 
+@pytest.mark.slow
 def test_dropout_differs_from_step_to_step_and_repeats_from_the_same_step(few):
     experiment = prepare(tiny.bert())
     step = _step(experiment)

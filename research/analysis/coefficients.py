@@ -1,4 +1,4 @@
-"""What a linear model learnt, in the units of the data: its standardisation is folded back into the coefficients."""
+"""Coefficients of a linear model in the units of the data, i.e. with its standardization folded in."""
 
 import dataclasses
 import json
@@ -17,10 +17,10 @@ from research.devices.platform import x64
 from research.runs.rundir import RunDir
 from research.training.trained_run import TrainedRun
 
-# The largest standard error of a training example's logit that still is one; regular problems have less than ten.
+# The largest standard error of a training example's logit that is meaningful; regular problems have less than ten.
 LARGEST_ERROR = 100.0
 
-# Of more, the matrix of their pairs would take minutes to invert.
+# For more parameters, the Hessian would take minutes to invert.
 MOST_PARAMETERS = 2000
 
 # The models that have coefficients.
@@ -29,25 +29,25 @@ LINEAR = ("linear", "logistic", "sparse_logistic")
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """D features, C columns of weights: one for regression and for two classes (the second's), else one a class.
+    """Coefficients of D features in C columns: one for regression and for two classes (the second's), else one a class.
 
-    The standard errors, and what follows from them, are those of unpenalised models: of least squares s² (XᵀX)⁻¹ with
-    Student's t, of logistic regression the inverse Hessian of the log-likelihood with the normal distribution (Wald;
-    Hastie et al. 2009, sections 3.2 and 4.4). None where a penalty or class weights make them wrong, where the features
-    are sparse or depend on each other, where the parameters are over 2,000, and where they are no optimum.
+    Standard errors, and what follows from them, are for unpenalised models: s² (XᵀX)⁻¹ with Student's t for least
+    squares, the inverse Hessian of the log-likelihood with the normal distribution for logistic regression (Wald;
+    Hastie et al. 2009, sections 3.2 and 4.4). They are None if a penalty or class weights would make them wrong, if the
+    features are sparse or depend on each other, if there are over 2,000 parameters, or if these are not at the optimum.
     """
 
     names: tuple[str, ...]  # [D]
-    columns: tuple[str, ...]  # [C], of which class each is; of regression an empty name
-    values: np.ndarray  # [D, C], of the features as they were given; of texts, of their tf-idf
+    columns: tuple[str, ...]  # [C], the class of each column; an empty name for regression
+    values: np.ndarray  # [D, C], for the features in the data; for texts, their tf-idf
     intercept: np.ndarray  # [C]
-    # Of the features as the model reads them: data.transform `standardize` gives them standard deviation 1.
+    # For the features as the model reads them: data.transform `standardize` gives them standard deviation 1.
     standardized: np.ndarray  # [D, C]
     standardized_intercept: np.ndarray  # [C]
     scale: np.ndarray  # [D], values = scale · standardized
     errors: np.ndarray | None  # [D, C], standard errors of `values`
     intercept_errors: np.ndarray | None  # [C]
-    distribution: Any  # of a coefficient that is 0 over its standard error: one of scipy.stats, or None
+    distribution: Any  # of coefficient / standard error if the coefficient is 0: one of scipy.stats, or None
 
     @property
     def intervals(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -55,18 +55,18 @@ class Coefficients:
         return None if self.errors is None else _interval(self.values, self.errors, self.distribution)
 
     def label(self, index: int) -> str:
-        """What the entry `index` of the raveled [D, C] is the coefficient of; behind these come the intercepts."""
+        """The label of the coefficient at `index` of the raveled [D, C]; the intercepts follow after these."""
         feature, column = divmod(index, self.values.shape[1])
         return (*self.names, "intercept")[feature] + (f", {self.columns[column]}" if len(self.columns) > 1 else "")
 
 
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
-    """Those of the `last` or `best` checkpoint of a run; of several seeds the first one's.
+    """The coefficients of the `last` or `best` checkpoint of a run; for several seeds, those of the first.
 
-    They are of what the run trained on: for a bundled dataset `research.data.sources.bundled`'s split `train`, and of
-    that `data.train_fraction`.
+    They refer to the data that the run trained on: for a bundled dataset the split `train` of
+    `research.data.sources.bundled`, or the `data.train_fraction` of it.
 
-    Raises UserError where the run's model is not linear.
+    Raises UserError if the run's model is not linear.
     """
     run = RunDir.open(workdir)
     trained = TrainedRun(run, which)
@@ -102,7 +102,7 @@ def _interval(values: np.ndarray, errors: np.ndarray, distribution: Any) -> tupl
 
 
 def _affine(config: Any, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale [D] with which the transform made features: (x − mean) · scale."""
+    """The mean and scale [D] with which the transform computed features: (x − mean) · scale."""
     transform = config.data.transform
     if transform.name == "standardize":
         return standardization(json.loads((run.assets / "standardize.json").read_text()))
@@ -132,8 +132,10 @@ def _errors(
     trained: TrainedRun, kernel: np.ndarray, bias: np.ndarray, affine: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray | None, Any]:
     """Standard errors [D + 1, C] of the coefficients in the data's units, intercepts last, and the distribution of
-    what is as many of them; from those of the features as the model reads them, `affine`'s mean and scale [D] of the
-    given ones."""
+    coefficient / standard error under the null hypothesis.
+
+    `affine`: the mean and scale [D] that convert the data's features to those that the model reads.
+    """
     from scipy import stats
 
     config, task = trained.config, trained.model.task
@@ -166,18 +168,18 @@ def _errors(
         classes = np.arange(outputs.shape[1])
         own = batch["labels"][:, None] == np.arange(logits.shape[1])[None, -outputs.shape[1] :]
         score = design.T @ (own - probabilities)
-        # Of several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
+        # For several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
         second = -probabilities[:, :, None] * probabilities[:, None, :]
         second[:, classes, classes] += probabilities
         hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
         size = design.shape[1] * len(classes)
         covariance, distribution = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm()
-        # Where a class can be separated, the likelihood has no maximum, and the logits of some example no bound.
+        # If a class is separable, the likelihood has no maximum, and the logits of some example are unbounded.
         by_class = covariance.reshape(design.shape[1], len(classes), design.shape[1], len(classes))
         variances = np.einsum("ni,icjc,nj->nc", design, by_class, design, optimize=True)
         if variances.max() > LARGEST_ERROR**2:
             return None, None
-    # A Newton step from here: where it is more than a hundredth of an error, this is no optimum.
+    # A Newton step from here: if it is more than a hundredth of an error, this is not the optimum.
     step = (covariance @ score.ravel()).reshape(-1, kernel.shape[1])
     standard = np.sqrt(np.maximum(np.diag(covariance), 0)).reshape(step.shape)
     if (np.abs(step) > 0.01 * standard + 1e-9).any():
@@ -191,8 +193,11 @@ def _errors(
 
 
 def table(found: Coefficients, most: int) -> str:
-    """The coefficients and intercepts as a Markdown table, in the data's order, of more than `most` those whose
-    standardized ones are largest; p is of the hypothesis that a coefficient is 0."""
+    """The coefficients and intercepts as a Markdown table, in the data's order.
+
+    If there are more than `most`, only those that are largest when standardized. p is the p-value of the hypothesis
+    that a coefficient is 0.
+    """
     values = np.vstack([found.values, found.intercept])
     columns = {"coefficient": values}
     if found.errors is not None and found.intercept_errors is not None:

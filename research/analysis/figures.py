@@ -1,6 +1,6 @@
-"""Numbers -> figures. Nothing is read or written here: a notebook shows what is returned, or calls `savefig`.
+"""Figures from arrays. Nothing is read or written here: a notebook displays the result, or calls `savefig`.
 
-Class labels are −1 where they are hidden; such examples are left out. All other numbers must be finite.
+Class labels are −1 where they are hidden; these examples are left out. All other numbers must be finite.
 """
 
 import math
@@ -15,19 +15,19 @@ from matplotlib.figure import Figure
 from research.analysis.curves import Curve, confusion, precision_recall, roc
 from research.base.errors import UserError
 
-MOST_LINES = 10  # that a legend can name and an eye tell apart
+MOST_LINES = 10  # that a legend can name and the eye distinguish
 MOST_COEFFICIENTS = 30
-MOST_COUNTED = 20  # classes: numbers in more cells than theirs can't be read
-MOST_BINS = 100  # of a histogram; one outlier may ask for millions
+MOST_COUNTED = 20  # classes: with more, numbers in the cells are unreadable
+MOST_BINS = 100  # of a histogram; one outlier might require millions
 LONGEST_NAME = 40  # characters of a name beside an axis or in a legend
 _TITLE_POINTS = 11
-_LETTER = 0.075  # inches that a letter of 8 points takes at most, on average
+_LETTER = 0.075  # upper bound in inches on the average width of a letter of 8 points
 
 
 def _figure(
     columns: int = 1, *, width: float = 5.5, height: float = 4.0, square: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """`square`: whether the axes will have equal scales, which asks for another layout."""
+    """Makes an empty figure. `square`: whether the axes will have equal scales, which needs another layout."""
     figure = Figure(figsize=(width * columns, height), layout="compressed" if square else "constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:
@@ -36,8 +36,8 @@ def _figure(
 
 
 def add_title(figure: Figure, text: str) -> None:
-    """Puts a text above a figure, below the one it may have, wrapped to the figure's width; the figure grows by it."""
-    # The layout makes room for a title's height, not for its width. A letter is about 0.6 of its size wide.
+    """Adds a line of text above a figure, below any earlier one, wrapped to its width; the figure grows by it."""
+    # The layout reserves space for a title's height, not for its width. A letter is about 0.6 of its size wide.
     width = int(figure.get_figwidth() * 72 / (0.6 * _TITLE_POINTS))
     lines = textwrap.wrap(_literal(text), width, break_on_hyphens=False)
     figure.suptitle("\n".join(filter(None, (figure.get_suptitle(), *lines))), fontsize=_TITLE_POINTS)
@@ -45,33 +45,33 @@ def add_title(figure: Figure, text: str) -> None:
 
 
 def class_name(c: int, names: Sequence[str]) -> str:
-    """What class `c` is called; `names` is empty where they have none."""
+    """The name of class `c`; `names` is empty if the classes have none."""
     return names[c] if names else f"class {c}"
 
 
 def _literal(text: str) -> str:
-    """The text as matplotlib shows it letter by letter: a dollar sign would begin a formula."""
+    """The text escaped for matplotlib, in which a dollar sign would begin a formula."""
     return " ".join(text.split()).replace("$", r"\$")
 
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name that fits beside an axis: of a longer one the beginning and the end."""
+    """A name that fits beside an axis: the beginning and the end of a longer one."""
     half = (longest - 1) // 2
     return _literal(name if len(name) <= longest else f"{name[:half]}…{name[-half:]}")
 
 
 def _width_beside(texts: Sequence[str]) -> float:
-    """Inches that a legend of these texts takes beside an axis."""
+    """The width in inches of a legend of these texts beside an axis."""
     return 0.6 + _LETTER * max(map(len, texts))
 
 
 def _legend_beside(axis: Axes) -> None:
-    """A legend to the right of the axis, where it hides nothing."""
+    """Adds a legend to the right of the axis, where it hides nothing."""
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, name: str = "x") -> Figure:
-    """The data over one feature, in its own units, and what the model makes of it: x, labels, predictions [N]."""
+    """Plots labels and predictions over one feature, in its own units: x, labels, predictions [N]."""
     figure, (axis,) = _figure()
     order = np.argsort(x)
     axis.scatter(x, labels, s=8, alpha=0.5, label="data")
@@ -82,9 +82,9 @@ def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, n
 
 
 def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
-    """Label − prediction over the prediction, and how the differences are distributed: labels, predictions [N].
+    """Plots label − prediction over the prediction, and the histogram of the differences: labels, predictions [N].
 
-    The curve beside the histogram is the normal density of the same mean and standard deviation.
+    The curve over the histogram is the normal density with the same mean and standard deviation.
     """
     difference = labels - predictions
     figure, (over, spread) = _figure(2)
@@ -101,7 +101,7 @@ def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
         spread.set_ylim(top=1.2 * spread.get_ylim()[1])  # for the legend
     spread.set(xlabel="label − prediction", ylabel="density")
     for axis in (over, spread):
-        axis.ticklabel_format(scilimits=(-3, 5))  # longer numbers run into each other
+        axis.ticklabel_format(scilimits=(-3, 5))  # longer numbers overlap
     return figure
 
 
@@ -129,10 +129,10 @@ def coefficients(
     scale: np.ndarray,
     title: str,
 ) -> Figure:
-    """One coefficient a line, the last on top: values [D], intervals (low [D], high [D]) where there are any.
+    """Plots one coefficient per line, the last on top: values [D], intervals (low [D], high [D]) if there are any.
 
-    `scale` [D]: those of standardized features are values / scale. Where it is not the same for all, only they can be
-    compared with one another, and are on the left.
+    `scale` [D]: coefficients of standardized features are values / scale. If the scales differ, only these can be
+    compared with each other, and are shown on the left.
     """
     per_unit = np.ones(len(values)), "coefficient,\nof one unit of the feature"
     if np.ptp(scale) > 0:
@@ -157,9 +157,9 @@ def coefficients(
 
 
 def rocs(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> Figure:
-    """ROC curves: labels [N], scores [N, C], names [C] or none.
+    """Plots ROC curves: labels [N], scores [N, C], names [C] or none.
 
-    Of two classes that of class 1, of more each one against the rest.
+    For two classes, that of class 1; for more, each class against the rest.
     """
     figure, axis = _one_versus_rest(areas(labels, scores, roc), "AUC", names, free_corner="lower right")
     axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
@@ -168,7 +168,7 @@ def rocs(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> F
 
 
 def precision_recalls(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> Figure:
-    """Precision over recall, for the same curves as `rocs`."""
+    """Plots precision over recall, for the same classes as `rocs`."""
     figure, axis = _one_versus_rest(areas(labels, scores, precision_recall), "AP", names, free_corner="lower left")
     axis.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03), aspect="equal")
     return figure
@@ -177,7 +177,7 @@ def precision_recalls(labels: np.ndarray, scores: np.ndarray, names: Sequence[st
 def areas(
     labels: np.ndarray, scores: np.ndarray, curve: Callable[[np.ndarray, np.ndarray], Curve | None]
 ) -> dict[int, Curve]:
-    """`roc` or `precision_recall` of each class that has one, against the rest; of two classes of class 1 alone."""
+    """`roc` or `precision_recall` of each class that has one, against the rest; for two classes, only of class 1."""
     classes = range(scores.shape[1]) if scores.shape[1] > 2 else (1,)
     labels, scores = labels[labels >= 0], scores[labels >= 0]
     found = {c: curve(scores[:, c], labels == c) for c in classes}
@@ -187,9 +187,9 @@ def areas(
 def _one_versus_rest(
     found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: Literal["lower left", "lower right"]
 ) -> tuple[Figure, Axes]:
-    """The curves by their class, with a legend in the corner where few curves are, or beside them.
+    """Plots the curves by class, with a legend in an empty corner, or beside the axis.
 
-    Raises UserError where there is none.
+    Raises UserError if there is no curve.
     """
     if not found:
         raise UserError("no class has a curve: the labels must be of two classes at least")
@@ -213,9 +213,9 @@ def _one_versus_rest(
 def confusion_matrix(
     labels: np.ndarray, predictions: np.ndarray, num_classes: int, names: Sequence[str] = ()
 ) -> Figure:
-    """Counts of (class, prediction), coloured by their part of the class: labels, predictions int [N], names [C].
+    """Plots counts of (class, prediction), coloured by fraction of the class: labels, predictions int [N], names [C].
 
-    Of more than 20 classes the cells are smaller, not the figure larger, and have neither numbers nor names.
+    For more than 20 classes the cells are smaller, not the figure larger, and have neither numbers nor names.
     """
     counts = confusion(labels, predictions, num_classes)
     marks = [_short(name, 24) for name in names] or [str(c) for c in range(num_classes)]
@@ -240,7 +240,7 @@ def confusion_matrix(
 
 
 def _tilt(axis: Axes, degrees: float) -> None:
-    """Turns the marks of the horizontal axis, each about its end, so that long ones don't overlap."""
+    """Rotates the tick labels of the horizontal axis, each about its end, so that long ones don't overlap."""
     for mark in axis.get_xticklabels():
         mark.set(rotation=degrees, horizontalalignment="right", rotation_mode="anchor")
 
@@ -257,10 +257,10 @@ def regularization_path(
     best: float,
     unpenalized: float | None = None,
 ) -> Figure:
-    """Coefficients [V, D] and a metric [V], None where it has no value, over the penalties `values` [V].
+    """Plots coefficients [V, D] and a metric [V], None where it has no value, over the penalties `values` [V].
 
-    `now` is the run's own penalty, None without one; `best`, of `values`, has the best metric; `unpenalized` is the
-    metric of a run without a penalty. The coefficients that grow largest are named; of more than 30 only these are
+    `now` is the run's own penalty, None without one; `best` is that of `values` with the best metric; `unpenalized` is
+    the metric of a run without a penalty. The coefficients that grow largest are named; of more than 30 only these are
     drawn.
     """
     largest = np.argsort(-np.abs(paths).max(axis=0), kind="stable")[:MOST_COEFFICIENTS]
@@ -287,9 +287,12 @@ def regularization_path(
 
 
 def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> Figure:
-    """A metric over the number of training examples: points with "examples" and, for each split under "metrics",
-    "mean", "low" and "high", the last two None without repeats: there the band has a gap. All are None where the
-    metric has no value: there the line has one, and a split without any value has no line."""
+    """Plots a metric over the number of training examples.
+
+    The points have "examples" and, for each split under "metrics", "mean", "low" and "high". The last two are None
+    without repeats, where the band has a gap. All are None where the metric has no value: the line has a gap there, and
+    a split without any value has no line.
+    """
     figure, (axis,) = _figure()
     examples = [point["examples"] for point in points]
     for split in points[0]["metrics"]:
@@ -299,7 +302,7 @@ def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> 
             continue
         (line,) = axis.plot(examples, mean, "o-", markersize=4, label=split)
         axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-        axis.vlines(examples, low, high, alpha=0.5, color=line.get_color(), linewidth=1)  # a lone point has no band
+        axis.vlines(examples, low, high, alpha=0.5, color=line.get_color(), linewidth=1)  # a single point has no band
     axis.set(xscale="log", xlabel="training examples", ylabel=_short(metric_name))
     axis.set_xticks(examples, [f"{n:,}" for n in examples])
     if max(examples) >= 100_000:
@@ -310,9 +313,10 @@ def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> 
 
 
 def ladder(rows: Sequence[Mapping[str, Any]], *, split: str) -> Figure:
-    """Error over the time that training takes, both logarithmic: rows with "rung", "accuracy" and "train_seconds".
+    """Plots error over training time, both logarithmic: rows with "rung", "accuracy" and "train_seconds".
 
-    An error of 0, which has no place there, is drawn as that of half an example. A row whose time is None is not drawn.
+    An error of 0, which a logarithmic axis can't show, is drawn as half an example. Rows whose time is None are not
+    drawn.
     """
     figure, (axis,) = _figure()
     for row in rows:

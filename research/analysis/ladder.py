@@ -1,4 +1,4 @@
-"""Models from the smallest to the largest on the same data: trained several times each, timed, in one table."""
+"""Compares models from the smallest to the largest on the same data: trains each several times, times it, tabulates."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from research.runs.rundir import RunDir
 from research.training.method import is_deterministic
 from research.training.trained_run import TrainedRun
 
-# How many examples a batch has whose latency is measured, and how often each is.
+# The size of the batch whose latency is measured, and the number of measurements.
 BATCH, TIMES = 64, 30
 
 
@@ -38,13 +38,13 @@ class Rung:
     overrides: tuple[str, ...] = ()
 
 
-# (rung, how many seeds, workdir) -> the run's summary. What a solver fits has one optimum: it takes no seeds.
+# (rung, number of seeds, workdir) -> the run's summary. A model fitted by a solver has one optimum and takes no seeds.
 Train = Callable[[Rung, int, Path], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Rungs by name, from the smallest to the largest model, and the split that they are compared on."""
+    """Rungs by name, from the smallest to the largest model, and the split on which they are compared."""
 
     split: str
     rungs: dict[str, Rung]
@@ -115,12 +115,12 @@ def run_ladder(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Trains `seeds` replicas of each rung in one run and measures it; writes a table and a plot as it goes.
 
-    The files are table.md, table.json and ladder.png. The rows that table.json has of other rungs than `names` (None:
-    all) stay, in the ladder's order. What fails is a row that says why, and the next rung follows. What is finished in
-    `out` is not trained again.
+    The files are table.md, table.json and ladder.png. Rows in table.json for rungs other than `names` (None: all) are
+    kept, in the ladder's order. A rung that fails gets a row with the reason, and the next rung follows. Finished runs
+    in `out` are not trained again.
 
     Returns:
-      The table's rows, "rung" and "failed", or the figures of `measure`; and the names that failed this time.
+      The table's rows, each "rung" with "failed" or with the values of `measure`; and the names that failed this time.
 
     Raises:
       UserError: `out` holds something else, or table.json can't be read.
@@ -143,7 +143,7 @@ def run_ladder(
             if summary["status"] != "completed":
                 raise UserError(f"{workdir} is {summary['status']}: {summary['reason']}")
             rows[name] = {"rung": name, **measure(RunDir.open(workdir, writer=True), summary, ladder.split)}
-        except Exception as error:  # whatever a model fails of, the other models do not
+        except Exception as error:  # whatever makes one model fail, the others go on
             reason = " ".join((str(error) or type(error).__name__).split())
             failed.append(name)
             measured = "failed" not in rows.get(name, {"failed": None})
@@ -164,7 +164,7 @@ def _write(out: Path, rows: list[dict[str, Any]], split: str) -> None:
 
 
 def _saved(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier table by their rung. Raises UserError if they can't be read."""
+    """The rows of an earlier table, by rung. Raises UserError if they can't be read."""
     if not path.is_file():
         return {}
     try:
@@ -174,14 +174,14 @@ def _saved(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
-    """What a run came to, of several seeds or of a solver.
+    """Measures a finished run, of several seeds or of a solver.
 
     Returns:
       "accuracy" of the split: {"values", "mean", "low", "high"} (Student's t over the seeds, 95 %; low and high are
-      None of one); "optimum", whether a solver found it; "examples", those of the split; "parameters" of one seed;
-      "size_mib", those and the model's state as they are in memory; "train_seconds", those of `seconds_of_a_seed`;
-      "latency_ms", the median time of one seed's compiled evaluation step, for {"one": an example, "batch": 64}, its
-      input on the device; "device".
+      None for one seed); "optimum", whether a solver found it; "examples", the number in the split; "parameters" of one
+      seed; "size_mib", that of the parameters and the model's state in memory; "train_seconds", from
+      `seconds_of_a_seed`; "latency_ms", the median time of one seed's compiled evaluation step, for {"one": an example,
+      "batch": 64}, with its input on the device; "device".
     """
     trained = TrainedRun(run, "last")
     model, examples = trained.model.single, trained.streams()(split).examples
@@ -190,7 +190,7 @@ def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
         latency = {str(n): latency_ms(model, examples, n) for n in (1, BATCH)}
         run.write_latency(latency)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((model.state.params, model.state.model_state)))
-    seeds = summary.get("seeds", 1)  # those that were not asked for are not in a summary
+    seeds = summary.get("seeds", 1)  # a summary omits the default
     one = interval([summary["metrics"][split]["accuracy"]])
     return {
         "accuracy": one if seeds == 1 else summary["intervals"][split]["accuracy"],
@@ -205,9 +205,9 @@ def measure(run: RunDir, summary: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def latency_ms(model: TrainedModel, examples: Examples, count: int) -> float:
-    """The median time of the evaluation step on so many of the examples, an example a row, compiled and warm.
+    """The median time of the evaluation step on `count` of the examples, one per row, compiled and warm.
 
-    Several devices share the rows, and what is missing to a multiple of their number is padding.
+    Several devices share the rows, which are padded to a multiple of their number.
     """
     stream, evaluation = pipeline.Stream.unpacked(examples, np.arange(count)), model.evaluation
     ((_, batch),) = pipeline.evaluation_batches(stream, batch_rows=count, rows=evaluation.rows)
@@ -246,7 +246,7 @@ def table(rows: list[dict[str, Any]], split: str) -> str:
             runs.append("one optimum, where a solver fits the model, whatever the seed")
         examples, devices = done[0]["examples"], dict.fromkeys(row["device"] for row in done)
         best = max(row["accuracy"]["mean"] for row in done)
-        # The binomial distribution's, and the normal one's 97.5 % point.
+        # The standard deviation of the binomial distribution, and the 97.5 % point of the normal one.
         other = 1.96 * math.sqrt(best * (1 - best) / examples)
         lines += [
             "",

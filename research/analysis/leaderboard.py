@@ -26,11 +26,11 @@ class GlueTask:
     """One task.
 
     Attributes:
-      name: as the leaderboard writes it.
-      metrics: those of the leaderboard, by the names that the tasks of research/core/tasks.py give them.
-      labels: what the leaderboard calls the classes 0, 1, …; None for a number from 0 to 5.
+      name: its name on the leaderboard.
+      metrics: the leaderboard's metrics, by their names in research/core/tasks.py.
+      labels: the leaderboard's names of the classes 0, 1, …; None for a number from 0 to 5.
       validation: the dev splits.
-      files: the leaderboard's file -> the split that it answers, with the dataset where it is not the run's own.
+      files: the leaderboard's file -> the split that it answers, with the dataset if it is not the run's own.
     """
 
     name: str
@@ -44,7 +44,7 @@ def _one_file(name: str, metrics: tuple[str, ...], labels: tuple[str, ...] | Non
     return GlueTask(name, metrics, labels, {f"{name}.tsv": (None, "test")})
 
 
-# By the TFDS dataset. The classes are in TFDS's order, which differs: 1 is entailment in WNLI, 0 is in QNLI and RTE.
+# By TFDS dataset. The classes are in TFDS's order, which varies: entailment is 1 in WNLI, but 0 in QNLI and RTE.
 TASKS: dict[str, GlueTask] = {
     "glue/cola": _one_file("CoLA", ("matthews",), BINARY),
     "glue/sst2": _one_file("SST-2", ("accuracy",), BINARY),
@@ -70,7 +70,7 @@ TASKS: dict[str, GlueTask] = {
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A run's dev scores: a value for each metric on each dev split, None where it has none."""
+    """A run's dev scores: a value for each metric on each dev split, or None."""
 
     task: GlueTask
     step: int
@@ -89,7 +89,7 @@ def task_runs(workdirs: Iterable[str | Path]) -> dict[str, RunDir]:
         run = RunDir.open(workdir, writer=True)
         name = run.config()["data"]["name"]
         if name not in TASKS:
-            raise UserError(f"{run.path} is a run on {name!r}, no task of GLUE; {nearest(name, TASKS)}")
+            raise UserError(f"{run.path} is a run on {name!r}, not a task of GLUE; {nearest(name, TASKS)}")
         if name in runs:
             raise UserError(f"{runs[name].path} and {run.path} are both runs on {name}; give one for each task")
         run.check_one_seed("the leaderboard")
@@ -102,16 +102,16 @@ def submit(
 ) -> tuple[list[Scored], dict[str, str]]:
     """Scores the dev splits and writes the leaderboard's files to `out`: all of them at the end, or none.
 
-    Predictions that a run directory holds of the checkpoint are taken from there, others are computed.
+    Predictions of the checkpoint are read from the run directory if it has them, and computed otherwise.
 
     Args:
       runs: from `task_runs`.
       which: the checkpoint of each run, "best" or "last".
       overwrite: whether files of an earlier submission may be replaced.
-      say: told what is done, where that takes time.
+      say: called with progress messages about slow steps.
 
     Returns:
-      The scores, and the files that were not written with the reason.
+      The scores, and the files that were not written, with the reasons.
 
     Raises:
       UserError: `out` can't be written to, or a run lacks checkpoint or data.
@@ -129,7 +129,7 @@ def submit(
         task = TASKS[name]
         say(f"{task.name}: step {checkpoint.step} of {checkpoint.run.path}")
         values = [checkpoint.predictions(split)[0] for split in task.validation]
-        whose = AVERAGE if checkpoint.config.eval.metric.startswith(AVERAGE) else ""  # as the predictions
+        whose = AVERAGE if checkpoint.config.eval.metric.startswith(AVERAGE) else ""  # like the predictions
         scored.append(
             Scored(
                 task,
@@ -154,16 +154,16 @@ def submit(
 
 
 def tsv(records: Sequence[Mapping[str, Any]], places: Sequence[int], labels: tuple[str, ...] | None, what: str) -> str:
-    """A file of the leaderboard: a line for each example, in the order of the original test set.
+    """The text of a leaderboard file: a line for each example, in the order of the original test set.
 
     Args:
-      records: predictions; their `index` is the example's place in the dataset, which TFDS has shuffled.
-      places: for each example of the dataset its place in the original test set.
-      labels: names of the classes, or None for numbers, which are cut to 0 to 5.
-      what: the split, for errors.
+      records: predictions; their `index` is the example's position in the dataset, which TFDS has shuffled.
+      places: for each example of the dataset, its position in the original test set.
+      labels: names of the classes, or None for numbers, which are clipped to 0 to 5.
+      what: the split, for error messages.
 
     Raises:
-      UserError: it would not be whole.
+      UserError: the file would be incomplete, or a prediction is invalid.
     """
     lines = {}
     for record in records:
@@ -185,7 +185,7 @@ def tsv(records: Sequence[Mapping[str, Any]], places: Sequence[int], labels: tup
 
 
 def table(scored: Sequence[Scored]) -> str:
-    """The dev scores in Markdown, times 100 as they are usually given; the average weighs every task alike."""
+    """The dev scores in Markdown, times 100 as usual; the average weights all tasks equally."""
     lines = ["| task | metric | dev | step | run |", "|---|---|---|---|---|"]
     averages: list[float] = []
     for row in scored:
@@ -203,7 +203,7 @@ def table(scored: Sequence[Scored]) -> str:
 
 
 def _check_folder(out: Path, paths: Sequence[Path], overwrite: bool) -> None:
-    """Makes the folder. Raises UserError if it can't be, or if a file is there that must not be overwritten."""
+    """Makes the folder. Raises UserError if that fails, or if it would overwrite an existing file."""
     present = [path for path in paths if path.exists()]
     if present and not overwrite:
         raise UserError(f"{present[0]} exists; choose another --out, or give --overwrite to replace it")

@@ -1,4 +1,4 @@
-"""Which plots a run can have, what each needs, and where they are written."""
+"""The plots of a run, their requirements, and where they are written."""
 
 import dataclasses
 import functools
@@ -22,10 +22,10 @@ from research.devices.throughput import seconds_of_a_seed
 from research.runs.rundir import RunDir
 from research.training.trained_run import TrainedRun
 
-# What a refit takes beside its steps: data, compiling, evaluation, a checkpoint.
+# The overhead of a refit besides its steps: data, compilation, evaluation, a checkpoint.
 REFIT_SECONDS = 4.0
 
-# A plot that takes longer is only drawn where it is asked for.
+# A plot that takes longer is only drawn on request.
 UNASKED_SECONDS = 300.0
 
 
@@ -37,7 +37,7 @@ class PlotContext:
     which: str = "last"  # checkpoint: last, best
     split: str | None = None  # None: the first of the run's eval.splits
     repeats: int = 3  # of each point of a learning curve
-    initial: refits.Initial = None  # as in `train_and_evaluate`, where the run's config has `init_from`
+    initial: refits.Initial = None  # as in `train_and_evaluate`, if the run's config has `init_from`
 
     @functools.cached_property
     def trained(self) -> TrainedRun:
@@ -54,10 +54,10 @@ class PlotContext:
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """index, label, prediction [N] and, of a classifier, scores [N, C], where the label is not hidden.
+        """index, label, prediction [N] and, for a classifier, scores [N, C], of examples whose label is not hidden.
 
-        Of a run of several seeds they are the first one's. Raises UserError where no label is shown, and for a number
-        that is not finite.
+        For a run of several seeds, those of the first. Raises UserError if all labels are hidden, or if a number is not
+        finite.
         """
         _, records = self.trained.predictions(self.of_split)
         if not records:
@@ -65,7 +65,7 @@ class PlotContext:
         columns = {name: np.asarray([record[name] for record in records]) for name in records[0]}
         hidden = _hidden_label(self.config.task)
         if hidden is not None:
-            # As the device compares them: 0.1 in float32 is another number in float64.
+            # Compared as on the device: 0.1 in float32 is a different number in float64.
             shown = columns["label"].astype(np.float32) != np.float32(hidden)
             if not shown.any():
                 raise UserError(f"the labels of split {self.of_split!r} are hidden")
@@ -77,8 +77,8 @@ class PlotContext:
         return columns
 
     def check_finite(self, name: str, values: np.ndarray, index: np.ndarray) -> None:
-        """Raises UserError where some of the values [N, …] of the examples `index` [N] are not finite."""
-        wrong = np.argwhere(~np.isfinite(values.astype(np.float64)))  # what JSON has as null: nan
+        """Raises UserError if some of the values [N, …] of the examples `index` [N] are not finite."""
+        wrong = np.argwhere(~np.isfinite(values.astype(np.float64)))  # null in JSON becomes NaN
         if len(wrong):
             value = values[tuple(wrong[0])]
             raise UserError(
@@ -88,7 +88,7 @@ class PlotContext:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the classes are called; empty where they have no names."""
+        """The names of the classes; empty if they have none."""
         return self.trained.label_names(self.columns["scores"].shape[1])
 
     def needs(self, predicts: str) -> None:
@@ -105,12 +105,12 @@ class PlotContext:
 
 
 def _hidden_label(task: Any) -> float | None:
-    """The number that stands for a label that is not given; None where all are."""
+    """The number that marks a hidden label; None if no label is hidden."""
     return task.get("hidden_label") if _predicts(task) == "number" else -1
 
 
 def _predicts(task: Any) -> str | None:
-    """What the task of a config says that it predicts."""
+    """What the task of a config states that it predicts."""
     return capabilities(TASKS.get(task.name)).predicts
 
 
@@ -119,7 +119,7 @@ Drawing = tuple[Figure, dict[str, Any]]
 
 def _fit(subject: PlotContext) -> Drawing:
     subject.needs("number")
-    columns = subject.columns  # first: it says which splits there are
+    columns = subject.columns  # first, as its error names the existing splits
     inputs = subject.config.data.transform.inputs
     raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[whole(subject.of_split)][inputs[0]]
     first = np.asarray(raw[0])
@@ -151,7 +151,7 @@ def _coefficients(subject: PlotContext) -> Drawing:
             f"{np.count_nonzero(~np.isfinite(values))} of the {values.size} coefficients are not finite; this plot "
             "takes one at least, and finite ones"
         )
-    # In their own units a large coefficient may be that of a feature which hardly varies.
+    # In its own units a feature that hardly varies may have a large coefficient.
     shown = np.argsort(np.abs(standardized), kind="stable")[-figures.MOST_COEFFICIENTS :]
     names = [found.label(int(i)) for i in shown]
     numbers: dict[str, Any] = {
@@ -172,7 +172,7 @@ def _coefficients(subject: PlotContext) -> Drawing:
 
 
 def _ranked(subject: PlotContext) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [N] and scores [N, C]. Raises UserError where there are not two classes to be told apart."""
+    """Labels [N] and scores [N, C]. Raises UserError if the labels are not of at least two classes."""
     subject.needs("class")
     labels, scores = subject.columns["label"], subject.columns["scores"]
     if (labels == labels[0]).all():
@@ -229,9 +229,12 @@ def _learning_curve(subject: PlotContext) -> Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """`draw` raises UserError where a run can't have the plot, and so does `check`, of its config; `refits` says how
-    often `draw` trains the config at most, by `repeats`. `of` is what is drawn: a split as a checkpoint sees it, a
-    checkpoint, or refits, to which neither --split nor --checkpoint matters."""
+    """A kind of plot.
+
+    `draw` raises UserError if a run can't have the plot, and `check` if its config can't. `refits` is the most times
+    that `draw` trains the config, by `repeats`. `of` is what is drawn: a split as a checkpoint sees it, a checkpoint,
+    or refits, which do not depend on --split and --checkpoint.
+    """
 
     draw: Callable[[PlotContext], Drawing]
     of: Literal["split", "checkpoint", "refits"] = "split"
@@ -254,12 +257,12 @@ PLOTS: dict[str, Plot] = {
 
 
 def draw(subject: PlotContext, what: str) -> Path:
-    """Draws one of PLOTS and writes it to the run's plots/, its numbers beside it -> the PNG.
+    """Draws one of PLOTS and writes it, and its numbers, to the run's plots/ -> the path of the PNG.
 
-    The numbers have the "split" (None where it is of none), the "checkpoint" and its "step". Only what is of the first
-    of eval.splits and of the last checkpoint is called `what` alone.
+    The numbers include the "split" (None if the plot has none), the "checkpoint" and its "step". Only plots of the
+    first of eval.splits and of the last checkpoint are called `what` alone.
 
-    Raises UserError: there is no such plot, or the run can't have it.
+    Raises UserError if there is no such plot, or the run can't have it.
     """
     plot = lookup(PLOTS, what, "--what")
     figure, numbers = plot.draw(subject)
@@ -276,9 +279,11 @@ def draw(subject: PlotContext, what: str) -> Path:
 
 
 def draw_all(subject: PlotContext) -> Iterable[tuple[str, Path | None, str | None]]:
-    """Draws what applies to the run, but for what would take minutes -> (name, PNG or None, why not or None), each as
-    soon as it is there."""
-    training = seconds_of_a_seed(subject.run.summary() or {}) or 0.0  # not known: the rest of a refit counts
+    """Draws all plots that apply to the run, except those that would take minutes.
+
+    Yields (name, PNG or None, why not or None), each as soon as it is drawn.
+    """
+    training = seconds_of_a_seed(subject.run.summary() or {}) or 0.0  # if unknown, only the overhead counts
     for what, plot in PLOTS.items():
         seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training)
         try:

@@ -1,6 +1,6 @@
-"""A run's config trained again: over penalties, and over parts of the training split.
+"""Refits of a run's config: for several penalties, and on parts of the training split.
 
-Each refit is a run directory under `refits/` of the run. What is finished there is not trained again, so the same call
+Each refit is a run directory under `refits/` of the run. Finished refits are not trained again, so the same call
 resumes where it was interrupted.
 """
 
@@ -29,17 +29,17 @@ from research.training.method import is_deterministic
 from research.training.stopping import is_finished
 from research.training.trained_run import TrainedRun
 
-# Optimizers that end where a penalized loss is least. A decoupled weight decay, as AdamW's, is no penalty on a loss.
+# Optimizers that minimise a penalized loss. A decoupled weight decay, as AdamW's, is not a penalty on a loss.
 PENALIZED = (*SOLVERS, *optim.PENALIZED)
 
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 
-# Makes the variables to start from, as in `train_and_evaluate`.
+# The function that makes the initial variables, as in `train_and_evaluate`.
 Initial = Callable[[Any], Any] | None
 
 
 def check_path(config: Any) -> None:
-    """Raises UserError where a config has no regularization path: coefficients and a penalty on them."""
+    """Raises UserError if a config can't have a regularization path, which needs coefficients and a penalty on them."""
     if config.model.name not in LINEAR:
         raise UserError(f"model {config.model.name!r} has no coefficients; {', '.join(LINEAR)} have")
     if config.optimizer.name not in PENALIZED:
@@ -49,8 +49,7 @@ def check_path(config: Any) -> None:
 def penalty(config: Any) -> tuple[str, float | None]:
     """The key of a config's penalty and its value: C, which is an inverse, alpha or weight_decay.
 
-    Where there is none, the key that the task takes, and None: scikit-learn's own does not change with the number of
-    examples.
+    If there is no penalty, the key that the task takes, and None.
     """
     section = config.optimizer
     for name in ("C", "alpha", "weight_decay"):
@@ -60,7 +59,7 @@ def penalty(config: Any) -> tuple[str, float | None]:
 
 
 def penalties(now: float | None) -> list[float]:
-    """Nine values from a hundredth of `now` to a hundred times it; about 1 where there is no penalty now."""
+    """Nine values from a hundredth of `now` to a hundred times it; around 1 if there is no penalty now."""
     return [float(value) for value in (now or 1.0) * np.logspace(-2, 2, 9)]
 
 
@@ -69,14 +68,14 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
 
     Returns:
       "penalty" (its name), "now" (the run's own, None without one), "metric", "split", "step", "names" [D], "points",
-      ascending, each with "value", "metric" and "coefficients" [D], or "failed" where it diverged; "best", the "value"
-      and "metric" of the point that eval.mode ranks first, of equals that with the strongest penalty; "unpenalized",
-      the metric of a run without a penalty, else None. The coefficients are those of the features as the model reads
-      them, which the penalty is on; of many the 30 that grow largest.
+      ascending, each with "value", "metric" and "coefficients" [D], or "failed" if it diverged; "best", the "value" and
+      "metric" of the point that eval.mode ranks first, if tied the one with the strongest penalty; "unpenalized", the
+      metric of a run without a penalty, else None. The coefficients are those of the features as the model reads them,
+      which are penalised; if there are many, the 30 that grow largest.
 
     Raises:
       UserError: the model is not linear, the optimizer has no penalty, no refit succeeded, the metric has no value for
-        any of them, or one fails for another reason than that it diverged, as where another process holds its run.
+        any of them, or one fails without having diverged, for example because another process holds its run.
     """
     config = _config(run)
     check_path(config)
@@ -133,21 +132,20 @@ def learning_curve(
 ) -> dict[str, Any]:
     """Refits the config on `fractions` of what it trained on, `repeats` times with another seed.
 
-    A seed's parts of the training split lie one in the other, and each seed has others, so the interval is over what
-    is drawn as well as over where training starts. The larger the parts, the more of their examples the seeds share:
-    from about a half on the interval is narrower than that of training sets drawn anew. What the transform learns
-    (standardization, idf, a vocabulary) is that of the whole training split at every fraction. Every refit makes as
-    many steps as the run: a smaller part is seen more often, not trained less. Where the part is smaller than a batch,
-    it is the batch; to a solver it always is, and as a solver ends in the same optimum whatever the seed, it fits the
-    whole split once.
+    The parts of the training split are nested for one seed and differ between seeds, so the interval covers both the
+    sampling and the initialization. The larger the parts, the more examples the seeds share: from about a half, the
+    interval is narrower than for independent training sets. What the transform learns (standardization, idf, a
+    vocabulary) comes from the whole training split at every fraction. Every refit makes as many steps as the run: a
+    smaller part is seen more often, not trained less. A part that is smaller than a batch is the batch; for a solver it
+    always is, and as a solver's optimum does not depend on the seed, it fits the whole split once.
 
     Args:
-      initial: as in `train_and_evaluate`, where the config has `init_from`.
+      initial: as in `train_and_evaluate`, if the config has `init_from`.
 
     Returns:
       "metric", "split" (the one that it ranks on), "step", "repeats" and "points", ascending, each with "fraction",
-      "examples" and, by split, "metrics": {"values" (one a seed), "mean", "low", "high"} (Student's t, 95 %; low and
-      high are None of one value).
+      "examples" and, by split, "metrics": {"values" (one per seed), "mean", "low", "high"} (Student's t, 95 %; low and
+      high are None for a single value).
     """
     config = _config(run)
     split, metric = config.eval.splits[0], config.eval.metric
@@ -177,7 +175,7 @@ def learning_curve(
         folder = run.refits / "learning_curve" / f"{fraction!r}-seed{seed}"
         summary = train_and_evaluate(config, folder, initial=initial, show=False)
         found.setdefault(fraction, []).append(summary["metrics"])
-        shutil.rmtree(RunDir(folder).checkpoints, ignore_errors=True)  # a large model's would fill the disk
+        shutil.rmtree(RunDir(folder).checkpoints, ignore_errors=True)  # those of a large model would fill the disk
     points = []
     for fraction, metrics in found.items():
         by_split = {}
@@ -188,7 +186,7 @@ def learning_curve(
 
 
 def _config(run: RunDir) -> ConfigDict:
-    """The run's config, to be changed, of several seeds that of the first; each refit goes to its end."""
+    """A copy of the run's config, for several seeds that of the first; refits do not stop early."""
     config = ConfigDict(TrainedRun(run, "last").config)
     config.update({"train": {"seeds": None, "max_minutes": None}, "eval": {"patience": 0}})
     return config

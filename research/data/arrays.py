@@ -16,7 +16,7 @@ from research.data.examples import ArrayExamples, Columns
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standardize:
-    """Column `inputs` [N, D] with mean 0 and standard deviation 1 over `train`; constant columns become 0."""
+    """Standardizes the column `inputs` [N, D] to mean 0 and standard deviation 1 on `train`; constants become 0."""
 
     inputs: tuple[str, ...]
     label: str
@@ -27,7 +27,7 @@ class Standardize:
         def learn() -> str:
             values = np.asarray(column(splits["train"], name, "train"), np.float64)
             check_finite(f"{name} of split 'train'", values)
-            with np.errstate(over="ignore", invalid="ignore"):  # values near the type's end
+            with np.errstate(over="ignore", invalid="ignore"):  # values near the type's limit
                 learnt = {"mean": values.mean(axis=0), "std": values.std(axis=0)}
             for what, column_values in learnt.items():
                 check_finite(f"the {what} of {name} of split 'train'", column_values)
@@ -39,7 +39,7 @@ class Standardize:
 
 @dataclasses.dataclass(frozen=True)
 class StandardizingEncoder:
-    """A feature x becomes (x − mean) · scale, each [D]."""
+    """Transforms a feature x to (x − mean) · scale, each [D]."""
 
     name: str
     label: str
@@ -69,13 +69,13 @@ class StandardizingEncoder:
         if not labels:
             return ArrayExamples({"features": features})
         given = np.asarray(column(columns, self.label, split))
-        # Labels that are neither integers nor yes and no keep their digits too.
+        # Labels that are neither integers nor booleans keep their precision too.
         given = as_labels(given) if given.dtype.kind in "biu" else given.astype(np.float64)
         return ArrayExamples({"features": features, "labels": given})
 
 
 def standardization(learnt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """mean and scale [D] of what standardize.json holds: a feature x becomes (x − mean) · scale."""
+    """The mean and scale [D] from the contents of standardize.json: a feature x becomes (x − mean) · scale."""
     mean, std = np.asarray(learnt["mean"]), np.asarray(learnt["std"])
     varies = std > 1e-12 * np.abs(mean)  # equal values have a standard deviation of a few rounding errors
     return mean, np.where(varies, 1 / np.where(varies, std, 1), 0)

@@ -11,16 +11,16 @@ from research.data.text.masked_lm import MaskedExamples
 def check_labels(
     split: str, labels: np.ndarray, num_classes: int | None, *, training: bool, hidden: float | None = None
 ) -> None:
-    """Class labels lie in [0, num_classes); −1, a hidden label, only where nothing is trained on.
+    """Checks that class labels are in [0, num_classes), or −1, a hidden label, except in training.
 
-    `num_classes` None: regression, whose labels are finite; `hidden` is the hidden one, if there is any.
+    `num_classes` None: regression, whose labels must be finite; `hidden` is the value of a hidden label, if any.
     """
     if num_classes is None:
         check_finite(f"label of split {split!r}", labels)
         if training and hidden is not None and (labels == hidden).any():
             raise UserError(f"split {split!r} has the label {hidden}: task.hidden_label can't be trained on")
         return
-    large = np.abs(labels) > np.iinfo(np.int32).max  # integers that are float64 for want of bits
+    large = np.abs(labels) > np.iinfo(np.int32).max  # integers stored as float64, as int32 is too small
     if not (np.issubdtype(labels.dtype, np.integer) or large.any()):
         raise UserError(f"split {split!r} has labels of type {labels.dtype}; a classifier needs integers")
     wrong = np.flatnonzero((labels >= num_classes) | (labels < (0 if training else -1)))
@@ -35,7 +35,7 @@ def check_labels(
 def check_inputs(
     split: str, examples: Examples, *, vocab_size: int | None, max_positions: int | None, num_features: int | None
 ) -> None:
-    """Tokens, positions and feature ids lie below the model's limits; features are finite."""
+    """Checks that tokens, positions and feature ids are below the model's limits, and that features are finite."""
     if isinstance(examples, TextExamples):
         longest = int(examples.tokens.lengths.max(initial=0))
         if max_positions is not None and longest > max_positions:
@@ -50,7 +50,7 @@ def check_inputs(
                 f"data.transform.row_length is {examples.row_length}: model.max_positions is {max_positions}; raise it "
                 "or lower data.transform.row_length"
             )
-        # Any token of the vocabulary may take a hidden one's place, those too that stand nowhere in the text.
+        # Any token of the vocabulary may replace a masked one, even if it does not occur in the text.
         vocabulary = np.array([len(examples.masking.special) - 1])
         _check_ids(split, "token", vocabulary, "model.vocab_size", vocab_size)
     elif isinstance(examples, BagExamples):

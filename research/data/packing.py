@@ -1,4 +1,4 @@
-"""Several texts to a row: which ones, so that hardly a token of the batch is padding."""
+"""Packs several texts per row, so that hardly any token of a batch is padding."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from research.base.errors import UserError
 
 
 def best_fit(lengths: np.ndarray, capacity: int, order: np.ndarray, unit: str = "tokens") -> np.ndarray:
-    """Rows of at most `capacity` tokens: int64 [R, E], example indices in the order they were put in, −1 where empty.
+    """Packs examples into rows of at most `capacity` tokens: int64 [R, E], example indices, −1 where empty.
 
-    Takes the examples in `order` and puts each into the fullest row that still holds it (best fit, Johnson 1974).
-    Sorting them by length first would fill rows a little better, but the short ones would share rows: the number of
-    examples in a batch would vary twice as much.
+    Takes the examples in `order` and appends each to the fullest row that still has room (best fit, Johnson 1974).
+    Sorting them by length first would fill rows slightly better, but short ones would share rows: the number of
+    examples per batch would vary twice as much.
 
-    Raises UserError for an example that is longer than a row, whose length it gives in `unit`.
+    Raises UserError for an example that is longer than a row, giving its length in `unit`.
     """
     if lengths.min(initial=1) < 1:
         raise ValueError("an example without tokens can't be packed")

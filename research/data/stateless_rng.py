@@ -1,7 +1,7 @@
-"""Random numbers that are a function of what they are for: no state, so no order in which they must be drawn.
+"""Stateless random numbers: a function of their purpose, so the order in which they are drawn does not matter.
 
-What is drawn for an example depends on (seed, epoch, example index) alone: neither on the batch it is in, nor on the
-devices, nor on where a run was resumed.
+The numbers for an example depend only on (seed, epoch, example index), not on its batch, the devices, or where a run
+was resumed.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 in which every input bit moves every output bit: SplitMix64's (Steele et al. 2014)."""
+    """A bijection of uint64 in which every input bit affects every output bit: SplitMix64's (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -19,7 +19,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def keys(seed: int, epochs: np.ndarray, members: np.ndarray) -> np.ndarray:
     """A key for each example in each epoch: uint64 [B, E] for epochs int [B] and example indices int [B, E].
 
-    What stands for −1, no example, is of no account.
+    Keys for −1, no example, are meaningless.
     """
     key = _mix(np.array([seed], np.uint64) + _GAMMA)  # an array: numpy warns where a scalar wraps around
     key = _mix((key ^ epochs.astype(np.uint64)) + _GAMMA)
@@ -27,7 +27,7 @@ def keys(seed: int, epochs: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 
 def numbers(keys: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
-    """`count` random numbers of each key: uint64 [..., count] for keys [...]; `stream` s gives others than stream t.
+    """`count` random numbers per key: uint64 [..., count] for keys [...]; different for each `stream` s.
 
     These are the numbers s · count + 1, …, (s + 1) · count of the SplitMix64 generator that starts at the key.
     """
@@ -36,13 +36,13 @@ def numbers(keys: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
 
 
 def uniform(numbers: np.ndarray) -> np.ndarray:
-    """As float64 in [0, 1), of the highest 53 bits."""
+    """Converts to float64 in [0, 1), using the highest 53 bits."""
     return (numbers >> np.uint64(11)) * 2.0**-53
 
 
 def below(numbers: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
-    """As int64 in [0, limit), for one limit or one each.
+    """Converts to int64 in [0, limit), for one limit or one limit each.
 
-    Up to a limit of 2^20 no value is likelier than another by more than 2^-33 of that.
+    For limits up to 2^20 no value is more likely than another by more than a relative 2^-33.
     """
     return (uniform(numbers) * limit).astype(np.int64)

@@ -1,12 +1,12 @@
-"""Pretrained networks in and out, in the layout of the transformers library, without torch and without that library.
+"""Imports and exports pretrained networks in the layout of the transformers library, without torch or that library.
 
-kinds.py       what a kind of networks says of itself; each is a line of KINDS
+kinds.py       architecture descriptors for weight import and export, listed in KINDS
 encoders.py    BERT, RoBERTa and DistilBERT with their tokenizers
-families.py    what their configs and tensors are called, and what they are here
+families.py    the names of their settings and tensors, in transformers and here
 resnets.py     ResNets with the normalization of their images
-source.py      where weights are: a folder, a hub id, or a run directory
+source.py      the location of weights: a folder, a hub id, or a run directory
 tensors.py     safetensors files and this project's variables
-pretrained.py  a config with `init_from` -> the resolved config, and what makes fresh variables pretrained ones
+pretrained.py  a config with `init_from` -> the resolved config, and the function that loads the pretrained variables
 export.py      a run -> a folder that transformers opens
 """
 

@@ -14,9 +14,9 @@ from research.interop.families import FAMILIES, read_config, write_config
 from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind
 from research.interop.tensors import read_json
 
-_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first that is there is used
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first one that exists is used
 _INPUTS = ("tokens", "segments", "positions", "type_ids", "starts", "masked_positions")
-# What the special tokens are called, in BERT's vocabularies and in RoBERTa's.
+# The names of the special tokens in BERT's vocabularies and in RoBERTa's.
 _SPECIAL = (
     {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"},
@@ -28,8 +28,11 @@ def _batch(_: Shapes) -> dict[str, Any]:
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
-    """Raises UserError for a folder without tokenizer, of settings that are not known here, or whose tokenizer has more
-    tokens than the embedding has rows. Rows beyond the tokenizer's tokens are kept as they are."""
+    """Reads an encoder's config.json and tokenizer. Embedding rows beyond the tokenizer's tokens are kept unchanged.
+
+    Raises UserError for a folder without a tokenizer, unsupported settings, or a tokenizer with more tokens than the
+    embedding has rows.
+    """
     family, model = read_config(config, str(folder / "config.json"))
     settings = folder / "tokenizer_config.json"
     options = read_json(settings) if settings.is_file() else {}
@@ -41,7 +44,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     ):
         raise UserError(f"{settings} sets strip_accents or tokenize_chinese_chars, which vocab.txt alone can't follow")
     lowercase = options.get("do_lower_case", True)
-    if name == "vocab.txt" or lowercase is not None:  # a tokenizer.json says so itself
+    if name == "vocab.txt" or lowercase is not None:  # a tokenizer.json has this setting itself
         check_kind(settings, "do_lower_case", lowercase, (bool,), "true or false")
     tokenizer = read_tokenizer(str(folder / name), lowercase=bool(lowercase))
     tokens = _check_rows(tokenizer, model["vocab_size"], folder / name, "vocab_size in config.json")
@@ -50,10 +53,10 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
 
 
 def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
-    """config.json and the tokenizer.
+    """Makes config.json and the tokenizer's files.
 
-    Raises UserError where the tokenizer can't be read or has more tokens than the embedding has rows, and where no
-    family computes the same.
+    Raises UserError if the tokenizer can't be read or has more tokens than the embedding has rows, or if no family
+    computes the same.
     """
     tokenizer, special = _tokenizer(assets / "tokenizer.json")
     _check_rows(tokenizer, model["vocab_size"], assets / "tokenizer.json", "model.vocab_size")
@@ -61,7 +64,7 @@ def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
     assert pad is not None
     family, config = write_config(model, pad_token_id=pad)
     settings = {
-        # The class that takes tokenizer.json as it is; a model's own would rebuild it from other settings.
+        # The class that uses tokenizer.json unchanged; a model's own class would rebuild it from other settings.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model["max_positions"],
         "model_input_names": ["input_ids", *(["token_type_ids"] if family.reads_type_ids else []), "attention_mask"],
@@ -74,9 +77,9 @@ def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
 
 
 def _check_rows(tokenizer: tokenizers.Tokenizer, rows: int, path: Path, key: str) -> int:
-    """The number of token ids, which may be fewer than the embedding's rows: those are often padded to a multiple of 8.
+    """The number of token ids, which may be below that of the embedding's rows, often padded to a multiple of 8.
 
-    Raises UserError where they are more.
+    Raises UserError if it is above.
     """
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
     if tokens > rows:

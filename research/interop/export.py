@@ -1,10 +1,10 @@
-"""A run -> a folder that transformers opens.
+"""Exports a run as a folder that transformers can load.
 
-From the same tokens or images transformers computes the logits of the run, up to the rounding of float32 (measured: at
-most 3e-7 apart for encoders, 1e-6 of their size for ResNets), where the run computes in float32. A run with
-dtype=bfloat16 has float32 parameters, which are exported as they are, but rounds them and its activations to 8 bits
-where it computes: `ROUNDING`. Measured: MiniLM on SST-2's 872 dev sentences, probabilities at most 0.0070 and on
-average 0.0007 apart, the same class for all; the same checkpoint computed here in float32 is as far from its run.
+For the same tokens or images transformers computes the logits of the run up to float32 rounding (measured: at most 3e-7
+apart for encoders, 1e-6 of their size for ResNets), if the run computes in float32. A run with dtype=bfloat16 has
+float32 parameters, which are exported unchanged, but rounds them and its activations to 8 bits in computations:
+`ROUNDING`. Measured: MiniLM on SST-2's 872 dev sentences, probabilities at most 0.0070 and on average 0.0007 apart, the
+same class for all; the same checkpoint computed here in float32 differs as much from its run.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from research.interop.tensors import SINGLE, write
 from research.models import MODELS
 from research.runs.rundir import RunDir
 
-# How the outputs of an export differ from those of its run, by the run's dtype; where that is float32 they don't.
+# How the outputs of an export differ from those of its run, by the run's dtype; for float32 they do not.
 ROUNDING = {
     "bfloat16": "the run computes in bfloat16; in float32, as in transformers, its logits differ by about 1 % of the "
     "largest and its probabilities by up to about 0.01",
@@ -36,18 +36,18 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     """Writes the "last" or the "best" checkpoint of a run of a BERT or a ResNet to the folder `out` -> its step.
 
     The folder gets config.json, model.safetensors in float32, and the tokenizer or the images' normalization. Labels
-    are called LABEL_0, …: a run does not know their names. One output is a regression, whose prediction it is; of more
-    the softmax is the run's `scores`, but for task squared_hinge only the most probable class is the run's. A run that
-    ranks its checkpoints by a metric of its averaged parameters, ema_…, gives these. Two things are not the network's
-    and stay with the run: it truncates texts to data.transform.max_length, the exported tokenizer to
-    model.max_positions; and with model.test_flip it adds the mirrored image.
+    are called LABEL_0, …: a run does not know their names. A single output is the prediction of a regression. The
+    softmax of several outputs is the run's `scores`; for task squared_hinge only the most probable class agrees. If a
+    run ranks its checkpoints by a metric of its averaged parameters, ema_…, those are exported. Two things are not part
+    of the network and are not exported: the run truncates texts to data.transform.max_length, but the exported
+    tokenizer to model.max_positions; and with model.test_flip the run also evaluates the mirrored image.
 
     Raises UserError, with nothing written, for a folder that is not empty, for a run of another model or without such
-    a checkpoint, and for a model that transformers has nothing alike of.
+    a checkpoint, and for a model without a counterpart in transformers.
     """
     run, folder = RunDir.open(workdir), expanded(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} is there and not empty; choose another --out")
+        raise UserError(f"{folder} exists and is not empty; choose another --out")
     run.check_one_seed("an export")
     model = expand_variant(MODELS, run.config()["model"])
     kind = next((kind for kind in KINDS if kind.models[0] == model["name"]), None)
@@ -69,7 +69,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
         for name, text in exported.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         write(folder / SINGLE, exported.naming, variables)
-        shutil.copymode(folder / "config.json", folder / SINGLE)  # the library leaves it to its owner alone
+        shutil.copymode(folder / "config.json", folder / SINGLE)  # the library makes it readable by its owner only
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}") from error
     return step

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT: what transformers calls their settings and tensors, and what they are called here."""
+"""BERT, RoBERTa and DistilBERT: the names of their settings and tensors, in transformers and here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from research.base.errors import UserError
 from research.interop.kinds import check_kind, check_model, labels
 from research.interop.tensors import Naming
 
-# Theirs -> ours; of several that are one function the first is written.
+# Theirs -> ours; if several name one function, the first is written.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -23,11 +23,11 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-      architecture: its class for classifying sentences.
+      architecture: its class for sentence classification.
       keys: a key of `model` -> theirs.
-      defaults: what transformers takes where a config.json lacks one of their keys; the others must be there.
-      fixed: keys of `model` that their config has no say in.
-      naming: of that class' tensors.
+      defaults: transformers' defaults for keys missing from a config.json; all other keys are required.
+      fixed: keys of `model` that their config does not set.
+      naming: the names of that class's tensors.
       reads_type_ids: whether it takes `token_type_ids`.
     """
 
@@ -41,7 +41,7 @@ class Family:
 
 
 def _naming(prefix: str, layer: str, theirs: str, **heads: str) -> Naming:
-    """`theirs`: the eight modules of a layer, in the order of those here; `heads`: those outside the encoder."""
+    """Makes a Naming. `theirs`: the eight modules of a layer, in the order here; `heads`: those outside the encoder."""
     ours = "attention/query attention/key attention/value attention/output attention_norm mlp_in mlp_out mlp_norm"
     embeddings = {
         "encoder/token_embedding": f"{prefix}.embeddings.word_embeddings",
@@ -98,7 +98,7 @@ BERT = Family(
     naming=_naming("bert", "encoder.layer", _BERT_LAYER, pooler="bert.pooler.dense", classifier="classifier"),
     reads_type_ids=True,
 )
-# Its position_offset, max_positions and pooler_dropout follow from several of its settings: read_config, write_config.
+# Its position_offset, max_positions and pooler_dropout depend on several settings: see read_config, write_config.
 ROBERTA = Family(
     model_type="roberta",
     architecture="RobertaForSequenceClassification",
@@ -146,11 +146,11 @@ DISTILBERT = Family(
     reads_type_ids=False,
 )
 FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, DISTILBERT)}
-UNNAMED = "bert"  # the model_type of a config.json without one: BERT's first files
+UNNAMED = "bert"  # the model_type of a config.json without one, as in BERT's first files
 
-# Settings under which an encoder would compute something else.
+# Required values of settings that would change what an encoder computes.
 _EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
-# Types of values, and what they are called; of the other keys integers.
+# Types of values and their names; all other keys are integers.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
         ("dropout", "attention_dropout", "layer_norm_eps", "initializer_range"), ((int, float), "a number")
@@ -162,9 +162,9 @@ _INTEGER = ((int,), "an integer")
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
-    """A config.json of a family -> the family, and every key of `model` but `name` and `num_classes`.
+    """A config.json of a family -> the family, and every key of `model` except `name` and `num_classes`.
 
-    Raises UserError, which names `where`, for settings that are not known here, are missing or of the wrong type.
+    Raises UserError, naming `where`, for settings that are unsupported, missing or of the wrong type.
     """
     family = FAMILIES[config.get("model_type", UNNAMED)]
     for key, expected in _EXPECTED.items():
@@ -195,7 +195,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str
 def write_config(model: Mapping[str, Any], *, pad_token_id: int) -> tuple[Family, dict[str, Any]]:
     """The `model` section of a config -> the family that computes the same, and its config.json.
 
-    Raises UserError where there is none, and where RoBERTa would count its positions from another padding token.
+    Raises UserError if there is none, or if RoBERTa would count its positions from another padding token.
     """
     family = next((family for family in FAMILIES.values() if _computes(family, model)), None)
     if family is None:
@@ -224,7 +224,7 @@ def write_config(model: Mapping[str, Any], *, pad_token_id: int) -> tuple[Family
 
 
 def _computes(family: Family, model: Mapping[str, Any]) -> bool:
-    """Whether the family computes what the section says, apart from dropout."""
+    """Whether the family computes the same as the section, apart from dropout."""
     own = {key: model[key] for key in family.fixed if key != "pooler_dropout"}
     return (
         own == {key: family.fixed[key] for key in own}

@@ -1,4 +1,4 @@
-"""What a kind of networks says of itself, so that reading and writing weights need not ask which it is."""
+"""Architecture descriptors for weight import and export."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSpec:
-    """What a folder's own files say of its weights.
+    """The specification of a folder's weights, from its files.
 
     Attributes:
-      model_type: what transformers calls the architecture.
-      naming: what its tensors are called.
-      model: every key of a config's `model` that follows the weights.
-      transform: the keys of a config's `data.transform` that do.
-      batch: inputs that fit the weights; only their shapes are looked at.
+      model_type: transformers' name of the architecture.
+      naming: the names of its tensors.
+      model: every key of a config's `model` that the weights determine.
+      transform: the keys of a config's `data.transform` that they determine.
+      batch: inputs that fit the weights; only their shapes are used.
     """
 
     model_type: str
@@ -34,7 +34,7 @@ class CheckpointSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What stands beside the weights of an exported run: `files`, {name: text}. `naming`: as in CheckpointSpec."""
+    """The other files of an exported run besides its weights: {name: text}. `naming`: as in CheckpointSpec."""
 
     naming: Naming
     files: dict[str, str]
@@ -42,21 +42,21 @@ class Exported:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One kind of networks that transformers has too.
+    """A kind of network that transformers also has.
 
     Attributes:
-      models: the names, in MODELS, of those that can start from its weights. The first is a classifier: what is
-        loaded and exported.
-      model_types: what transformers calls its architectures.
-      companion_files: files of which one must lie beside the weights; empty: none need to.
-      heads: modules that answer the question they were trained on: a run's own are always fresh.
+      models: the names in MODELS of models that can start from its weights. The first is the classifier that is loaded
+        and exported.
+      model_types: transformers' names of its architectures.
+      companion_files: files of which one must accompany the weights; empty: none is needed.
+      heads: modules specific to the task they were trained on; in a run they are always fresh.
       optional: modules that weights may lack.
-      free: keys of the classifier's `model` that weights have no say in, with the values they are loaded with.
-      transform: keys of a config's `data.transform` that follow the weights.
+      free: keys of the classifier's `model` that weights do not determine, with the values they are loaded with.
+      transform: keys of a config's `data.transform` that the weights determine.
       batch: the shapes of a run's variables, by path -> inputs that fit them.
-      read: a folder and its config.json -> what they say. Raises UserError for what is not known here.
-      write: the `model` section of a run, its assets and the shapes of its variables -> what is written of them. Raises
-        UserError for a network that transformers has nothing alike of.
+      read: a folder and its config.json -> the specification. Raises UserError for unsupported settings.
+      write: the `model` section of a run, its assets and the shapes of its variables -> the exported files. Raises
+        UserError for a network without a counterpart in transformers.
     """
 
     models: tuple[str, ...]
@@ -72,13 +72,13 @@ class Architecture:
 
 
 def check_kind(where: object, key: str, value: Any, kinds: tuple[type, ...], what: str) -> None:
-    """Raises UserError where a file's value, which JSON's null makes None, is not of the `kinds`, called `what`."""
+    """Raises UserError if a file's value (JSON's null is None) is not of the types `kinds`, described by `what`."""
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise UserError(f"{where} has {key} {value!r}; it must be {what}")
 
 
 def check_model(where: object, model: Mapping[str, Any]) -> None:
-    """Raises UserError, which names the file, where a key of `model` read from it is out of its range."""
+    """Raises UserError, naming the file, if a key of `model` read from it is out of its range."""
     try:
         ranges.check_values({"model": model}, ranges.declared("model", MODELS))
     except UserError as error:
@@ -86,9 +86,9 @@ def check_model(where: object, model: Mapping[str, Any]) -> None:
 
 
 def labels(num_classes: int) -> dict[str, Any]:
-    """What a config.json says of a head. Labels are LABEL_0, …: a run does not know their names.
+    """The settings of a head in config.json. Labels are LABEL_0, …: a run does not know their names.
 
-    A head of one output is a regression's, for a classifier has at least two classes.
+    A head with one output is a regression, as a classifier has at least two classes.
     """
     names = {str(i): f"LABEL_{i}" for i in range(num_classes)}
     return {

@@ -1,7 +1,7 @@
-"""A config with `init_from` -> the config that is run, and what makes its fresh variables pretrained ones.
+"""Resolves a config with `init_from`: the config to run, and the function from fresh to pretrained variables.
 
-Variables are Flax's, {"params": …} and, where there are batch statistics, {"batch_stats": …}; the first part of their
-paths is that name, the second a module of the whole network.
+Variables are Flax's, {"params": …} and, if there are batch statistics, {"batch_stats": …}; the first part of their
+paths is that name, the second a top-level module of the network.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from research.runs.rundir import RunDir
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How a run starts.
+    """The resolved initialization of a run.
 
     Attributes:
-      config: with what follows the weights in it: the architecture, and an encoder's tokenizer or a ResNet's `mean` and
-        `std`. A variant of a model is spelt out in it.
-      initial: fresh variables, which are given up -> those with all but the head's replaced by pretrained ones; None
-        where the run needs none.
+      config: the config including what the weights determine: the architecture, and an encoder's tokenizer or a
+        ResNet's `mean` and `std`. A variant of a model is expanded in it.
+      initial: fresh variables, which are donated -> the same with all except the head's replaced by pretrained ones;
+        None if the run does not need it.
       note: one line for the user.
     """
 
@@ -48,12 +48,12 @@ class Start:
 def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Start:
     """Resolves `config.init_from`: a folder, a hub id, or the run directory of a model of the same kind.
 
-    What follows the weights is theirs, except keys in `given`, which the user set. The head is always fresh, even
-    where the weights have one of as many classes: it answers another question. Where `workdir` holds a run from the
-    same weights with a checkpoint, all is that run's, and the weights aren't needed.
+    The weights determine the keys that depend on them, except those in `given`, which the user set. The head is always
+    fresh, even if the weights have one with as many classes: its labels belong to another task. If `workdir` holds a
+    run from the same weights with a checkpoint, everything is taken from that run, and the weights aren't needed.
 
     Raises:
-      UserError: the weights are unavailable, can't be read, are another architecture's, or don't fit the settings
+      UserError: the weights are unavailable, can't be read, belong to another architecture, or don't fit the settings
         given.
     """
     if not config.init_from:
@@ -88,7 +88,7 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
     note = f"weights: {weights.what}; fresh: {', '.join([*fresh, *([config.init_fresh] if config.init_fresh else [])])}"
 
     def initial(variables: Any) -> Any:
-        for path, shape in _shapes(variables).items():  # images may have other channels than the weights are for
+        for path, shape in _shapes(variables).items():  # images may have more or fewer channels than the weights
             expected = wanted.get(path, shape)
             if shape != expected:
                 raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
@@ -98,10 +98,10 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
 
 
 def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """A classifier and its variables, the head's too where the weights have one -> (module, variables).
+    """Loads a classifier and its variables, including the head's if the weights have one -> (module, variables).
 
-    `num_classes`: of the head; None for those of the weights. What the weights lack of the head is random. Raises as
-    `start`.
+    `num_classes`: that of the head; None for the weights' number. Variables of the head that the weights lack are
+    random. Raises like `start`.
     """
     weights = _weights(init_from)
     kind = weights.kind
@@ -113,7 +113,7 @@ def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tu
     @jax.jit
     def fresh() -> Any:
         variables = module.init(jax.random.key(seed), weights.batch, train=False)
-        # Random numbers that are about to be replaced would take seconds to compile.
+        # Random numbers, which are replaced anyway, would take seconds to compile.
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if module_of(path_name(path)) in match.fresh else jnp.zeros_like(leaf), variables
         )
@@ -122,7 +122,7 @@ def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tu
 
 
 def checkpoints_of(run: RunDir) -> Checkpoints:
-    """The checkpoints of a run, to read."""
+    """Opens the checkpoints of a run for reading."""
     ranking = run.config()["eval"]
     return Checkpoints(run.checkpoints, metric=ranking["metric"], mode=ranking["mode"], writable=False)
 
@@ -139,9 +139,9 @@ def _with(
     transform: Mapping[str, Any],
     given: Collection[str],
 ) -> ConfigDict:
-    """A copy of the config with what follows the weights, except keys in `given`."""
+    """A copy of the config with the keys that the weights determine, except those in `given`."""
     config = config.copy_and_resolve_references()
-    if "model.name" in given:  # then all that a variant stands for is
+    if "model.name" in given:  # then so are all keys of the variant
         given = {*given, *(f"model.{key}" for key in set(expand_variant(MODELS, config.model)) - set(config.model))}
     config.model = ConfigDict(expand_variant(MODELS, config.model))
     for key in set(model) & set(config.model) - {"name", "num_classes", *kind.free}:
@@ -167,12 +167,12 @@ def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, tuple[int, ...]]:
-    """Those whose path the regex does not find, which an encoder's top layers may (Zhang et al. 2021, section 5).
+    """The shapes whose path the regex does not match.
 
-    Raises UserError where it finds none, or leaves none.
+    It may match an encoder's top layers (Zhang et al. 2021, section 5). Raises UserError if it matches none, or all.
     """
     pattern = regex("init_fresh", init_fresh)
-    # Paths as `freeze` sees them: without the collection that a module's variables are in.
+    # Paths as for `freeze`: without the name of the collection.
     names = {path: path.partition("/")[2] for path in shapes}
     kept = {path: shape for path, shape in shapes.items() if not (init_fresh and pattern.search(names[path]))}
     if not kept or (init_fresh and len(kept) == len(shapes)):
@@ -183,7 +183,7 @@ def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, t
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """What replaces variables, as in Start; the modules that have no weights; tensors that are not used."""
+    """The function that replaces variables, as in Start; the modules without weights; tensors that are not used."""
 
     initial: Callable[[Any], Any]
     fresh: frozenset[str] = frozenset()
@@ -201,12 +201,12 @@ class _Files:
         self.model = self._described.model
         self.transform = self._described.transform
         self.batch = self._described.batch
-        self._names = config.get("id2label", {"0": None, "1": None})  # two are not written down
+        self._names = config.get("id2label", {"0": None, "1": None})  # the default, two, is not written
         self._where = folder / "config.json"
 
     @property
     def num_classes(self) -> int:
-        """Of the head; asked for only where it is wanted. Raises UserError where config.json does not tell."""
+        """The number of classes of the head, read only if needed. Raises UserError if config.json does not have it."""
         if not isinstance(self._names, dict) or not self._names:
             raise UserError(
                 f"{self._where} has id2label {self._names!r}; it must be an object of a name for each class"
@@ -214,7 +214,7 @@ class _Files:
         return len(self._names)
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
-        """`shapes`: of the variables that are asked for, by path. Raises UserError where the weights don't fit."""
+        """Matches weights to variables with these shapes, by path. Raises UserError if the weights don't fit."""
         tensors = self._tensors
         found, unused = tensors.match(self._described.naming, shapes, optional=self.kind.optional)
 
@@ -225,13 +225,13 @@ class _Files:
 
 
 def average_of(run: RunDir) -> float | None:
-    """The decay of a run's averaged parameters where these are what it is about: `eval.metric` ranks by them."""
+    """The decay of a run's averaged parameters if its `eval.metric` ranks by them, else None."""
     config = run.config()
     return config["train"]["ema_decay"] if config["eval"]["metric"].startswith(AVERAGE) else None
 
 
 class _Run:
-    """A run directory of this project: its last checkpoint, of the averaged parameters if it ranks by these."""
+    """A run directory of this project: its last checkpoint, with averaged parameters if it ranks by them."""
 
     def __init__(self, folder: Path):
         self._run = RunDir.open(folder)
@@ -252,7 +252,7 @@ class _Run:
         self.batch = kind.batch(self._shapes)
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
-        """As that of _Files."""
+        """Like `_Files.match`."""
         own = self._shapes
         fresh = frozenset(self.kind.optional).intersection(map(module_of, shapes)).difference(map(module_of, own))
         shapes = {path: shape for path, shape in shapes.items() if module_of(path) not in fresh}

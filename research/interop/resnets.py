@@ -12,12 +12,12 @@ from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shape
 from research.interop.tensors import Naming, read_json
 
 _PREPROCESSOR = "preprocessor_config.json"
-# Of ImageNet's pixels between 0 and 1: what ResNets there were trained with.
+# Statistics of ImageNet's pixels between 0 and 1, with which transformers' ResNets were trained.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_WHITE = 255.0  # the largest value of a stored pixel, 1 in transformers
+_WHITE = 255.0  # the largest value of a stored pixel; 1 in transformers
 _WIDENING = {"basic": 1, "bottleneck": 4}
 
-# What transformers takes where a config.json lacks a key.
+# Transformers' defaults for keys missing from a config.json.
 _DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "embedding_size": 64,
@@ -26,9 +26,10 @@ _DEFAULTS: dict[str, Any] = {
     "layer_type": "bottleneck",
 }
 _WHAT = {int: "an integer", str: "text", list: "a list of integers"}
-# Settings under which a ResNet would compute something else; True for the last is v1, with the stride on a 1×1.
+# Required values of settings that would change what a ResNet computes; the last is True for v1, whose stride is on a
+# 1×1.
 _EXPECTED = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
-# What a ResNet of transformers is here.
+# The settings here of a ResNet from transformers.
 _FIXED = {"stem": "imagenet", "shortcut": "projection", "norm": "batch"}
 
 _BLOCK = {
@@ -51,7 +52,7 @@ NAMING = Naming(
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
-    """Raises UserError for a ResNet that is not known here, and for settings of the wrong type."""
+    """Reads a ResNet's config.json. Raises UserError for unsupported ResNets, and for settings of the wrong type."""
     where = folder / "config.json"
     for key, expected in _EXPECTED.items():
         if config.get(key, expected) != expected:
@@ -78,9 +79,9 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
 
 
 def write(model: Mapping[str, Any], _: Path, shapes: Shapes) -> Exported:
-    """config.json and preprocessor_config.json, which takes images of any size as they are.
+    """Makes config.json and preprocessor_config.json, which leaves the size of images unchanged.
 
-    model.test_flip is not the network's: transformers gives the logits of one image.
+    model.test_flip is not part of the network: transformers computes the logits of one image.
 
     Raises UserError for a ResNet that transformers lacks.
     """
@@ -100,7 +101,7 @@ def write(model: Mapping[str, Any], _: Path, shapes: Shapes) -> Exported:
         **labels(model["num_classes"]),
     }
     images = {
-        "image_processor_type": "ConvNextImageProcessor",  # the one that transformers has for ResNets
+        "image_processor_type": "ConvNextImageProcessor",  # transformers' image processor for ResNets
         "do_resize": False,
         "do_rescale": True,
         "rescale_factor": 1 / _WHITE,
@@ -119,7 +120,7 @@ def _hidden_sizes(block: str, width: int, stages: int) -> list[int]:
 
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the standard deviation of stored pixels, that is before they are scaled to between 0 and 1."""
+    """The mean and the standard deviation of stored pixels, i.e. before scaling them to between 0 and 1."""
     path = folder / _PREPROCESSOR
     settings = read_json(path) if path.is_file() else {}
     settings = {key: value for key, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Where pretrained weights are: in a folder, or on the hub, whose files are downloaded once."""
+"""Locates pretrained weights: in a folder, or on the hub, whose files are downloaded once."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from research.interop.families import UNNAMED
 from research.interop.kinds import Architecture
 from research.interop.tensors import read_json, weight_files
 
-# No pickles: they are never opened. Of names beginning with "model", so that other formats' folders stay away.
+# No pickles: they are never opened. Only names beginning with "model", to exclude the folders of other formats.
 _FILES = (
     "config.json",
     "model*.safetensors",
@@ -29,7 +29,7 @@ _PROBE_SECONDS = 4.0
 def missing(init_from: str) -> str | None:
     """Why the weights are unavailable here, in a few words; None if they are here or can be downloaded.
 
-    Looks neither into a folder nor at what a hub id's files are.
+    Inspects neither the contents of a folder nor the files of a hub id.
     """
     if os.path.isdir(expanded(init_from)):
         return None
@@ -46,7 +46,7 @@ def missing(init_from: str) -> str | None:
         return f"{where}, not among the hub's files here, and HF_HUB_OFFLINE forbids to download it"
     import requests
 
-    try:  # the hub's own client would try again for long
+    try:  # the hub's own client would retry for a long time
         requests.head(hf_hub_url(init_from, "config.json"), timeout=_PROBE_SECONDS)
     except requests.RequestException:
         return f"{where}, not among the hub's files here, and {constants.ENDPOINT} can't be reached to download it"
@@ -54,7 +54,7 @@ def missing(init_from: str) -> str | None:
 
 
 def _downloaded(hub_id: str) -> Path | None:
-    """The folder of a hub id's files, where they have been downloaded. Raises HFValidationError for what is no id."""
+    """The folder of a hub id's files, if already downloaded. Raises HFValidationError for an invalid id."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -64,16 +64,16 @@ def _downloaded(hub_id: str) -> Path | None:
         weights = weight_files(folder)
     except (LocalEntryNotFoundError, OSError, UserError):
         return None
-    # Another program, or a download that was cut off, may have left some of them only.
+    # Another program, or an interrupted download, may have left only some of them.
     beside = [folder / name for name in kind.companion_files] if kind else []
     whole = all(path.is_file() for path in weights) and (not beside or any(path.is_file() for path in beside))
     return folder if whole else None
 
 
 def folder(init_from: str) -> Path:
-    """The folder that holds the weights, downloaded first if `init_from` is a hub id that has not been yet.
+    """The folder that holds the weights; those of a hub id are downloaded first if necessary.
 
-    Raises UserError, within seconds where there is no network, if they are unavailable.
+    Raises UserError if they are unavailable, within seconds if there is no network.
     """
     local = expanded(init_from)
     if os.path.isdir(local):
@@ -85,13 +85,13 @@ def folder(init_from: str) -> Path:
 
     try:
         return _downloaded(init_from) or Path(snapshot_download(init_from, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub's client raises whatever the network does
+    except Exception as error:  # the hub's client passes on any exception of the network
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"pretrained weights {init_from} can't be downloaded: {lines[0]}") from error
 
 
 def kind_of(folder: Path) -> tuple[Architecture, dict[str, Any]]:
-    """What kind of weights a folder holds, and its config.json. Raises UserError if it has none, or of another kind."""
+    """The architecture of a folder's weights, and its config.json. Raises UserError if missing or unsupported."""
     config = read_json(folder / "config.json")
     kind = _kind(config)
     if kind is None:

@@ -21,7 +21,7 @@ from research.base.leaves import path_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-# A leaf here -> its names there, the present one first, then that of BERT's first files.
+# A leaf here -> its names there: the current one, then that of BERT's first files.
 _LEAVES = {
     "kernel": ("weight",),
     "embedding": ("weight",),
@@ -30,17 +30,17 @@ _LEAVES = {
     "mean": ("running_mean",),
     "var": ("running_var",),
 }
-# torch counts the batches that went into a running variance, and uses it only where it has no momentum.
+# torch's count of the batches in a running variance, which it uses only without a momentum.
 _COUNTER = "num_batches_tracked"
-# The order in which a kernel's axes are there: [I, O] is [O, I] and [H, W, I, O] is [O, I, H, W].
+# The order of a kernel's axes there: [I, O] is [O, I] and [H, W, I, O] is [O, I, H, W].
 _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """What a class of transformers calls its modules.
+    """The names of the modules of a class in transformers.
 
-    prefix: of all modules but the head's; a file of the bare network lacks it.
+    prefix: the prefix of all modules except the head's; a file of the bare network lacks it.
     modules: a module here -> theirs. `{}` is the number of a layer, a stage or a block.
     """
 
@@ -49,7 +49,7 @@ class Naming:
 
 
 def tensor_names(naming: Naming, path: str) -> list[str]:
-    """What the variable at `path` may be called in a file, first the name to write."""
+    """The possible names in a file of the variable at `path`; the first is the one to write."""
     module, _, leaf = path.partition("/")[2].rpartition("/")
     number = r"(?<=layer_|stage_|block_)\d+"
     theirs = naming.modules[re.sub(number, "{}", module)].format(*re.findall(number, module))
@@ -58,23 +58,23 @@ def tensor_names(naming: Naming, path: str) -> list[str]:
 
 
 def module_of(path: str) -> str:
-    """The module of the whole network that a variable is of: "encoder" of "params/encoder/layer_0/mlp_in/kernel"."""
+    """The top-level module of a variable: "encoder" for "params/encoder/layer_0/mlp_in/kernel"."""
     return path.split("/")[1]
 
 
 def _axes(path: str, count: int) -> tuple[int, ...]:
-    """Where each of their axes is here."""
+    """The axis here of each of their axes."""
     return _AXES[count] if path.endswith("/kernel") else tuple(range(count))
 
 
 class Tensors:
-    """The tensors of a folder: of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
+    """The tensors of a folder: in `model.safetensors`, or in the files that `model.safetensors.index.json` names.
 
-    Only the headers are read until a tensor is asked for.
+    Only the headers are read until a tensor is accessed.
     """
 
     def __init__(self, folder: Path):
-        """Raises UserError where there are none, or a file is missing or damaged."""
+        """Opens the files. Raises UserError if there are none, or one is missing or damaged."""
         self._folder = folder
         self._files = {name: file for file in map(self._open, weight_files(folder)) for name in file.keys()}  # noqa: SIM118
 
@@ -88,12 +88,12 @@ class Tensors:
     def match(
         self, naming: Naming, shapes: Mapping[str, tuple[int, ...]], *, optional: Collection[str]
     ) -> tuple[dict[str, str], list[str]]:
-        """The tensor of each variable of `shapes` -> {path: tensor}, and the tensors that are none's.
+        """Matches a tensor to each variable of `shapes` -> {path: tensor}, and the unused tensors.
 
-        Only the modules that are `optional` may lack theirs.
+        Only `optional` modules may lack tensors.
 
         Raises:
-          UserError: a tensor that is needed is missing, or one has another shape or is not of floats.
+          UserError: a required tensor is missing, or one has a different shape or is not of floats.
         """
         found, missing = {}, []
         for path, shape in shapes.items():
@@ -122,13 +122,13 @@ class Tensors:
             )
 
     def read(self, path: str, name: str) -> np.ndarray:
-        """The tensor `name` as the variable at `path` has it, in float32."""
+        """Reads the tensor `name` in the layout of the variable at `path`, in float32."""
         tensor = self._files[name].get_tensor(name).astype(np.float32, copy=False)
         return tensor.transpose(np.argsort(_axes(path, tensor.ndim)))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, which need not all be there. Raises UserError where there is none."""
+    """The safetensors files of a folder, some of which may be missing. Raises UserError if it has none."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
@@ -145,26 +145,26 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError where `path` is not there or holds no JSON object."""
+    """Reads a JSON object. Raises UserError if the file is missing or not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
+        raise UserError(f"{path} is not a JSON object")
     return value
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """Names for a message: all of a few, or the first of many."""
     more = f" and {len(names) - 3} more" if len(names) > 4 else ""
     return ", ".join(names[:3] if more else names) + more
 
 
 def replaced(variables: Any, read: Callable[[str], np.ndarray | None]) -> Any:
-    """The tree with each leaf replaced, in its place on the devices, by `read(path)` where that is not None.
+    """The tree with each leaf replaced, with its sharding, by `read(path)` unless that is None.
 
-    A leaf that is replaced is freed at once, so that no more than one tensor is held twice.
+    A replaced leaf is freed at once, so that at most one tensor is held twice.
     """
 
     def replace(path: Any, leaf: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Solvers: optimizers whose one step fits the whole training set, for models that have one optimum.
+"""Solvers: optimizers that fit the whole training set in one step, for models with a single optimum.
 
 A solver minimises the task's mean loss + weight_decay / 2 · Σ p² over the parameters p that `decay_exclude` does not
-find, so an intercept is not penalised. It goes through the batch a block of rows at a time, each small enough to stay
-in the processor's cache: the second use of a row, for the gradient, then costs no second reading from memory.
+match, so an intercept is not penalised. It processes the batch in blocks of rows, each small enough to stay in the
+processor's cache, so that the second use of a row, for the gradient, does not read it from memory again.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from research.solvers.table import Table
 
 __all__ = ["FACTORIZATIONS", "KEYS", "SOLVERS", "Table", "blocks", "report", "solve_step", "warnings"]
 
-# What a solver takes of the config's `optimizer` section, beside the penalty.
+# The keys of the config's `optimizer` section that a solver takes, besides the penalty.
 KEYS = ("tolerance", "max_iterations", "factorization")
-# Rows that are in the cache together; more where the gradient itself, which each block adds to, is large.
+# Rows per block in the cache; more if the gradient, which each block adds to, is itself large.
 BLOCK_BYTES = 2**20
 BLOCK_PER_GRADIENT = 4
 
-# (problem, parameters to start from) -> (solution, iterations, the largest gradient that counts as converged, what else
-# it reports, by name)
+# (problem, initial parameters) -> (solution, iterations, the largest gradient that counts as converged, other reported
+# values by name)
 Solver = Callable[..., tuple[Any, jax.Array, Any, dict[str, jax.Array]]]
 
 SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "lbfgs": lbfgs}
@@ -50,11 +50,11 @@ def solve_step(
     blocks: int,
     table: Table | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The parameters that fit `batch`, all training examples, and their scores.
+    """Fits the parameters to `batch`, all training examples -> the state and its scores.
 
-    Beside the task's scores there are `objective`, `grad_max` (its gradient's largest entry), `iterations`, `converged`
-    (1 or 0) and what the solver itself reports. The rows of `batch`, split over `devices`, are a multiple of devices ×
-    blocks. Of a `table` only the rows are fitted that `batch` reads.
+    Besides the task's, the scores are `objective`, `grad_max` (its gradient's largest entry), `iterations`, `converged`
+    (1 or 0) and values reported by the solver. The number of rows of `batch`, split over `devices`, is a multiple of
+    devices × blocks. Only those rows of a `table` are fitted that `batch` reads.
     """
 
     def in_blocks(x: jax.Array) -> jax.Array:  # each device keeps its own rows
@@ -84,7 +84,7 @@ def solve_step(
 
 
 def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int) -> int:
-    """Into how many blocks to cut `rows` like those of `batch`, for each device: 1 where there is no cache to fill."""
+    """The number of blocks per device into which to split `rows` rows like those of `batch`; 1 except on CPUs."""
     if jax.default_backend() != "cpu":
         return 1
     row_bytes = sum(x.size * x.dtype.itemsize for x in batch.values()) / len(batch["weight"])
@@ -93,7 +93,7 @@ def blocks(batch: Mapping[str, Any], *, rows: int, devices: int, parameters: int
 
 
 def report(training: Mapping[str, Any]) -> str | None:
-    """How a solver ended whose last training metrics these are, in a line; None for other optimizers."""
+    """Describes in a line how a solver with these last training metrics ended; None for other optimizers."""
     if "iterations" not in training:
         return None
     count = f"{training['iterations']:.0f} iteration{'' if training['iterations'] == 1 else 's'}"
@@ -107,7 +107,7 @@ def report(training: Mapping[str, Any]) -> str | None:
 def warnings(
     config: Any, task: Task, weight_decay: float, training: Mapping[str, Any], *, examples: int, parameters: int
 ) -> list[str]:
-    """What to know of a solution whose last training metrics are `training`."""
+    """Warnings about a solution whose last training metrics are `training`."""
     section, found = config.optimizer, []
     if training.get("converged") == 0:
         way = _way_out(section, config.dtype, weight_decay, training)

@@ -14,35 +14,35 @@ from research.core.optim import decay_mask
 from research.core.tasks import Batch
 from research.solvers.problem import Problem, max_norm
 
-# `qr` takes a singular value for 0 that is so many roundings or fewer beside the largest. Of a singular value that is 0
-# rounding leaves up to 43 (measured in float32: a column twice, 3 million rows), hardly more for more rows or columns.
+# `qr` treats a singular value as 0 up to this multiple of the machine epsilon times the largest. Rounding leaves up to
+# 43 of an exact 0 (measured in float32: a duplicated column, 3 million rows), hardly more for more rows or columns.
 RANK_CUTOFF = 128
 
 
 def closed_form(
     problem: Problem, params: Any, *, tolerance: float, factorization: str, **_: Any
 ) -> tuple[Any, jax.Array, Any, dict[str, jax.Array]]:
-    """The least-squares solution of a model that is linear in its parameters, wherever they start.
+    """The least-squares solution of a model that is linear in its parameters, whatever their initial values.
 
-    Where several parameters solve it (fewer examples than features, columns that repeat others or are constant), `qr`
-    takes the limit of a vanishing penalty: the one with the smallest norm of what is penalised. `cholesky` of the
-    normal equations is several times as fast, loses twice the digits, and needs a problem with a single solution;
-    without one the parameters stay 0. `auto` is cholesky where that is good enough, and qr elsewhere.
+    If the solution is not unique (fewer examples than features, columns that repeat others or are constant), `qr`
+    takes the limit of a vanishing penalty: the solution with the smallest norm of the penalised parameters. `cholesky`
+    of the normal equations is several times as fast, loses twice the digits, and needs a unique solution; otherwise the
+    parameters are 0. `auto` is cholesky where that is accurate enough, and qr elsewhere.
 
-    Beside the solution, `undetermined` is the number of directions of the parameters that the data does not determine,
-    as far as the type can tell, features that are always 0 not counted.
+    Besides the solution, reports `undetermined`: the number of directions of the parameters that the data does not
+    determine to the type's precision, not counting features that are always 0.
     """
     flat, unravel = ravel_pytree(params)
-    flat = jnp.zeros_like(flat)  # what is solved for are the parameters themselves
+    flat = jnp.zeros_like(flat)  # solves for the parameters themselves, not for an update
     decayed = np.concatenate(
         [
             np.full(p.size, m)
             for p, m in zip(*map(jax.tree.leaves, (params, decay_mask(params, problem.decay_exclude))), strict=True)
         ]
     )
-    # Columns that are not penalised come first: the others are then solved for in what these leave over.
+    # Columns that are not penalised come first: the others are then fitted to what these leave over.
     order = np.argsort(decayed, kind="stable")
-    columns = slice(None) if (np.diff(order) == 1).all() else order  # to reorder the Jacobian copies it
+    columns = slice(None) if (np.diff(order) == 1).all() else order  # reordering the Jacobian copies it
 
     def outputs(flat: jax.Array, batch: Batch) -> jax.Array:
         variables = {"params": unravel(flat)}
@@ -69,36 +69,38 @@ def closed_form(
         )
     )
     found = flat.at[order].set(jnp.where(jnp.all(jnp.isfinite(found)), found, 0))
-    # Rounding leaves a gradient that grows with the data's scale: it has to vanish beside that of the start.
+    # Rounding leaves a gradient that grows with the data's scale: it must be negligible relative to the initial one.
     bound = jnp.maximum(tolerance, math.sqrt(jnp.finfo(flat.dtype).eps) * max_norm(start))
     return unravel(found), jnp.int32(1), bound, {"undetermined": undetermined}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Equations:
-    """Least squares in P parameters, those first that are not penalised."""
+    """Least squares in P parameters; those that are not penalised come first."""
 
     problem: Problem
     rows: Callable[[Batch], tuple[jax.Array, jax.Array, jax.Array]]  # a block's Jacobian, residuals at 0 and weights
     weight: jax.Array  # of all examples
     penalty: jax.Array  # [P], the weight decay or 0
-    free: int  # how many are not penalised
-    gradient: Callable[[jax.Array], jax.Array]  # of the objective, [P] at [P], by another pass over the data
+    free: int  # the number of parameters that are not penalised
+    gradient: Callable[[jax.Array], jax.Array]  # that of the objective, [P] at [P], by another pass over the data
 
 
-# The parameters [P], the gradient [P] where all of them are 0, and how many directions are undetermined.
+# The parameters [P], the gradient [P] at 0, and the number of undetermined directions.
 _Solution = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _cholesky(equations: _Equations) -> _Solution:
-    """The parameters are not finite where the equations are singular."""
+    """Solves by Cholesky factorization. The parameters are not finite if the equations are singular."""
     found, start, _ = _normal_equations(equations)
     return found, start, jnp.int32(0)
 
 
 def _auto(equations: _Equations) -> _Solution:
-    """As `_cholesky` where that is exact enough, else as `_qr`: where of each column's square more than the root of the
-    type's precision is no combination of the columns before it, rounding leaves errors below that root, to be refined.
+    """Solves by `_cholesky` if that is accurate enough, else by `_qr`.
+
+    It is if, of each column's square, the part that is not a combination of the columns before it exceeds the square
+    root of the type's precision: rounding errors are then below that root, and are refined.
     """
     found, start, own = _normal_equations(equations)
     good = jnp.all(own > math.sqrt(jnp.finfo(own.dtype).eps)) & jnp.all(jnp.isfinite(found))
@@ -106,8 +108,9 @@ def _auto(equations: _Equations) -> _Solution:
 
 
 def _normal_equations(equations: _Equations) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Parameters and gradient as in `_Solution`; of each column the part of its square that is not a combination of
-    those before it: [P].
+    """Solves the normal equations -> parameters and gradient as in `_Solution`, independence [P].
+
+    The last is the part of each column's square that is not a combination of the columns before it.
     """
 
     def products(block: Batch) -> tuple[jax.Array, jax.Array]:
@@ -117,7 +120,7 @@ def _normal_equations(equations: _Equations) -> tuple[jax.Array, jax.Array, jax.
     gram, right = equations.problem.sum(products)
     start = -2 * right / equations.weight
     hessian = 2 * gram / equations.weight + jnp.diag(equations.penalty)
-    # Columns of one length: the factor's diagonal then tells how far they depend on each other.
+    # Columns are scaled to one length: the factor's diagonal then shows how far they depend on each other.
     scale = 1 / jnp.sqrt(jnp.diag(hessian))
     factor = jnp.linalg.cholesky(hessian * scale[:, None] * scale[None, :])
 
@@ -125,18 +128,18 @@ def _normal_equations(equations: _Equations) -> tuple[jax.Array, jax.Array, jax.
         return scale * jax.scipy.linalg.cho_solve((factor, True), scale * right)
 
     found = solve(-start)
-    # Once more, for what rounding left over.
+    # A second solve refines what rounding left over.
     return found - solve(equations.gradient(found)), start, jnp.diag(factor) ** 2
 
 
 def _qr(equations: _Equations) -> _Solution:
-    """The parameters are always finite."""
+    """Solves by QR factorization. The parameters are always finite."""
 
     def scaled(block: Batch) -> jax.Array:
         jacobian, residuals, weights = equations.rows(block)
         return jnp.column_stack([jacobian, residuals]) * jnp.sqrt(weights / equations.weight)[:, None]
 
-    # R of [J | r], with the penalty's rows below, holds all there is to know; the other factor is not made.
+    # R of [J | r], with the penalty's rows below, has all that is needed; Q is not computed.
     penalty, free = equations.penalty, equations.free
     size = len(penalty)
     stacked = jax.lax.map(scaled, equations.problem.batch).reshape(-1, size + 1)
@@ -149,9 +152,9 @@ def _qr(equations: _Equations) -> _Solution:
 
 
 def _minimum_norm(factor: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The solution [P] of factor · x = right of the smallest norm, and in how many directions it is undetermined.
+    """The minimum-norm solution [P] of factor · x = right, and the number of directions in which it is undetermined.
 
-    Columns of `factor` [P, P] that are 0 do not count as such.
+    Columns of `factor` [P, P] that are 0 are not counted.
     """
     if not right.size:
         return right, jnp.int32(0)

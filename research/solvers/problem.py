@@ -1,4 +1,4 @@
-"""What a solver minimises, and what it can ask of it."""
+"""The problem that a solver minimises, with its values and gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from research.core.tasks import Batch, Task
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is minimised, over a batch in blocks: each of its arrays [K, B, …]."""
+    """The objective over a batch in blocks, whose arrays are [K, B, …]."""
 
     module: nn.Module
     task: Task
@@ -29,7 +29,7 @@ class Problem:
         return self.task.scores(self.module.apply({"params": params}, batch, train=False), batch)
 
     def sum(self, function: Callable[[Batch], Any]) -> Any:
-        """The sum over the blocks of a tree of arrays."""
+        """The sum of `function`, a tree of arrays, over the blocks."""
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(function, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batch)),
@@ -37,11 +37,11 @@ class Problem:
         return jax.lax.scan(lambda total, block: (metrics.add(total, function(block)), None), zeros, self.batch)[0]
 
     def decayed(self, params: Any) -> Any:
-        """The parameters that the penalty takes, and 0 for the others."""
+        """The penalised parameters, with 0 for the others."""
         return jax.tree.map(lambda p, mask: p * mask, params, decay_mask(params, self.decay_exclude))
 
     def value(self, params: Any) -> jax.Array:
-        """The objective, of a batch of one block."""
+        """The objective for a batch of one block."""
         loss = self.scores(params, jax.tree.map(lambda x: x[0], self.batch))["loss"]
         return loss.total / loss.weight + self._penalty(params)
 
@@ -49,7 +49,7 @@ class Problem:
         return self.weight_decay / 2 * optax.tree.norm(self.decayed(params), squared=True)
 
     def at(self, params: Any, which: Callable[[dict[str, Any]], Any] = lambda scores: scores) -> "Point":
-        """The objective's value and gradient, and of the scores `which` picks, in one pass over the data."""
+        """The objective's value and gradient, and the scores that `which` selects, in one pass over the data."""
 
         def loss(params: Any, block: Batch) -> tuple[jax.Array, Any]:
             scores = self.scores(params, block)
@@ -60,7 +60,7 @@ class Problem:
         return Point(total / weight + self._penalty(params), grads, scores)
 
     def objective(self, params: Any) -> jax.Array:
-        """The objective, a function whose gradient comes in the same pass as its value."""
+        """The objective, as a function that computes its gradient in the same pass as its value."""
 
         @jax.custom_vjp
         def objective(params: Any) -> jax.Array:
@@ -76,7 +76,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What there is at some parameters: the objective's value and gradient, and scores."""
+    """The objective's value and gradient, and scores, at some parameters."""
 
     value: jax.Array
     grad: Any

@@ -15,9 +15,10 @@ from research.core.state import param_count
 from research.core.tasks import Batch
 from research.solvers.problem import Problem, max_norm
 
-# Up to how many parameters a matrix of their pairs is made, from how many examples for each, what is added to its
-# diagonal, as a part of the mean there, and how many columns are made together. Beyond, from how many random
-# directions the diagonal alone is estimated, and which part of the penalty it has to exceed for half of the parameters.
+# DENSE: the most parameters for which the Hessian is computed; DENSE_ROWS: examples per parameter that it is computed
+# from; REGULAR: fraction of the diagonal's mean that is added to the diagonal; COLUMNS: columns computed together.
+# PROBES: random directions that estimate the diagonal for more parameters; WORTH: fraction of the penalty that the
+# diagonal must exceed for half of the parameters.
 DENSE, DENSE_ROWS, REGULAR, COLUMNS = 1024, 4, 1e-3, 32
 PROBES, WORTH = 4, 0.1
 
@@ -25,12 +26,12 @@ PROBES, WORTH = 4, 0.1
 def lbfgs(
     problem: Problem, params: Any, *, tolerance: float, max_iterations: int, **_: Any
 ) -> tuple[Any, jax.Array, Any, dict[str, jax.Array]]:
-    """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), to a gradient whose largest entry is `tolerance`.
+    """L-BFGS with ten pairs (Nocedal & Wright 2006, Algorithm 7.5), until the gradient's largest entry is `tolerance`.
 
-    Up to DENSE parameters it works in coordinates in which the curvature at the start is the same in all directions,
-    beyond in coordinates in which it is about the same along each, which takes half the passes over the data that it
-    takes in the parameters themselves, or fewer. It also ends where ten iterations brought no lower objective: that is
-    the type's precision.
+    Up to DENSE parameters it works in coordinates in which the initial curvature is the same in all directions, for
+    more in coordinates in which it is about the same along each axis. This takes at most half of the passes over the
+    data that the parameters themselves would take. It also ends if ten iterations do not lower the objective, which is
+    the limit of the type's precision.
     """
     tx = optax.lbfgs(memory_size=10)
     coordinates = (_Coordinates.round if param_count(params) <= DENSE else _Coordinates.scaled)(problem, params)
@@ -58,8 +59,10 @@ def lbfgs(
 
 @dataclasses.dataclass(frozen=True)
 class _Coordinates:
-    """Other coordinates of the parameters. `params` gives the parameters at a place in them; `gradient` makes of a
-    gradient in these coordinates that in the parameters, of the same entries."""
+    """A change of coordinates for the parameters.
+
+    `params` maps coordinates to parameters; `gradient` maps a gradient in these coordinates to one in the parameters.
+    """
 
     start: Any
     params: Callable[[Any], Any]
@@ -67,10 +70,10 @@ class _Coordinates:
 
     @classmethod
     def round(cls, problem: Problem, params: Any) -> "_Coordinates":
-        """Coordinates x with params = start + L⁻ᵀ x, L Lᵀ being the objective's Hessian at the start.
+        """Coordinates x with params = start + L⁻ᵀ x, where L Lᵀ is the objective's Hessian at the start.
 
-        The Hessian is that of some examples, and what makes a singular one regular is added to it: it only has to be
-        about right. Where there is no such L the coordinates are the parameters.
+        The Hessian is computed from some of the examples, and regularized in case it is singular: an approximation
+        suffices. If there is no such L the coordinates are the parameters.
         """
         flat, unravel = ravel_pytree(params)
         weight = problem.batch["weight"]  # [K, B], or [K, B, E] where rows hold several examples
@@ -85,7 +88,7 @@ class _Coordinates:
         def column(direction: jax.Array) -> jax.Array:
             return jax.jvp(gradient, (flat,), (direction,))[1]
 
-        # Some columns at a time: all at once take as much memory as so many batches.
+        # A few columns at a time: all at once take as much memory as that many batches.
         hessian = jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=COLUMNS)
         ridge = REGULAR * jnp.mean(jnp.diag(hessian))
         factor = jnp.linalg.cholesky(hessian + ridge * jnp.eye(flat.size, dtype=flat.dtype))
@@ -98,15 +101,16 @@ class _Coordinates:
 
     @classmethod
     def scaled(cls, problem: Problem, params: Any) -> "_Coordinates":
-        """Coordinates x with params = start + x / √h, h being about the diagonal of the objective's Hessian there.
+        """Coordinates x with params = start + x / √h, where h approximates the Hessian's diagonal at the start.
 
-        It is that of Jᵀ D J, J being the derivatives of the model's outputs by its parameters and D the diagonal of the
-        loss's second derivatives by the outputs: the mean of the squares of Jᵀ √D s over random signs s (as in Bekas et
-        al. 2007, section 2, for a product with its own transpose), which are never negative.
+        h estimates the diagonal of Jᵀ D J, where J are the derivatives of the model's outputs with respect to its
+        parameters, and D is the diagonal of the loss's second derivatives with respect to the outputs. It is the mean
+        of the squares of Jᵀ √D s over random signs s (as in Bekas et al. 2007, section 2, for a product with its own
+        transpose), which are never negative.
 
-        Where the penalty is nearly all of the curvature of most parameters, the coordinates are the parameters: these
-        are near enough to round, and what the data adds at the start is gone where most examples are fitted. (20
-        Newsgroups takes 63 iterations so, and 113 in scaled coordinates; SST-2, on the other side, 83 and 19.)
+        If the penalty is nearly all of the curvature of most parameters, the coordinates are the parameters: they are
+        well conditioned, and the data's initial curvature vanishes once most examples are fitted. (20 Newsgroups takes
+        63 iterations so, and 113 in scaled coordinates; SST-2, in contrast, 83 and 19.)
         """
 
         def squares(block: Batch) -> Any:
@@ -131,7 +135,7 @@ class _Coordinates:
         decay, _ = ravel_pytree(jax.tree.map(lambda h, decay: jnp.full_like(h, decay), params, penalty))
         diagonal = data + decay
         scale = 1 / jnp.sqrt(diagonal + REGULAR * jnp.mean(diagonal))
-        # Of the parameters that the data has a say in.
+        # Only parameters that the data affects.
         outweighed = jnp.sum(data > WORTH * decay) / jnp.sum(data > 0)
         worth = jnp.all(jnp.isfinite(scale)) & (outweighed > 0.5)
         scale = unravel(jnp.where(worth, scale, jnp.ones_like(scale)))

@@ -63,13 +63,13 @@ RANGES: dict[str, Range] = {
 def key_ranges(config: Mapping[str, Any]) -> dict[str, Range]:
     """The ranges of a config's keys: RANGES, and what its model, task and transform declare for theirs."""
     sections = (
-        ("model", MODELS, config["model"]),
-        ("task", TASKS, config["task"]),
-        ("data.transform", TRANSFORMS, config["data"]["transform"]),
+        ("model", MODELS, config.get("model")),
+        ("task", TASKS, config.get("task")),
+        ("data.transform", TRANSFORMS, config.get("data", {}).get("transform")),
     )
     found = dict(RANGES)
     for name, table, section in sections:
-        if section["name"] in table:
+        if section and section["name"] in table:
             found |= ranges.declared(name, {section["name"]: table[section["name"]]})
     return found
 

@@ -106,6 +106,7 @@ def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
     assert found.label(1) == "sepal length (cm), versicolor"
 
 
+@pytest.mark.slow
 def test_errors_are_of_what_was_trained_on(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form", "data.train_fraction=0.5")
     part = sample_subset(len(labels), 0.5, seed=0)

@@ -181,6 +181,7 @@ def test_all_that_can_be_drawn_is_and_the_rest_is_an_error(line, capsys):
     assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
 
 
+@pytest.mark.slow
 def test_a_plot_says_what_of(digits, monkeypatch):
     """And one of another split or checkpoint does not take the place of the first."""
     titles = []
@@ -434,6 +435,7 @@ def _long_figures():
     yield figures.learning_curve([{"examples": n, "metrics": some} for n in sizes], metric_name="ema_mean_squared")
 
 
+@pytest.mark.slow
 def test_nothing_is_cut_off_and_no_marks_overlap():
     for figure in _long_figures():
         figures.add_title(figure, LONG)

@@ -34,6 +34,7 @@ def _not_again(*_, **__):
     raise AssertionError("trained again")
 
 
+@pytest.mark.slow
 def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
     """The gradient 2 (w − cov(x, y)) + 2 α / N · w of a standardized feature is zero at w = cov / (1 + α / N)."""
     near = 200.0001  # of two values that nearly are the same each has its own fit
@@ -70,6 +71,7 @@ def test_only_what_diverged_is_a_point_that_failed(run):
         regularization_path(run, [10000.0], show=False)
 
 
+@pytest.mark.slow
 def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     found = learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False)
     assert [point["examples"] for point in found["points"]] == [20, 200]

@@ -80,8 +80,8 @@ def test_the_orientation_of_a_camera_is_not_looked_at():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (b"", "it is no image"),
-        (b"a text", "it is no image"),
+        (b"", "it is not an image"),
+        (b"a text", "it is not an image"),
         (encoded(COLOUR)[:80], "truncated"),
         (_file(Image.fromarray(COLOUR), "JPEG")[:-20], "truncated"),
         (_file(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floating-point"),

@@ -97,6 +97,7 @@ def test_the_head_is_the_published_ones_formula(rng):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_ones(rng):
     batch = _batch(rng, [[2, 7, 11], [4], [0, 5]])
 

@@ -26,6 +26,7 @@ def test_batch_norm_by_the_formula(rng):
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * seen.var(axis=0, ddof=1), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_batch_norm_is_flaxs_but_for_the_running_variance(rng):
     """Outputs and gradients, in training and in evaluation."""
     x, cotangent = (jnp.asarray(rng.normal(size=(6, 3, 3, 4)), jnp.float32) for _ in range(2))

@@ -1,6 +1,6 @@
-"""Random changes to training images, each a pure function of the image and of a key.
+"""Random augmentation of training images, each a pure function of the image and a key.
 
-An example's key is a function of (seed, epoch, example index): so is what becomes of it.
+An example's key is a function of (seed, epoch, example index), and so is its augmentation.
 """
 
 import dataclasses
@@ -17,31 +17,31 @@ from research.data.images.decoding import EvalTransform, resample
 from research.data.images.mixing import mixed
 from research.data.images.randaugment import OPERATIONS, randaugment
 
-# What a key's numbers are for: the place of each use must never change, or runs would no longer repeat.
+# The uses of a key's numbers: their order must never change, or runs would not be reproducible.
 _CROP, _FLIP, _OPERATIONS, _ERASING, _MIXING = range(5)
 
-BORDERS = {"zero": "constant", "reflect": "reflect"}  # as numpy names them
+BORDERS = {"zero": "constant", "reflect": "reflect"}  # numpy's names
 
-ATTEMPTS = 10  # boxes that are drawn before the search for one that fits is given up
+ATTEMPTS = 10  # boxes to draw before giving up the search for one that fits
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to images, in this order; as configured by default, nothing.
+    """The augmentation of training images, applied in this order; none by default.
 
     Attributes:
-      crop_padding: pixels added on each side, before as much is cut off again at a random place (He et al. 2015,
-        section 4.2); in place of a random resized crop.
-      crop_border: what is added: "zero", or "reflect", the image mirrored at its edge.
-      random_resized_crop: the smallest and largest part of the image's area to cut out; see `resized_crop_boxes`. The
-        box is brought to the size in which evaluation sees the image. None: no such crop.
-      aspect_ratio: the smallest and largest width / height of that part.
+      crop_padding: pixels added on each side before a random crop of the original size (He et al. 2015, section 4.2);
+        an alternative to a random resized crop.
+      crop_border: the added pixels: "zero", or "reflect", the image mirrored at its edge.
+      random_resized_crop: the smallest and largest fraction of the image's area to crop; see `resized_crop_boxes`. The
+        crop is resized to the size in which evaluation sees the image. None: no random resized crop.
+      aspect_ratio: the smallest and largest width / height of that crop.
       flip: whether to mirror half of the images, left to right.
-      randaugment_ops: how many operations of RandAugment each image goes through.
-      randaugment_magnitude: how strong they are, 0 to 30.
-      erasing: the part of images of which a rectangle is erased; see `erased`.
+      randaugment_ops: the number of RandAugment operations applied to each image.
+      randaugment_magnitude: their strength, 0 to 30.
+      erasing: the fraction of images in which a rectangle is erased; see `erased`.
       mixup, cutmix: alpha of the share that another image has in each; 0: none. See research/data/images/mixing.py.
     """
 
@@ -98,16 +98,16 @@ class Augment:
 
     @property
     def needs_bytes(self) -> list[str]:
-        """The settings in use that only images of bytes can go through."""
+        """The enabled settings that need images of bytes."""
         return [key for key in ("random_resized_crop", "randaugment_ops", "erasing") if getattr(self, key)]
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises UserError where images of this size, as evaluation sees them, are too small to be changed so."""
+        """Raises UserError if images of this size, as evaluation sees them, are too small for the augmentation."""
         _check_padding(self.crop_padding, self.crop_border, height, width)
 
     @property
     def redraws(self) -> bool:
-        """Whether an image by itself becomes another one."""
+        """Whether single images are changed, apart from mixing."""
         return bool(self.crop_padding or self.random_resized_crop or self.flip or self.randaugment_ops or self.erasing)
 
     @property
@@ -115,11 +115,11 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     def mixed(self, images: np.ndarray, others: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images made of two, [B, H, W, C] each, and the share of the second, float32 [B]; keys: uint64 [B]."""
+        """Mixes two images, [B, H, W, C] each -> images, and the share of the second, float32 [B]; keys: uint64 [B]."""
         return mixed(images, others, _own(keys, _MIXING), mixup=self.mixup, cutmix=self.cutmix)
 
     def __call__(self, images: np.ndarray | list[np.ndarray], keys: np.ndarray, view: EvalTransform) -> np.ndarray:
-        """Images [H, W, C] each, or [B, H, W, C], and keys uint64 [B] -> [B, h, w, C] of the same type."""
+        """Augments images [H, W, C] each, or [B, H, W, C], by keys uint64 [B] -> [B, h, w, C] of the same type."""
         if self.random_resized_crop:
             found = resized_crops(
                 images, _own(keys, _CROP), scale=self.random_resized_crop, ratio=self.aspect_ratio, view=view
@@ -142,21 +142,21 @@ class Augment:
 
 
 def _own(keys: np.ndarray, use: int) -> np.ndarray:
-    """For one use of theirs, keys of its own: uint64 [B]."""
+    """Separate keys for one use of `keys`: uint64 [B]."""
     return stateless_rng.numbers(keys, 1, stream=use)[:, 0]
 
 
 def padded_crops(images: np.ndarray, keys: np.ndarray, *, padding: int, border: str) -> np.ndarray:
-    """[B, H, W, C] with `padding` pixels added on each side, and of that an H × W each.
+    """Random H × W crops of images [B, H, W, C] with `padding` pixels added on each side.
 
-    torchvision's RandomCrop(size, padding=padding, padding_mode="constant" or "reflect"): each of the places is as
-    likely as any other. Raises UserError where there is too little to mirror.
+    As torchvision's RandomCrop(size, padding=padding, padding_mode="constant" or "reflect"), uniform over positions.
+    Raises UserError if the images are too small to be mirrored.
     """
     batch, height, width, channels = images.shape
     _check_padding(padding, border, height, width)
     top, left = stateless_rng.below(stateless_rng.numbers(keys, 2), 2 * padding + 1).T
     wider = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), BORDERS[border])  # type: ignore[call-overload]
-    # A view of all crops, a line's pixels side by side: it is quicker than an index for each pixel.
+    # A view of all crops, with contiguous pixels per line: faster than an index for each pixel.
     lines = wider.reshape(batch, height + 2 * padding, -1)
     crops = sliding_window_view(lines, (height, width * channels), axis=(1, 2))
     return crops[np.arange(batch), top, left * channels].reshape(images.shape)
@@ -171,7 +171,7 @@ def _check_padding(padding: int, border: str, height: int, width: int) -> None:
 
 
 def flipped(images: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """[B, H, W, C], about half of them mirrored left to right: torchvision's RandomHorizontalFlip."""
+    """Mirrors about half of the images [B, H, W, C] left to right, as torchvision's RandomHorizontalFlip."""
     mirrored = stateless_rng.uniform(stateless_rng.numbers(keys, 1)[:, 0]) < 0.5
     found = images.copy()
     found[mirrored] = images[mirrored, :, ::-1]
@@ -186,7 +186,7 @@ def resized_crops(
     ratio: tuple[float, float],
     view: EvalTransform,
 ) -> np.ndarray:
-    """uint8 [H, W, C] each -> [B, h, w, C]: a random box of each, brought to the size in which `view` shows it.
+    """Random boxes of images uint8 [H, W, C], resized to the size in which `view` shows each -> [B, h, w, C].
 
     As torchvision's RandomResizedCrop with antialiasing.
     """
@@ -209,7 +209,7 @@ def resized_crop_boxes(
     and an aspect ratio, log-uniform in `ratio`; the first of ten such boxes that fits, at a uniform place; if none
     does, the largest box in the centre whose aspect ratio is in `ratio`.
     """
-    heights, widths = heights[:, None], widths[:, None]  # [B, 1], beside attempts [B, ATTEMPTS]
+    heights, widths = heights[:, None], widths[:, None]  # [B, 1], to broadcast with attempts [B, ATTEMPTS]
     area, shape, top, left = np.moveaxis(stateless_rng.numbers(keys, 4 * ATTEMPTS).reshape(-1, ATTEMPTS, 4), -1, 0)
     tall, wide = _sides(heights * widths, area, shape, scale=scale, ratio=ratio)
     fits = (tall > 0) & (tall <= heights) & (wide > 0) & (wide <= widths)
@@ -219,7 +219,7 @@ def resized_crop_boxes(
     low, high = ratio
     most_wide = np.where(widths / heights > high, np.rint(heights * high), widths)
     most_tall = np.where(widths / heights < low, np.rint(widths / low), heights)
-    most_tall, most_wide = np.maximum(most_tall, 1), np.maximum(most_wide, 1)  # of an image one pixel wide
+    most_tall, most_wide = np.maximum(most_tall, 1), np.maximum(most_wide, 1)  # for images one pixel wide
     centre = np.stack([(heights - most_tall) // 2, (widths - most_wide) // 2, most_tall, most_wide], axis=-1)[:, 0]
     return np.where(fits.any(axis=1, keepdims=True), drawn, centre).astype(np.int64)
 
@@ -232,22 +232,22 @@ def _sides(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Heights and widths, int64, of boxes: a uniform part of the area `whole`, a log-uniform aspect ratio."""
+    """Heights and widths, int64, of boxes: a uniform fraction of the area `whole`, a log-uniform aspect ratio."""
     part = whole * (scale[0] + stateless_rng.uniform(area) * (scale[1] - scale[0]))
     aspect = np.exp(math.log(ratio[0]) + stateless_rng.uniform(shape) * math.log(ratio[1] / ratio[0]))
     return np.rint(np.sqrt(part / aspect)).astype(np.int64), np.rint(np.sqrt(part * aspect)).astype(np.int64)
 
 
 def erased(images: np.ndarray, keys: np.ndarray, probability: float) -> np.ndarray:
-    """uint8 [B, H, W, C], a rectangle of some filled with random pixels (Zhong et al. 2020, "random erasing").
+    """Fills a rectangle in some images, uint8 [B, H, W, C], with random pixels (Zhong et al. 2020, "random erasing").
 
-    Which rectangles: torchvision's RandomErasing, 2 to 33 % of the area with an aspect ratio of 0.3 to 3.3, the first
-    of ten that is less high and less wide than the image, else none. What it is filled with: a random number for each
-    pixel and channel, which is what the paper found best; torchvision fills with zeros unless told otherwise.
+    The rectangles are those of torchvision's RandomErasing: 2 to 33 % of the area, an aspect ratio of 0.3 to 3.3, the
+    first of ten that is less high and less wide than the image, else none. They are filled with a random number for
+    each pixel and channel, which the paper found best; torchvision's default is zeros.
     """
     _, height, width, channels = images.shape
     chance = stateless_rng.uniform(stateless_rng.numbers(keys, 1)[:, 0]) < probability
-    # From the second number on, four to an attempt; behind those, the pixels.
+    # From the second number on, four per attempt; after those, the pixels.
     used = 1 + 4 * ATTEMPTS
     area, shape, top, left = np.moveaxis(stateless_rng.numbers(keys, used)[:, 1:].reshape(-1, ATTEMPTS, 4), -1, 0)
     tall, wide = _sides(height * width, area, shape, scale=ERASED_AREA, ratio=ERASED_RATIO)

@@ -1,4 +1,4 @@
-"""Encoded images -> pixels, and pixels -> the size that a model takes."""
+"""Decodes images, and resizes them for a model."""
 
 import dataclasses
 import io
@@ -14,20 +14,20 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 
 def decode(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """A PNG, a JPEG or what else pillow reads -> uint8 [H, W, channels], whatever the file's own kind of pixels.
+    """Decodes a PNG, a JPEG or another format of pillow -> uint8 [H, W, channels], whatever the file's pixel format.
 
-    One channel is luma (ITU-R 601), three are RGB, a grey image's all alike. Palettes are looked up; of a transparent
-    image the colours stay as they are, without a background; of 16 bits the upper eight are kept. The orientation that
-    a camera noted down beside the pixels is not looked at, as TensorFlow's decoders do not either.
+    One channel is luma (ITU-R 601); three are RGB, all equal for a grey image. Palettes are looked up; transparency is
+    dropped, leaving the colours unchanged; of 16 bits the upper eight are kept. The orientation in a camera's metadata
+    is ignored, as in TensorFlow's decoders.
 
-    Raises ValueError saying what is wrong.
+    Raises ValueError describing the problem.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
         image.load()
-    except Exception as error:  # pillow raises whatever its readers raise
-        # Its message for bytes that are no image names an address in memory.
-        what = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else f"{error}" or repr(error)
+    except Exception as error:  # pillow passes on any exception of its readers
+        # Pillow's message for bytes that are not an image contains a memory address.
+        what = "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"{error}" or repr(error)
         raise ValueError(what.splitlines()[0]) from error
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -37,7 +37,7 @@ def decode(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
     elif image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if "transparency" in image.info and image.mode == "P":
-        image = image.convert("RGBA")  # pillow warns where this step is left out
+        image = image.convert("RGBA")  # pillow warns without this step
     return pixels(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
 
 
@@ -54,10 +54,10 @@ def picture(array: np.ndarray) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """How evaluation sees an image: its shorter side brought to `resize`, then the `size` × `size` in its centre.
+    """The evaluation transform: resizes the shorter side to `resize`, then crops the central `size` × `size`.
 
-    As torchvision's Resize (with antialiasing) and CenterCrop, but that an image of `size` × `size` stays as it is, and
-    one that is smaller than `size` is an error instead of getting a border. None leaves the step out.
+    As torchvision's Resize (with antialiasing) and CenterCrop, except that an image of `size` × `size` is unchanged,
+    and one smaller than `size` is an error instead of being padded. None omits the step.
     """
 
     resize: int | None
@@ -78,18 +78,18 @@ class EvalTransform:
             )
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width before the centre is cut out."""
+        """The height and width before the central crop."""
         if not self.resize or (height, width) == (self.size, self.size):
             return height, width
         shorter = min(height, width)
         return self.resize * height // shorter, self.resize * width // shorter
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width in which an image of `height` × `width` is seen."""
+        """The height and width of a transformed image of `height` × `width`."""
         return (self.size, self.size) if self.size else self._resized(height, width)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, C] -> uint8 [h, w, C]; without anything to do, of whatever type. Raises UserError."""
+        """Transforms uint8 [H, W, C] -> uint8 [h, w, C]; any type if no step applies. Raises UserError."""
         height, width = image.shape[:2]
         resized = self._resized(height, width)
         if resized != (height, width):
@@ -106,12 +106,12 @@ class EvalTransform:
         return image[top : top + self.size, left : left + self.size]
 
     def all(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Images [H, W, C] each, or [B, H, W, C] -> [B, h, w, C]. The sizes may differ only where `size` is given."""
+        """Transforms images [H, W, C] or [B, H, W, C] -> [B, h, w, C]. Sizes may differ only if `size` is given."""
         if isinstance(images, np.ndarray) and self.shape(*images.shape[1:3]) == images.shape[1:3]:
             return images
         return np.stack([self(image) for image in images])
 
 
 def resample(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.ndarray:
-    """uint8 [H, W, C] -> uint8 [h, w, C], antialiased where it shrinks."""
+    """Resizes uint8 [H, W, C] -> uint8 [h, w, C], antialiased when shrinking."""
     return pixels(picture(image).resize(shape[::-1], INTERPOLATIONS[interpolation]))

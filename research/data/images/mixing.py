@@ -1,4 +1,4 @@
-"""Mixup and CutMix: training images that are made of two, and have the labels of both."""
+"""Mixup and CutMix: training images that combine two images and have the labels of both."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from research.data import stateless_rng
 def mixed(
     images: np.ndarray, others: np.ndarray, keys: np.ndarray, *, mixup: float, cutmix: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two images [B, H, W, C] a row -> the one that is made of them, and the share that `others` has in it.
+    """Mixes two images [B, H, W, C] in each row -> the mixed image, and the share s of `others` in it.
 
-    Mixup (Zhang et al. 2018): s of `others`' values and 1 − s of the first's, 1 − s ~ Beta(mixup, mixup); bytes are
-    rounded. CutMix (Yun et al. 2019): a box of `others` in the first's place, 1 − its part of the area ~ Beta(cutmix,
-    cutmix), its centre anywhere, cut off at the edges; s is the part that is left. With both on, one or the other, each
-    with probability 1/2. Both papers' code draws one s for a whole batch; here each example has its own.
+    Mixup (Zhang et al. 2018): s times `others` plus 1 − s times the first, with 1 − s ~ Beta(mixup, mixup); bytes are
+    rounded. CutMix (Yun et al. 2019): a box of `others` replaces that of the first, with 1 − its fraction of the area ~
+    Beta(cutmix, cutmix), centred anywhere and clipped at the edges; s is the fraction after clipping. With both
+    enabled, each is used with probability 1/2. Both papers' code draws one s per batch; here each example has its own.
 
     Args:
       keys: uint64 [B].
@@ -47,12 +47,12 @@ def mixed(
 
 
 def _interval(length: int, centre: int, size: int) -> tuple[int, int]:
-    """Of the interval of that length around the centre, what lies in [0, size]."""
+    """The interval of that length around the centre, clipped to [0, size]."""
     return max(centre - length // 2, 0), min(centre + length // 2, size)
 
 
 def _beta(uniform: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Numbers distributed as Beta(alpha, alpha), by the inverse of its distribution function: float64 [B]."""
+    """Samples of Beta(alpha, alpha) by inverting its distribution function: float64 [B]."""
     from scipy.special import betaincinv
 
     return betaincinv(alpha, alpha, uniform)

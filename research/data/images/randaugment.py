@@ -1,8 +1,8 @@
-"""RandAugment (Cubuk et al. 2020): some of 14 operations, chosen at random, all of one strength.
+"""RandAugment (Cubuk et al. 2020): some of 14 operations, chosen at random, all with the same strength.
 
 The operations and their ranges are those of torchvision's RandAugment with 31 bins of magnitude: a magnitude m of 0 to
-30 is m / 30 of an operation's range. In the paper's code 10 is the end of the ranges. Geometric operations take the
-nearest pixel and leave black where the image ends, as torchvision does by default; the paper's code leaves grey.
+30 is m / 30 of an operation's range. In the paper's code 10 is the end of the ranges. Geometric operations use the
+nearest pixel and fill with black outside the image, as torchvision does by default; the paper's code fills with grey.
 """
 
 import math
@@ -13,17 +13,17 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from research.data.images.decoding import picture, pixels
 
-# An image, a strength of 0 to 1, and 1 or -1, which way -> an image. Not all of them look at all of that.
+# (image, strength from 0 to 1, sign 1 or -1) -> image. Not all operations use all arguments.
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """The pixel at (x, y) comes from (a·x + b·y + c, d·x + e·y + f)."""
+    """Affine transformation: the pixel at (x, y) comes from (a·x + b·y + c, d·x + e·y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
 def _enhanced(kind: type[ImageEnhance._Enhance]) -> Operation:
-    """Away from the image in which what `kind` is about is lacking, or nearer to it, by 0.9 at the most."""
+    """The operation that changes the property of `kind` by a factor of at least 0.1 and at most 1.9."""
     return lambda image, strength, sign: kind(image).enhance(1 + sign * 0.9 * strength)  # type: ignore[call-arg]
 
 
@@ -51,7 +51,7 @@ _IN_ORDER = tuple(OPERATIONS.values())
 
 
 def randaugment(image: np.ndarray, chosen: np.ndarray, signs: np.ndarray, strength: float) -> np.ndarray:
-    """uint8 [H, W, C] through the operations `chosen`, int [K] < 14, each with its sign, 1 or −1 -> uint8 [H, W, C]."""
+    """Applies the operations `chosen`, int [K] < 14, with signs 1 or −1, to uint8 [H, W, C] -> uint8 [H, W, C]."""
     changed = picture(image)
     for operation, sign in zip(chosen.tolist(), signs.tolist(), strict=True):
         changed = _IN_ORDER[operation](changed, strength, sign)

@@ -1,4 +1,4 @@
-"""Where a split's images come from: bytes of pixels, decoded once where they fit, else decoded when asked for."""
+"""Storage of a split's images: decoded once if their pixels are not too many, else decoded on access."""
 
 import dataclasses
 import math
@@ -16,18 +16,18 @@ from research.data.examples import Columns, Ragged, pack_array, unpack_array
 from research.data.images.decoding import decode
 from research.data.sources.tfds_source import Records, Values
 
-# A split whose pixels take more bytes than this is kept encoded.
+# A split whose pixels would take more bytes than this is kept encoded.
 DECODED_BYTES = 2**31
 
-# In the key of what is cached: to be raised when `decode` comes to give something else.
+# Part of the cache keys: raise it when the results of `decode` change.
 _VERSION = 1
 
-_PIECE = 256  # images that a thread decodes before it reports
+_PIECE = 256  # images that a thread decodes at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A split's images, all of one size: uint8 or float32 [N, H, W, C], in memory or mapped from disk."""
+    """A split's images, all of one size: uint8 or float32 [N, H, W, C], in memory or memory-mapped."""
 
     images: np.ndarray
 
@@ -38,7 +38,7 @@ class Decoded:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """[B, H, W, C]."""
+        """The images `indices` [B]: [B, H, W, C]."""
         return self.images[indices]
 
 
@@ -54,7 +54,7 @@ class Encoded:
         return len(self.files.offsets) - 1 if isinstance(self.files, Ragged) else len(self.files)
 
     def take(self, indices: np.ndarray) -> list[np.ndarray]:
-        """uint8 [H, W, C] each. Raises UserError for what can't be decoded."""
+        """The images `indices` [B], uint8 [H, W, C] each. Raises UserError for an image that can't be decoded."""
         named = zip(self.files.take(indices), indices.tolist(), strict=True)
         return [_decode(encoded, self.channels, self.split, index, self.files) for encoded, index in named]
 
@@ -62,11 +62,11 @@ class Encoded:
 def read(
     columns: Columns, split: str, cache: ArtifactCache, *, name: str, label: str | None, channels: int
 ) -> tuple[Decoded | Encoded, np.ndarray | None]:
-    """A split's images, column `name`, and its labels, unless `label` is None.
+    """Reads a split's images, column `name`, and its labels, unless `label` is None.
 
-    Other runs on the same data find the images decoded in the cache.
+    Other runs on the same data find the decoded images in the cache.
 
-    Raises UserError for an image that can't be decoded, or an array that is not images of so many channels.
+    Raises UserError for an image that can't be decoded, or an array that is not of images with `channels` channels.
     """
 
     def make() -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def read(
         decoded = _decoded(values, split, channels)
         if decoded is not None:
             arrays["images"] = decoded
-        elif not isinstance(values, Records):  # those stay where they are
+        elif not isinstance(values, Records):  # records remain on disk
             lengths = np.fromiter(map(len, values), np.int64, len(values))
             arrays["files"] = np.frombuffer(b"".join(values), np.uint8)
             arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
@@ -93,7 +93,7 @@ def read(
 def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
     """The column as uint8 or float32 [N, H, W, C]; None where encoded images differ in size or take too many bytes.
 
-    What is in memory is decoded in any case, so that a bad image is found before training; of the rest only what may
+    Images in memory are decoded in any case, so that an invalid one is found before training; others only if they may
     fit.
     """
     if not len(values):
@@ -108,7 +108,7 @@ def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
     images = np.empty((len(values) if fits else 0, *shape), np.uint8)
 
     def decode_piece(start: int) -> tuple[int, bool]:
-        """How many images there are in a piece, and whether all have the first one's size."""
+        """The number of images in a piece, and whether all have the size of the first."""
         piece = values[start : start + _PIECE]
         found = [_decode(encoded, channels, split, index, values) for index, encoded in enumerate(piece, start)]
         alike = all(image.shape == shape for image in found)

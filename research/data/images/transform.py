@@ -1,4 +1,4 @@
-"""Images as a model takes them: as they are, as training changes and mixes them, or as feature vectors."""
+"""Images as inputs of a model: unchanged, augmented and mixed in training, or as feature vectors."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ CHANNELS = Range(1, 3, integer=True)
 
 @dataclasses.dataclass(frozen=True)
 class ImageExamples:
-    """Images as evaluation sees them. A batch has images [B, h, w, C], uint8 or, where the source has them, float32."""
+    """Images as evaluation sees them. A batch has images [B, h, w, C], uint8, or float32 if the source has floats."""
 
     row_axes: ClassVar[int] = 1
 
@@ -41,17 +41,17 @@ class ImageExamples:
 
 @dataclasses.dataclass(frozen=True)
 class _ChangedImages(ImageExamples):
-    """Images that training sees changed, in another way each epoch; evaluation sees them as they are."""
+    """Images that are augmented in training, differently each epoch; evaluation sees them unchanged."""
 
     augment: Augment
 
     def drawn(self, indices: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The images `indices` [B], as changed by keys uint64 [B]: [B, h, w, C]."""
+        """The images `indices` [B], augmented by keys uint64 [B]: [B, h, w, C]."""
         return self.augment(self.store.take(indices), keys, self.view)
 
 
 class AugmentedImages(_ChangedImages):
-    """Images each of which is changed by itself."""
+    """Images that are augmented one by one."""
 
     def train_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
         indices = first(members, rows)
@@ -59,9 +59,10 @@ class AugmentedImages(_ChangedImages):
 
 
 class MixedImages(_ChangedImages):
-    """Images each of which training sees mixed with the next one of the epoch, after either was changed by itself.
+    """Images that are mixed in training with the next one of the epoch, after each was augmented.
 
-    A training batch also has mixed_labels int32 [B], the other image's, and mixed_weight float32 [B], its share.
+    A training batch also has mixed_labels int32 [B], those of the other images, and mixed_weight float32 [B], their
+    share.
     """
 
     def mixed_batch(
@@ -74,7 +75,7 @@ class MixedImages(_ChangedImages):
     ) -> dict[str, np.ndarray]:
         assert self.labels is not None
         own, other = first(members, rows), first(others, rows)
-        # Nearly every row's other image is the next row's own: each is made once.
+        # Nearly every row's other image is the next row's image: each is computed once.
         indices, drawn_keys = np.concatenate([own, other]), np.concatenate([keys[rows, 0], other_keys[rows, 0]])
         wanted, places = np.unique(np.stack([indices.astype(np.uint64), drawn_keys]), axis=1, return_inverse=True)
         made = self.drawn(wanted[0].astype(np.int64), wanted[1])
@@ -90,7 +91,7 @@ class MixedImages(_ChangedImages):
 
 @dataclasses.dataclass(frozen=True)
 class PixelExamples(ImageExamples):
-    """Images as feature vectors: features float32 [B, H·W·C], (value − mean) / std, those of each channel [C]."""
+    """Images as feature vectors: features float32 [B, H·W·C], (value − mean) / std with mean, std [C] per channel."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -103,12 +104,12 @@ class PixelExamples(ImageExamples):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Column `inputs`, encoded images or arrays [N, H, W, C], as images in the range that they come in.
+    """Column `inputs`, encoded images or arrays [N, H, W, C], as images in their original range.
 
     Attributes:
-      channels: 1 or 3; encoded images are converted (research/data/images/decoding.py), arrays must have as many.
-      resize, size, interpolation: how evaluation sees an image; see `EvalTransform`.
-      augment: what training does to it; see `Augment`.
+      channels: 1 or 3; encoded images are converted (research/data/images/decoding.py), arrays must have that many.
+      resize, size, interpolation: the evaluation transform; see `EvalTransform`.
+      augment: the augmentation in training; see `Augment`.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -134,7 +135,7 @@ class ImageTransform:
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """How images are read: the columns, the channels, and how evaluation sees them."""
+    """Settings for reading images: the columns, the channels, and the evaluation transform."""
 
     name: str
     label: str
@@ -163,7 +164,7 @@ class _Images:
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder:
-    """Images as they are, and as training changes and mixes them."""
+    """Encodes images, with augmentation and mixing for training."""
 
     images: _Images
     augment: Augment
@@ -200,15 +201,15 @@ class ImageEncoder:
             return MixedImages(plain.store, given, plain.view, augment)
         if augment.redraws:
             return AugmentedImages(plain.store, given, plain.view, augment)
-        return plain  # no keys are drawn for what has no use for them
+        return plain  # without augmentation no keys are drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelTransform:
-    """Column `inputs` as in `ImageTransform`, as feature vectors.
+    """Column `inputs` of images as in `ImageTransform`, as feature vectors.
 
     Attributes:
-      mean, std: a number for each channel.
+      mean, std: one number per channel.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"channels": CHANNELS, "mean": ANY, "std": POSITIVE}
@@ -234,7 +235,7 @@ class PixelTransform:
 
 @dataclasses.dataclass(frozen=True)
 class PixelEncoder:
-    """Images as feature vectors; mean and std, each [C]."""
+    """Encodes images as feature vectors; mean and std are [C]."""
 
     images: _Images
     mean: np.ndarray

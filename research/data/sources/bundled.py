@@ -65,13 +65,13 @@ def iris() -> dict[str, Columns]:
 
 
 def feature_names(name: str) -> tuple[str, ...]:
-    """What the columns of a bundled dataset's features are called; empty where they have no names."""
+    """The names of a bundled dataset's features; empty if they have none."""
     import sklearn.datasets
 
     return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
 
 
-# What the classes of the datasets are called that have names and not only numbers; scikit-learn's `target_names`.
+# The names of the classes of datasets that have names, not only numbers; scikit-learn's `target_names`.
 CLASS_NAMES = {"breast_cancer": ("malignant", "benign"), "iris": ("setosa", "versicolor", "virginica")}
 
 

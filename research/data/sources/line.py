@@ -1,4 +1,4 @@
-"""The smallest dataset there is, made on the spot: points about a straight line."""
+"""A minimal generated dataset: noisy points on a straight line."""
 
 import numpy as np
 

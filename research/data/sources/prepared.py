@@ -1,4 +1,4 @@
-"""Which prepared dataset a TFDS name means: a folder DATA_DIR/NAME/[CONFIG/]VERSION that holds dataset_info.json."""
+"""Resolves a TFDS name to a prepared dataset: a folder DATA_DIR/NAME/[CONFIG/]VERSION with a dataset_info.json."""
 
 import dataclasses
 import difflib
@@ -17,19 +17,19 @@ _HANDFUL = 5
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A dataset's name in its parts; `config` and `version` are None where it does not say."""
+    """The parts of a dataset's name; `config` and `version` are None if it does not contain them."""
 
     family: str
     config: str | None
     version: str | None
 
     def __str__(self) -> str:
-        """As TFDS writes it."""
+        """The name as TFDS writes it."""
         return self.family + (f"/{self.config}" if self.config else "") + (f":{self.version}" if self.version else "")
 
 
 def data_folder(data_dir: str | None) -> Path:
-    """Where TFDS data lies: `data_dir`, or else TFDS_DATA_DIR or ~/tensorflow_datasets; "~" is expanded."""
+    """The folder of TFDS data: `data_dir`, or else TFDS_DATA_DIR or ~/tensorflow_datasets; "~" is expanded."""
     folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     try:
         return Path(folder).expanduser()
@@ -38,9 +38,9 @@ def data_folder(data_dir: str | None) -> Path:
 
 
 def readings(name: str) -> tuple[Name, ...]:
-    """What a name may mean, the likeliest first: "a/1.0.0" is the config 1.0.0 of a, or else the version 1.0.0.
+    """The possible readings of a name, likeliest first: "a/1.0.0" is the config 1.0.0 of a, or else the version 1.0.0.
 
-    Raises UserError if it is not a dataset's name.
+    Raises UserError if it is not a valid name of a dataset.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -52,13 +52,13 @@ def readings(name: str) -> tuple[Name, ...]:
 
 
 def find(name: str, data_dir: str | None, default_config: Callable[[str], str | None]) -> Path | None:
-    """The folder of the prepared dataset, of several versions the newest; None if there is none.
+    """The folder of the prepared dataset, with the newest version if there are several; None if there is none.
 
     Args:
-      default_config: of a dataset's NAME, the config that it stands for alone, where this is known.
+      default_config: a dataset's NAME -> its default config, if known.
 
     Raises:
-      UserError: the name is not valid, or several configs are prepared and it does not say which.
+      UserError: the name is not valid, or several configs are prepared and it does not name one.
     """
     root = data_folder(data_dir)
     for reading in readings(name):
@@ -73,7 +73,7 @@ def find(name: str, data_dir: str | None, default_config: Callable[[str], str | 
 
 
 def _versions(folder: Path, version: str | None = None) -> list[Path]:
-    """The prepared versions in a folder, ascending; only `version` where it is given."""
+    """The prepared versions in a folder, ascending; only `version` if it is given."""
     found = [
         path.parent
         for path in folder.glob("*/dataset_info.json")
@@ -83,7 +83,7 @@ def _versions(folder: Path, version: str | None = None) -> list[Path]:
 
 
 def _config_of(folder: Path, root: Path, default_config: Callable[[str], str | None]) -> str | None:
-    """The config that a dataset's name stands for alone."""
+    """The config that a dataset's name without a config means."""
     configs = sorted(path.name for path in folder.glob("*") if _versions(path))
     if not configs:
         return None
@@ -99,7 +99,7 @@ def _config_of(folder: Path, root: Path, default_config: Callable[[str], str | N
 
 
 def _all(root: Path) -> Iterator[str]:
-    """The names of what is prepared."""
+    """The names of all prepared datasets."""
     for family in root.glob("[A-Za-z]*"):
         if _versions(family):
             yield family.name
@@ -107,7 +107,7 @@ def _all(root: Path) -> Iterator[str]:
 
 
 def handful(names: Iterable[str], near: str, family: str | None = None) -> str:
-    """At most five of the names, those like `near` first; each as a config of `family` where one is given."""
+    """At most five of the names, most similar to `near` first; each as a config of `family`, if given."""
 
     def likeness(name: str) -> float:
         return max(difflib.SequenceMatcher(None, near, part).ratio() for part in (name, name.split("/")[0]))
@@ -118,7 +118,7 @@ def handful(names: Iterable[str], near: str, family: str | None = None) -> str:
 
 
 def not_prepared(name: str, data_dir: str | None) -> str:
-    """That the dataset is not prepared, in which layout it was looked for, and what is there, the nearest first."""
+    """The message that a dataset is not prepared, with the expected layout and the prepared ones, nearest first."""
     root = data_folder(data_dir)
     *_, reading = readings(name)
     layout = "/".join((reading.family, reading.config or "[CONFIG", reading.version or "VERSION", "dataset_info.json"))

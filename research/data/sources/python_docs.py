@@ -1,7 +1,7 @@
-"""English that every machine with Python has: its documentation, for training without any download.
+"""English text that comes with Python, its documentation, for training without a download.
 
-The texts are those of the running Python: another version, or one built with fewer modules, has others, and so another
-fingerprint and other results.
+The texts are those of the running Python: another version, or one built with fewer modules, has different texts, and
+so a different fingerprint and different results.
 """
 
 import ast
@@ -16,18 +16,18 @@ from pathlib import Path
 from research.base.errors import UserError
 from research.data.examples import Columns
 
-# Not documentation, or not part of the library. Underscored modules are left out too: most are another's twin.
+# Not documentation, or not part of the library. Underscored modules are left out too: most duplicate another one.
 _SKIPPED = {"idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "test", "tests", "turtledemo"}
 
-# One document in so many is kept for validation. A module is in one split whole: its docstrings are much alike.
+# One in this many documents is held out for validation. A module is in one split, as its docstrings are similar.
 _VALIDATION = 10
 
-# What is shorter is a remark, not a text.
+# Shorter docstrings are remarks, not texts.
 _SHORTEST = 200  # characters
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    """(path within the library, file) of its modules, in order."""
+    """Yields (path within the library, file) of the library's modules, in order."""
     library = Path(os.__file__).parent
     for folder, folders, files in os.walk(library):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith(("_", "config-")))
@@ -38,9 +38,9 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 def _docstrings(source: bytes) -> Iterator[str]:
-    """The docstrings of a module, its classes and functions, in the order they stand in."""
+    """The docstrings of a module, its classes and functions, in order of appearance."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that a later Python forbids
+        warnings.simplefilter("ignore")  # about escapes that a later Python forbids
         tree = ast.parse(source)
     waiting: list[ast.AST] = [tree]
     while waiting:
@@ -49,15 +49,15 @@ def _docstrings(source: bytes) -> Iterator[str]:
             text = ast.get_docstring(node)
             if text:
                 yield text
-        if not isinstance(node, ast.expr):  # no definition stands within an expression
+        if not isinstance(node, ast.expr):  # expressions contain no definitions
             waiting.extend(reversed(list(ast.iter_child_nodes(node))))
 
 
 @functools.cache
 def documents() -> dict[str, str]:
-    """Name -> text: the topics of Python's `help()`, then every module's docstrings; no docstring twice.
+    """Name -> text: the topics of Python's `help()`, then every module's docstrings, without duplicates.
 
-    Raises UserError where the Python at hand comes without them.
+    Raises UserError if the running Python lacks them.
     """
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
@@ -68,7 +68,7 @@ def documents() -> dict[str, str]:
     for name, path in _modules():
         try:
             texts = list(dict.fromkeys(text for text in _docstrings(path.read_bytes()) if text not in seen))
-        except (OSError, SyntaxError, ValueError):  # templates of modules, and what can't be read
+        except (OSError, SyntaxError, ValueError):  # templates of modules, and unreadable files
             continue
         seen.update(texts)
         found[f"module {name}"] = "\n\n".join(texts)
@@ -76,7 +76,7 @@ def documents() -> dict[str, str]:
 
 
 def python_docs() -> dict[str, Columns]:
-    """Columns `text` and `name`, a document each; which split one is in depends on its name alone."""
+    """Columns `text` and `name`, one row per document; its split depends on its name alone."""
     splits: dict[str, dict[str, list[str]]] = {split: {"text": [], "name": []} for split in ("train", "validation")}
     for name, text in documents().items():
         split = "validation" if zlib.crc32(name.encode()) % _VALIDATION == 0 else "train"

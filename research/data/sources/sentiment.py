@@ -1,11 +1,11 @@
-"""A generated corpus of film opinions whose label needs word order, for training without any download.
+"""A generated corpus of film opinions whose labels depend on word order, for training without a download.
 
-Every sentence is put together from clauses with a known outcome. A clause may negate its adjective, doubly negate it,
-or negate another word than the one that counts; a connective decides which of two clauses, or which of two phrases,
-prevails. Praise and blame mostly stand in the same sentence, so their words alone say little of the label.
+Every sentence is composed of clauses with a known polarity. A clause may negate its adjective, doubly negate it, or
+negate a word other than the decisive one; a connective decides which of two clauses, or which of two phrases, prevails.
+Most sentences contain both praise and blame, so their words alone say little about the label.
 
-A template is a combination (connective, left clause, right clause). Every fifth template is kept for validation:
-training sees its parts, never their combination.
+A template is a combination (connective, left clause, right clause). Every fifth template is held out for validation:
+training sees its parts, but never their combination.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ SEED = 2018
 
 SENTIMENTS = ("negative", "positive")  # the labels 0 and 1
 
-# Longer sentences are thrown away: short rows are what makes training quick.
+# Longer sentences are discarded: short rows make training fast.
 MAX_WORDS = 24
 
-# How often the parts of a two-part sentence disagree. Where they agree, counting words would do.
+# How often the parts of a two-part sentence disagree. If they agree, counting words suffices.
 DISAGREEMENT = 0.65
 
 
@@ -61,7 +61,7 @@ class Writer:
         return f"the {self.phrase(polarity)} {self.random.choice(words.ASPECTS)}"
 
 
-# Clauses: given the outcome p, text whose meaning has polarity p.
+# Clauses: polarity p -> text whose meaning has polarity p.
 Clause = Callable[[Writer, int], str]
 
 PLAIN: dict[str, Clause] = {
@@ -86,7 +86,7 @@ CLAUSES: dict[str, Clause] = {
     "not not": lambda w, p: f"nobody could say that {w.thing()} is not {w.phrase(p)}",
     "untrue": lambda w, p: f"it is not true that {w.thing()} is never {w.phrase(p)}",
     "never less": lambda w, p: f"{w.thing()} is never less than {w.phrase(p)}",
-    # The negation bears on one word of two.
+    # The negation applies to one of two words.
     "this not that": lambda w, p: f"{w.thing()} is {w.phrase(p)} , not {w.phrase(-p)}",
     "not that but this": lambda w, p: f"{w.thing()} is not {w.phrase(-p)} but {w.phrase(p)}",
 }
@@ -105,7 +105,7 @@ JOINS: dict[str, tuple[str, str]] = {
     "outweighs": ("left", "that {left} counts for more than that {right}"),
 }
 
-# Whole sentences around two phrases: outcome p, the other side q.
+# Whole sentences around two phrases: polarity p, the other side q.
 PAIRS: dict[str, Callable[[Writer, int, int], str]] = {
     "phrase outweighs": lambda w, p, q: f"{w.noun(p)} outweighs {w.noun(q)}",
     "outweighed": lambda w, p, q: f"{w.noun(q)} is outweighed by {w.noun(p)}",
@@ -125,11 +125,11 @@ PAIRS: dict[str, Callable[[Writer, int, int], str]] = {
     ),
 }
 
-# How often each kind of sentence is written. From the plain ones (no negation) the words' own polarity is learnt, and
-# what a connective does.
+# How often each kind of sentence is generated. The plain ones (no negation) teach the polarity of words and the effect
+# of a connective.
 WEIGHTS = {"plain": 10, "negated": 4, "pair": 4, "plain join": 4, "join": 6}
 
-# What may stand around a sentence without changing it.
+# Frames around a sentence that do not change its label.
 FRAMES: dict[str, Callable[[Writer, str], str]] = {
     "bare": lambda w, s: f"{s} .",
     "opener": lambda w, s: f"{w.random.choice(words.OPENERS)} , {s} .",
@@ -142,7 +142,7 @@ Template = tuple[str, ...]
 
 
 def templates() -> list[Template]:
-    """All of them: (frame, clause), (frame, pair), and (join, left clause, right clause)."""
+    """All templates: (frame, clause), (frame, pair), and (join, left clause, right clause)."""
     return (
         [(frame, clause) for frame in FRAMES for clause in CLAUSES]
         + [(frame, pair) for frame in FRAMES for pair in PAIRS]
@@ -151,7 +151,7 @@ def templates() -> list[Template]:
 
 
 def kind_of(template: Template) -> str:
-    """Which of WEIGHTS' kinds a template is of."""
+    """The kind of a template, as in WEIGHTS."""
     if len(template) == 3:
         return "plain join" if template[1] in PLAIN and template[2] in PLAIN else "join"
     if template[1] in PAIRS:
@@ -160,13 +160,13 @@ def kind_of(template: Template) -> str:
 
 
 def held_out(template: Template) -> bool:
-    """Whether only validation uses the template: one in five, spread evenly over every part."""
+    """Whether only validation uses the template: one in five, spread evenly over all parts."""
     position = {name: i for table in (FRAMES, CLAUSES, PAIRS, JOINS) for i, name in enumerate(table)}
     return sum((2 * place + 1) * position[name] for place, name in enumerate(template)) % 5 == 0
 
 
 def write(template: Template, polarity: int, writer: Writer) -> str:
-    """A sentence of the template whose opinion is `polarity`."""
+    """Writes a sentence from the template whose opinion is `polarity`."""
     other = -polarity if writer.random.random() < DISAGREEMENT else polarity
     if len(template) == 3:
         join, left, right = template
@@ -179,7 +179,7 @@ def write(template: Template, polarity: int, writer: Writer) -> str:
 
 
 def generate(size: int, *, validation: bool, seed: int) -> Columns:
-    """`size` sentences with labels 0 (blame) and 1 (praise) -> columns `sentence`, `label`, `template`."""
+    """Generates `size` sentences with labels 0 (blame) and 1 (praise): columns `sentence`, `label`, `template`."""
     rng = random.Random(f"{seed} {validation}")
     writer = Writer(rng)
     kinds: dict[str, list[Template]] = {kind: [] for kind in WEIGHTS}

@@ -1,4 +1,4 @@
-"""The words of the generated sentiment corpus (`sentiment.py`): nothing but lists."""
+"""The word lists of the generated sentiment corpus (`sentiment.py`)."""
 
 POSITIVE = """
 absorbing accomplished admirable affecting agile amusing appealing artful assured astute balanced beautiful

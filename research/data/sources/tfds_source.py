@@ -17,19 +17,19 @@ from research.data.examples import Columns
 from research.data.sources import prepared
 from research.data.splits import BySplit
 
-# tensorflow-datasets registers a builder when its module is imported; `tfds.builder` finds these by name only after.
+# tensorflow-datasets registers a builder when its module is imported; only then does `tfds.builder` find it by name.
 _MODULES = {"glue": "tensorflow_datasets.text.glue"}
 
 _PROBE_SECONDS = 4.0
 
 
-# A prepared dataset of more bytes than this is not read into memory but a piece at a time.
+# A prepared dataset of more bytes than this is not read into memory, but a piece at a time.
 IN_MEMORY_BYTES = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The files of a split, in the order in which its records are numbered, and how many each holds."""
+    """The files of a split, in the order of its records, and the number of records in each."""
 
     paths: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -48,7 +48,7 @@ class Values(list[Any]):
 
 
 class Records(Sequence[Any]):
-    """One feature of a split's records, read when asked for."""
+    """One feature of a split's records, read on access."""
 
     def __init__(self, source: Any, key: str, shards: Shards):
         self._source = source
@@ -64,7 +64,7 @@ class Records(Sequence[Any]):
         return self._source[index][self._key]
 
     def take(self, indices: np.ndarray) -> list[Any]:
-        """The records `indices` [B]; quicker than one by one."""
+        """The records `indices` [B]; faster than one by one."""
         return [record[self._key] for record in self._source.__getitems__(indices.tolist())] if len(indices) else []
 
     def __iter__(self) -> Iterator[Any]:
@@ -74,7 +74,7 @@ class Records(Sequence[Any]):
 
 @functools.cache
 def _builder_class(family: str) -> Any:
-    """The class that TFDS knows by the name; None if it knows none."""
+    """The builder class of TFDS with this name; None if there is none."""
     import tensorflow_datasets as tfds
 
     if family in _MODULES:
@@ -86,7 +86,7 @@ def _builder_class(family: str) -> Any:
 
 
 def _default_config(family: str) -> str | None:
-    """The config that TFDS takes where a name has none."""
+    """The config that TFDS uses for a name without one."""
     configs = getattr(_builder_class(family), "BUILDER_CONFIGS", None)
     return configs[0].name if configs else None
 
@@ -94,7 +94,7 @@ def _default_config(family: str) -> str | None:
 def folder(name: str, data_dir: str | None) -> Path | None:
     """The folder of the prepared dataset, DATA_DIR/NAME/[CONFIG/]VERSION; None if it is not prepared.
 
-    Of a name without a config it is the default one's, of one without a version the newest's. Looks at file names only.
+    A name without a config means the default one, without a version the newest one. Reads file names only.
 
     Raises UserError for a name that is not valid or not unique.
     """
@@ -102,7 +102,7 @@ def folder(name: str, data_dir: str | None) -> Path | None:
 
 
 def state(name: str, data_dir: str | None) -> str | None:
-    """A hash of the names, sizes and times of a prepared dataset's files; None where it is not prepared."""
+    """A hash of the names, sizes and times of a prepared dataset's files; None if it is not prepared."""
     where = folder(name, data_dir)
     if where is None:
         return None
@@ -110,7 +110,7 @@ def state(name: str, data_dir: str | None) -> str | None:
 
 
 def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
-    """The names of a class label's values, as the prepared dataset lists them; None where it does not."""
+    """The names of a class label's values, as listed by the prepared dataset; None if it lists none."""
     where = folder(name, data_dir)
     file = where / f"{column}.labels.txt" if where else None
     if file is None or not file.is_file():
@@ -119,7 +119,7 @@ def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...]
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
-    """What can download the dataset; None if TFDS knows none. Raises UserError for an unknown config or version."""
+    """The TFDS builder of the dataset; None if there is none. Raises UserError for an unknown config or version."""
     import tensorflow_datasets as tfds
 
     *_, reading = found = prepared.readings(name)
@@ -154,14 +154,14 @@ def missing(name: str, data_dir: str | None) -> str | None:
 
 
 def first_sentence(error: Exception) -> str:
-    """What an error says, in one line without a full stop: TFDS's messages have several lines, and a preamble."""
+    """The message of an error in one line without a full stop: TFDS's messages have several lines, and a preamble."""
     text = re.sub(r"^Failed to construct dataset .*?, builder_kwargs .*?}\"?: ", "", " ".join(str(error).split()))
     match = re.match(r".*?[.!?](?=\s|$)", text)
     return (match.group() if match else text).rstrip(" .:") or type(error).__name__
 
 
 def _unreachable_hosts(builder: Any) -> list[str]:
-    """The hosts of the official download if none of them answers. TFDS itself would retry for minutes."""
+    """The hosts of the official download, if none of them responds. TFDS itself would retry for minutes."""
     import requests
 
     hosts = sorted({"/".join(url.split("/")[:3]) for url in builder.url_infos or () if url.startswith("http")})
@@ -182,10 +182,9 @@ def _decoders(builder: Any) -> dict[str, Any]:
 
 
 def load(name: str, data_dir: str | None) -> Mapping[str, Columns]:
-    """The splits as columns, each read when first asked for; downloads and prepares the dataset first where it must.
+    """Loads the splits as columns, each read on first access; downloads and prepares the dataset first if necessary.
 
-    Images are given as the bytes of their files, as they were encoded. Raises UserError if the dataset is unavailable
-    or can't be read.
+    Images are the bytes of their encoded files. Raises UserError if the dataset is unavailable or can't be read.
     """
     where = folder(name, data_dir)
     reason = None if where else missing(name, data_dir)
@@ -198,7 +197,7 @@ def load(name: str, data_dir: str | None) -> Mapping[str, Columns]:
             yield
         except UserError:
             raise
-        except Exception as error:  # TFDS raises whatever its readers and its downloads raise
+        except Exception as error:  # TFDS passes on any exception of its readers and downloads
             place = where or prepared.data_folder(data_dir)
             raise UserError(f"the dataset {name} in {place} can't be read: {first_sentence(error)}") from error
 
@@ -219,7 +218,7 @@ def _downloaded(builder: Any) -> Any:
 
 
 def _read_only(where: Path) -> Any:
-    """A reader of a prepared dataset, by what its files say: no code of the dataset's own is needed."""
+    """A reader of a prepared dataset, built from its files: the dataset's own code is not needed."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(where)

@@ -1,4 +1,4 @@
-"""Text -> a bag of word n-grams with tf-idf weights, sparse. An n-gram's id is its hash: no vocabulary is learnt."""
+"""Text -> a sparse bag of word n-grams with tf-idf weights. An n-gram's id is its hash, so there is no vocabulary."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from research.data.columns import as_labels, as_text, column
 from research.data.encoder import ColumnsOf, Signature
 from research.data.examples import BagExamples, Columns, Ragged
 
-# In the keys of what is cached: to be raised when this comes to give something else.
+# Part of the cache keys: raise it when the results of this module change.
 _VERSION = f"2, scikit-learn {version('scikit-learn')}"
 
 
@@ -23,17 +23,18 @@ _VERSION = f"2, scikit-learn {version('scikit-learn')}"
 class BagOfWords:
     """Hashed tf-idf, as scikit-learn's HashingVectorizer and TfidfTransformer(sublinear_tf=True) compute it.
 
-    N-grams of one bucket are counted as one. Of V n-grams one shares its bucket with probability 1 − exp(−V / buckets)
-    about: of 20 Newsgroups' 130,000 words in 2**18 buckets 0.39. What it costs in accuracy: README.md, "Bags of words".
-    The idf is taken from `train` and kept with the run. An example without any word is one term of value 0.
+    N-grams in the same bucket are counted as one. With V n-grams, one shares its bucket with a probability of about
+    1 − exp(−V / buckets): 0.39 for 20 Newsgroups' 130,000 words in 2**18 buckets. For the cost in accuracy see
+    README.md, "Bags of words". The idf is computed on `train` and kept with the run. An example without any word is one
+    term of value 0.
 
     Attributes:
       inputs: text columns, joined by a space.
-      ngrams: the shortest and the longest n-gram, in words.
-      buckets: ids an n-gram may have; the model's num_features.
-      max_length: terms of an example at the most. Of a longer one the heaviest are kept, with the values they had.
-      pad_to: the numbers of terms a batch of one example a row may have; max_length must not exceed their largest.
-      row_length: of packed rows (train.batch_rows), in terms.
+      ngrams: the lengths of the shortest and the longest n-gram, in words.
+      buckets: the number of ids; the model's num_features.
+      max_length: the most terms of an example. A longer one keeps its heaviest terms, with unchanged values.
+      pad_to: the allowed numbers of terms per row with one example per row; max_length must not exceed the largest.
+      row_length: length of packed rows (train.batch_rows), in terms.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -79,15 +80,15 @@ class BagOfWords:
         idf = cache.array("idf", learn, key=(_VERSION, self.inputs, self.ngrams, self.buckets))
         return BagEncoder(self, idf, counted)
 
-    # scikit-learn is imported where something is to be counted: most often the cache has everything.
+    # scikit-learn is imported only to count n-grams: usually the cache has everything.
     def counts(self, columns: Columns, split: str) -> Any:
-        """How often each n-gram occurs in each example: a sparse matrix [N, buckets]."""
+        """The number of occurrences of each n-gram in each example: a sparse matrix [N, buckets]."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         vectorizer = HashingVectorizer(
             n_features=self.buckets,
             ngram_range=tuple(self.ngrams),
-            # Words of one letter count too: "a" and "i" are words, and so is the "t" of "don't".
+            # Words of one letter count too: "a" and "i" are words, and so is the "t" in "don't".
             token_pattern=r"(?u)\b\w+\b",
             alternate_sign=False,  # sublinear tf takes the counts' logarithm
             norm=None,
@@ -99,7 +100,7 @@ class BagOfWords:
 
 @dataclasses.dataclass(frozen=True)
 class BagEncoder:
-    """Texts as bags of n-grams. `counted`: the counts of `train`, where fitting made them; encoding takes them out."""
+    """Texts as bags of n-grams. `counted`: the counts of `train`, if fitting computed them; encoding consumes them."""
 
     options: BagOfWords
     idf: np.ndarray
@@ -145,9 +146,9 @@ class BagEncoder:
 
 
 def _ragged(matrix: Any, most: int) -> tuple[Ragged, Ragged, np.ndarray]:
-    """A CSR matrix without explicit zeros as (ids, values, full lengths): of each row the `most` heaviest.
+    """A CSR matrix without explicit zeros as (ids, values, full lengths), keeping the `most` heaviest of each row.
 
-    The full lengths, int32 [N], are those before; a row without entries becomes one of value 0.
+    The full lengths, int32 [N], are those before truncation; a row without entries gets a single one of value 0.
     """
     full_lengths = np.maximum(np.diff(matrix.indptr), 1).astype(np.int32)
     for row in np.flatnonzero(full_lengths > most):

@@ -1,4 +1,4 @@
-"""Documents -> one long sequence of tokens a split, of which rows of one length are cut without any padding."""
+"""Documents -> one long sequence of tokens per split, cut into rows of equal length without padding."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ Replacements = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Documents:
-    """Texts as one long sequence of tokens a split: documents, every one except the last with [SEP] behind it.
+    """Texts as one long sequence of tokens per split: documents separated by [SEP].
 
-    A split's tokens are made once: other runs on the same data find them in the cache, whatever their rows' length.
+    A split's tokens are computed once: other runs on the same data find them in the cache, whatever their row length.
 
     Attributes:
-      inputs: the one text column.
-      heading: a regular expression; a record whose text it finds begins a document if it stands between blank ones.
+      inputs: the only text column.
+      heading: a regular expression; a record whose text it matches begins a document if it is between blank ones.
         Empty: each record is a document.
-      replace: pairs (what stands in the text, what to put there instead), applied in order before anything else.
+      replace: pairs (text, replacement), applied in order before anything else.
       tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.WordPiece`.
     """
 
@@ -45,12 +45,12 @@ class Documents:
         return [_replaced(as_text(text), self.replace) for text in column(columns, only(self.inputs), split)]
 
     def learn_tokenizer(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> str:
-        """The tokenizer.json that is given, or one trained on `train`."""
+        """The given tokenizer.json, or one trained on `train`."""
 
         def learn() -> str:
             if self.tokenizer is not None:
                 return read_tokenizer(self.tokenizer, lowercase=self.lowercase).to_str()
-            # A special token that stands in the text is no word to learn.
+            # A special token that occurs in the text is not a word to learn.
             blank = tuple((token, " ") for token in SPECIAL_TOKENS)
             lines = (_replaced(text, blank) for text in self.texts(ColumnsOf(splits, "train"), "train"))
             return train_wordpiece(lines, vocab_size=self.vocab_size, lowercase=self.lowercase).to_str()
@@ -60,9 +60,9 @@ class Documents:
         return cache.text("tokenizer.json", learn, key=trained)
 
     def tokenize(self, tokenizer: "tokenizers.Tokenizer", columns: Columns, split: str) -> Ragged:
-        """The documents of a split, each with [SEP] behind it but for the last: int32."""
+        """The documents of a split, each followed by [SEP] except the last: int32."""
         tokens, _, _ = encode(tokenizer, [self.texts(columns, split)], split, special=False)
-        # The headings are looked for in the text as it came.
+        # Headings are searched in the original text.
         raw = [as_text(text) for text in column(columns, only(self.inputs), split)]
         begins = regex("data.transform.heading", self.heading)
         blank = np.array([True, *(not text.strip() for text in raw), True])
@@ -87,13 +87,13 @@ def special_ids(tokenizer: "tokenizers.Tokenizer") -> dict[str, int]:
 
 
 def joined(records: Ragged, begins: np.ndarray, separator: int) -> Ragged:
-    """The documents that records make up, every one but the last with `separator` behind it.
+    """Joins records to documents, each followed by `separator` except the last.
 
     Args:
       records: N token sequences.
-      begins: bool [N], whether a document begins with the record. A document without tokens leaves no trace.
+      begins: bool [N], whether a document begins with the record. Documents without tokens are dropped.
     """
-    # Only records with tokens count; what began with an empty one begins with the next.
+    # Only records with tokens count; a document that begins with an empty one begins with the next.
     filled = np.flatnonzero(records.lengths)
     document = np.cumsum(begins)[filled]
     new = np.diff(document, prepend=document[:1]) > 0
@@ -103,7 +103,7 @@ def joined(records: Ragged, begins: np.ndarray, separator: int) -> Ragged:
 
 
 def row_count(tokens: int, row_length: int) -> int:
-    """Rows of [CLS], `row_length` − 2 tokens and [SEP] that a sequence of so many tokens takes."""
+    """The number of rows of [CLS], `row_length` − 2 tokens and [SEP] for a sequence of `tokens` tokens."""
     return -(-tokens // (row_length - 2))
 
 
@@ -112,12 +112,12 @@ def cut_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows `indices` [B] of the sequence `tokens` [T] -> int32 [B, L], real: bool [B, L].
 
-    Row i holds the tokens i · (L − 2) and following. Every row is full but the sequence's last one, which has `pad`
-    behind its `sep`: every token is in exactly one row.
+    Row i holds the tokens from i · (L − 2). Every row is full except the sequence's last one, which has `pad` after its
+    `sep`: every token is in exactly one row.
     """
     width = row_length - 2
     lengths = np.minimum(len(tokens) - indices * width, width)[:, None]
-    place = np.arange(row_length)[None, :] - 1  # in the row's tokens
+    place = np.arange(row_length)[None, :] - 1  # index among the row's tokens
     inside = (place >= 0) & (place < lengths)
     source = np.where(inside, indices[:, None] * width + place, 0)
     rows = np.where(inside, tokens[source], np.where(place < 0, cls, np.where(place == lengths, sep, pad)))

@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2018, section 3.1): some tokens are hidden and have to be found again."""
+"""Masked language modelling (Devlin et al. 2018, section 3.1): some tokens are masked and have to be predicted."""
 
 import dataclasses
 import functools
@@ -22,19 +22,19 @@ from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION
 if TYPE_CHECKING:
     import tokenizers
 
-# The key of the masks that evaluation uses: always the same, whatever the run's seed.
+# The key of the masks in evaluation: always the same, whatever the run's seed.
 _EVALUATION_SEED = 0x6D61736B
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Which tokens of a row are hidden, and what stands in their place.
+    """Selects the tokens of a row to mask, and their replacements.
 
     Attributes:
-      rate: the fraction of a row's tokens that is hidden, special tokens not counted.
-      whole_words: whether the pieces of a word are hidden together or not at all.
-      special: bool [V], the tokens that are never hidden and never put in another's place.
-      continues: bool [V], the pieces that go on with the word before them ("##…").
+      rate: the fraction of a row's tokens to mask, not counting special tokens.
+      whole_words: whether the pieces of a word are masked together or not at all.
+      special: bool [V], the tokens that are never masked and never replace another.
+      continues: bool [V], the pieces that continue a word ("##…").
       mask: the id of [MASK].
     """
 
@@ -45,19 +45,19 @@ class Masking:
     mask: int
 
     def slots(self, row_length: int) -> int:
-        """M, the most tokens of a row that are hidden."""
+        """M, the most tokens of a row that are masked."""
         return math.ceil(self.rate * row_length)
 
     def chosen(self, tokens: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The tokens to hide: bool [B, L] for tokens int [B, L] and keys uint64 [B].
+        """The tokens to mask: bool [B, L] for tokens int [B, L] and keys uint64 [B].
 
-        Of a row's n tokens that are not special, n · rate, rounded and at least one, each as likely as any other.
-        Whole words are taken in random order, those left out that would be too much, as in Google's
-        create_pretraining_data.py; so it may be fewer, and none in a row whose words are all longer than that.
+        Selects n · rate, rounded and at least one, of a row's n tokens that are not special, uniformly at random. Whole
+        words are taken in random order, skipping those that would exceed that number, as in Google's
+        create_pretraining_data.py; so there may be fewer, and none in a row whose words are all longer.
         """
         usable = ~self.special[tokens]
         wanted = np.maximum(np.rint(usable.sum(axis=1) * self.rate), 1)
-        # Ordered by random numbers, those that can't be hidden last. A word has the number of its first piece.
+        # Ordered by random numbers, with tokens that can't be masked last. A word has the number of its first piece.
         begins = usable
         if self.whole_words:
             before = np.pad(usable, ((0, 0), (1, 0)))[:, :-1]
@@ -68,7 +68,7 @@ class Masking:
         if not self.whole_words:
             return usable & (rank < wanted[:, None])
 
-        word = np.cumsum(begins, axis=1) - 1  # of each token; of no account where it is not usable
+        word = np.cumsum(begins, axis=1) - 1  # of each token; meaningless where it is not usable
         row = np.arange(len(tokens))[:, None]
         lengths = np.zeros(tokens.shape, np.int64)  # of the word that begins there
         first = np.argsort(~begins, axis=1, kind="stable")  # where word 0, 1, … begins
@@ -85,10 +85,10 @@ class Masking:
         return usable & np.take_along_axis(taken, where, axis=1)
 
     def __call__(self, tokens: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
-        """tokens int32 [B, L], keys uint64 [B] -> tokens [B, L] with the chosen ones hidden, and what they were.
+        """tokens int32 [B, L], keys uint64 [B] -> tokens [B, L] with some masked, masked_positions and labels.
 
-        Of the chosen tokens 80 % become [MASK], 10 % any token that is not special, and 10 % stay as they are.
-        masked_positions: int32 [B, M], ascending, 0 in slots that are not needed; labels: int32 [B, M], −1 there.
+        80 % of the chosen tokens become [MASK], 10 % a random token that is not special, and 10 % are unchanged.
+        masked_positions: int32 [B, M], ascending, 0 in unused slots; labels: int32 [B, M], −1 there.
         """
         chosen = self.chosen(tokens, keys)
         length = tokens.shape[1]
@@ -109,15 +109,15 @@ class Masking:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedExamples:
-    """Rows cut from a split's documents; every time a row is trained on, other tokens of it are hidden.
+    """Rows cut from a split's documents; different tokens of a row are masked every time it is trained on.
 
     A batch has tokens, segments (1; 0 in padding), positions and type_ids (0), each int32 [B, L], and masked_positions
-    and labels, each int32 [B, M]; see `Masking`. The only padding is that of the split's last row.
+    and labels, each int32 [B, M]; see `Masking`. Only the split's last row has padding.
     """
 
     row_axes: ClassVar[int] = 2
 
-    documents: Ragged  # int32; one after another they make a single sequence
+    documents: Ragged  # int32; concatenated they are a single sequence
     row_length: int
     masking: Masking
     cls: int
@@ -129,19 +129,19 @@ class MaskedExamples:
 
     @property
     def labels(self) -> np.ndarray:
-        """What may be asked for: every token of the split, int32 [T]. Which row it is in, `rows` says."""
+        """All possible labels: every token of the split, int32 [T]; `rows` maps them to rows."""
         return self.documents.values
 
     def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows `indices` [B] before anything is hidden: int32 [B, L], and which of it is no padding: bool."""
+        """The rows `indices` [B] before masking: int32 [B, L], and where they are not padding: bool [B, L]."""
         return cut_rows(self.documents.values, indices, self.row_length, cls=self.cls, sep=self.sep, pad=self.pad)
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-        """As evaluation sees the rows: what is hidden is a function of an example's index alone."""
+        """The batch for evaluation: the masked tokens are a function of an example's index alone."""
         return self.train_batch(members, rows, stateless_rng.keys(_EVALUATION_SEED, np.zeros(len(members)), members))
 
     def train_batch(self, members: np.ndarray, rows: np.ndarray | slice, keys: np.ndarray) -> dict[str, np.ndarray]:
-        """As training sees them: what is hidden is a function of the example's key; keys: uint64 [B, 1]."""
+        """The batch for training: the masked tokens are a function of the example's key; keys: uint64 [B, 1]."""
         tokens, real = self.rows(np.maximum(members[rows, 0], 0))
         return {
             **self.masking(tokens, keys[rows, 0]),
@@ -153,12 +153,12 @@ class MaskedExamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLanguageModel(Documents):
-    """Documents cut into rows, some of whose tokens will be hidden.
+    """Documents cut into rows, some of whose tokens will be masked.
 
     Attributes: those of `Documents`, and
-      row_length: tokens of a row, [CLS] and [SEP] included.
-      mask_rate: the fraction of tokens to hide; 0.15 in the paper.
-      whole_words: whether the pieces of a word are hidden together.
+      row_length: tokens per row, including [CLS] and [SEP].
+      mask_rate: the fraction of tokens to mask; 0.15 in the paper.
+      whole_words: whether the pieces of a word are masked together.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -200,7 +200,7 @@ class MaskedLanguageModel(Documents):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedEncoder:
-    """Texts as rows of tokens to hide some of; the labels are the tokens themselves. `definition`: tokenizer.json."""
+    """Texts as rows of tokens to be masked; the labels are the tokens themselves. `definition`: tokenizer.json."""
 
     options: MaskedLanguageModel
     definition: str

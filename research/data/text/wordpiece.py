@@ -1,4 +1,4 @@
-"""Text -> tokens: WordPiece with a vocabulary trained on the training split, or whatever tokenizer is given."""
+"""Text -> tokens: WordPiece with a vocabulary trained on the training split, or any given tokenizer."""
 
 import dataclasses
 import functools
@@ -17,25 +17,25 @@ from research.data.columns import as_labels, as_text, column
 from research.data.encoder import Signature
 from research.data.examples import Columns, Ragged, TextExamples
 
-if TYPE_CHECKING:  # `tokenizers` is imported where it is used: this module's other functions serve every dataset
+if TYPE_CHECKING:  # `tokenizers` is imported only where it is used, as every dataset imports this module
     import tokenizers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-# In the keys of what is cached: to be raised when train_wordpiece or encode come to give something else.
+# Part of the cache keys: raise it when the results of train_wordpiece or encode change.
 VERSION = f"2, tokenizers {version('tokenizers')}"
 
 _WORD_START = "\u2581"  # "▁", as SentencePiece marks it
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -> "tokenizers.Tokenizer":
-    """A BERT tokenizer whose vocabulary of at most `vocab_size` pieces is learnt from `texts`; always the same one.
+    """Trains a BERT tokenizer with at most `vocab_size` pieces on `texts`, deterministically.
 
-    The pieces are those of byte-pair merges (Sennrich et al. 2016); text is cut by BERT's greedy longest match. The
-    library's own WordPiece trainer merges likewise, but breaks ties by a random hash: another vocabulary each time.
-    Single characters are pieces where they occur: as themselves at the beginning of a word, as ##c behind it. Chinese
-    characters and punctuation are words of their own.
+    The pieces come from byte-pair merges (Sennrich et al. 2016); text is split by BERT's greedy longest match. The
+    library's WordPiece trainer merges in the same way, but breaks ties by a random hash, so its vocabularies vary.
+    Single characters are pieces where they occur: unchanged at the beginning of a word, as ##c elsewhere. Chinese
+    characters and punctuation marks are separate words.
     """
     import tokenizers
     from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -48,13 +48,13 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
     merges.normalizer = normalizer
     marked = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always", split=False)
     merges.pre_tokenizer = pre_tokenizers.Sequence([cut, marked])
-    # The mark and what it merges with to a single character take no place in the vocabulary.
+    # The mark, and its merges with a single character, do not count towards the vocabulary.
     most = vocab_size + len(first) + 1
     merges.train_from_iterator(texts, trainer=trainers.BpeTrainer(vocab_size=most, show_progress=False))
     learnt = merges.get_vocab()
     merged = [
         piece.removeprefix(_WORD_START) if piece.startswith(_WORD_START) else f"##{piece}"
-        for piece in sorted(learnt, key=learnt.__getitem__)  # the alphabet, then the merges from the most frequent on
+        for piece in sorted(learnt, key=learnt.__getitem__)  # the alphabet, then the merges, most frequent first
         if len(piece) > 1
     ]
     ordered = dict.fromkeys([*SPECIAL_TOKENS, *first, *(f"##{letter}" for letter in later), *merged])
@@ -62,7 +62,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool) -
 
 
 def _words(texts: list[str], normalizer: Any, cut: Any) -> set[str]:
-    """All words of the texts, found on all cores."""
+    """All words of the texts, computed on all cores."""
     import tokenizers
     from tokenizers import models, trainers
 
@@ -74,7 +74,7 @@ def _words(texts: list[str], normalizer: Any, cut: Any) -> set[str]:
 
 
 def bert_tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> "tokenizers.Tokenizer":
-    """BERT's tokenizer (Devlin et al. 2018) with this vocabulary, SPECIAL_TOKENS among it."""
+    """BERT's tokenizer (Devlin et al. 2018) with this vocabulary, which includes SPECIAL_TOKENS."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -98,12 +98,12 @@ class WordPiece:
     Attributes:
       inputs: one text column, or two for sentence pairs.
       tokenizer: a tokenizer.json, or a vocab.txt of BERT; None to train one on `train`.
-      vocab_size: of the trained vocabulary, at the most.
-      lowercase: whether to drop case and accents; a tokenizer.json says so itself.
-      max_length: tokens of an example at the most, [CLS] and [SEP] included. Of a longer one the end is cut, of a pair
-        a token at a time from the longer part, as transformers' `longest_first` does.
-      pad_to: the row lengths a batch of one example a row may have; max_length must not exceed their largest.
-      row_length: of packed rows (train.batch_rows), in tokens.
+      vocab_size: the maximum size of a trained vocabulary.
+      lowercase: whether to drop case and accents; a tokenizer.json has this setting itself.
+      max_length: the most tokens of an example, including [CLS] and [SEP]. A longer text is truncated at its end, a
+        pair one token at a time from the longer part, as in transformers' `longest_first`.
+      pad_to: the allowed row lengths with one example per row; max_length must not exceed the largest.
+      row_length: length of packed rows (train.batch_rows), in tokens.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -161,7 +161,7 @@ class TextEncoder:
 
     @functools.cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":
-        """Cuts what is longer than max_length. Raises UserError where it has no token to classify by."""
+        """The tokenizer, which truncates to max_length. Raises UserError if it has no token such as [CLS]."""
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(self.definition)
@@ -203,7 +203,7 @@ class TextEncoder:
 
 
 def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
-    """A tokenizer.json, or BERT's with the vocabulary of a *.txt, one token a line. Raises UserError for a bad one."""
+    """Reads a tokenizer.json, or BERT's with a *.txt vocabulary, one token per line. Raises UserError if invalid."""
     import tokenizers
 
     try:
@@ -222,10 +222,10 @@ def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
 def encode(
     tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
 ) -> tuple[Ragged, Ragged, np.ndarray]:
-    """One split's texts, or its pairs of texts, on all cores and a piece at a time -> tokens, type ids, full lengths.
+    """Encodes a split's texts or pairs on all cores, a piece at a time -> tokens, type ids, full lengths.
 
-    The full lengths, int32 [N], are those before the tokenizer's truncation, if it has any.
-    `special`: whether the tokenizer adds its [CLS] and [SEP] to each.
+    The full lengths, int32 [N], are those before any truncation by the tokenizer.
+    `special`: whether the tokenizer adds [CLS] and [SEP] to each text.
     """
     size, piece = len(parts[0]), 8192
     tokens, type_ids, full_lengths = [], [], [np.zeros(0, np.int32)]
@@ -248,14 +248,14 @@ def _full_lengths(
     *,
     special: bool,
 ) -> np.ndarray:
-    """The lengths of texts or pairs, of which these are the encodings, before they were truncated: int32 [N]."""
+    """The lengths before truncation of the texts or pairs with these encodings: int32 [N]."""
     lengths = np.array([len(encoding) for encoding in encodings], np.int32)
     cut = [index for index, encoding in enumerate(encodings) if encoding.overflowing]
     added = tokenizer.num_special_tokens_to_add(is_pair=len(columns) > 1) if special else 0
     if cut and len(columns) == 1:
-        # What was cut off comes in pieces, each with special tokens of its own.
+        # The overflow comes in pieces, each with its own special tokens.
         lengths[cut] += [sum(len(piece) - added for piece in encodings[index].overflowing) for index in cut]
-    elif cut:  # each piece of one part comes with each of the other: they don't say how long the parts are
+    elif cut:  # pieces of one part are combined with all of the other, so they don't show the lengths of the parts
         lengths[cut] = added
         for column in columns:
             texts = [column[index] for index in cut]
