@@ -1,1 +1,1 @@
-"""One file per experiment, each with `get_config(preset="")`: numbers and names only. Shared keys are in `defaults.py`."""
+"""One file per experiment, each with `get_config(preset="")`: numbers and names only; `defaults.py` has all keys."""
