@@ -97,4 +97,4 @@ def test_keys_without_a_range_hold_what_json_and_64_bits_can(value):
 @pytest.mark.parametrize("value", [True, 1.5, (1.5,), ((1,),), (None,), ("1",)])
 def test_integers_are_integers_in_configs_of_python_too(value):
     with pytest.raises(UserError, match=r"model.stage_sizes"):
-        check_values({"model": {"stage_sizes": value}})
+        check_values({"model": {"name": "resnet", "stage_sizes": value}})

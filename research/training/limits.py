@@ -69,7 +69,7 @@ def key_ranges(config: Mapping[str, Any]) -> dict[str, Range]:
     )
     found = dict(RANGES)
     for name, table, section in sections:
-        if section and section["name"] in table:
+        if section and section.get("name") in table:
             found |= ranges.declared(name, {section["name"]: table[section["name"]]})
     return found
 
