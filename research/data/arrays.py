@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from research.base.errors import UserError
-from research.data.cache import ArtifactCache
+from research.data.cache import NO_CACHE, ArtifactCache
 from research.data.columns import as_labels, check_finite, column, only
 from research.data.encoder import Signature
 from research.data.examples import ArrayExamples, Columns
@@ -56,7 +56,7 @@ class StandardizingEncoder:
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> ArrayExamples:
         values = np.asarray(column(columns, self.name, split), np.float64)
         if values.shape[1:] != self.mean.shape:

@@ -80,6 +80,9 @@ class ArtifactCache:
         return arrays
 
 
+NO_CACHE = ArtifactCache()  # nothing is kept
+
+
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)  # every process of a run writes the same

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from research.base.errors import UserError
-from research.data.cache import ArtifactCache
+from research.data.cache import NO_CACHE, ArtifactCache
 from research.data.examples import Columns, Examples
 
 _FILE = "encoder.json"
@@ -47,7 +47,7 @@ class Encoder(Protocol):
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> Examples:
         """Returns the examples of the columns, in order.
 

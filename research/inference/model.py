@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.base.errors import UserError
 from research.base.registry import build
+from research.core import metrics
 from research.core.state import TrainState
 from research.core.tasks import TASKS, Task
 from research.data import load as data
@@ -52,7 +53,7 @@ def evaluation_of(config: Any, task: Task, mesh: jax.sharding.Mesh, eval_step: A
         workers=config.data.workers,
         seeds=config.train.seeds,
         ema_decay=config.train.ema_decay,
-        averaged=config.eval.metric.startswith("ema_"),
+        averaged=config.eval.metric.startswith(metrics.AVERAGE),
     )
 
 

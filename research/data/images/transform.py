@@ -9,7 +9,7 @@ import numpy as np
 from research.base.errors import UserError
 from research.base.ranges import ANY, PIXELS, POSITIVE, Range
 from research.base.registry import build
-from research.data.cache import ArtifactCache
+from research.data.cache import NO_CACHE, ArtifactCache
 from research.data.columns import only
 from research.data.encoder import Signature
 from research.data.examples import Columns, first, labels_of
@@ -179,7 +179,7 @@ class ImageEncoder:
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> ImageExamples:
         plain = self.images.read(columns, split, labels, cache)
         if not labels:
@@ -251,7 +251,7 @@ class PixelEncoder:
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> PixelExamples:
         plain = self.images.read(columns, split, labels, cache)
         return PixelExamples(plain.store, plain.labels, plain.view, self.mean, self.std)

@@ -10,7 +10,7 @@ import numpy as np
 
 from research.base.errors import UserError
 from research.base.ranges import TOKENS, Range
-from research.data.cache import ArtifactCache
+from research.data.cache import NO_CACHE, ArtifactCache
 from research.data.columns import as_labels, as_text, column
 from research.data.encoder import ColumnsOf, Signature
 from research.data.examples import BagExamples, Columns, Ragged
@@ -117,7 +117,7 @@ class BagEncoder:
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> BagExamples:
         options = self.options
 

@@ -12,7 +12,7 @@ from research.base.errors import UserError
 from research.base.ranges import TOKENS, Range
 from research.base.registry import regex
 from research.data import stateless_rng
-from research.data.cache import ArtifactCache, digest
+from research.data.cache import NO_CACHE, ArtifactCache, digest
 from research.data.columns import only
 from research.data.encoder import Signature
 from research.data.examples import Columns, Ragged
@@ -242,7 +242,7 @@ class MaskedEncoder:
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> MaskedExamples:
         def tokenized() -> dict[str, np.ndarray]:
             documents = self.options.tokenize(self.tokenizer, columns, split)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from research.base.errors import UserError
 from research.base.paths import expanded
 from research.base.ranges import TOKENS, Range
-from research.data.cache import ArtifactCache, digest
+from research.data.cache import NO_CACHE, ArtifactCache, digest
 from research.data.columns import as_labels, as_text, column
 from research.data.encoder import Signature
 from research.data.examples import Columns, Ragged, TextExamples
@@ -179,7 +179,7 @@ class TextEncoder:
         *,
         split: str = "input",
         labels: bool = True,
-        cache: ArtifactCache = ArtifactCache(),  # noqa: B008 - it is frozen
+        cache: ArtifactCache = NO_CACHE,
     ) -> TextExamples:
         options = self.options
 
