@@ -140,6 +140,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_pa
     assert message in lines[0]
 
 
+@pytest.mark.slow
 def test_an_error_of_a_process_of_its_own(tmp_path):
     """Nothing else is printed; with --debug there is the stack trace."""
     command = ("-m", "research.evaluate", f"--workdir={tmp_path}")

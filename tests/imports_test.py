@@ -1,14 +1,20 @@
 """Who may import whom."""
 
 import ast
+import functools
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
 SHELLS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
 
 
+@functools.cache
 def _imports(path):
     """Every module that a file imports, wherever in the file."""
+    return list(_found_imports(path))
+
+
+def _found_imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -465,6 +465,7 @@ def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
     assert kernel.addressable_shards[0].data.shape == (4, 32)
 
 
+@pytest.mark.slow
 def test_linear_diabetes_is_the_closed_form(tmp_path):
     config = linear_diabetes.get_config()
     _run(config, tmp_path)

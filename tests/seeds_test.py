@@ -111,7 +111,7 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
     [
         ("linear", {}),
         pytest.param("mlp", {}, marks=pytest.mark.slow),
-        ("mlp", {"accumulate": 2, "ema_decay": 0.5}),
+        pytest.param("mlp", {"accumulate": 2, "ema_decay": 0.5}, marks=pytest.mark.slow),
         pytest.param("resnet", {}, marks=pytest.mark.slow),
         pytest.param("grouped_resnet", {}, marks=pytest.mark.slow),
         pytest.param("packed", {}, marks=pytest.mark.slow),

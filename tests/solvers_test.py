@@ -94,7 +94,7 @@ def test_least_squares_are_scikit_learns(preset, overrides, peer):
         pytest.param("breast_cancer", 1.0, None, 1.0, marks=pytest.mark.slow),
         pytest.param("breast_cancer", 0.01, "balanced", 1.0, marks=pytest.mark.slow),
         pytest.param("breast_cancer", 100.0, (3.0, 0.5), 1.0, marks=pytest.mark.slow),
-        ("breast_cancer", 0.01, "balanced", 0.5),
+        pytest.param("breast_cancer", 0.01, "balanced", 0.5, marks=pytest.mark.slow),
         pytest.param("iris", 1.0, None, 1.0, marks=pytest.mark.slow),
         ("iris", 10.0, (1.0, 2.0, 3.0), 1.0),
         pytest.param("digits", 0.03, "balanced", 1.0, marks=pytest.mark.slow),
@@ -326,6 +326,7 @@ def test_a_tolerance_that_the_type_can_not_have_is_a_warning(tmp_path):
     assert "float32 can't get further: give dtype=float64 or a larger optimizer.tolerance than 1e-12" in text
 
 
+@pytest.mark.slow
 def test_features_that_depend_on_each_other_are_a_warning(monkeypatch, rng, tmp_path):
     x = rng.standard_normal((50, 2))
     _source(monkeypatch, "twice", np.column_stack([x, x[:, 0]]), x @ [1.0, 2.0])

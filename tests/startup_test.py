@@ -45,6 +45,7 @@ json.dump(found, sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_what_entry_points_do_not_import(tmp_path):
     """Help without JAX; a linear model without the libraries of others; an encoder without scikit-learn."""
     load.raw("diabetes", None)["train"]  # from here on it is in the cache

@@ -21,6 +21,7 @@ def _run(tmp_path, name, *overrides):
     return coefficients(tmp_path), np.asarray(columns["features"], np.float64), columns["label"]
 
 
+@pytest.mark.slow
 def test_least_squares_have_the_classical_errors(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
     design = np.column_stack([features, np.ones(len(features))])

@@ -49,6 +49,7 @@ def test_the_shell_names_what_there_is():
     assert plot.WHAT.split(", ") == list(PLOTS)
 
 
+@pytest.mark.slow
 def test_a_classifiers_curves_are_scikit_learns(digits):
     subject = PlotContext(digits)
     columns = _columns(digits)
