@@ -308,7 +308,7 @@ def test_packed_segments_are_texts_one_behind_the_other(rng):
     assert (segments > 0).mean() > 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_alternative_attention_computes_the_same():
     """In float32, with the same parameters: measured 4e-7 apart. Without the segments it computes something else."""
     inputs = accelerator_attention._inputs(2, 32, heads=2, width=16)

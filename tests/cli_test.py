@@ -56,7 +56,7 @@ def test_help(module, flag, shell):
     assert flag in out
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
     train = ("-m", "research.train", "--config=configs/linear_diabetes.py", f"--workdir={tmp_path}/run")
     result = _python(*train)
@@ -140,7 +140,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_pa
     assert message in lines[0]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_an_error_of_a_process_of_its_own(tmp_path):
     """Nothing else is printed; with --debug there is the stack trace."""
     command = ("-m", "research.evaluate", f"--workdir={tmp_path}")
@@ -235,7 +235,7 @@ def test_ctrl_c_is_one_line(capsys):
     assert (exit.value.code, capsys.readouterr().err) == (128 + signal.SIGINT, "interrupted\n")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     command = [
         sys.executable,

@@ -31,7 +31,7 @@ def test_they_were_found():
     assert len(FILES) >= 6
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("file", "preset"),
     [

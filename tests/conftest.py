@@ -22,11 +22,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """The quick tests run each small program once or twice: a thorough compilation would take most of their time.
+    """The quick tests, and the extended ones, run each small program once or twice: a thorough compilation would take
+    most of their time.
 
     The others, marked, run programs as they are compiled for users.
     """
-    quick = "not slow" in config.getoption("markexpr")
+    quick = any(part in config.getoption("markexpr") for part in ("not slow", "extended"))
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for the processes they start
     jax.config.update("jax_disable_most_optimizations", quick)
 

@@ -15,7 +15,11 @@ from tests import tiny
 
 @pytest.mark.parametrize(
     "make",
-    [pytest.param(tiny.bert, marks=pytest.mark.slow), pytest.param(tiny.resnet, marks=pytest.mark.slow), tiny.logistic],
+    [
+        pytest.param(tiny.bert, marks=pytest.mark.extended),
+        pytest.param(tiny.resnet, marks=pytest.mark.extended),
+        tiny.logistic,
+    ],
 )
 def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
     tiny.few_sentences(monkeypatch)
@@ -42,7 +46,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_correlations_are_of_the_whole_split(monkeypatch):
     """Over several batches, as scipy has them of the predictions that are written; none where labels are hidden."""
     tiny.tfds(monkeypatch)

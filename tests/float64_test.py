@@ -26,7 +26,7 @@ def _equations(jaxpr):
                 yield from _equations(inner)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_float64_step_computes_nothing_in_float32(name, monkeypatch):
     """Except weights, one a label, and scalars: metrics and the learning rate."""

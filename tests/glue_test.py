@@ -68,7 +68,7 @@ def _lines(path):
     return [line.split("\t") for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
     workdirs = [str(runs / task) for task in ("mnli", "cola", "stsb")]
     assert glue.main(["--workdirs", *workdirs, f"--out={tmp_path / 'out'}"]) == 0

@@ -65,16 +65,18 @@ FAMILIES = {
     "bert, float64": _float64,
     "bert_mlm": lambda: tiny.mlm(steps=STEPS),
 }
+EXTENDED = ("bert_mlm", "cnn", "resnet")
 SLOW = (
-    "bert_mlm",
-    "cnn",
-    "resnet",
     "linear, closed form",
     "logistic, two classes, lbfgs",
     "bag of words, lbfgs",
     "resnet, augmented",
     "bert, float64",
 )
+
+
+def _marks(name):
+    return [pytest.mark.slow] * (name in SLOW) + [pytest.mark.extended] * (name in EXTENDED)
 
 
 def trajectory(config):
@@ -109,7 +111,7 @@ def _tolerance(name):
     return 1.5e-10 if name.endswith("float64") else 3e-6
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in FAMILIES])
 def test_the_first_steps_are_those_stored(name, monkeypatch):
     _prepare(monkeypatch)
     found = trajectory(FAMILIES[name]())

@@ -73,7 +73,8 @@ def test_what_a_run_leaves_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [tiny.logistic, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.mixed_resnet))]
+    "make",
+    [tiny.logistic, *(pytest.param(make, marks=pytest.mark.extended) for make in (tiny.bert, tiny.mixed_resnet))],
 )
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     """With dropout, mixed images, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations."""
@@ -130,7 +131,7 @@ def power_cut(monkeypatch):
     return monkeypatch
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("every_steps", [0, 20])
 def test_an_evaluation_that_fails_loses_no_training(every_steps, power_cut, tmp_path):
     """Neither that of the end nor one in the course of training, which the resumed run then makes."""
@@ -256,7 +257,7 @@ def test_the_seed_decides(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("batch", "steps"), [pytest.param({"batch_size": 32}, 13, marks=pytest.mark.slow), ({"batch_rows": 9}, 11)]
 )
@@ -465,7 +466,7 @@ def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
     assert kernel.addressable_shards[0].data.shape == (4, 32)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_linear_diabetes_is_the_closed_form(tmp_path):
     config = linear_diabetes.get_config()
     _run(config, tmp_path)

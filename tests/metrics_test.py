@@ -58,7 +58,7 @@ PAIRS_OF_CLASSES = st.lists(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning", "ignore:A single label was found")
 @settings(max_examples=100, deadline=None)
 @given(rows=PAIRS_OF_CLASSES, cut=st.integers(0, 40))

@@ -36,7 +36,7 @@ PARAMS = {
 
 def _quick(*names):
     """All optimizers, but the quick tests only those that it names: the others' programs take long to compile."""
-    return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in OPTIMIZERS]
+    return [pytest.param(name, marks=[] if name in names else pytest.mark.extended) for name in OPTIMIZERS]
 
 
 def _build(total_steps=10, **changes):

@@ -67,7 +67,7 @@ QUICK = ("packed text", "pixels", "features")
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
+    "family", [pytest.param(name, marks=[pytest.mark.extended] * (name not in QUICK)) for name in FAMILIES]
 )
 def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
     config = FAMILIES[family]()

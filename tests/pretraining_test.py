@@ -60,7 +60,7 @@ def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
     assert np.mean(hits) == pytest.approx(metrics["accuracy"], abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_evaluation_is_exact_at_any_batch_size():
     results = []
     for batch_size in (3, 64):

@@ -86,7 +86,7 @@ def _trained(config, steps=4):
     return jax.device_get(state), np.array(losses)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("name", MAKE)
 def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
     """The order, the augmentation and the masks; but that unpacked text is padded to the longest of all seeds."""
@@ -111,10 +111,10 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
     [
         ("linear", {}),
         pytest.param("mlp", {}, marks=pytest.mark.slow),
-        pytest.param("mlp", {"accumulate": 2, "ema_decay": 0.5}, marks=pytest.mark.slow),
+        pytest.param("mlp", {"accumulate": 2, "ema_decay": 0.5}, marks=pytest.mark.extended),
         pytest.param("resnet", {}, marks=pytest.mark.slow),
         pytest.param("grouped_resnet", {}, marks=pytest.mark.slow),
-        pytest.param("packed", {}, marks=pytest.mark.slow),
+        pytest.param("packed", {}, marks=pytest.mark.extended),
         pytest.param("unpacked", {}, marks=pytest.mark.slow),
     ],
 )
@@ -167,7 +167,7 @@ def run(tmp_path_factory):
     return RunDir.open(path)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_summary_has_means_and_intervals(run, tmp_path):
     """Measured: the losses of a seed are within 2e-7 of those of its run alone; its predictions are the same."""
     summary = run.summary()
@@ -206,7 +206,7 @@ def test_a_run_of_several_seeds_is_evaluated_again(run):
     assert found["intervals"] == run.summary()["intervals"]["validation"]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_correlations_are_of_each_seed(monkeypatch):
     tiny.tfds(monkeypatch)
     config = _with_seeds(tiny.bert_glue_task("stsb"), seeds=2)
@@ -221,7 +221,7 @@ def test_correlations_are_of_each_seed(monkeypatch):
     assert metrics["pearson"][0] != metrics["pearson"][1]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "make", [_mlp, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.mixed_resnet))]
 )
@@ -310,7 +310,7 @@ def test_what_takes_one_seed_refuses_several(run, tmp_path):
             call()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_path, monkeypatch):
     """Fewer for an evaluation's batch, which is the larger one here; the number that it names fits."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)

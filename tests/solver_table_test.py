@@ -70,7 +70,7 @@ def _peer(dense, labels, weights=None):
     return Peer(C=1 / (0.01 * total), tol=1e-10, max_iter=5000, class_weight=of_class).fit(dense, labels).coef_
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_rows_that_are_read_have_the_solution_of_the_whole_table_and_scikit_learns(rng):
     """On eight devices, in packed rows, the classes weighted; against the whole table on one device."""
     examples, dense = _examples(rng, 3)
@@ -130,7 +130,7 @@ def test_a_run_fits_the_buckets_that_its_training_examples_have(monkeypatch):
     assert f"tensor<10x{2**20}x1xf32>" not in program
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_scale_of_coordinates_is_the_hessians_diagonal(rng, monkeypatch):
     """From many random directions; exact for a bucket that one example has."""
     monkeypatch.setattr("research.solvers.quasi_newton.PROBES", 1000)

@@ -57,7 +57,7 @@ def _linear(*overrides, preset="closed_form"):
     return load(f"configs/linear_diabetes.py:{preset}", overrides).config
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("preset", "overrides", "peer"),
     [
@@ -91,10 +91,10 @@ def test_least_squares_are_scikit_learns(preset, overrides, peer):
 @pytest.mark.parametrize(
     ("name", "c", "class_weight", "fraction"),
     [
-        pytest.param("breast_cancer", 1.0, None, 1.0, marks=pytest.mark.slow),
+        pytest.param("breast_cancer", 1.0, None, 1.0, marks=pytest.mark.extended),
         pytest.param("breast_cancer", 0.01, "balanced", 1.0, marks=pytest.mark.slow),
-        pytest.param("breast_cancer", 100.0, (3.0, 0.5), 1.0, marks=pytest.mark.slow),
-        pytest.param("breast_cancer", 0.01, "balanced", 0.5, marks=pytest.mark.slow),
+        pytest.param("breast_cancer", 100.0, (3.0, 0.5), 1.0, marks=pytest.mark.extended),
+        pytest.param("breast_cancer", 0.01, "balanced", 0.5, marks=pytest.mark.extended),
         pytest.param("iris", 1.0, None, 1.0, marks=pytest.mark.slow),
         ("iris", 10.0, (1.0, 2.0, 3.0), 1.0),
         pytest.param("digits", 0.03, "balanced", 1.0, marks=pytest.mark.slow),
@@ -135,7 +135,7 @@ def test_logistic_regression_is_scikit_learns(name, c, class_weight, fraction):
     np.testing.assert_allclose([record["scores"] for record in records], peer.predict_proba(test), atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("name", "c"), [("breast_cancer", 0.1), ("iris", 1.0)])
 def test_squared_hinge_is_scikit_learns_linear_svc(name, c):
     config = load(f"configs/logistic_{name}.py").config
@@ -167,7 +167,7 @@ def test_class_weights_of_several_machines_are_scikit_learns():
     np.testing.assert_allclose(kernel, peer.fit(features, labels).coef_, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("factorization", "apart", "error"),
     [
@@ -192,7 +192,7 @@ def test_least_squares_of_many_rows_keeps_what_two_like_columns_say(rng, factori
     assert scores["undetermined"].compute() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_directions_that_the_data_does_not_determine_are_counted(dtype, rng):
     """A column twice, a sum of two, and one that is always 0, which counts as determined: its coefficient is 0."""
@@ -246,7 +246,7 @@ def _fitted(features, labels, start=0.0, factorization="auto"):
     return linear["kernel"][:, 0], linear["bias"][0], {name: score.compute() for name, score in scores.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -267,7 +267,7 @@ def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition
     assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("factorization", ["auto", "qr"])
 @pytest.mark.parametrize("start", [0.0, 2.0])
 def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng, start, factorization):
@@ -301,7 +301,7 @@ def test_cholesky_of_dependent_columns_is_a_warning_and_leaves_the_parameters(mo
     assert summary["training"]["loss"] == pytest.approx(np.mean(labels**2))  # that of 0
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng, tmp_path):
     labels = np.arange(40) % 2
     _source(monkeypatch, "breast_cancer", rng.standard_normal((40, 3)) + 20 * labels[:, None], labels)
@@ -319,14 +319,14 @@ def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng,
     assert "give more than optimizer.max_iterations=2" in summary["warnings"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_tolerance_that_the_type_can_not_have_is_a_warning(tmp_path):
     config = load("configs/logistic_iris.py", ["optimizer.tolerance=1e-12"]).config
     (text,) = train_and_evaluate(config, tmp_path, show=False)["warnings"]
     assert "float32 can't get further: give dtype=float64 or a larger optimizer.tolerance than 1e-12" in text
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_features_that_depend_on_each_other_are_a_warning(monkeypatch, rng, tmp_path):
     x = rng.standard_normal((50, 2))
     _source(monkeypatch, "twice", np.column_stack([x, x[:, 0]]), x @ [1.0, 2.0])
@@ -335,7 +335,7 @@ def test_features_that_depend_on_each_other_are_a_warning(monkeypatch, rng, tmp_
     assert "dtype=float64" in warning
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_more_parameters_than_examples_are_a_warning(tmp_path):
     summary = train_and_evaluate(_linear("data.train_fraction=0.02"), tmp_path, show=False)
     assert summary["training"]["converged"] == 1
@@ -343,7 +343,7 @@ def test_more_parameters_than_examples_are_a_warning(tmp_path):
     assert text.startswith("5 training examples do not determine 11 parameters")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("change", "warnings"),
     [
@@ -372,7 +372,7 @@ def test_numbers_that_are_too_large_for_the_type_are_said(monkeypatch, rng, tmp_
         train_and_evaluate(_linear(), tmp_path, show=False)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_an_ill_conditioned_problem_takes_few_iterations_and_ends_at_the_types_precision(rng):
     """Columns from 1 to 0.001."""
     features = (rng.standard_normal((400, 8)) * np.logspace(0, -3, 8)).astype(np.float32)
@@ -434,7 +434,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
     assert not jax.config.jax_enable_x64
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
@@ -480,7 +480,7 @@ def test_what_a_solver_can_not_do_is_one_line(config, change, message):
         prepare(config)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_majority_baseline_is_the_majority_class(monkeypatch, rng, tmp_path):
     """Though it has one example of 11,301 more than the others; in 20 Newsgroups it has one more than another."""
     labels = rng.permutation(np.repeat(np.arange(20), [566 if c == 10 else 565 for c in range(20)]))

@@ -102,7 +102,7 @@ def _texts(**transform):
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_parts_of_packed_texts(tmp_path):
     """`train_fraction` leaves a part of `train` what it says: that of the whole split."""
     config = _bag()

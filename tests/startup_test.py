@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from research.data import load
 
 CODE = """
@@ -45,7 +47,7 @@ json.dump(found, sys.stderr)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_what_entry_points_do_not_import(tmp_path):
     """Help without JAX; a linear model without the libraries of others; an encoder without scikit-learn."""
     load.raw("diabetes", None)["train"]  # from here on it is in the cache

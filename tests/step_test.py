@@ -54,7 +54,7 @@ def _sgd(config):
 
 
 @pytest.mark.parametrize(
-    "make", [*(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.resnet)), tiny.logistic]
+    "make", [*(pytest.param(make, marks=pytest.mark.extended) for make in (tiny.bert, tiny.resnet)), tiny.logistic]
 )
 def test_padding_rows_change_nothing(few, make):
     """Not the loss, not the gradient, not the batch statistics."""
@@ -71,7 +71,7 @@ def test_padding_rows_change_nothing(few, make):
     assert _difference((after.params, after.model_state), (padded.params, padded.model_state)) < 2e-5
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
     """11 examples in 4 parts of at most 4: with a multiple of rows for 8 devices, whole parts are padding."""
     experiment = _sgd(tiny.resnet(batch_size=3, accumulate=4))
@@ -98,7 +98,7 @@ def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monk
     assert _difference(after.params, state.params) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_batch_statistics_are_of_all_examples_whatever_they_weigh_in_the_loss(few):
     """In parts as in one."""
     experiment = _sgd(tiny.resnet(batch_size=16, accumulate=2))
@@ -167,7 +167,7 @@ def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
 make_mesh = sharding.make_mesh
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_dropout_differs_from_step_to_step_and_repeats_from_the_same_step(few):
     experiment = prepare(tiny.bert())
     step = _step(experiment)
@@ -180,7 +180,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_from_the_same_step(few):
     assert float(first["loss"].total) != float(other["loss"].total)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_bfloat16_compute_keeps_float32_parameters(few):
     config = tiny.bert()
     config.dtype = "bfloat16"
@@ -192,7 +192,7 @@ def test_bfloat16_compute_keeps_float32_parameters(few):
     assert float(scores["loss"].compute()) == pytest.approx(np.log(2), abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_average_is_of_all_parameters_and_batch_statistics_so_far():
     """Weights decay^i that sum to one, worked out in float64. Measured: 2e-7 of each array's largest entry."""
     config = tiny.resnet()

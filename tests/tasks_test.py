@@ -76,7 +76,7 @@ def test_the_loss_of_mixed_examples_is_mixed_and_their_accuracy_is_that_of_label
     assert scores["accuracy"] == metrics.compute(task.scores(logits, batch))["accuracy"]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("task", [Classification(), SquaredHinge()])
 @pytest.mark.parametrize("logits", [[1e-9, 2e-9], [30.0, 60.0, 61.0], [-2.0, 5e-8, 6e-8, 0.0]])
 def test_the_prediction_is_that_of_the_accuracy(task, logits):
@@ -95,7 +95,7 @@ def test_hidden_labels_have_predictions_but_no_scores(rng):
     np.testing.assert_array_equal(records["prediction"], np.argmax(logits, axis=1))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("shape", [(50,), (10, 5)])
 def test_two_classes_have_f1_and_matthews(rng, shape):
     logits = jnp.asarray(rng.standard_normal((*shape, 2)), jnp.float32)

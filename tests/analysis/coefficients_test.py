@@ -21,7 +21,7 @@ def _run(tmp_path, name, *overrides):
     return coefficients(tmp_path), np.asarray(columns["features"], np.float64), columns["label"]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_least_squares_have_the_classical_errors(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
     design = np.column_stack([features, np.ones(len(features))])
@@ -38,7 +38,7 @@ def test_least_squares_have_the_classical_errors(tmp_path):
     np.testing.assert_allclose(found.standardized, found.values * features.std(axis=0)[:, None], rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatch, rng):
     features = rng.standard_normal((200, 3)) * [1, 10, 100] + [0, 5, 1]
     labels = (features @ [1, 0.1, -0.01] + rng.logistic(size=200) > 0).astype(int)
@@ -68,7 +68,7 @@ def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatc
         assert (coefficients(tmp_path).errors is not None) == known
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_three_classes_have_the_errors_of_their_differences(tmp_path, monkeypatch, rng):
     """What is determined are b1 − b0 and b2 − b0, D + 1 parameters each; the coefficients are those that sum to 0."""
     features = rng.standard_normal((300, 2)) * [1, 10] + [0, 5]
@@ -91,7 +91,7 @@ def test_three_classes_have_the_errors_of_their_differences(tmp_path, monkeypatc
     np.testing.assert_allclose(found.intercept_errors, errors.T[-1], rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
     found, features, labels = _run(tmp_path, "logistic_iris.py", "optimizer.tolerance=1e-10")
     from sklearn.linear_model import LogisticRegression
@@ -107,7 +107,7 @@ def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
     assert found.label(1) == "sepal length (cm), versicolor"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_errors_are_of_what_was_trained_on(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form", "data.train_fraction=0.5")
     part = sample_subset(len(labels), 0.5, seed=0)
@@ -127,7 +127,7 @@ def test_of_several_seeds_the_first(tmp_path):
     assert two.label(11) == "pixel_0_1, class 1"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_features_of_a_hashed_bag_are_its_buckets(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded").config
@@ -141,7 +141,7 @@ def test_features_of_a_hashed_bag_are_its_buckets(tmp_path, monkeypatch):
     assert found.errors is None
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_other_models_have_none(tmp_path):
     config = load("configs/mlp_mnist.py:embedded", ["train.steps=1", "model.hidden_sizes=(2,)"]).config
     train_and_evaluate(config, tmp_path, show=False)
@@ -171,7 +171,7 @@ def test_the_shell_prints_the_table(tmp_path, capsys):
         shell.main([f"--workdir={tmp_path}", "--most=0"])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_separable_class_has_no_errors(tmp_path):
     """One of iris's three. Where the solver stops, a Newton step may be small beside errors without bound."""
     found, *_ = _run(tmp_path, "logistic_iris.py", "optimizer.C=None", "optimizer.tolerance=1e-8")

@@ -35,7 +35,7 @@ def _train(rung, seeds, workdir):
     return train_and_evaluate(config.load(rung.config, [*rung.overrides, *of_seeds]).config, workdir, show=False)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path, monkeypatch):
     said = []
     rows, failed = run_ladder(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append)

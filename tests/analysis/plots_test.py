@@ -49,7 +49,7 @@ def test_the_shell_names_what_there_is():
     assert plot.WHAT.split(", ") == list(PLOTS)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_classifiers_curves_are_scikit_learns(digits):
     subject = PlotContext(digits)
     columns = _columns(digits)
@@ -117,7 +117,7 @@ def test_what_can_be_compared_comes_first():
     assert raw.get_xdata().tolist() == [3.0, 0.0]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_decision_values_are_ranked_as_probabilities_are(tmp_path):
     config = logistic_breast_cancer.get_config()
     config.task = {"name": "squared_hinge", "class_weight": None}
@@ -182,7 +182,7 @@ def test_all_that_can_be_drawn_is_and_the_rest_is_an_error(line, capsys):
     assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_plot_says_what_of(digits, monkeypatch):
     """And one of another split or checkpoint does not take the place of the first."""
     titles = []
@@ -213,7 +213,7 @@ def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch
     assert _numbers(path) == {**numbers, "points": [curve], "checkpoint": "last"}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_classes_have_names_where_they_are_known(tmp_path, digits):
     run = _run(logistic_breast_cancer.get_config(), tmp_path)
     subject = PlotContext(run)
@@ -436,7 +436,7 @@ def _long_figures():
     yield figures.learning_curve([{"examples": n, "metrics": some} for n in sizes], metric_name="ema_mean_squared")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_nothing_is_cut_off_and_no_marks_overlap():
     for figure in _long_figures():
         figures.add_title(figure, LONG)
@@ -450,7 +450,7 @@ def test_nothing_is_cut_off_and_no_marks_overlap():
             assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), axis.get_xlabel()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_of_several_seeds_the_first_is_drawn(tmp_path):
     """Its run is that of the seed alone, up to rounding."""
     run = _run(tiny.logistic(steps=5, seeds=2), tmp_path / "two")

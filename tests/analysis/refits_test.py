@@ -34,7 +34,7 @@ def _not_again(*_, **__):
     raise AssertionError("trained again")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
     """The gradient 2 (w − cov(x, y)) + 2 α / N · w of a standardized feature is zero at w = cov / (1 + α / N)."""
     near = 200.0001  # of two values that nearly are the same each has its own fit
@@ -71,7 +71,7 @@ def test_only_what_diverged_is_a_point_that_failed(run):
         regularization_path(run, [10000.0], show=False)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     found = learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False)
     assert [point["examples"] for point in found["points"]] == [20, 200]
@@ -125,7 +125,7 @@ def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
         assert dict(zip(found["names"], point["coefficients"], strict=True)) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("batch_size", [-1, 200])
 def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
     config = linear_line.get_config()
@@ -163,7 +163,7 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
     assert few != whole
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded", ["optimizer.name=sgd"]).config

@@ -31,7 +31,7 @@ if True:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_there_is_enough_of_it_and_no_docstring_twice():
     found = python_docs.documents()
     assert sum(map(len, found.values())) > 1_200_000
@@ -46,7 +46,7 @@ def test_there_is_enough_of_it_and_no_docstring_twice():
     assert 0.05 < share < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_it_is_always_the_same():
     """In another process too, where hashes have another seed."""
     code = (

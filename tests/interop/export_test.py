@@ -21,7 +21,7 @@ from tests.interop import tiny_encoder
 from tests.interop.tiny_encoder import write_run
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_path):
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=3)
@@ -37,7 +37,7 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_pat
     assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), *jax.device_get((once, twice))))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_an_export_that_is_exported_again_is_the_same_bytes(family, tmp_path):
     """A regression, whose embedding has more rows than the tokenizer has tokens, as published ones have."""

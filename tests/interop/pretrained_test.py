@@ -98,7 +98,7 @@ class TestTheConfig:
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "distilbert"))]
+    "family", ["bert", *(pytest.param(name, marks=pytest.mark.extended) for name in ("roberta", "distilbert"))]
 )
 def test_a_run_starts_from_the_weights(family, tmp_path):
     """And from the classifier of its seed."""
@@ -114,7 +114,7 @@ def test_a_run_starts_from_the_weights(family, tmp_path):
     assert not np.array_equal(params["classifier"]["kernel"], expected["classifier"]["kernel"])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("source", ["files", "run"])
 def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=2)
@@ -183,7 +183,7 @@ def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
         _start(tmp_path / "W", tmp_path / "F")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=2)
     trained = pretrained.load(str(tmp_path / "F"), 2)[1]["params"]

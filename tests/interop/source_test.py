@@ -93,7 +93,7 @@ def test_a_download_that_fails_is_one_line(hub_cache, online, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_command_line_without_network_ends_within_seconds(tmp_path):
     environment = {
         **os.environ,

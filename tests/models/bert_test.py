@@ -180,7 +180,7 @@ def test_dropout_is_on_in_training_only(rng, params):
     np.testing.assert_array_equal(_apply(params, batch), _apply(params, batch, rngs={"dropout": jax.random.key(1)}))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_bfloat16_is_near_float32(rng, params):
     """Measured: at most 0.07 apart on logits of size 1 to 5."""
     batch = _batch(rng, [12, 7])

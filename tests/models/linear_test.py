@@ -43,7 +43,7 @@ def _bags(rng, lengths, num_features):
     return BagExamples(Ragged.of(ids, np.int32), Ragged.of(values, np.float32), labels, (8, 16), 16), dense
 
 
-@pytest.mark.parametrize("num_classes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
+@pytest.mark.parametrize("num_classes", [2, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 3))])
 def test_bags_packed_or_not_are_a_dense_product(num_classes, rng):
     """Logits, and the gradient of a mean over the examples; two classes have one column, beside zeros."""
     lengths = [16, 1, 7, 8, 3, 16, 5, 5, 2, 1, 1, 12]  # full rows, and rows of several bags

@@ -97,7 +97,7 @@ def test_the_head_is_the_published_ones_formula(rng):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_ones(rng):
     batch = _batch(rng, [[2, 7, 11], [4], [0, 5]])
 
@@ -112,7 +112,7 @@ def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_one
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), few[0], everywhere[0])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_token_embedding_learns_from_both_its_uses(rng):
     """As a projection: Σ (softmax − one-hot) · h over the hidden places. As a lookup: only the tokens read."""
     batch = _batch(rng, [[2, 7], [4]])
@@ -170,7 +170,7 @@ def test_bfloat16_is_near_float32(rng):
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05 * np.abs(full).max())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_it_trains_in_bfloat16(rng):
     """The gradients are near those of float32, and XLA has products for all of them. Measured: cosine 0.99999."""
     batch = _batch(rng, [[2, 7], [4]])

@@ -26,7 +26,7 @@ def test_batch_norm_by_the_formula(rng):
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * seen.var(axis=0, ddof=1), rtol=2e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_batch_norm_is_flaxs_but_for_the_running_variance(rng):
     """Outputs and gradients, in training and in evaluation."""
     x, cotangent = (jnp.asarray(rng.normal(size=(6, 3, 3, 4)), jnp.float32) for _ in range(2))
@@ -69,7 +69,7 @@ def test_no_row_or_a_single_pixel_leaves_everything_finite(rows):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated)))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (24, 12), (3, 1), (1, 1)])
 def test_groups_have_two_channels_at_least(rng, channels, groups):
     """By numpy: each group of an image has mean 0 and variance 1."""

@@ -68,7 +68,7 @@ def _count(module, batch):
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "count"),
     [
