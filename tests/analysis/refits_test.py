@@ -154,7 +154,7 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
     config.model.num_features = config.data.transform.buckets = 512
     config.data.transform.row_length = 128
     config.eval.update(metric="loss", mode="min")
-    config.train.batch_rows = prepare(config).batch_rows  # -1, as a number
+    config.train.batch_rows = prepare(config).length.batch_rows  # -1, as a number
     train_and_evaluate(config, tmp_path, show=False)
     found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.2, 1.0), repeats=1, show=False)
     assert [point["examples"] for point in found["points"]] == [40, 200]
