@@ -31,7 +31,7 @@ from ml_collections import FrozenConfigDict
 from research import train
 from research.base.errors import UserError
 from research.config import load
-from research.core.optim import OPTIMIZERS
+from research.core.optimizers import OPTIMIZERS
 from research.devices.platform import x64
 from research.overrides import declared
 from research.runs.rundir import RunDir

@@ -14,15 +14,8 @@ from configs.defaults import defaults
 from research.analysis import refits
 from research.base.errors import UserError
 from research.base.leaves import path_name
-from research.core.optim import (
-    OPTIMIZERS,
-    decay_mask,
-    hidden_kernels,
-    layer_factors,
-    learning_rate_schedule,
-    optimizer,
-    weight_decay,
-)
+from research.core.optim import decay_mask, layer_factors, learning_rate_schedule, optimizer, weight_decay
+from research.core.optimizers import OPTIMIZERS, hidden_kernels
 from research.devices import sharding
 from research.runs.checkpoint import Checkpoints, Progress
 from research.training.experiment import prepare

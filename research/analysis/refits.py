@@ -17,7 +17,7 @@ from tqdm import tqdm
 from research.analysis.coefficients import LINEAR, coefficients
 from research.analysis.figures import MOST_COEFFICIENTS
 from research.base.errors import DivergedError, UserError
-from research.core import optim
+from research.core import optimizers
 from research.core.statistics import interval
 from research.core.tasks import TASKS, capabilities
 from research.data import load as data
@@ -30,7 +30,7 @@ from research.training.stopping import is_finished
 from research.training.trained_run import TrainedRun
 
 # Optimizers that minimise a penalized loss. A decoupled weight decay, as AdamW's, is not a penalty on a loss.
-PENALIZED = (*SOLVERS, *optim.PENALIZED)
+PENALIZED = (*SOLVERS, *optimizers.PENALIZED)
 
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 

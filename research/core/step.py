@@ -51,25 +51,7 @@ def train_step(
     if accumulate == 1:
         grads, (scores, model_state) = gradient(state.params, state.model_state, batch, rng)
     else:
-        # Part i takes rows i, i+k, …: each device keeps its own rows, and nothing is transferred.
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-        rngs = jax.random.split(rng, accumulate)
-
-        def body(carry: Any, part: Any) -> tuple[Any, Any]:
-            more, (scores, model_state) = gradient(state.params, carry[1], *part)
-            # A part that is all padding has no batch statistics: it leaves everything unchanged.
-            real = jnp.any(part[0]["weight"] > 0)
-            kept = jax.tree.map(
-                lambda new, old: jnp.where(real, new, old), (metrics.add(carry[0], more), model_state), carry
-            )
-            return kept, scores
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (grads, model_state), scores = jax.lax.scan(body, (zeros, state.model_state), (parts, rngs))
-        scores = jax.tree.map(lambda x: jnp.sum(x, axis=0), scores)
-        weight = _or_one(scores["loss"].weight)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-
+        grads, scores, model_state = _accumulated(gradient, state, batch, rng, accumulate)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     latest = {"params": params, "model_state": model_state} if state.average else {}
@@ -77,6 +59,33 @@ def train_step(
     average = jax.tree.map(lambda mean, new: mean + (1 - ema_decay) * (new - mean), state.average, latest)
     scores = {**scores, "grad_norm": metrics.Mean(optax.tree.norm(grads), jnp.ones(()))}
     return TrainState(state.step + 1, params, model_state, opt_state, average), scores
+
+
+def _accumulated(
+    gradient: Callable[..., Any], state: TrainState, batch: Batch, rng: jax.Array, parts: int
+) -> tuple[Any, dict[str, Any], Any]:
+    """The gradient of the mean loss, the scores and the model state of a batch that is computed in `parts`.
+
+    gradient: (params, model_state, part of the batch, rng) -> gradient of the summed loss, (scores, model_state).
+    """
+    # Part i takes rows i, i+k, …: each device keeps its own rows, and nothing is transferred.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    rngs = jax.random.split(rng, parts)
+
+    def body(carry: Any, part: Any) -> tuple[Any, Any]:
+        more, (scores, model_state) = gradient(state.params, carry[1], *part)
+        # A part that is all padding has no batch statistics: it leaves everything unchanged.
+        real = jnp.any(part[0]["weight"] > 0)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(real, new, old), (metrics.add(carry[0], more), model_state), carry
+        )
+        return kept, scores
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (grads, model_state), scores = jax.lax.scan(body, (zeros, state.model_state), (split, rngs))
+    scores = jax.tree.map(lambda x: jnp.sum(x, axis=0), scores)
+    weight = _or_one(scores["loss"].weight)
+    return jax.tree.map(lambda g: g / weight, grads), scores, model_state
 
 
 def _or_one(weight: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from research import solvers
 from research.base.registry import lookup
 from research.core import optim, step
+from research.core.optimizers import OPTIMIZERS
 from research.core.state import param_count
 from research.core.tasks import Task, capabilities, training_weight
 from research.data import pipeline
@@ -130,6 +131,6 @@ def _solver(config: Any, setting: Setting) -> Method:
 
 
 METHODS: dict[str, Callable[[Any, Setting], Method]] = {
-    **dict.fromkeys(optim.OPTIMIZERS, _gradient),
+    **dict.fromkeys(OPTIMIZERS, _gradient),
     **dict.fromkeys(solvers.SOLVERS, _solver),
 }
