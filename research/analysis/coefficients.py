@@ -136,49 +136,15 @@ def _errors(
 
     `affine`: the mean and scale [D] that convert the data's features to those that the model reads.
     """
-    from scipy import stats
-
-    config, task = trained.config, trained.model.task
-    penalized = any(config.optimizer[key] for key in ("weight_decay", "C", "alpha"))
-    if penalized or not isinstance(task, (Classification, Regression)):
+    found = _design(trained, kernel.shape[1])
+    if found is None:
         return None, None
-    if isinstance(task, Classification) and (config.task.class_weight is not None or task.label_smoothing):
+    design, labels = found
+    likelihood = _least_squares if isinstance(trained.model.task, Regression) else _logistic
+    curved = likelihood(design, labels, design @ np.vstack([kernel, bias]))
+    if curved is None:
         return None, None
-    if data.missing(config.data):
-        return None, None
-    stream = trained.streams()("train")
-    if "features" not in stream.examples.batch(stream.members[:1, None]):
-        return None, None
-    batch = stream.examples.batch(stream.members[:, None])
-    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(stream.members))])
-    if design.shape[1] * kernel.shape[1] > MOST_PARAMETERS or np.linalg.matrix_rank(design) < design.shape[1]:
-        return None, None
-    outputs = design @ np.vstack([kernel, bias])  # [N, C]
-    if isinstance(task, Regression):
-        freedom = len(design) - design.shape[1]
-        if freedom < 1:
-            return None, None
-        score = design.T @ (batch["labels"][:, None] - outputs)
-        variance = np.sum((batch["labels"][:, None] - outputs) ** 2) / freedom
-        covariance, distribution = variance * np.linalg.inv(design.T @ design), stats.t(freedom)
-        score = score / variance
-    else:
-        logits = np.column_stack([np.zeros(len(outputs)), outputs]) if outputs.shape[1] == 1 else outputs
-        probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])[:, -outputs.shape[1] :]
-        classes = np.arange(outputs.shape[1])
-        own = batch["labels"][:, None] == np.arange(logits.shape[1])[None, -outputs.shape[1] :]
-        score = design.T @ (own - probabilities)
-        # For several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
-        second = -probabilities[:, :, None] * probabilities[:, None, :]
-        second[:, classes, classes] += probabilities
-        hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
-        size = design.shape[1] * len(classes)
-        covariance, distribution = np.linalg.pinv(hessian.reshape(size, size), hermitian=True), stats.norm()
-        # If a class is separable, the likelihood has no maximum, and the logits of some example are unbounded.
-        by_class = covariance.reshape(design.shape[1], len(classes), design.shape[1], len(classes))
-        variances = np.einsum("ni,icjc,nj->nc", design, by_class, design, optimize=True)
-        if variances.max() > LARGEST_ERROR**2:
-            return None, None
+    score, covariance, distribution = curved
     # A Newton step from here: if it is more than a hundredth of an error, this is not the optimum.
     step = (covariance @ score.ravel()).reshape(-1, kernel.shape[1])
     standard = np.sqrt(np.maximum(np.diag(covariance), 0)).reshape(step.shape)
@@ -190,6 +156,70 @@ def _errors(
     whole = np.kron(fold, np.eye(columns))
     variances = np.einsum("ij,jk,ik->i", whole, covariance, whole, optimize=True)
     return np.sqrt(np.maximum(variances, 0)).reshape(-1, columns), distribution
+
+
+def _design(trained: TrainedRun, columns: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """What was trained on: features and a column of ones [N, D + 1], and labels [N]; None if it has no errors.
+
+    It has none if a penalty, class weights or label smoothing bias the fit, if the dataset is unavailable, if the
+    features are sparse or linearly dependent, and if the parameters are too many.
+    """
+    config, task = trained.config, trained.model.task
+    penalized = any(config.optimizer[key] for key in ("weight_decay", "C", "alpha"))
+    if penalized or not isinstance(task, (Classification, Regression)):
+        return None
+    if isinstance(task, Classification) and (config.task.class_weight is not None or task.label_smoothing):
+        return None
+    if data.missing(config.data):
+        return None
+    stream = trained.streams()("train")
+    if "features" not in stream.examples.batch(stream.members[:1, None]):
+        return None
+    batch = stream.examples.batch(stream.members[:, None])
+    design = np.column_stack([np.asarray(batch["features"], np.float64), np.ones(len(stream.members))])
+    if design.shape[1] * columns > MOST_PARAMETERS or np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
+    return design, batch["labels"]
+
+
+# The gradient of the log-likelihood [D + 1, C], the covariance of the parameters [(D + 1) C, (D + 1) C], and the
+# distribution of a parameter over its standard error.
+_Curvature = tuple[np.ndarray, np.ndarray, Any]
+
+
+def _least_squares(design: np.ndarray, labels: np.ndarray, outputs: np.ndarray) -> _Curvature | None:
+    """That of least squares with outputs [N, 1]; None without degrees of freedom."""
+    from scipy import stats
+
+    freedom = len(design) - design.shape[1]
+    if freedom < 1:
+        return None
+    residuals = labels[:, None] - outputs
+    variance = np.sum(residuals**2) / freedom
+    return design.T @ residuals / variance, variance * np.linalg.inv(design.T @ design), stats.t(freedom)
+
+
+def _logistic(design: np.ndarray, labels: np.ndarray, outputs: np.ndarray) -> _Curvature | None:
+    """That of logistic regression with outputs [N, C], one of two classes; None if a class is separable."""
+    from scipy import stats
+
+    count = outputs.shape[1]
+    logits = np.column_stack([np.zeros(len(outputs)), outputs]) if count == 1 else outputs
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])[:, -count:]
+    classes = np.arange(count)
+    own = labels[:, None] == np.arange(logits.shape[1])[None, -count:]
+    # For several columns only the differences are determined: the pseudo-inverse is for those that sum to 0.
+    second = -probabilities[:, :, None] * probabilities[:, None, :]
+    second[:, classes, classes] += probabilities
+    hessian = np.einsum("ni,ncd,nj->icjd", design, second, design, optimize=True)
+    size = design.shape[1] * count
+    covariance = np.linalg.pinv(hessian.reshape(size, size), hermitian=True)
+    # If a class is separable, the likelihood has no maximum, and the logits of some example are unbounded.
+    by_class = covariance.reshape(design.shape[1], count, design.shape[1], count)
+    variances = np.einsum("ni,icjc,nj->nc", design, by_class, design, optimize=True)
+    if variances.max() > LARGEST_ERROR**2:
+        return None
+    return design.T @ (own - probabilities), covariance, stats.norm()
 
 
 def table(found: Coefficients, most: int) -> str:

@@ -162,11 +162,11 @@ def learning_curve(
     if solving:
         config.train[counted] = -1
     most, rows = config.train[counted], size if counted == "batch_size" else whole * len(Stream.packed(examples).rows)
-    jobs = [
-        (fraction, seed)
-        for fraction in sorted(map(float, fractions))
-        for seed in range(first, first + (1 if solving and fraction * whole == 1 else repeats))
-    ]
+
+    def seeds(fraction: float) -> range:
+        return range(first, first + (1 if solving and fraction * whole == 1 else repeats))
+
+    jobs = [(fraction, seed) for fraction in sorted(map(float, fractions)) for seed in seeds(fraction)]
     found: dict[float, list[dict[str, Any]]] = {}
     for fraction, seed in _progress(jobs, "learning curve", show):
         config.seed, config.data.train_fraction = seed, fraction * whole
@@ -176,13 +176,16 @@ def learning_curve(
         summary = train_and_evaluate(config, folder, initial=initial, show=False)
         found.setdefault(fraction, []).append(summary["metrics"])
         shutil.rmtree(RunDir(folder).checkpoints, ignore_errors=True)  # those of a large model would fill the disk
-    points = []
-    for fraction, metrics in found.items():
-        by_split = {}
-        for name in config.eval.splits:
-            by_split[name] = interval([one[name][metric] for one in metrics])
-        points.append({"fraction": fraction, "examples": round(fraction * size), "metrics": by_split})
+    points = [
+        {"fraction": fraction, "examples": round(fraction * size), "metrics": _intervals(metrics, metric)}
+        for fraction, metrics in found.items()
+    ]
     return {"metric": metric, "split": split, "step": config.train.steps, "repeats": repeats, "points": points}
+
+
+def _intervals(summaries: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """By split the mean and interval of `metric` over the metrics of several summaries."""
+    return {split: interval([one[split][metric] for one in summaries]) for split in summaries[0]}
 
 
 def _config(run: RunDir) -> ConfigDict:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from research.base.errors import UserError
-from research.data.cache import NO_CACHE, ArtifactCache
+from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, check_finite, column, only
-from research.data.encoder import Signature
+from research.data.encoder import Encoder, Signature
 from research.data.examples import ArrayExamples, Columns
 
 
@@ -38,7 +38,7 @@ class Standardize:
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardizingEncoder:
+class StandardizingEncoder(Encoder):
     """Transforms a feature x to (x − mean) · scale, each [D]."""
 
     name: str
@@ -50,14 +50,7 @@ class StandardizingEncoder:
     def signature(self) -> Signature:
         return Signature("features", (self.name,), self.label, {"features": int(np.size(self.mean))})
 
-    def encode(
-        self,
-        columns: Columns,
-        *,
-        split: str = "input",
-        labels: bool = True,
-        cache: ArtifactCache = NO_CACHE,
-    ) -> ArrayExamples:
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> ArrayExamples:
         values = np.asarray(column(columns, self.name, split), np.float64)
         if values.shape[1:] != self.mean.shape:
             raise UserError(

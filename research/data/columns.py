@@ -31,6 +31,11 @@ def only(inputs: tuple[str, ...]) -> str:
     return inputs[0]
 
 
+def labels_entry(columns: Columns, name: str, split: str, labels: bool) -> dict[str, np.ndarray]:
+    """{"labels": the column `name` as labels}; empty without `labels`."""
+    return {"labels": as_labels(column(columns, name, split))} if labels else {}
+
+
 def as_labels(values: Any) -> np.ndarray:
     """Casts labels: integers and booleans to int32, integers of more than 31 bits to float64, the rest to float32."""
     array = np.asarray(values)

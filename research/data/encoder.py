@@ -1,5 +1,6 @@
 """Encoders from raw columns to examples: fitted once, saved with the run, and used for all later inputs."""
 
+import abc
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -35,11 +36,13 @@ class Signature:
     label_dtype: str | None = None
 
 
-class Encoder(Protocol):
+class Encoder(abc.ABC):
     """Raw columns -> examples. Holds everything that was learned from the training split."""
 
     @property
-    def signature(self) -> Signature: ...
+    @abc.abstractmethod
+    def signature(self) -> Signature:
+        """What the encoder reads."""
 
     def encode(
         self,
@@ -60,7 +63,11 @@ class Encoder(Protocol):
         Raises:
           UserError: a column is missing, or its values are not valid for the encoder.
         """
-        ...
+        return self._encode(columns, split, labels, cache)
+
+    @abc.abstractmethod
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> Examples:
+        """As `encode`."""
 
 
 class Transform(Protocol):

@@ -9,9 +9,9 @@ import numpy as np
 from research.base.errors import UserError
 from research.base.ranges import ANY, PIXELS, POSITIVE, Range
 from research.base.registry import build
-from research.data.cache import NO_CACHE, ArtifactCache
+from research.data.cache import ArtifactCache
 from research.data.columns import only
-from research.data.encoder import Signature
+from research.data.encoder import Encoder, Signature
 from research.data.examples import Columns, first, labels_of
 from research.data.images import store as image_store
 from research.data.images.augment import Augment
@@ -163,24 +163,23 @@ class _Images:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoder:
-    """Encodes images, with augmentation and mixing for training."""
+class _ImagesEncoder(Encoder):
+    """What the encoders of images share."""
 
     images: _Images
-    augment: Augment
 
     @property
     def signature(self) -> Signature:
         return self.images.signature
 
-    def encode(
-        self,
-        columns: Columns,
-        *,
-        split: str = "input",
-        labels: bool = True,
-        cache: ArtifactCache = NO_CACHE,
-    ) -> ImageExamples:
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoder(_ImagesEncoder):
+    """Encodes images, with augmentation and mixing for training."""
+
+    augment: Augment
+
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> ImageExamples:
         plain = self.images.read(columns, split, labels, cache)
         if not labels:
             return plain  # nothing is trained on it
@@ -234,24 +233,12 @@ class PixelTransform:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelEncoder:
+class PixelEncoder(_ImagesEncoder):
     """Encodes images as feature vectors; mean and std are [C]."""
 
-    images: _Images
     mean: np.ndarray
     std: np.ndarray
 
-    @property
-    def signature(self) -> Signature:
-        return self.images.signature
-
-    def encode(
-        self,
-        columns: Columns,
-        *,
-        split: str = "input",
-        labels: bool = True,
-        cache: ArtifactCache = NO_CACHE,
-    ) -> PixelExamples:
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> PixelExamples:
         plain = self.images.read(columns, split, labels, cache)
         return PixelExamples(plain.store, plain.labels, plain.view, self.mean, self.std)

@@ -10,9 +10,9 @@ import numpy as np
 
 from research.base.errors import UserError
 from research.base.ranges import TOKENS, Range
-from research.data.cache import NO_CACHE, ArtifactCache
-from research.data.columns import as_labels, as_text, column
-from research.data.encoder import ColumnsOf, Signature
+from research.data.cache import ArtifactCache
+from research.data.columns import as_text, column, labels_entry
+from research.data.encoder import ColumnsOf, Encoder, Signature
 from research.data.examples import BagExamples, Columns, Ragged
 
 # Part of the cache keys: raise it when the results of this module change.
@@ -99,7 +99,7 @@ class BagOfWords:
 
 
 @dataclasses.dataclass(frozen=True)
-class BagEncoder:
+class BagEncoder(Encoder):
     """Texts as bags of n-grams. `counted`: the counts of `train`, if fitting computed them; encoding consumes them."""
 
     options: BagOfWords
@@ -111,14 +111,7 @@ class BagEncoder:
         limits = {"max_length": self.options.max_length, "unit": "terms"}
         return Signature("text", tuple(self.options.inputs), self.options.label, limits)
 
-    def encode(
-        self,
-        columns: Columns,
-        *,
-        split: str = "input",
-        labels: bool = True,
-        cache: ArtifactCache = NO_CACHE,
-    ) -> BagExamples:
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> BagExamples:
         options = self.options
 
         def bags() -> dict[str, np.ndarray]:
@@ -130,7 +123,7 @@ class BagEncoder:
             counts = options.counts(columns, split) if counts is None else counts
             ids, values, full_lengths = _ragged(transformer.transform(counts).tocsr(), options.max_length)
             arrays = {"offsets": ids.offsets, "ids": ids.values, "values": values.values, "full_lengths": full_lengths}
-            return arrays | ({"labels": as_labels(column(columns, options.label, split))} if labels else {})
+            return arrays | labels_entry(columns, options.label, split, labels)
 
         learnt = hashlib.sha256(self.idf.tobytes()).hexdigest()
         shape = (options.ngrams, options.buckets, options.max_length)

@@ -12,9 +12,9 @@ from research.base.errors import UserError
 from research.base.ranges import TOKENS, Range
 from research.base.registry import regex
 from research.data import stateless_rng
-from research.data.cache import NO_CACHE, ArtifactCache, digest
+from research.data.cache import ArtifactCache, digest
 from research.data.columns import only
-from research.data.encoder import Signature
+from research.data.encoder import Encoder, Signature
 from research.data.examples import Columns, Ragged
 from research.data.text.documents import Documents, cut_rows, row_count, special_ids
 from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION
@@ -199,7 +199,7 @@ class MaskedLanguageModel(Documents):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedEncoder:
+class MaskedEncoder(Encoder):
     """Texts as rows of tokens to be masked; the labels are the tokens themselves. `definition`: tokenizer.json."""
 
     options: MaskedLanguageModel
@@ -236,14 +236,7 @@ class MaskedEncoder:
         continues[[index for piece, index in vocabulary.items() if piece.startswith("##")]] = True
         return Masking(self.options.mask_rate, self.options.whole_words, special, continues, ids["[MASK]"])
 
-    def encode(
-        self,
-        columns: Columns,
-        *,
-        split: str = "input",
-        labels: bool = True,
-        cache: ArtifactCache = NO_CACHE,
-    ) -> MaskedExamples:
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> MaskedExamples:
         def tokenized() -> dict[str, np.ndarray]:
             documents = self.options.tokenize(self.tokenizer, columns, split)
             return {"tokens": documents.values, "offsets": documents.offsets}

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from research.base.errors import UserError
 from research.base.paths import expanded
 from research.base.ranges import TOKENS, Range
-from research.data.cache import NO_CACHE, ArtifactCache, digest
-from research.data.columns import as_labels, as_text, column
-from research.data.encoder import Signature
+from research.data.cache import ArtifactCache, digest
+from research.data.columns import as_text, column, labels_entry
+from research.data.encoder import Encoder, Signature
 from research.data.examples import Columns, Ragged, TextExamples
 
 if TYPE_CHECKING:  # `tokenizers` is imported only where it is used, as every dataset imports this module
@@ -147,7 +147,7 @@ class WordPiece:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(Encoder):
     """Texts, or pairs of them, as tokens. `definition`: the tokenizer.json."""
 
     options: WordPiece
@@ -173,14 +173,7 @@ class TextEncoder:
             )
         return tokenizer
 
-    def encode(
-        self,
-        columns: Columns,
-        *,
-        split: str = "input",
-        labels: bool = True,
-        cache: ArtifactCache = NO_CACHE,
-    ) -> TextExamples:
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> TextExamples:
         options = self.options
 
         def tokenized() -> dict[str, np.ndarray]:
@@ -188,7 +181,7 @@ class TextEncoder:
             tokens, type_ids, full_lengths = encode(self.tokenizer, texts, split)
             arrays = {"offsets": tokens.offsets, "tokens": tokens.values, "type_ids": type_ids.values}
             arrays["full_lengths"] = full_lengths
-            return arrays | ({"labels": as_labels(column(columns, options.label, split))} if labels else {})
+            return arrays | labels_entry(columns, options.label, split, labels)
 
         key = (VERSION, digest(self.definition), options.max_length, options.inputs, options.label, split)
         arrays = cache.arrays("tokens", tokenized, key=key)
