@@ -121,6 +121,21 @@ def test_what_it_can_not_read_is_one_line(columns, key, run):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("features", [[[1.0, 2.0], [3.0]], [["a"] * 10], [[1.0] * 9], [[float("nan")] * 10]])
+def test_features_that_do_not_fit_are_one_line(features, tmp_path):
+    train_and_evaluate(_linear(), tmp_path, show=False)
+    with pytest.raises(UserError, match="input") as error:
+        Predictor.open(tmp_path).predict({"features": features})
+    assert "\n" not in str(error.value)
+
+
+def test_only_classes_have_names(run):
+    predictor = Predictor.open(run)
+    assert predictor._named({"prediction": 1})["label_name"] == "positive"
+    for prediction in (2, 0.5, [0, 1]):  # no name for such a class; a number; the tokens of a masked text
+        assert "label_name" not in predictor._named({"prediction": prediction})
+
+
 def test_a_run_that_lost_its_assets_is_one_line(run, tmp_path):
     lost = shutil.copytree(run, tmp_path / "lost")
     (lost / "assets/tokenizer.json").unlink()
@@ -165,6 +180,7 @@ def test_a_source_of_the_configs_own_is_found_again(monkeypatch, tmp_path):
     from research import evaluate, train
 
     monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    monkeypatch.setattr(train, "_stop_on_signals", list)  # whose handlers would stay
     (tmp_path / "mine.py").write_text(CONFIG)
     assert train.main([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]) == 0
     assert evaluate.main([f"--workdir={tmp_path}/run", "--split=test"]) == 0

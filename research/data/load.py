@@ -142,11 +142,11 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
             f"dataset {name} has changed since the run began: its fingerprint was {before}, now {fingerprint}"
         )
     transform = section["transform"]["name"]
-    with _fitting(transform, name):
+    with fitting(transform, f"dataset {name}"):
         fitted = encoder or _transform(section).fit(splits, cache)
 
     def examples(split: str) -> Examples:
-        with _fitting(transform, name):
+        with fitting(transform, f"dataset {name}"):
             return fitted.encode(ColumnsOf(splits, split), split=split, cache=cache)
 
     return Dataset(BySplit(splits, examples), fitted, name, source, fingerprint)
@@ -185,15 +185,15 @@ def _transform(section: Mapping[str, Any]) -> Transform:
 
 
 @contextlib.contextmanager
-def _fitting(transform: str, name: str) -> Iterator[None]:
-    """Converts a transform's exceptions for unsuitable columns to UserError."""
+def fitting(transform: str, what: str) -> Iterator[None]:
+    """Converts a transform's exceptions for unsuitable columns to UserError. `what`: the name of the columns."""
     try:
         yield
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(
-            f"data.transform {transform!r} does not fit dataset {name}, or has a bad value: "
+            f"data.transform {transform!r} does not fit {what}, or has a bad value: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
 

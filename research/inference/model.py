@@ -92,7 +92,7 @@ class TrainedModel:
 
 
 def on_these_devices(config: Mapping[str, Any]) -> Any:
-    """A saved config with its mesh adapted to the available devices: if other axes don't fit, `data` takes them all."""
+    """A saved config with its mesh adapted to the available devices: `data` takes what the other axes leave, or all."""
     mesh = config["mesh"]
     if jax.device_count() % (mesh["fsdp"] * mesh["tensor"]):  # other devices than the run had
         mesh = {**mesh, "fsdp": 1, "tensor": 1}

@@ -9,6 +9,7 @@ import numpy as np
 from research.base.errors import UserError
 from research.data.encoder import Signature
 from research.data.examples import Columns, Examples
+from research.data.load import fitting
 from research.devices.platform import x64
 from research.inference.evaluation import Records, forward_pass, records
 from research.inference.model import TrainedModel, arrange, open_model
@@ -62,8 +63,9 @@ class Predictor:
         if lengths and not any(lengths.values()):
             return []
         with x64(self._model.config.dtype):
-            examples = self._model.encoder.encode(columns, labels=False)
-            return self._named(self._predict(examples))
+            with fitting(self._model.config.data.transform.name, "the input"):
+                examples = self._model.encoder.encode(columns, labels=False)
+            return [self._named(record) for record in self._predict(examples)]
 
     def _predict(self, examples: Examples) -> Records:
         evaluation, stream = self._model.evaluation, arrange(self._model.config, examples)
@@ -77,11 +79,12 @@ class Predictor:
         regresses = self._model.config.model.get("num_classes", 1) == 1
         return self.signature.label_dtype or ("float32" if regresses else "int32")
 
-    def _named(self, found: Records) -> Records:
-        names = self.signature.label_names
-        if not names:
-            return found
-        return [{**record, "label_name": names[record["prediction"]]} for record in found]
+    def _named(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record, with the label's name if it predicts a class that has one."""
+        names, prediction = self.signature.label_names or (), record["prediction"]
+        if isinstance(prediction, int) and prediction < len(names):
+            return {**record, "label_name": names[prediction]}
+        return record
 
 
 def _with_labels(batch: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from research.core.statistics import metric_summary
 from research.data import load as data
+from research.data.encoder import Encoder, Signature
 from research.data.pipeline import Stream
 from research.devices.platform import x64
 from research.inference.evaluation import evaluate
@@ -36,10 +37,13 @@ class TrainedRun:
         """The model. Access and use it under `research.devices.platform.x64` of the config's dtype."""
         return open_model(self.run, self._which)
 
+    @functools.cached_property
+    def _encoder(self) -> tuple[Encoder, Signature]:
+        return data.open_encoder(self.config.data, self.run.assets)
+
     def label_names(self, num_classes: int) -> tuple[str, ...]:
         """The names of the `num_classes` classes; empty if they are unknown."""
-        section = self.config.data
-        _, signature = data.open_encoder(section, self.run.assets)
+        section, (_, signature) = self.config.data, self._encoder
         names = signature.label_names
         if names is None and signature.label:  # the run is from before 0.2
             names = data.label_names(section.name, section.data_dir, signature.label)
@@ -51,7 +55,7 @@ class TrainedRun:
         if name is None:
             return data.load(section, self.run.assets)
         section.name = name
-        return data.load(section, encoder=data.open_encoder(section, self.run.assets)[0])
+        return data.load(section, encoder=self._encoder[0])
 
     def streams(self, name: str | None = None) -> Callable[[str], Stream]:
         """The function from a split's name to its rows, for the run's dataset (`train` as trained on) or another."""
