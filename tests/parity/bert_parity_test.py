@@ -129,14 +129,9 @@ def test_adamw_with_clipping_and_schedule_is_torchs():
     weight = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
     theirs = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
     schedule = transformers.get_linear_schedule_with_warmup(theirs, num_warmup_steps=2, num_training_steps=10)
-    settings = {
-        "learning_rate": 0.01,
-        "schedule": "linear",
-        "warmup_fraction": 0.2,
-        "weight_decay": 0.1,
-        "clip_norm": 1.0,
-    }
-    tx, _ = optimizer(**{**defaults().optimizer.to_dict(), **settings}, total_steps=10)
+    settings = {"learning_rate": 0.01, "schedule": "linear", "warmup_fraction": 0.2, "clip_norm": 1.0}
+    section = {**defaults().optimizer.to_dict(), **settings}
+    tx, _ = optimizer(section, weight_decay=0.1, total_steps=10)
     params = {"kernel": jnp.asarray(start, jnp.float32)}
     state = tx.init(params)
     for gradient in gradients:
