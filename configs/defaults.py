@@ -45,9 +45,9 @@ def defaults() -> ConfigDict:
                 "warmup_fraction": 0.0,  # of all steps
                 "end_fraction": 0.0,  # of the peak, at the last step of linear and cosine
                 "drops": (0.5, 0.75),  # step: fractions of the run at which the rate is divided by ten
-                "b1": 0.9,  # adamw, lamb, adam, lion; muon, for the parameters that AdamW updates
+                "b1": 0.9,  # adamw, lamb, adam, lion, schedule_free_adamw; muon, for what AdamW updates
                 "b2": 0.999,  # the same, and rmsprop; 0.99 is usual for lion, 0.9 or 0.99 for rmsprop
-                "eps": 1e-8,  # adamw, lamb, adam, rmsprop, muon
+                "eps": 1e-8,  # adamw, lamb, adam, rmsprop, muon, schedule_free_adamw
                 "momentum": 0.9,  # sgd, rmsprop, muon; 0.95 is usual for muon
                 "nesterov": False,  # the same; True is usual for muon
                 "weight_decay": 0.0,  # adam, sgd, rmsprop: an L2 penalty; the others: decoupled

@@ -20,7 +20,7 @@ def test_the_bar_shows_the_metric_that_ranks(metric, shown, tmp_path, monkeypatc
     monkeypatch.setattr(reporting, "tqdm", _Bar)
     run = RunDir(tmp_path)
     run.start({})
-    with reporting.Reporter(run, 0, 1, lambda step: 0.1, metric=metric, seed=0, show=True) as reporter:
+    with reporting.Reporter(run, 0, 1, lambda step: 0.1, metric=metric, check=lambda *_: None, show=True) as reporter:
         reporter.evaluation(1, "test", {"loss": 1.0, "spearman": 0.25, "accuracy": 0.5})
         reporter.evaluation(1, "hidden", {"loss": None, "spearman": None, "accuracy": None})
     run.close()

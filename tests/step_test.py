@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from research.core.metrics import Mean
+from research.core.replicas import vmap_or_unroll
 from research.core.state import TrainState, averaged
-from research.core.step import train_step, vmap_or_unroll
+from research.core.step import train_step
 from research.core.tasks import Classification
 from research.devices import sharding
 from research.training.experiment import prepare

@@ -7,7 +7,8 @@ import pytest
 
 from research.devices import throughput
 from research.devices.compiled import Compiled
-from research.devices.throughput import PEAK_FLOPS, Throughput, seconds_of_a_seed
+from research.devices.throughput import PEAK_FLOPS, Throughput
+from research.training.summary import seconds_of_a_seed
 
 
 @pytest.mark.parametrize(

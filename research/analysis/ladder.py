@@ -20,10 +20,10 @@ from research.core.statistics import interval
 from research.data import pipeline
 from research.data.examples import Examples
 from research.devices import sharding
-from research.devices.throughput import seconds_of_a_seed
 from research.inference.model import TrainedModel
 from research.runs.rundir import RunDir
 from research.training.method import is_deterministic
+from research.training.summary import seconds_of_a_seed
 from research.training.trained_run import TrainedRun
 
 # The size of the batch whose latency is measured, and the number of measurements.

@@ -18,8 +18,8 @@ from research.base.registry import lookup
 from research.core.tasks import TASKS, capabilities
 from research.data import load as data
 from research.data.splits import whole
-from research.devices.throughput import seconds_of_a_seed
 from research.runs.rundir import RunDir
+from research.training.summary import seconds_of_a_seed
 from research.training.trained_run import TrainedRun
 
 # The overhead of a refit besides its steps: data, compilation, evaluation, a checkpoint.

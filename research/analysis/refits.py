@@ -22,6 +22,7 @@ from research.core.statistics import interval
 from research.core.tasks import TASKS, capabilities
 from research.data import load as data
 from research.data.pipeline import Stream
+from research.inference.model import with_one_seed
 from research.runs.rundir import RunDir
 from research.solvers import SOLVERS
 from research.training.loop import train_and_evaluate
@@ -189,9 +190,9 @@ def _intervals(summaries: Sequence[dict[str, Any]], metric: str) -> dict[str, An
 
 
 def _config(run: RunDir) -> ConfigDict:
-    """A copy of the run's config, for several seeds that of the first; refits do not stop early."""
-    config = ConfigDict(TrainedRun(run, "last").config)
-    config.update({"train": {"seeds": None, "max_minutes": None}, "eval": {"patience": 0}})
+    """A copy of the run's config with one seed, the first; refits do not stop early."""
+    config = with_one_seed(TrainedRun(run, "last").config)
+    config.update({"train": {"max_minutes": None}, "eval": {"patience": 0}})
     return config
 
 

@@ -68,7 +68,7 @@ def optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The config's `optimizer` section -> (transformation, learning-rate schedule).
 
-    Each function takes the keys of the section that its signature names: the entry of OPTIMIZERS its own,
+    Each function takes the keys of the section that its signature names: those of the entry of OPTIMIZERS their own,
     `learning_rate_schedule` and `_complete` those shared by all optimizers. Other keys are not read.
 
     Args:
@@ -86,6 +86,8 @@ def optimizer(
     learning_rates = built(learning_rate_schedule, total_steps=total_steps)
     direction = built(entry.direction)
     tx = built(_complete, entry=entry, direction=direction, learning_rates=learning_rates, weight_decay=weight_decay)
+    if entry.around:
+        tx = built(entry.around, tx=tx, learning_rates=learning_rates)
     return tx, learning_rates
 
 

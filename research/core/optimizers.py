@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -101,6 +102,42 @@ def muon(*, b1: float, b2: float, eps: float, momentum: float, nesterov: bool) -
     return optax.GradientTransformation(init, parted.update)
 
 
+def second_moment(*, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's division by the bias-corrected root mean square of the gradients, without momentum."""
+    return optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False, bias_correction=True)
+
+
+def schedule_free(
+    tx: optax.GradientTransformation, learning_rates: optax.Schedule, *, b1: float
+) -> optax.GradientTransformation:
+    """Schedule-free learning (Defazio et al. 2024, Algorithm 1): parameters are averages of the iterates of `tx`.
+
+    In the paper's names the parameters are x, the iterates z, and gradients are taken at y = (1 − b1) z + b1 x, which
+    is `schedule_free_point`. The state holds z − x, not z, so that the parameters can be replaced before the first
+    step.
+    """
+    inner = optax.contrib.schedule_free(tx, learning_rates, b1=b1)
+
+    def init(params: Any) -> Any:
+        state = inner.init(params)
+        return state._replace(z=jax.tree.map(jnp.zeros_like, state.z))
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        iterates = jax.tree.map(jnp.add, params, state.z)
+        point = schedule_free_point(params, state)
+        updates, state = inner.update(grads, state._replace(z=iterates), point)
+        new = optax.contrib.schedule_free_eval_params(state, optax.apply_updates(point, updates))
+        state = state._replace(z=jax.tree.map(jnp.subtract, state.z, new))
+        return jax.tree.map(jnp.subtract, new, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def schedule_free_point(params: Any, state: Any) -> Any:
+    """The point y at which `schedule_free` takes the gradient."""
+    return jax.tree.map(lambda x, ahead: x + (1 - state.b1) * ahead, params, state.z)
+
+
 def hidden_kernels(params: Any) -> Any:
     """True for what Muon updates: two-dimensional kernels, except the output layer's, `classifier` or `linear`.
 
@@ -125,11 +162,15 @@ class Optimizer:
       decoupled_decay: whether weight decay is added to the step, separate from the loss; otherwise it is added to the
         gradient, as that of an L2 penalty, and the penalized loss is what is minimised.
       after_decay: the transformation between a decoupled decay and the learning rate.
+      around: (the complete transformation, the schedule, keys of the section) -> the transformation to use instead.
+      gradient_point: (parameters, optimizer state) -> the point at which the gradient is taken; None: the parameters.
     """
 
     direction: Callable[..., optax.GradientTransformation]
     decoupled_decay: bool
     after_decay: Callable[[], optax.GradientTransformation] | None = None
+    around: Callable[..., optax.GradientTransformation] | None = None
+    gradient_point: Callable[[Any, Any], Any] | None = None
 
 
 # No optimizer's initial state depends on the parameters' values, which may be replaced before the first step.
@@ -142,6 +183,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "lion": Optimizer(lion, decoupled_decay=True),
     "adafactor": Optimizer(adafactor, decoupled_decay=True),
     "muon": Optimizer(muon, decoupled_decay=True),
+    "schedule_free_adamw": Optimizer(
+        second_moment, decoupled_decay=True, around=schedule_free, gradient_point=schedule_free_point
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """One step of training and of evaluation: pure functions of arrays, the same for every model."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +24,15 @@ def train_step(
     seed: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    gradient_point: Callable[[Any, Any], Any] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer update on the mean loss of the examples in `batch`.
 
     With `accumulate` = k the batch's rows go through the model in k parts, whose summed gradients are divided by the
     examples' total weight once: the same update as k = 1 up to rounding (dropout masks and batch statistics apart).
-    `ema_decay` is the decay of the average of the parameters, where the state keeps one. A batch whose examples all
-    have weight 0 has zero gradients.
+    `ema_decay` is the decay of the average of the parameters, where the state keeps one. `gradient_point` maps
+    parameters and optimizer state to the point at which the gradient is taken, by default the parameters. A batch whose
+    examples all have weight 0 has zero gradients.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -46,10 +49,11 @@ def train_step(
         loss = scores["loss"]
         return loss.total / _or_one(loss.weight) if accumulate == 1 else loss.total, (scores, dict(model_state))
 
-    gradient = jax.grad(part_loss, has_aux=True)
+    point = gradient_point(state.params, state.opt_state) if gradient_point else state.params
+    gradient = functools.partial(jax.grad(part_loss, has_aux=True), point)
 
     if accumulate == 1:
-        grads, (scores, model_state) = gradient(state.params, state.model_state, batch, rng)
+        grads, (scores, model_state) = gradient(state.model_state, batch, rng)
     else:
         grads, scores, model_state = _accumulated(gradient, state, batch, rng, accumulate)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -66,14 +70,14 @@ def _accumulated(
 ) -> tuple[Any, dict[str, Any], Any]:
     """The gradient of the mean loss, the scores and the model state of a batch that is computed in `parts`.
 
-    gradient: (params, model_state, part of the batch, rng) -> gradient of the summed loss, (scores, model_state).
+    gradient: (model_state, part of the batch, rng) -> gradient of the summed loss, (scores, model_state).
     """
     # Part i takes rows i, i+k, …: each device keeps its own rows, and nothing is transferred.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     rngs = jax.random.split(rng, parts)
 
     def body(carry: Any, part: Any) -> tuple[Any, Any]:
-        more, (scores, model_state) = gradient(state.params, carry[1], *part)
+        more, (scores, model_state) = gradient(carry[1], *part)
         # A part that is all padding has no batch statistics: it leaves everything unchanged.
         real = jnp.any(part[0]["weight"] > 0)
         kept = jax.tree.map(
@@ -99,22 +103,3 @@ def eval_step(
     """Returns the scores of one batch and its per-example predictions."""
     outputs = module.apply({"params": state.params, **state.model_state}, batch, train=False)
     return task.scores(outputs, batch), task.predictions(outputs, batch)
-
-
-def vmap_or_unroll(function: Callable[..., Any], count: int, in_axes: tuple[int | None, ...], *, unrolled: bool) -> Any:
-    """`jax.vmap` of a function over `count` entries, `in_axes` 0 or None for each argument; or the same, `unrolled`.
-
-    An unrolled program has the operations of each entry one after another. It takes several times as long to compile,
-    but a convolution remains one; `jax.vmap` makes it a grouped convolution, which XLA runs half as fast on a CPU.
-    """
-    if not unrolled:
-        return jax.vmap(function, in_axes)
-
-    def of_all(*arguments: Any) -> Any:
-        def of_one(i: int) -> Any:
-            own = zip(arguments, in_axes, strict=True)
-            return function(*(x if axis is None else jax.tree.map(lambda x: x[i], x) for x, axis in own))
-
-        return jax.tree.map(lambda *x: jnp.stack(x), *map(of_one, range(count)))
-
-    return of_all

@@ -191,7 +191,7 @@ class _Step:
     seed: int
     multiple: int
     own: np.ndarray  # this process's rows of each batch
-    seeds: int | None = None  # batches for several seeds, from `seed`, stacked
+    replicas: int | None = None  # stacks the batches of as many seeds, from `seed` on
 
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_rows
@@ -204,19 +204,19 @@ class _Step:
             return members, self.stream.keys(start, members, seed) if drawn else np.zeros_like(members, np.uint64)
 
         def all_rows(ahead: int) -> tuple[np.ndarray, np.ndarray]:
-            """The rows of all seeds, concatenated."""
-            members, keys = zip(*(rows(self.seed + i, ahead) for i in range(self.seeds or 1)), strict=True)
+            """The rows of all replicas, concatenated."""
+            members, keys = zip(*(rows(self.seed + i, ahead) for i in range(self.replicas or 1)), strict=True)
             return np.concatenate(members), np.concatenate(keys)
 
         drawn = isinstance(self.stream.examples, AugmentedExamples | MixedExamples)
         members, keys = all_rows(0)
         others = all_rows(1) if isinstance(self.stream.examples, MixedExamples) else None
-        if self.seeds is None:
+        if self.replicas is None:
             return make_batch(self.stream.examples, members, self.own, keys, others)
-        # Made as one batch, so that all seeds have the same padding.
-        own = (np.arange(self.seeds)[:, None] * (len(members) // self.seeds) + self.own).ravel()
+        # Made as one batch, so that all replicas have the same padding.
+        own = (np.arange(self.replicas)[:, None] * (len(members) // self.replicas) + self.own).ravel()
         batch = make_batch(self.stream.examples, members, own, keys, others)
-        return {name: array.reshape(self.seeds, -1, *array.shape[1:]) for name, array in batch.items()}
+        return {name: array.reshape(self.replicas, -1, *array.shape[1:]) for name, array in batch.items()}
 
 
 def training_batches(
@@ -229,16 +229,16 @@ def training_batches(
     seed: int,
     rows: Rows,
     workers: int = 0,
-    seeds: int | None = None,
+    replicas: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of the steps [start_step, steps), prefetched in order by a thread, or by `workers` processes.
 
     Each has `batch_rows` rows, padded to a multiple of `rows.multiple`. Positions from `total_rows` on are padding: the
-    last step of a run whose length is given in epochs may have fewer rows. With `seeds` every array has an axis before
-    its rows, for seed, seed + 1, …, all with the same padding.
+    last step of a run whose length is given in epochs may have fewer rows. With `replicas` every array has an axis
+    before its rows, for seed, seed + 1, …, all with the same padding.
     """
     own = rows.of(len(padded(np.empty((batch_rows, 1)), rows.multiple)))
-    step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own, seeds)
+    step = _Step(stream, batch_rows, total_rows, seed, rows.multiple, own, replicas)
     return _made_ahead(step, start_step, steps, workers)
 
 

@@ -11,13 +11,13 @@ from research.devices import memory
 class Compiled:
     """A jitted function that is compiled once for each shape of its arguments; measures the compilation time.
 
-    `repeats`: iterations of its inner loop, whose operations XLA counts once. `seeds`: the number of seeds, if several.
-    Raises UserError if there is not enough memory.
+    `repeats`: iterations of its inner loop, whose operations XLA counts once. `replicas`: how many models it computes,
+    if several. Raises UserError if there is not enough memory.
     """
 
-    def __init__(self, function: Any, repeats: int = 1, seeds: int | None = None):
+    def __init__(self, function: Any, repeats: int = 1, replicas: int | None = None):
         self._function = function
-        self._seeds = seeds
+        self._replicas = replicas
         self._repeats = repeats
         self._compiled: dict[Any, Any] = {}
         self.seconds = 0.0
@@ -34,7 +34,7 @@ class Compiled:
             start = time.perf_counter()
             compiled = self._function.lower(state, batch).compile()
             self.seconds += time.perf_counter() - start
-            memory.check_step(compiled, self._seeds)
+            memory.check_step(compiled, self._replicas)
             cost = compiled.cost_analysis() or {}
             self._compiled[key] = compiled, self._repeats * float(cost.get("flops", 0.0))
         return self._compiled[key]

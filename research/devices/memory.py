@@ -69,31 +69,31 @@ def check_batch(example: Mapping[str, Any], rows: int, key: str) -> None:
         )
 
 
-def check_state(abstract: Any, seeds: int | None) -> None:
-    """Raises UserError if a state (shapes with shardings) would not fit. `seeds`: their number, if several."""
+def check_state(abstract: Any, replicas: int | None) -> None:
+    """Raises UserError if a state (shapes with shardings) would not fit. `replicas`: how many it has, if several."""
     leaves = jax.tree.leaves(abstract)
     need = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    _check(need, 0, seeds, "the state")
+    _check(need, 0, replicas, "the state")
 
 
-def check_step(compiled: Any, seeds: int | None) -> None:
-    """Raises UserError if a compiled step, with its arguments allocated already, does not fit. `seeds`: as above."""
+def check_step(compiled: Any, replicas: int | None) -> None:
+    """Raises UserError if a compiled step, with its arguments allocated already, does not fit. `replicas`: as above."""
     analysis = compiled.memory_analysis()
     if analysis is None:  # not every backend has it
         return
     arguments = analysis.argument_size_in_bytes
     need = arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
-    _check(need, arguments, seeds, "a step")
+    _check(need, arguments, replicas, "a step")
 
 
-def _check(need: int, held: int, seeds: int | None, what: str) -> None:
+def _check(need: int, held: int, replicas: int | None, what: str) -> None:
     limit = available(held)
     if limit is None or need <= limit:
         return
     who, way = "this run", "give a smaller model"
-    if seeds is not None:
-        fits = seeds * limit // need
-        who, way = f"train.seeds={seeds}", f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
+    if replicas is not None:
+        fits = replicas * limit // need
+        who, way = f"train.seeds={replicas}", f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
     raise UserError(
         f"{who} needs {need / 2**30:,.2f} GiB a device for {what}, and there are {limit / 2**30:.2f} GiB: {way}, or "
         "smaller batches (train.batch_size, batch_rows, eval.batch_size)"

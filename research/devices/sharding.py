@@ -45,13 +45,13 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Splits the batch axis over the devices: the leading axis, or the second if the axis of seeds precedes it."""
+    """Splits the batch axis over the devices: the leading axis, or the second if an axis of replicas precedes it."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
-def for_seeds(shardings: Any) -> Any:
-    """Adds an unsharded leading axis for the seeds to all shardings."""
-    return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)), shardings)
+def with_leading_axes(shardings: Any, count: int) -> Any:
+    """Adds `count` unsharded leading axes to all shardings."""
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(*[None] * count, *s.spec)), shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -139,7 +139,7 @@ def prefetch_to_device(
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays split over the mesh. Returns before the copy is done.
 
-    `axis`: the axis of rows; 1 if an axis of seeds precedes it. float64 arrays remain so only with `jax.enable_x64`.
+    `axis`: the axis of rows; 1 if an axis of replicas precedes it. float64 arrays remain so only with `jax.enable_x64`.
     """
     sharding, parts = batch_sharding(mesh, axis), batch_parts(mesh)
     own_parts = len(process_rows(mesh, parts))  # with one row per part, rows are parts

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -104,12 +104,3 @@ class Throughput:
             "compile_seconds": self._step.seconds,
             "mfu": self._flops / seconds / peak if peak else None,
         }
-
-
-def seconds_of_a_seed(summary: Mapping[str, Any]) -> float | None:
-    """The time of a run's steps, excluding compilation and evaluation, divided by the number of its seeds.
-
-    None if the summary has no time of a step: the run failed, or was resumed with no step left.
-    """
-    step_time = (summary.get("throughput") or {}).get("step_time_ms")
-    return None if step_time is None else summary["step"] * step_time / 1e3 / summary.get("seeds", 1)

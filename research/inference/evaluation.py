@@ -12,9 +12,10 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from research.core import metrics, step
+from research.core.replicas import Replicas
 from research.core.state import TrainState, averaged
 from research.core.statistics import Value
-from research.core.tasks import SplitMetric, Task
+from research.core.tasks import Task
 from research.data import pipeline
 from research.devices import sharding
 from research.devices.compiled import Compiled
@@ -39,7 +40,7 @@ class Evaluation:
       step: (state, batch) -> (scores, predictions), compiled; see `eval_program`.
       rows: the rows of a global batch that this process makes.
       batch_rows: rows per batch: examples, or rows of packed texts.
-      seeds: the number of replicas along the state's leading axis; None: one, without that axis.
+      replicas: the models that the state holds.
       ema_decay: the decay of the average of the parameters, where the state keeps one.
       averaged: whether predictions come from the averaged parameters.
     """
@@ -50,7 +51,7 @@ class Evaluation:
     rows: pipeline.Rows
     batch_rows: int
     workers: int
-    seeds: int | None
+    replicas: Replicas
     ema_decay: float
     averaged: bool
 
@@ -64,29 +65,21 @@ def eval_program(
     mesh: jax.sharding.Mesh,
     *,
     shardings: Any,
-    seeds: int | None,
+    replicas: Replicas,
     compiler: str,
 ) -> Any:
     """Returns the compiled (state, batch) -> (scores, predictions), for a state with these `shardings`.
 
-    With `seeds` the state, the scores and the predictions have a leading axis with one entry per seed; the batch has
-    no such axis.
+    With replicas the state, the scores and the predictions have a leading axis for them; the batch has no such axis.
     """
-    program: Any = functools.partial(step.eval_step, module=module, task=task)
-    if seeds is not None:
-        program = step.vmap_or_unroll(program, seeds, (0, None), unrolled=unroll_seeds(compiler))
-    program = jax.jit(
-        program,
+    program = functools.partial(step.eval_step, module=module, task=task)
+    jitted = jax.jit(
+        replicas.map(program, (0, None)),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh),
         compiler_options=compiler_options(compiler),
     )
-    return program if seeds is None else Compiled(program, seeds=seeds)
-
-
-def unroll_seeds(compiler: str) -> bool:
-    """Whether to compute replicas one after another; see `research.core.step.vmap_or_unroll`."""
-    return compiler == "convolutions" and jax.default_backend() == "cpu"
+    return jitted if replicas.count is None else Compiled(jitted, replicas=replicas.count)
 
 
 def evaluate(
@@ -101,7 +94,7 @@ def evaluate(
 ) -> tuple[dict[str, Value], Records]:
     """Returns the metrics of a split, and with `predictions` a record per example in the dataset's order.
 
-    For several seeds, metrics and all predictions in the records are lists with one entry per seed.
+    With replicas, metrics and all predictions in the records are lists with an entry for each.
 
     A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, its
     metrics are included as ema_….
@@ -122,8 +115,7 @@ def evaluate(
 
     if not state.average:
         return run(state, predictions, "")
-    average = averaged if evaluation.seeds is None else jax.vmap(averaged, in_axes=(0, None))
-    mean = average(state, evaluation.ema_decay)
+    mean = evaluation.replicas.map(averaged, (0, None))(state, evaluation.ema_decay)
     values, records = run(state, predictions and not evaluation.averaged, "")
     averaged_values, averaged_records = run(mean, predictions and evaluation.averaged, ", averaged parameters")
     values |= {f"{metrics.AVERAGE}{name}": value for name, value in averaged_values.items()}
@@ -159,7 +151,7 @@ def forward(
     evaluation: Evaluation, state: TrainState, stream: pipeline.Stream, predictions: bool, batches: Batches
 ) -> tuple[dict[str, Value], Records]:
     """Evaluates by one forward pass: sums of `scores`, and the task's metrics of a whole split, if any."""
-    seeds, split_metrics = evaluation.seeds, evaluation.task.split_metrics
+    split_metrics = evaluation.task.split_metrics
     gather = bool(predictions or split_metrics)
     totals, indices, columns = forward_pass(evaluation, state, batches, gather=gather)
     values = metrics.compute(totals)
@@ -167,11 +159,11 @@ def forward(
         return values, []
     assert stream.examples.labels is not None
     labels = np.asarray(stream.examples.labels[indices])
-    if seeds is None:
-        values |= _split_values(split_metrics, columns, labels)
-    else:
-        by_seed = [_split_values(split_metrics, {k: x[:, i] for k, x in columns.items()}, labels) for i in range(seeds)]
-        values |= {name: [each[name] for each in by_seed] for name in split_metrics}
+    parts = list(evaluation.replicas.split(columns, axis=1))
+    values |= {
+        name: evaluation.replicas.join([metric(part, labels) for part in parts])
+        for name, metric in split_metrics.items()
+    }
     if not predictions:
         return values, []
     # A task whose examples have several labels provides them itself.
@@ -187,7 +179,7 @@ def forward_pass(
 ) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
     """One pass over the batches -> sums of scores, and with `gather` the example indices [N] and predictions [N, …].
 
-    Both are in the dataset's order. For several seeds the predictions are [N, seeds, …].
+    Both are in the dataset's order. With replicas the predictions are [N, replicas, …].
     """
     totals: list[dict[str, Any]] = []
     gathered: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []  # for each batch: example indices, their predictions
@@ -199,7 +191,7 @@ def forward_pass(
         totals[:] = [metrics.add(totals[0], scores)] if totals else [scores]
         if gather:
             real = members.ravel() >= 0
-            if evaluation.seeds is not None:  # after the axes of examples
+            if evaluation.replicas.axes:  # theirs, after the axes of examples
                 columns = {name: np.moveaxis(x, 0, example_axes) for name, x in columns.items()}
             columns = {name: np.reshape(x, (-1, *x.shape[example_axes:]))[real] for name, x in columns.items()}
             gathered.append((members.ravel()[real], columns))
@@ -225,9 +217,3 @@ def records(indices: np.ndarray, columns: Mapping[str, np.ndarray]) -> Records:
     """Makes a record for each example: its entry of `indices` [N], and of each column [N, …]."""
     listed = {"index": indices.tolist(), **{name: column.tolist() for name, column in columns.items()}}
     return [dict(zip(listed, record, strict=True)) for record in zip(*listed.values(), strict=True)]
-
-
-def _split_values(
-    split_metrics: Mapping[str, SplitMetric], columns: dict[str, np.ndarray], labels: np.ndarray
-) -> dict[str, float | None]:
-    return {name: metric(columns, labels) for name, metric in split_metrics.items()}

@@ -12,12 +12,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from research.base.errors import UserError
 from research.base.registry import build
 from research.core import metrics
+from research.core.replicas import Replicas
 from research.core.state import TrainState
 from research.core.tasks import TASKS, Task
 from research.data import load as data
 from research.data import pipeline
 from research.data.encoder import Encoder, Signature
-from research.data.examples import Examples
+from research.data.examples import Columns, Examples
 from research.devices import sharding
 from research.inference.evaluation import Evaluation, eval_program
 from research.models import MODELS
@@ -33,6 +34,19 @@ def build_module(config: Any) -> nn.Module:
         raise UserError(f"dtype is {config.dtype!r}; known: {', '.join(DTYPES)}")
     module: nn.Module = build(MODELS, config.model, "model", dtype=DTYPES[config.dtype])
     return module
+
+
+def replicas_of(config: Any) -> Replicas:
+    """The models that a run of this config trains together."""
+    # `jax.vmap` makes convolutions grouped ones, which are slow on CPUs.
+    return Replicas(config.train.seeds, unrolled=config.compiler == "convolutions" and jax.default_backend() == "cpu")
+
+
+def with_one_seed(config: Any) -> ConfigDict:
+    """A copy of the config that trains one model: for several seeds, that of the first."""
+    config = ConfigDict(config)
+    config.train.seeds = None
+    return config
 
 
 def arrange(config: Any, examples: Examples, members: Any = None) -> pipeline.Stream:
@@ -51,7 +65,7 @@ def evaluation_of(config: Any, task: Task, mesh: jax.sharding.Mesh, eval_step: A
         rows=process_rows(mesh),
         batch_rows=config.eval.batch_rows if packed else config.eval.batch_size,
         workers=config.data.workers,
-        seeds=config.train.seeds,
+        replicas=replicas_of(config),
         ema_decay=config.train.ema_decay,
         averaged=config.eval.metric.startswith(metrics.AVERAGE),
     )
@@ -81,14 +95,34 @@ class TrainedModel:
     step: int
 
     @property
+    def dtype(self) -> str:
+        """The dtype that the model computes in."""
+        name: str = self.config.dtype
+        return name
+
+    @property
+    def label_dtype(self) -> str:
+        """The dtype of the labels in the run's evaluation; for runs that did not save it, the usual one."""
+        regresses = self.config.model.get("num_classes", 1) == 1
+        return self.signature.label_dtype or ("float32" if regresses else "int32")
+
+    def encode(self, columns: Columns) -> Examples:
+        """Encodes raw inputs without labels. Raises UserError if a column is missing or a value invalid."""
+        with data.fitting(self.config.data.transform.name, "the input"):
+            return self.encoder.encode(columns, labels=False)
+
+    def arrange(self, examples: Examples) -> pipeline.Stream:
+        """The examples in rows, as in the run's evaluation."""
+        return arrange(self.config, examples)
+
+    @property
     def single(self) -> "TrainedModel":
-        """The model itself, or for a run of several seeds the model of the first one."""
-        if self.config.train.seeds is None:
+        """The model itself, or the first of its replicas."""
+        replicas = self.evaluation.replicas
+        if replicas.count is None:
             return self
-        first = jax.tree.map(lambda x: x[0], self.state)
-        config = ConfigDict(self.config)
-        config.train.seeds = None
-        return _assembled(FrozenConfigDict(config), first, self.step, self.encoder, self.signature)
+        config = FrozenConfigDict(with_one_seed(self.config))
+        return _assembled(config, replicas.first(self.state), self.step, self.encoder, self.signature)
 
 
 def on_these_devices(config: Mapping[str, Any]) -> Any:
@@ -128,10 +162,9 @@ def make_mesh(config: Any) -> jax.sharding.Mesh:
 
 
 def _shardings(config: Any, mesh: jax.sharding.Mesh, state: Any) -> Any:
-    if config.train.seeds is None:
-        return sharding.state_shardings(state, config.mesh.rules, mesh)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-    return sharding.for_seeds(sharding.state_shardings(one, config.mesh.rules, mesh))
+    replicas = replicas_of(config)
+    one = sharding.state_shardings(jax.eval_shape(replicas.first, state), config.mesh.rules, mesh)
+    return sharding.with_leading_axes(one, replicas.axes)
 
 
 def _assembled(config: Any, state: TrainState, step: int, encoder: Encoder, signature: Signature) -> TrainedModel:
@@ -145,7 +178,7 @@ def _assembled(config: Any, state: TrainState, step: int, encoder: Encoder, sign
         task,
         mesh,
         shardings=_shardings(config, mesh, state),
-        seeds=config.train.seeds,
+        replicas=replicas_of(config),
         compiler=config.compiler,
     )
     evaluation = evaluation_of(config, task, mesh, eval_step)

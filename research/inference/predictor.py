@@ -9,10 +9,9 @@ import numpy as np
 from research.base.errors import UserError
 from research.data.encoder import Signature
 from research.data.examples import Columns, Examples
-from research.data.load import fitting
 from research.devices.platform import x64
 from research.inference.evaluation import Records, forward_pass, records
-from research.inference.model import TrainedModel, arrange, open_model
+from research.inference.model import TrainedModel, open_model
 from research.runs.rundir import RunDir
 
 
@@ -62,22 +61,16 @@ class Predictor:
             raise UserError(f"the columns differ in length: {lengths}")
         if lengths and not any(lengths.values()):
             return []
-        with x64(self._model.config.dtype):
-            with fitting(self._model.config.data.transform.name, "the input"):
-                examples = self._model.encoder.encode(columns, labels=False)
-            return [self._named(record) for record in self._predict(examples)]
+        with x64(self._model.dtype):
+            return [self._named(record) for record in self._predict(self._model.encode(columns))]
 
     def _predict(self, examples: Examples) -> Records:
-        evaluation, stream = self._model.evaluation, arrange(self._model.config, examples)
-        batches = ((members, _with_labels(batch, self._label_dtype)) for members, batch in evaluation.batches(stream))
+        evaluation, stream = self._model.evaluation, self._model.arrange(examples)
+        batches = (
+            (members, _with_labels(batch, self._model.label_dtype)) for members, batch in evaluation.batches(stream)
+        )
         _, indices, columns = forward_pass(evaluation, self._model.state, batches, gather=True)
         return records(indices, columns)
-
-    @property
-    def _label_dtype(self) -> str:
-        """The dtype of the labels in the run's evaluation; for runs that did not save it, the usual one."""
-        regresses = self._model.config.model.get("num_classes", 1) == 1
-        return self.signature.label_dtype or ("float32" if regresses else "int32")
 
     def _named(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record, with the label's name if it predicts a class that has one."""

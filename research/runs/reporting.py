@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from research.base.errors import DivergedError
 from research.core import metrics
 from research.core.statistics import Value, interval, means
 from research.runs.rundir import RunDir
@@ -26,13 +25,13 @@ class Reporter:
         learning_rate: Callable[[int], Any] | None,
         *,
         metric: str,
-        seed: int,
+        check: Callable[[dict[str, Value], str, int], None],
         show: bool,
     ):
-        """`seed`: the seed of the run, or the first of several."""
+        """`check`: (metrics, what they are of, step) -> None; called before they are written, and may raise."""
         from tensorboardX import SummaryWriter
 
-        self._seed = seed
+        self._check = check
         self._run = run
         self._learning_rate = learning_rate
         self._metric = metric
@@ -90,7 +89,7 @@ class Reporter:
         for more in fetched[1:]:
             total = metrics.add(total, more)
         values = metrics.compute(total)
-        self._check_finite(values, f"the training loss between steps {step - len(scores)} and {step}", step)
+        self._check(values, f"the training loss between steps {step - len(scores)} and {step}", step)
         mean = means(values)
         rate = {"learning_rate": float(self._learning_rate(step - 1))} if self._learning_rate else {}
         self._line(step, "train", {**mean, **rate})
@@ -100,7 +99,7 @@ class Reporter:
 
     def evaluation(self, step: int, split: str, values: dict[str, Value]) -> None:
         """Writes an evaluation's metrics; for several seeds, the means and the `values` of each seed."""
-        self._check_finite(values, f"the loss on {split} at step {step}", step)
+        self._check(values, f"the loss on {split} at step {step}", step)
         mean = means(values)
         by_seed = {name: value for name, value in values.items() if isinstance(value, list)}
         self._line(step, split, mean, by_seed)
@@ -108,22 +107,6 @@ class Reporter:
         if value is not None:
             self._latest[f"{split} {self._metric}"] = f"{value:.4f}"
         self._bar.set_postfix(self._latest, refresh=False)
-
-    def _check_finite(self, values: dict[str, Value], what: str, step: int) -> None:
-        losses = values["loss"]
-        for i, loss in enumerate(losses if isinstance(losses, list) else [losses]):
-            if loss is not None and not math.isfinite(loss):
-                raise self.diverged(f"{what} is {loss}", step, i if isinstance(losses, list) else None)
-
-    def diverged(self, what: str, step: int, replica: int | None = None) -> DivergedError:
-        """The error for values that are not finite. `replica`: the index of the seed, if there are several."""
-        whose = "" if replica is None else f" with seed {self._seed + replica}"
-        if self._learning_rate:
-            rate = float(self._learning_rate(step - 1))
-            way = f"training diverged; lower optimizer.learning_rate (here {rate:.3g}) or set optimizer.clip_norm"
-        else:
-            way = "the numbers are too large for the type; scale them or give dtype=float64"
-        return DivergedError(f"{what}{whose}: {way}; use a new --workdir, the checkpoints in this one remain")
 
     def _line(
         self,

@@ -105,12 +105,19 @@ def report(training: Mapping[str, Any]) -> str | None:
 
 
 def warnings(
-    config: Any, task: Task, weight_decay: float, training: Mapping[str, Any], *, examples: int, parameters: int
+    section: Any,
+    task: Task,
+    dtype: str,
+    weight_decay: float,
+    training: Mapping[str, Any],
+    *,
+    examples: int,
+    parameters: int,
 ) -> list[str]:
-    """Warnings about a solution whose last training metrics are `training`."""
-    section, found = config.optimizer, []
+    """Warnings about a solution whose last training metrics are `training`; `section`: the solver's settings."""
+    found = []
     if training.get("converged") == 0:
-        way = _way_out(section, config.dtype, weight_decay, training)
+        way = _way_out(section, dtype, weight_decay, training)
         found.append(f"{section.name} did not converge: {report(training)}; {way}")
     if weight_decay:
         return found
@@ -120,9 +127,9 @@ def warnings(
             "the smallest norm; give optimizer.alpha"
         )
     elif training.get("undetermined"):
-        wider = "" if config.dtype == "float64" else " or dtype=float64"
+        wider = "" if dtype == "float64" else " or dtype=float64"
         found.append(
-            f"{config.dtype} can't tell {training['undetermined']:.0f} of {parameters} directions of the parameters "
+            f"{dtype} can't tell {training['undetermined']:.0f} of {parameters} directions of the parameters "
             "apart, for training features depend on each other: of all solutions this one has the smallest norm; give "
             f"optimizer.alpha{wider}"
         )

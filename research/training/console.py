@@ -16,16 +16,16 @@ from research.training.stopping import is_finished
 def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
     """Describes a run in one line: the model, the data, the devices, the steps, the run directory."""
     devices = jax.devices()
-    config, seeds = experiment.config, experiment.config.train.seeds
+    config, replicas = experiment.config, experiment.replicas
     stream = experiment.streams("train")
     packed = (
         "" if stream.lengths is None else f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full"
     )
-    many = f", {_counted(seeds, 'seed')}" if seeds else ""
+    many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
     steps = _counted(experiment.length.total_steps, "step")
     start = f"resuming after step {progress.step}" if progress.step else steps
     return (
-        f"{config.model.name} ({param_count(state.params) // (seeds or 1):,} parameters, {config.dtype}{many}) on "
+        f"{config.model.name} ({param_count(state.params) // replicas.size:,} parameters, {config.dtype}{many}) on "
         f"{experiment.dataset.name} "
         f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
         f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {run.path}"

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from research.base.errors import UserError
 from research.base.ranges import LARGEST
 from research.base.registry import build
 from research.core import metrics, step
+from research.core.replicas import Replicas
 from research.core.state import TrainState, init_state
 from research.core.statistics import Value
 from research.core.tasks import TASKS, Task, with_class_weights
@@ -24,11 +24,11 @@ from research.data import pipeline, splits
 from research.data.examples import Examples
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
-from research.inference.evaluation import Evaluation, Records, eval_program, evaluate, unroll_seeds
-from research.inference.model import arrange, build_module, evaluation_of, make_mesh
+from research.inference.evaluation import Evaluation, Records, eval_program, evaluate
+from research.inference.model import arrange, build_module, evaluation_of, make_mesh, replicas_of
 from research.training import checks
 from research.training.method import Method, make_method
-from research.training.program import Program, replicate, single
+from research.training.program import make_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Length:
 class Experiment:
     """All components of a run except the arrays: `state` is abstract, i.e. shapes, types and shardings.
 
-    With train.seeds the state, the scores, the predictions and the training batches have a leading axis with one entry
-    per seed; evaluation batches don't, as all seeds share them.
+    With replicas the state, the scores, the predictions and the training batches have a leading axis for them;
+    evaluation batches don't, as all replicas share them.
     """
 
     config: Any
@@ -69,6 +69,11 @@ class Experiment:
     init: Callable[[], TrainState]
     train_step: Any  # jitted (state, batch) -> (state, scores); the input state is donated
     evaluation: Evaluation
+
+    @property
+    def replicas(self) -> Replicas:
+        """The models that are trained together."""
+        return self.evaluation.replicas
 
     @property
     def eval_step(self) -> Any:
@@ -91,7 +96,7 @@ class Experiment:
             seed=self.config.seed,
             rows=dataclasses.replace(rows, multiple=rows.multiple * self.blocks),
             workers=self.config.data.workers,
-            seeds=self.config.train.seeds,
+            replicas=self.replicas.count,
         )
 
 
@@ -104,7 +109,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     """
     check_compiler()
     checks.check_keys(config)
-    mesh, module = make_mesh(config), build_module(config)
+    mesh, module, replicas = make_mesh(config), build_module(config), replicas_of(config)
     task = build(TASKS, config.task, "task")
 
     dataset = data.load(config.data, assets)
@@ -125,11 +130,12 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     init, abstract = _initialization(config, module, method, batch)
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
-    program = _program(config, init, train_step, abstract, mesh)
-    memory.check_state(program.placed_state(), config.train.seeds)
+    shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
+    program = make_program(init, train_step, config.seed, state=abstract, shardings=shardings, replicas=replicas)
+    memory.check_state(program.placed_state(), replicas.count)
     first, compiled = program.compiled(mesh, compiler_options(config.compiler))
     eval_step = eval_program(
-        module, task, mesh, shardings=program.shardings, seeds=config.train.seeds, compiler=config.compiler
+        module, task, mesh, shardings=program.shardings, replicas=replicas, compiler=config.compiler
     )
     return Experiment(
         config=config,
@@ -154,7 +160,7 @@ def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, device
     batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:devices], devices))
     name = "batch_size" if config.train.batch_rows is None else "batch_rows"
     asked = {
-        f"train.{name}": batch_rows * (config.train.seeds or 1),
+        f"train.{name}": batch_rows * replicas_of(config).size,
         "train.accumulate": config.train.accumulate * devices,
         f"eval.{name}": config.eval[name],
     }
@@ -197,17 +203,6 @@ def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch
     if config.train.ema_decay > 0:
         known |= {f"{metrics.AVERAGE}{name}": score for name, score in known.items()}
     return known
-
-
-def _program(
-    config: Any, init: Callable[[Any], TrainState], train_step: Any, abstract: TrainState, mesh: jax.sharding.Mesh
-) -> Program:
-    """The program for one seed, or for train.seeds of them."""
-    shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
-    if config.train.seeds is None:
-        return single(init, train_step, config.seed, abstract, shardings)
-    seeds = config.seed + np.arange(config.train.seeds, dtype=np.uint32)
-    return replicate(init, train_step, seeds, shardings, unrolled=unroll_seeds(config.compiler))
 
 
 def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[[str], pipeline.Stream]:

@@ -1,15 +1,12 @@
 """The training loop, from start to summary. Nothing here depends on which model is trained."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import FrozenConfigDict
 
 from research.base.errors import DivergedError, UserError
@@ -25,6 +22,7 @@ from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
 from research.training.console import conclude, describe
+from research.training.divergence import FiniteCheck
 from research.training.experiment import Experiment, prepare
 from research.training.start import restore_or_init
 from research.training.stopping import (
@@ -93,20 +91,22 @@ def _run(
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
             state, progress = restore_or_init(experiment, checkpoints, initial)
             run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
+            learning_rate = experiment.method.learning_rate
+            check = FiniteCheck(config.seed, experiment.replicas, learning_rate)
             reporter = Reporter(
                 run,
                 progress.step,
                 experiment.length.total_steps,
-                experiment.method.learning_rate,
+                learning_rate,
                 metric=config.eval.metric,
-                seed=config.seed,
+                check=check.metrics,
                 show=show,
             )
             with reporter:
                 reporter.say(describe(experiment, state, run, progress))
                 for warning in truncation_warnings(experiment):
                     reporter.say(f"  warning: {warning}")
-                parts = _Parts(experiment, checkpoints, reporter, run, lambda: any_process(should_stop()))
+                parts = _Parts(experiment, checkpoints, reporter, run, check, lambda: any_process(should_stop()))
                 summary = _train(parts, state, progress)
         summary["preset_note"] = note
         run.write_summary(summary)
@@ -129,6 +129,7 @@ class _Parts:
     checkpoints: Checkpoints
     reporter: Reporter
     run: RunDir
+    check: FiniteCheck
     should_stop: Callable[[], bool]  # returns the same in every process
 
     @property
@@ -145,10 +146,10 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     experiment, reporter, section = parts.experiment, parts.reporter, parts.experiment.config.train
     total_steps, every_steps = experiment.length.total_steps, experiment.config.eval.every_steps
     save_every = (every_steps, experiment.config.checkpoint.every_steps)
-    if section.seeds is not None:
+    if experiment.replicas.count is not None:
         _check_memory(experiment, state)
     batches = prefetch_to_device(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
-    train_step = Compiled(experiment.train_step, repeats=section.accumulate, seeds=section.seeds)
+    train_step = Compiled(experiment.train_step, repeats=section.accumulate, replicas=experiment.replicas.count)
     throughput = Throughput(train_step)
     deadline = time.monotonic() + 60 * (section.max_minutes or float("inf"))
     results: dict[str, Any] = {}
@@ -189,7 +190,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
 
 
 def _check_memory(experiment: Experiment, state: TrainState) -> None:
-    """Raises UserError if there are too many seeds to evaluate together: before training, not after it."""
+    """Raises UserError if there are too many replicas to evaluate together: before training, not after it."""
     for split in experiment.config.eval.splits:
         _, batch = next(experiment.evaluation.batches(experiment.streams(split)))
         experiment.eval_step.compiled(state, put_batch(batch, experiment.mesh))
@@ -218,20 +219,8 @@ def _log_and_look(
 
 def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
     """Starts saving the state. Raises DivergedError instead if a parameter is not finite."""
-    for i, finite in enumerate(np.atleast_1d(_all_finite(state.params, parts.experiment.config.train.seeds))):
-        if not finite:
-            replica = None if parts.experiment.config.train.seeds is None else i
-            raise parts.reporter.diverged(
-                f"a parameter after step {progress.step} is not finite", progress.step, replica
-            )
+    parts.check.params(state.params, progress.step)
     parts.checkpoints.save(state, progress)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _all_finite(params: Any, seeds: int | None) -> jax.Array:
-    """Whether all parameters are finite: bool scalar, or [seeds]."""
-    leaves = [jnp.isfinite(leaf).reshape(seeds or 1, -1).all(axis=1) for leaf in jax.tree.leaves(params)]
-    return functools.reduce(jnp.logical_and, leaves)
 
 
 def _evaluate_and_rank(

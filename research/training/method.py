@@ -82,6 +82,7 @@ def _gradient(config: Any, setting: Setting) -> Method:
             tx=tx,
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
+            gradient_point=OPTIMIZERS[config.optimizer.name].gradient_point,
         )
         return function, config.train.accumulate
 
@@ -125,7 +126,9 @@ def _solver(config: Any, setting: Setting) -> Method:
         return solve, blocks
 
     def warnings(training: Mapping[str, Any], examples: int, parameters: int) -> list[str]:
-        return solvers.warnings(config, task, setting.weight_decay, training, examples=examples, parameters=parameters)
+        return solvers.warnings(
+            section, task, config.dtype, setting.weight_decay, training, examples=examples, parameters=parameters
+        )
 
     return Method(optax.identity(), None, setting.weight_decay, True, train_step, warnings)
 

@@ -1,4 +1,4 @@
-"""Programs: the functions of a run, for one replica or for several with different seeds, and their compilation."""
+"""Programs: the functions of a run, for one model or for several replicas of it, and their compilation."""
 
 import dataclasses
 import functools
@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.core.replicas import Replicas
 from research.core.state import TrainState
-from research.core.step import vmap_or_unroll
 from research.devices import sharding
 
 
@@ -48,24 +48,32 @@ class Program:
         return init, train_step
 
 
-def single(init: Callable[[Any], TrainState], train_step: Any, seed: int, abstract: Any, shardings: Any) -> Program:
-    """The program of one seed. init: seed -> state; train_step: (state, batch, seed=…)."""
-    return Program(functools.partial(init, seed), functools.partial(train_step, seed=seed), abstract, shardings)
-
-
-def replicate(
-    init: Callable[[Any], TrainState], train_step: Any, seeds: np.ndarray, shardings: Any, *, unrolled: bool
+def make_program(
+    init: Callable[[Any], TrainState],
+    train_step: Callable[..., Any],
+    seed: int,
+    *,
+    state: TrainState,
+    shardings: Any,
+    replicas: Replicas,
 ) -> Program:
-    """The program of several seeds, uint32 [K]: state, scores and training batches have a leading axis of K.
+    """The program of one model, or of `replicas` with the seeds `seed`, `seed` + 1, ….
 
-    `unrolled`: as in `research.core.step.vmap_or_unroll`. `shardings`: those of one replica.
+    With replicas the state, the scores and the training batches have a leading axis for them.
+
+    Args:
+      init: seed -> state.
+      train_step: (state, batch, seed=…) -> (state, scores).
+      state, shardings: those of one model.
     """
+    if replicas.count is None:
+        return Program(functools.partial(init, seed), functools.partial(train_step, seed=seed), state, shardings)
 
-    def of_one(seed: Any, state: TrainState, batch: Any) -> Any:
+    def step(seed: Any, state: TrainState, batch: Any) -> Any:
         return train_step(state, batch, seed=seed)
 
+    seeds = seed + np.arange(replicas.count, dtype=np.uint32)
     first = functools.partial(jax.vmap(init), seeds)
-    steps = vmap_or_unroll(of_one, len(seeds), (0, 0, 0), unrolled=unrolled)
-    return Program(
-        first, functools.partial(steps, seeds), jax.eval_shape(first), sharding.for_seeds(shardings), batch_axis=1
-    )
+    steps = functools.partial(replicas.map(step, (0, 0, 0)), seeds)
+    placed = sharding.with_leading_axes(shardings, replicas.axes)
+    return Program(first, steps, jax.eval_shape(first), placed, batch_axis=replicas.axes)

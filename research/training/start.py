@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from research.base.errors import UserError
+from research.core.replicas import Replicas
 from research.core.state import TrainState
 from research.runs.checkpoint import Checkpoints, Progress
 from research.training.experiment import Experiment
@@ -27,16 +28,17 @@ def restore_or_init(
     state = experiment.init()
     if initial:
         variables = {"params": state.params, **state.model_state}
-        seeds = experiment.config.train.seeds
-        variables = dict(initial(variables) if seeds is None else _initial_of_each(initial, variables, seeds))
+        variables = _initial_of_each(initial, variables, experiment.replicas)
         # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
         state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
     return state, Progress()
 
 
-def _initial_of_each(initial: Callable[[Any], Any], variables: Any, seeds: int) -> Any:
-    """Applies `initial` to each seed's fresh variables, whose untrained parts differ."""
+def _initial_of_each(initial: Callable[[Any], Any], variables: Any, replicas: Replicas) -> dict[str, Any]:
+    """Applies `initial` to each replica's fresh variables, whose untrained parts differ."""
+    if replicas.count is None:
+        return dict(initial(variables))
     placed = jax.tree.map(lambda x: x.sharding, variables)
-    parts = [initial(jax.tree.map(lambda x, i=i: x[i], variables)) for i in range(seeds)]
+    parts = [initial(part) for part in replicas.split(variables)]
     stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)
-    return stack(parts)
+    return dict(stack(parts))

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def summarize(
     training: dict[str, Any],
 ) -> dict[str, Any]:
     """The summary of a run that ended with `state`; `training` is its last line of training metrics."""
-    config, dataset, seeds = experiment.config, experiment.dataset, experiment.config.train.seeds
+    config, dataset, replicas = experiment.config, experiment.dataset, experiment.replicas
     sign = {"max": 1, "min": -1}[config.eval.mode]
     best = max(progress.history, key=lambda pair: (sign * pair[1], pair[0]), default=None)  # the last one, if tied
     return {
@@ -95,13 +96,22 @@ def summarize(
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,
-        "param_count": param_count(state.params) // (seeds or 1),
+        "param_count": param_count(state.params) // replicas.size,
         "params_sha256": params_sha256(state.params),
         "seed": config.seed,
         **(
-            {"seeds": seeds, "intervals": {split: intervals(values) for split, values in metrics.items()}}
-            if seeds
+            {"seeds": replicas.count, "intervals": {split: intervals(values) for split, values in metrics.items()}}
+            if replicas.count
             else {}
         ),
         "environment": environment(),
     }
+
+
+def seconds_of_a_seed(summary: Mapping[str, Any]) -> float | None:
+    """The time of a run's steps, excluding compilation and evaluation, divided by the number of its seeds.
+
+    None if the summary has no time of a step: the run failed, or was resumed with no step left.
+    """
+    step_time = (summary.get("throughput") or {}).get("step_time_ms")
+    return None if step_time is None else summary["step"] * step_time / 1e3 / summary.get("seeds", 1)
