@@ -8,6 +8,7 @@ import pytest
 
 from research.base.errors import UserError
 from research.data import load as data
+from research.inference.evaluation import Evaluation
 from research.inference.predictor import Predictor
 from research.runs.rundir import RunDir
 from research.training.loop import train_and_evaluate
@@ -78,7 +79,7 @@ def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
     inputs = {name: columns[name] for name in config.data.transform.inputs}
     no_data()
     predictor = Predictor.open(tmp_path)
-    found = json.loads(json.dumps(predictor.predict(inputs)))
+    found = json.loads(json.dumps(predictor.predict(inputs, batch_rows=predictor.batch_rows)))
     assert len(found) == len(written) > 10
     for record, other in zip(found, written, strict=True):
         record.pop("label_name", None)
@@ -109,6 +110,26 @@ def test_what_a_predictor_reads_is_told(run):
     (record,) = predictor.predict({"sentence": ["a fine film"]})
     assert record["label_name"] == signature.label_names[record["prediction"]]
     assert predictor.predict({"sentence": []}) == []
+
+
+def test_the_batch_size_changes_rounding_only(run, monkeypatch):
+    """Scores in batches of any size: at most 1e-6 apart (measured: 6e-8). Few rows are a small batch."""
+    predictor = Predictor.open(run)
+    sizes, batches = [], Evaluation.batches
+
+    def counted(evaluation, stream):
+        sizes.append(evaluation.batch_rows)
+        return batches(evaluation, stream)
+
+    monkeypatch.setattr(Evaluation, "batches", counted)
+    columns = {"sentence": ["a fine film " * 4] * 12}
+    count = len(predictor._model.arrange(predictor._model.encode(columns)).rows)
+    default = predictor.predict(columns)
+    for rows in (1, 2, predictor.batch_rows):
+        for record, other in zip(default, predictor.predict(columns, batch_rows=rows), strict=True):
+            assert record["index"] == other["index"]
+            np.testing.assert_allclose(record["scores"], other["scores"], atol=1e-6)
+    assert sizes[0] / 2 < count <= sizes[0] < predictor.batch_rows
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Predictions for raw inputs from a run directory alone."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import numpy as np
 from research.base.errors import UserError
 from research.data.encoder import Signature
 from research.data.examples import Columns, Examples
-from research.devices.platform import x64
+from research.devices.platform import keep_compiled_programs, x64
 from research.inference.evaluation import Records, forward_pass, records
 from research.inference.model import TrainedModel, open_model
 from research.runs.rundir import RunDir
 
 
 class Predictor:
-    """Predicts as the run's evaluation does: the same records, bitwise equal if devices and batches are the same.
+    """Predicts as the run's evaluation does: the same records, bitwise equal for the same devices and batch size.
 
     >>> predictor = Predictor.open("runs/…")
     >>> predictor.predict({"sentence": ["a gripping, moving film"]})
@@ -30,9 +31,10 @@ class Predictor:
     def open(cls, workdir: str | Path, checkpoint: str = "last") -> "Predictor":
         """Opens the `last` or the `best` checkpoint of a run; for several seeds, that of the first.
 
-        Needs neither the run's dataset nor network access. Raises UserError if `workdir` is not a complete run
-        directory.
+        Needs neither the run's dataset nor network access. Compiled programs are kept in the user's cache, unless JAX
+        is configured to keep them elsewhere. Raises UserError if `workdir` is not a complete run directory.
         """
+        keep_compiled_programs()
         run = RunDir.open(workdir)
         with x64(run.config()["dtype"]):
             return cls(open_model(run, checkpoint).single)
@@ -47,11 +49,19 @@ class Predictor:
         """The training step of the checkpoint."""
         return self._model.step
 
-    def predict(self, columns: Columns) -> Records:
+    @property
+    def batch_rows(self) -> int:
+        """The number of rows in a batch of the run's evaluation: examples, or rows of packed texts."""
+        return self._model.evaluation.batch_rows
+
+    def predict(self, columns: Columns, *, batch_rows: int | None = None) -> Records:
         """Returns a record for each example, in order: its index and the task's predictions.
 
         Args:
           columns: values by column, all of one length: texts, images [H, W, C] or their files' bytes, or features.
+          batch_rows: rows per batch; each number of them is compiled once. By default those of the run's evaluation,
+            and for fewer rows the next power of two. Sums of products may be rounded differently in batches of
+            different sizes: for the bits of an evaluation pass this predictor's `batch_rows`.
 
         Raises:
           UserError: a column is missing, or a value is not valid for the model.
@@ -62,14 +72,15 @@ class Predictor:
         if lengths and not any(lengths.values()):
             return []
         with x64(self._model.dtype):
-            return [self._named(record) for record in self._predict(self._model.encode(columns))]
+            return [self._named(record) for record in self._predict(self._model.encode(columns), batch_rows)]
 
-    def _predict(self, examples: Examples) -> Records:
-        evaluation, stream = self._model.evaluation, self._model.arrange(examples)
-        batches = (
-            (members, _with_labels(batch, self._model.label_dtype)) for members, batch in evaluation.batches(stream)
-        )
-        _, indices, columns = forward_pass(evaluation, self._model.state, batches, gather=True)
+    def _predict(self, examples: Examples, batch_rows: int | None) -> Records:
+        model = self._model
+        stream = model.arrange(examples)
+        rows = batch_rows or min(self.batch_rows, 1 << (len(stream.rows) - 1).bit_length())
+        evaluation = dataclasses.replace(model.evaluation, batch_rows=rows)
+        batches = ((members, _with_labels(batch, model.label_dtype)) for members, batch in evaluation.batches(stream))
+        _, indices, columns = forward_pass(evaluation, model.state, batches, gather=True)
         return records(indices, columns)
 
     def _named(self, record: dict[str, Any]) -> dict[str, Any]:
