@@ -82,7 +82,7 @@ def _config():
     return config
 
 
-def test_each_takes_one_line(added, tmp_path):
+def test_each_addition_takes_one_line(added, tmp_path):
     summary = train_and_evaluate(_config(), tmp_path, show=False)
     assert summary["status"] == "completed"
     metrics = summary["metrics"]["validation"]
@@ -95,7 +95,7 @@ def test_each_takes_one_line(added, tmp_path):
         draw(PlotContext(run), "residuals")
 
 
-def test_its_numbers_have_ranges(added, tmp_path):
+def test_ranges_of_a_custom_model_are_checked(added, tmp_path):
     config = _config()
     config.model.width = 0
     with pytest.raises(UserError, match=r"model\.width is 0"):
@@ -113,7 +113,7 @@ def get_config(preset):
 """
 
 
-def test_a_field_that_the_config_does_not_list_can_be_set(added, tmp_path):
+def test_unlisted_field_can_be_overridden(added, tmp_path):
     (tmp_path / "toy.py").write_text(CONFIG)
     config = load(f"{tmp_path}/toy.py", ["task.sharpness=2.5"]).config
     assert config.task.sharpness == 2.5

@@ -57,7 +57,7 @@ def test_help(module, flag, shell):
 
 
 @pytest.mark.extended
-def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
+def test_evaluate_gives_the_metrics_of_the_summary(tmp_path):
     train = ("-m", "research.train", "--config=configs/linear_diabetes.py", f"--workdir={tmp_path}/run")
     result = _python(*train)
     assert result.returncode == 0, result.stderr
@@ -131,7 +131,7 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
         (["research.ladder", "--dataset=digits", "--rungs=mlp,resent"], "did you mean 'resnet'?"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_path):
+def test_invalid_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_path):
     code, _, err = shell(*[argument.replace("WORK", str(tmp_path)) for argument in arguments])
     assert code == 2
     lines = [line for line in err.splitlines() if line.strip()]
@@ -141,7 +141,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_pa
 
 
 @pytest.mark.extended
-def test_an_error_of_a_process_of_its_own(tmp_path):
+def test_error_in_a_separate_process(tmp_path):
     """Nothing else is printed; with --debug there is the stack trace."""
     command = ("-m", "research.evaluate", f"--workdir={tmp_path}")
     result = _python(*command)
@@ -163,7 +163,7 @@ def _raise(error):
         ("nbclient", "nbclient", "pip install -e '.[notebooks]'"),
     ],
 )
-def test_a_missing_package_is_one_line(module, package, command, monkeypatch, capsys):
+def test_missing_package_is_a_one_line_error(module, package, command, monkeypatch, capsys):
     monkeypatch.setattr(cli, "prepare_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["train"])
     with pytest.raises(SystemExit) as exit:
@@ -175,7 +175,7 @@ def test_a_missing_package_is_one_line(module, package, command, monkeypatch, ca
     assert err.endswith(f"{command}\n")
 
 
-def test_a_missing_module_of_our_own_and_other_errors_have_their_trace(monkeypatch):
+def test_missing_project_module_and_other_errors_have_a_trace(monkeypatch):
     monkeypatch.setattr(cli, "prepare_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["train"])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -207,7 +207,7 @@ cli.run(train.main)
 
 
 @pytest.mark.parametrize("missing", ["ml_collections", "jaxlib"])
-def test_a_half_installed_environment(missing, tmp_path):
+def test_incomplete_installation(missing, tmp_path):
     """JAX's own error for jaxlib does not say which package; what raised it does."""
     result = _python("-c", HALF_INSTALLED.format(missing=missing), str(tmp_path / "run"))
     assert result.returncode == 2
@@ -216,7 +216,7 @@ def test_a_half_installed_environment(missing, tmp_path):
     assert "pip install -e ." in line
 
 
-def test_a_platform_that_jax_cannot_start_is_one_line(tmp_path, monkeypatch):
+def test_unavailable_jax_platform_is_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     result = _python("-m", "research.train", "--config=configs/linear_line.py", f"--workdir={tmp_path}/run")
     assert result.returncode == 2
@@ -236,7 +236,7 @@ def test_ctrl_c_is_one_line(capsys):
 
 
 @pytest.mark.extended
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
+def test_signal_saves_and_the_same_command_resumes(tmp_path):
     command = [
         sys.executable,
         "-m",

@@ -295,7 +295,7 @@ def test_sums_and_products_are_exact(rng, kind, name, dtype):
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("name", VMAPPED)
-def test_so_are_those_of_several_seeds(rng, kind, name):
+def test_sums_and_products_of_several_seeds_are_exact(rng, kind, name):
     case, dtype = EXACT[name, "float32"], "float32"
     functions, inputs, expected = zip(*(case(rng, dtype) for _ in range(3)), strict=True)
     inputs, expected = (jax.tree.map(lambda *seeds: np.stack(seeds), *of) for of in (inputs, expected))
@@ -376,7 +376,7 @@ def test_factorizations(rng, kind):
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_values_that_are_not_finite_are_seen(kind):
+def test_values_that_are_not_finite_are_detected(kind):
     """A run that diverges is stopped by them: a compiler that takes all values for finite would hide it."""
     x = np.ones((3, 1009), np.float32)
     x[1, 1000], x[2, 1008] = np.nan, np.inf

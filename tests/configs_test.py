@@ -27,7 +27,7 @@ FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem n
 PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
 
 
-def test_they_were_found():
+def test_configs_were_found():
     assert len(FILES) >= 6
 
 
@@ -39,7 +39,7 @@ def test_they_were_found():
         for file, preset in PRESETS
     ],
 )
-def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
+def test_train_and_eval_steps_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
     tiny.tfds(monkeypatch)
     tiny.few_documents(monkeypatch)
@@ -80,7 +80,7 @@ def test_every_key_is_visible(file, preset):
 
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
-def test_a_key_that_may_be_none_says_so(file, preset):
+def test_optional_keys_are_declared(file, preset):
     """By being a placeholder, whatever the preset gives it: so that a user can give None in its place."""
     config = load(f"configs/{file}.py:{preset}").config
     keys = declared(config)
@@ -124,13 +124,13 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_preset_is_the_full_size_in_python(file):
+def test_default_preset_in_python_is_the_full_size(file):
     module = importlib.import_module(f"configs.{file}")
     assert module.get_config().preset == module.FULL
 
 
 @pytest.mark.parametrize("task", [preset for preset in bert_glue.PRESETS if preset != "embedded"])
-def test_glue_is_as_tfds_and_the_leaderboard_have_it(task):
+def test_glue_matches_tfds_and_the_leaderboard(task):
     """Columns and classes, against TFDS's own definitions; the ranking metric is the leaderboard's first."""
     from tensorflow_datasets.text.glue import Glue
 
@@ -152,7 +152,7 @@ def test_glue_is_as_tfds_and_the_leaderboard_have_it(task):
 
 
 @pytest.mark.parametrize("task", [preset for preset in bert_glue.PRESETS if preset != "embedded"])
-def test_a_task_of_glue_changes_only_what_is_the_tasks(task):
+def test_glue_tasks_change_only_task_specific_keys(task):
     """The recipe is bert_sst2's: what it becomes, every task becomes."""
     recipe = flatten(bert_sst2.get_config("base").to_dict())
     own = flatten(bert_glue.get_config(task).to_dict())

@@ -6,7 +6,7 @@ from research.training.loop import train_and_evaluate
 from tests import tiny
 
 
-def test_hidden_labels_are_said_in_one_line(tmp_path, monkeypatch, capsys):
+def test_hidden_labels_are_reported_in_one_line(tmp_path, monkeypatch, capsys):
     """Beside the metrics' JSON, which stays alone on the standard output."""
     columns = data.SOURCES["digits"][1]()
     columns["test"]["label"][:] = -1

@@ -47,7 +47,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
 
 
 @pytest.mark.extended
-def test_correlations_are_of_the_whole_split(monkeypatch):
+def test_correlations_are_computed_on_the_whole_split(monkeypatch):
     """Over several batches, as scipy has them of the predictions that are written; none where labels are hidden."""
     tiny.tfds(monkeypatch)
     config = tiny.bert_glue_task("stsb")
@@ -69,7 +69,7 @@ def test_correlations_are_of_the_whole_split(monkeypatch):
     assert set(experiment.evaluate(state, "test")[0].values()) == {None}
 
 
-def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
+def test_split_with_hidden_labels_has_predictions_but_no_metrics():
     experiment = prepare(tiny.logistic())
     images = experiment.dataset.split("test")
     object.__setattr__(images, "labels", np.full_like(images.labels, -1))
@@ -79,7 +79,7 @@ def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "ema_accuracy"])
-def test_the_average_is_evaluated_beside_the_parameters(metric):
+def test_average_and_parameters_are_both_evaluated(metric):
     """The predictions are those of the one that `eval.metric` ranks."""
     config = tiny.logistic()
     config.train.ema_decay = 0.5
@@ -102,14 +102,14 @@ def test_the_average_is_evaluated_beside_the_parameters(metric):
     assert records_of_mean != records_alone
 
 
-def test_an_average_that_is_not_kept_can_not_rank():
+def test_missing_average_cannot_rank():
     config = tiny.logistic()
     config.eval.metric = "ema_accuracy"
     with pytest.raises(UserError, match=r"eval.metric is 'ema_accuracy'.*train.ema_decay is 0.*it must be above 0"):
         prepare(config)
 
 
-def test_another_dataset_is_evaluated_whole_though_a_part_was_trained_on(tmp_path):
+def test_other_dataset_is_evaluated_completely_after_training_on_a_part(tmp_path):
     config = tiny.logistic()
     config.data.train_fraction = 0.1
     experiment = prepare(config, tmp_path)

@@ -117,7 +117,7 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
     ]
 
 
-def test_predictions_that_are_there_are_taken(runs, monkeypatch):
+def test_existing_predictions_are_used(runs, monkeypatch):
     """Only where they are of this checkpoint; the metrics are those that training had at its step."""
     run = RunDir.open(runs / "cola", writer=True)
     best = TrainedRun(run, "best")
@@ -139,14 +139,14 @@ def test_predictions_that_are_there_are_taken(runs, monkeypatch):
     assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
 
 
-def test_the_last_checkpoints_predictions_are_taken_where_it_is_the_best(runs, monkeypatch):
+def test_predictions_of_the_last_checkpoint_are_used_if_it_is_the_best(runs, monkeypatch):
     run = RunDir.open(runs / "cola", writer=True)
     monkeypatch.setattr(model.Checkpoints, "best_step", 10)
     monkeypatch.setattr(trained, "evaluate", None)
     assert TrainedRun(run, "best").predictions("validation")[1] == run.predictions("validation")
 
 
-def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
+def test_other_dataset_is_encoded_with_the_vocabulary_of_the_run(runs):
     """glue/ax has no split to learn one from; the run's assets stay as they are."""
     run = RunDir.open(runs / "mnli", writer=True)
     before = {path: path.read_bytes() for path in run.assets.iterdir()}
@@ -173,7 +173,7 @@ def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
         ),
     ],
 )
-def test_a_regression_that_does_not_fit_is_one_line(change, message):
+def test_invalid_regression_is_a_one_line_error(change, message):
     config = _quick("stsb")
     if "task" in change and "name" in change["task"]:
         config.task = change.pop("task")
@@ -183,7 +183,7 @@ def test_a_regression_that_does_not_fit_is_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_several_outputs_is_no_regression():
+def test_model_with_several_outputs_is_not_a_regression():
     config = _quick("cola")
     config.task = ConfigDict({"name": "regression", "hidden_label": -1.0})
     with pytest.raises(UserError, match="one output for a label, and the model gives 2"):
@@ -243,7 +243,7 @@ def test_all_of_glue_makes_the_eleven_files(tmp_path, monkeypatch, capsys):
     assert out.splitlines()[-1] == "| average of 9 tasks | | 50.0 | | |"
 
 
-def test_a_score_that_is_not_there_is_a_dash(tmp_path):
+def test_missing_score_is_a_dash(tmp_path):
     task = leaderboard.TASKS["glue/mrpc"]
     text = leaderboard.table([leaderboard.Scored(task, 3, tmp_path, (None, 0.5))] * 2)
     assert "| MRPC | f1 / accuracy | – / 50.0 | 3 |" in text
@@ -270,13 +270,13 @@ def test_a_similarity_lies_between_0_and_5(prediction, text):
         ([0, 2], [0, 1], "has the prediction 2; the classes are 0 to 1"),
     ],
 )
-def test_a_file_that_would_not_be_whole_is_refused(predictions, places, message):
+def test_incomplete_file_is_rejected(predictions, places, message):
     records = [{"index": i, "prediction": prediction} for i, prediction in enumerate(predictions)]
     with pytest.raises(UserError, match=message):
         leaderboard.tsv(records, places, ("0", "1"), "CoLA.tsv")
 
 
-def test_bad_input_is_one_line_and_nothing_is_written(runs, tmp_path, monkeypatch):
+def test_invalid_input_is_one_line_and_nothing_is_written(runs, tmp_path, monkeypatch):
     other = _looks_like_a_run(tmp_path / "other", "sentiment")
     cola, twin = str(runs / "cola"), _looks_like_a_run(tmp_path / "twin", "glue/cola")
     (tmp_path / "file").write_text("")
@@ -292,7 +292,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(runs, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-def test_an_earlier_submission_is_only_replaced_when_told_to(runs, tmp_path):
+def test_earlier_submission_is_replaced_only_on_request(runs, tmp_path):
     command = ["--workdirs", str(runs / "cola"), f"--out={tmp_path}"]
     (tmp_path / "CoLA.tsv").write_text("old")
     with pytest.raises(UserError, match="exists; choose another --out, or give --overwrite"):
@@ -302,7 +302,7 @@ def test_an_earlier_submission_is_only_replaced_when_told_to(runs, tmp_path):
     assert len(_lines(tmp_path / "CoLA.tsv")) == 30
 
 
-def test_a_run_without_a_checkpoint_is_one_line(runs, tmp_path):
+def test_run_without_a_checkpoint_is_a_one_line_error(runs, tmp_path):
     config = json.loads((runs / "cola/config.json").read_text())
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps(config))
@@ -317,7 +317,7 @@ def test_without_the_diagnostic_set_the_rest_is_written(runs, tmp_path, monkeypa
     assert "not written: AX.tsv (can't be had)" in capsys.readouterr().err
 
 
-def test_a_run_that_ranks_by_its_averaged_parameters_is_scored_by_these(tmp_path):
+def test_run_ranked_by_averaged_parameters_is_scored_with_them(tmp_path):
     config = _quick("cola")
     config.train.ema_decay, config.eval.metric = 0.9, "ema_matthews"
     metrics = loop.train_and_evaluate(config, tmp_path / "run", show=False)["metrics"]["validation"]

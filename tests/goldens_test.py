@@ -112,14 +112,14 @@ def _tolerance(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in FAMILIES])
-def test_the_first_steps_are_those_stored(name, monkeypatch):
+def test_first_steps_match_the_stored_ones(name, monkeypatch):
     _prepare(monkeypatch)
     found = trajectory(FAMILIES[name]())
     for key, expected in _stored()[name].items():
         np.testing.assert_allclose(found[key], expected, rtol=_tolerance(name))
 
 
-def test_every_family_that_is_stored_is_run():
+def test_every_stored_family_is_run():
     assert set(_stored()) == set(FAMILIES)
 
 

@@ -64,7 +64,7 @@ def _room(module):
     return parts[1] if len(parts) > 1 else None
 
 
-def test_imports_only_go_down():
+def test_imports_follow_the_layers():
     for name, path in MODULES.items():
         if not name.startswith("research."):
             continue
@@ -74,7 +74,7 @@ def test_imports_only_go_down():
                 assert FLOOR[_room(other)] < FLOOR[room], f"{name} imports {other}"
 
 
-def test_configs_are_known_to_nobody():
+def test_nothing_imports_configs():
     for name, path in MODULES.items():
         if name.startswith("research."):
             assert not any(own.startswith("configs") for own in _own(path)) or _room(name) in (
@@ -83,7 +83,7 @@ def test_configs_are_known_to_nobody():
             ), name
 
 
-def test_models_know_jax_and_flax_only():
+def test_models_import_only_jax_and_flax():
     for name, path in MODULES.items():
         if name.startswith("research.models"):
             assert _third_party(path) <= {
@@ -97,7 +97,7 @@ def test_models_know_jax_and_flax_only():
             }, name
 
 
-def test_data_does_not_know_jax():
+def test_data_does_not_import_jax():
     """Nor what it imports: its worker processes have no use for it."""
     allowed = {f"research.base.{name}" for name in ("errors", "registry", "paths", "ranges", "trees")}
     for name, path in MODULES.items():
@@ -109,26 +109,26 @@ def test_data_does_not_know_jax():
         assert not _third_party(MODULES[name]) & {"jax", "flax", "optax"}, name
 
 
-def test_configs_know_ml_collections_only():
+def test_configs_import_only_ml_collections():
     for name, path in MODULES.items():
         if name.startswith("configs"):
             assert _third_party(path) <= {"ml_collections", "configs"}, name
 
 
-def test_nobody_imports_the_shells_or_flags():
+def test_nothing_imports_the_commands_or_argparse():
     for name, path in MODULES.items():
         assert not _own(path) & SHELLS, name
         if name not in SHELLS | {"research.cli"}:
             assert "argparse" not in _third_party(path), name
 
 
-def test_only_checkpoint_touches_orbax_and_only_tfds_source_tfds():
+def test_only_checkpoint_imports_orbax_and_only_tfds_source_imports_tfds():
     for name, path in MODULES.items():
         assert "orbax" not in _third_party(path) or name == "research.runs.checkpoint"
         assert "tensorflow_datasets" not in _third_party(path) or name == "research.data.sources.tfds_source"
 
 
-def test_only_the_shells_and_config_know_interop():
+def test_only_commands_and_config_import_interop():
     """The core trains whatever parameters it is given."""
     for name, path in MODULES.items():
         if not name.startswith("research.interop"):
@@ -137,17 +137,17 @@ def test_only_the_shells_and_config_know_interop():
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 
 
-def test_figures_need_no_run():
+def test_figures_do_not_import_runs():
     allowed = {"research.analysis", "research.analysis.curves", "research.base", "research.base.errors"}
     assert _own(MODULES["research.analysis.figures"]) <= allowed
 
 
-def test_heavy_frameworks_are_never_needed():
+def test_heavy_frameworks_are_never_imported():
     for name, path in MODULES.items():
         assert not _third_party(path) & {"torch", "transformers", "tensorflow"}, name
 
 
-def test_there_are_no_circles():
+def test_there_are_no_import_cycles():
     done, under_way = set(), []
 
     def visit(name):

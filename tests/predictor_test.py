@@ -69,7 +69,7 @@ QUICK = ("packed text", "pixels", "features")
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.extended] * (name not in QUICK)) for name in FAMILIES]
 )
-def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
+def test_predictions_match_evaluation(family, no_data, tmp_path):
     config = FAMILIES[family]()
     split = config.eval.splits[0]
     train_and_evaluate(config, tmp_path, show=False)
@@ -99,7 +99,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_what_a_predictor_reads_is_told(run):
+def test_signature_lists_the_inputs(run):
     predictor = Predictor.open(run)
     signature = predictor.signature
     assert (signature.kind, signature.inputs, signature.label) == ("text", ("sentence",), "label")
@@ -115,14 +115,14 @@ def test_what_a_predictor_reads_is_told(run):
     ("columns", "key"),
     [({}, "'sentence'"), ({"text": ["a"]}, "'sentence'"), ({"sentence": [3]}, "3")],
 )
-def test_what_it_can_not_read_is_one_line(columns, key, run):
+def test_invalid_input_is_a_one_line_error(columns, key, run):
     with pytest.raises(UserError, match=key) as error:
         Predictor.open(run).predict(columns)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("features", [[[1.0, 2.0], [3.0]], [["a"] * 10], [[1.0] * 9], [[float("nan")] * 10]])
-def test_features_that_do_not_fit_are_one_line(features, tmp_path):
+def test_mismatched_features_are_a_one_line_error(features, tmp_path):
     train_and_evaluate(_linear(), tmp_path, show=False)
     with pytest.raises(UserError, match="input") as error:
         Predictor.open(tmp_path).predict({"features": features})
@@ -136,14 +136,14 @@ def test_only_classes_have_names(run):
         assert "label_name" not in predictor._named({"prediction": prediction})
 
 
-def test_a_run_that_lost_its_assets_is_one_line(run, tmp_path):
+def test_missing_assets_are_a_one_line_error(run, tmp_path):
     lost = shutil.copytree(run, tmp_path / "lost")
     (lost / "assets/tokenizer.json").unlink()
     with pytest.raises(UserError, match="assets"):
         Predictor.open(lost)
 
 
-def test_a_run_of_before_has_no_signature_and_predicts(tmp_path):
+def test_older_run_without_a_signature_predicts(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     columns = data.raw("digits", None)["test"]
     before = Predictor.open(tmp_path).predict(columns)
@@ -176,7 +176,7 @@ def get_config(preset):
 """
 
 
-def test_a_source_of_the_configs_own_is_found_again(monkeypatch, tmp_path):
+def test_source_registered_by_the_config_is_found_again(monkeypatch, tmp_path):
     from research import evaluate, train
 
     monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))

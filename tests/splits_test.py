@@ -27,7 +27,7 @@ def _run(config, workdir, show=False):
     return train_and_evaluate(config, workdir, show=show)
 
 
-def test_a_split_that_nothing_uses_is_not_made(monkeypatch, tmp_path):
+def test_unused_split_is_not_encoded(monkeypatch, tmp_path):
     """Nor are its labels looked at, before something asks for it; each split's tokens are cached by themselves."""
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     columns = dict(data.SOURCES["sentiment"][1]())
@@ -119,7 +119,7 @@ def test_parts_of_packed_texts(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "limit", "unit"), [(_bag, 12, "terms"), (_texts, 20, "tokens")])
-def test_what_max_length_cuts_is_counted(make, limit, unit):
+def test_truncated_examples_are_counted(make, limit, unit):
     splits = ("validation", "validation[:20%]")
 
     def prepared(max_length):
@@ -138,7 +138,7 @@ def test_what_max_length_cuts_is_counted(make, limit, unit):
         assert f" {lengths.max()} {unit}, data.transform.max_length is {limit};" in line
 
 
-def test_what_max_length_cuts_is_a_warning(tmp_path, capsys):
+def test_truncated_examples_are_a_warning(tmp_path, capsys):
     summary = _run(_bag(max_length=12), tmp_path, show=True)
     printed = capsys.readouterr().out.splitlines()
     cut = [line for line in summary["warnings"] if "data.transform.max_length is 12;" in line]

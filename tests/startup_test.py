@@ -48,7 +48,7 @@ json.dump(found, sys.stderr)
 
 
 @pytest.mark.extended
-def test_what_entry_points_do_not_import(tmp_path):
+def test_entry_points_do_not_import_heavy_libraries(tmp_path):
     """Help without JAX; a linear model without the libraries of others; an encoder without scikit-learn."""
     load.raw("diabetes", None)["train"]  # from here on it is in the cache
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}

@@ -72,7 +72,7 @@ def test_padding_rows_change_nothing(few, make):
 
 
 @pytest.mark.extended
-def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
+def test_part_with_only_padding_keeps_batch_statistics(few):
     """11 examples in 4 parts of at most 4: with a multiple of rows for 8 devices, whole parts are padding."""
     experiment = _sgd(tiny.resnet(batch_size=3, accumulate=4))
     (batch,) = tiny.batches(experiment, 1)
@@ -86,7 +86,7 @@ def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
     ("make", "accumulate"),
     [(tiny.logistic, 1), (tiny.logistic, 2), pytest.param(tiny.mlm, 2, marks=pytest.mark.slow)],
 )
-def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monkeypatch):
+def test_batch_of_weight_zero_has_zero_gradient(few, make, accumulate, monkeypatch):
     """Its classes weigh 0, or nothing is hidden: no loss, and the parameters stay."""
     tiny.few_documents(monkeypatch)
     experiment = _sgd(make(batch_size=16, accumulate=accumulate))
@@ -99,7 +99,7 @@ def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monk
 
 
 @pytest.mark.extended
-def test_batch_statistics_are_of_all_examples_whatever_they_weigh_in_the_loss(few):
+def test_batch_statistics_ignore_loss_weights(few):
     """In parts as in one."""
     experiment = _sgd(tiny.resnet(batch_size=16, accumulate=2))
     task = Classification(class_weight=(0.0,) * 10)
@@ -111,7 +111,7 @@ def test_batch_statistics_are_of_all_examples_whatever_they_weigh_in_the_loss(fe
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulation_is_the_same_update(few, accumulate):
+def test_accumulation_gives_the_same_update(few, accumulate):
     config = tiny.logistic(batch_size=16)
     config.optimizer.name = "sgd"
     experiment = prepare(config)
@@ -124,7 +124,7 @@ def test_accumulation_is_the_same_update(few, accumulate):
     np.testing.assert_allclose(part_scores["loss"].total, scores["loss"].total, rtol=1e-6)
 
 
-def test_the_gradient_is_the_losss(few):
+def test_gradient_matches_finite_differences(few):
     """Against central finite differences of the mean loss, in float64-summed float32: error about 1e-3."""
     config = tiny.logistic(batch_size=32)
     config.optimizer.update(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0)
@@ -193,7 +193,7 @@ def test_bfloat16_compute_keeps_float32_parameters(few):
 
 
 @pytest.mark.extended
-def test_the_average_is_of_all_parameters_and_batch_statistics_so_far():
+def test_average_covers_parameters_and_batch_statistics():
     """Weights decay^i that sum to one, worked out in float64. Measured: 2e-7 of each array's largest entry."""
     config = tiny.resnet()
     config.train.ema_decay = 0.75
@@ -226,7 +226,7 @@ def test_without_an_average_the_update_is_the_same():
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 1 - 2**-20])
 @pytest.mark.parametrize("steps", [1, 1000])
-def test_the_averages_weights_sum_to_one(decay, steps):
+def test_weights_of_the_average_sum_to_one(decay, steps):
     """So the average of a constant is that constant. Measured: 6e-7."""
     latest = {"w": jnp.array([1.0, -3.0])}
     tx = optax.set_to_zero()
@@ -241,7 +241,7 @@ def test_the_averages_weights_sum_to_one(decay, steps):
     np.testing.assert_allclose(averaged(state, decay).params["w"], latest["w"], rtol=2e-6)
 
 
-def test_entries_one_after_another_are_those_side_by_side():
+def test_unrolled_matches_vmap():
     def function(a, b, c):
         return {"product": a["x"] @ b, "sum": jnp.sum(a["x"]) + c}
 

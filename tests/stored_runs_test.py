@@ -23,7 +23,7 @@ def stored(tmp_path):
     return lambda name: shutil.copytree(STORED / name, tmp_path / name)
 
 
-def test_it_evaluates_and_predicts_as_it_did(stored):
+def test_stored_run_evaluates_and_predicts_as_before(stored):
     folder = stored("iris-0.1")
     before = RunDir.open(folder).predictions("test")
     evaluated = TrainedRun(RunDir.open(folder, writer=True), "last").evaluate("test")
@@ -36,13 +36,13 @@ def test_it_evaluates_and_predicts_as_it_did(stored):
     )
 
 
-def test_its_coefficients_are_there(stored):
+def test_stored_run_has_coefficients(stored):
     found = coefficients(stored("iris-0.1"))
     assert found.values.shape == (4, 3)
     assert found.columns == ("setosa", "versicolor", "virginica")  # its encoder.json, which has the names, is lacking
 
 
-def test_what_is_complete_is_not_trained_again(stored):
+def test_completed_run_is_not_trained_again(stored):
     folder = stored("iris-0.1")
     summary = json.loads((folder / "summary.json").read_text())
     assert train_and_evaluate(RunDir.open(folder).config(), folder, show=False) == summary
@@ -51,7 +51,7 @@ def test_what_is_complete_is_not_trained_again(stored):
     assert not is_finished({"status": "stopped_early", "reason": "train.max_minutes is over"})
 
 
-def test_what_was_stopped_resumes(stored):
+def test_stopped_run_resumes(stored):
     folder = stored("bert-0.1")
     assert not is_finished(RunDir.open(folder).summary())
     summary = train_and_evaluate(RunDir.open(folder).config(), folder, show=False)

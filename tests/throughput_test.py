@@ -19,7 +19,7 @@ from research.devices.throughput import PEAK_FLOPS, Throughput, seconds_of_a_see
         ({"status": "failed"}, None),
     ],
 )
-def test_what_a_seed_took(summary, seconds):
+def test_training_seconds_per_seed(summary, seconds):
     assert seconds_of_a_seed(summary) == seconds
 
 
@@ -107,7 +107,7 @@ def test_figures_of_known_counts_and_times(clock, monkeypatch):
     }
 
 
-def test_all_processes_examples_count_but_each_device_has_its_own_operations(clock, monkeypatch):
+def test_examples_of_all_processes_count_and_operations_are_per_device(clock, monkeypatch):
     _on(monkeypatch, "TPU v4")
     report = _run(clock, processes=8).report()
     assert report["examples_per_second"] == pytest.approx(8 * 4 * 3 / 10)
@@ -116,13 +116,13 @@ def test_all_processes_examples_count_but_each_device_has_its_own_operations(clo
     assert report["mfu"] == pytest.approx(4 * 6e12 / 10 / 275e12)
 
 
-def test_padding_is_no_example_and_images_have_no_tokens(clock):
+def test_padding_is_not_counted_and_images_have_no_tokens(clock):
     report = _run(clock, batch={"weight": np.array([1, 1, 1, 0], np.float32)}).report()
     assert report["examples_per_second"] == pytest.approx(4 * 3 / 10)
     assert (report["tokens_per_second"], report["token_efficiency"]) == (None, None)
 
 
-def test_a_wait_while_the_device_is_busy_is_not_wasted(clock):
+def test_waiting_while_the_device_is_busy_is_not_counted(clock):
     measured = _run(clock, ready=False)
     assert measured.data_wait_fraction == 0
     assert measured.seconds == pytest.approx(10)  # but it is training's time
@@ -159,13 +159,13 @@ def test_nothing_to_report_before_the_first_step(clock):
         ("NVIDIA GeForce RTX 3090", None),
     ],
 )
-def test_the_peak_is_that_of_the_device(clock, monkeypatch, kind, peak):
+def test_peak_is_that_of_the_device(clock, monkeypatch, kind, peak):
     """An unknown device has no utilization: no peak is guessed."""
     _on(monkeypatch, kind)
     assert _run(clock).report()["mfu"] == (None if peak is None else pytest.approx(4 * 6e12 / 10 / peak))
 
 
-def test_a_step_is_compiled_once_for_each_shape_and_its_operations_are_counted(monkeypatch):
+def test_step_is_compiled_once_per_shape_and_its_operations_are_counted(monkeypatch):
     """A product of [R, 32] and [32, 16] has 2 · R · 32 · 16 operations; one in a loop runs `repeats` times."""
     traced = []
 

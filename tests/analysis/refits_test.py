@@ -35,7 +35,7 @@ def _not_again(*_, **__):
 
 
 @pytest.mark.extended
-def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
+def test_regularization_path_matches_ridge_regression(run, monkeypatch):
     """The gradient 2 (w − cov(x, y)) + 2 α / N · w of a standardized feature is zero at w = cov / (1 + α / N)."""
     near = 200.0001  # of two values that nearly are the same each has its own fit
     found = regularization_path(run, [200.0, 2.0, 10000.0, near], show=False)
@@ -57,7 +57,7 @@ def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
     assert regularization_path(run, [200, 2, near], show=False)["points"] == points
 
 
-def test_only_what_diverged_is_a_point_that_failed(run):
+def test_only_divergence_makes_a_failed_point(run):
     """Another process that holds a point ends the path: it would seem to be a penalty that can't be fitted."""
     folder = run.refits / "regularization_path/alpha=3.0"
     other = RunDir(folder)
@@ -72,7 +72,7 @@ def test_only_what_diverged_is_a_point_that_failed(run):
 
 
 @pytest.mark.extended
-def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
+def test_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     found = learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False)
     assert [point["examples"] for point in found["points"]] == [20, 200]
     assert (found["split"], found["step"]) == ("validation", 100)
@@ -94,7 +94,7 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
+def test_path_over_alpha_matches_scikit_learn_ridge(tmp_path):
     config = load("configs/linear_diabetes.py:ridge", ["dtype=float64"]).config
     train_and_evaluate(config, tmp_path, show=False)
     run = RunDir.open(tmp_path, writer=True)
@@ -110,7 +110,7 @@ def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
+def test_path_over_c_matches_scikit_learn_logistic_regression(tmp_path):
     config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-9"]).config
     train_and_evaluate(config, tmp_path, show=False)
     run = RunDir.open(tmp_path, writer=True)
@@ -127,7 +127,7 @@ def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("batch_size", [-1, 200])
-def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
+def test_solver_fits_all_of_each_part(tmp_path, batch_size):
     config = linear_line.get_config()
     config.optimizer.name = "closed_form"
     config.train.update(steps=1, batch_size=batch_size)
@@ -148,7 +148,7 @@ def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
 
 
 @pytest.mark.slow
-def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
+def test_solver_fits_all_of_packed_parts(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded").config
     config.model.num_features = config.data.transform.buckets = 512
@@ -164,7 +164,7 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.extended
-def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch):
+def test_batch_of_packed_rows_is_at_most_its_part(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded", ["optimizer.name=sgd"]).config
     config.model.num_features = config.data.transform.buckets = 512
@@ -177,7 +177,7 @@ def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch
     assert (few, whole) == (round(0.2 * rows), rows)
 
 
-def test_penalties_lie_about_the_runs_own():
+def test_penalties_are_centred_on_that_of_the_run():
     assert penalties(0.5)[4] == pytest.approx(0.5)
     assert penalties(0.5)[::8] == pytest.approx([0.005, 50])
     assert penalties(None)[4] == 1.0
@@ -195,7 +195,7 @@ def test_penalties_lie_about_the_runs_own():
         ("classification", {"weight_decay": 0.1}, ("weight_decay", 0.1)),
     ],
 )
-def test_a_penalty_that_is_not_given_is_scikit_learns(task, given, expected):
+def test_default_penalty_is_that_of_scikit_learn(task, given, expected):
     config = linear_line.get_config()
     config.task.name = task
     config.optimizer.update(given)
@@ -203,7 +203,7 @@ def test_a_penalty_that_is_not_given_is_scikit_learns(task, given, expected):
 
 
 @pytest.mark.parametrize(("mode", "penalty", "best"), [("max", "C", 1.0), ("min", "C", 0.1), ("max", "alpha", 10.0)])
-def test_of_equally_good_penalties_the_strongest_is_best(run, monkeypatch, mode, penalty, best):
+def test_strongest_of_equally_good_penalties_is_best(run, monkeypatch, mode, penalty, best):
     metric = {0.1: 0.5, 1.0: 0.7, 10.0: 0.7}
 
     def fitted(config, folder, *, show):
@@ -223,7 +223,7 @@ def test_of_equally_good_penalties_the_strongest_is_best(run, monkeypatch, mode,
 
 
 @pytest.mark.parametrize(("metric", "best"), [((None, 0.7, 0.6), 1.0), ((math.nan, None, 0.6), 10.0)])
-def test_a_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
+def test_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
     values = dict(zip((0.1, 1.0, 10.0), metric, strict=True))
 
     def fitted(config, folder, *, show):
@@ -242,7 +242,7 @@ def test_a_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
 
 
 @pytest.mark.slow
-def test_refits_are_not_ended_early(tmp_path):
+def test_refits_do_not_stop_early(tmp_path):
     """By the patience or the time that the run had."""
     config = linear_line.get_config()
     config.eval.every_steps = 10
@@ -261,7 +261,7 @@ def test_refits_are_not_ended_early(tmp_path):
     assert [(summary["status"], summary["step"]) for summary in ended] == [("completed", 100)] * 2
 
 
-def test_what_has_no_path_says_so(tmp_path):
+def test_runs_without_a_path_give_the_reason(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     run = RunDir.open(tmp_path)
     with pytest.raises(

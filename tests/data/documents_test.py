@@ -118,7 +118,7 @@ class Unread(dict):
     __iter__ = __getitem__
 
 
-def test_the_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
+def test_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     kept = ArtifactCache(source="these documents")
     first = dict(tokenized({"train": {"text": TEXTS}}, kept, **OPTIONS)[1])
@@ -130,7 +130,7 @@ def test_the_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
             tokenized(Unread(), kept, **{**OPTIONS, **other})[1]["train"]
 
 
-def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):
+def test_custom_tokenizer_must_have_the_special_tokens_of_bert(tmp_path):
     own = train_wordpiece(["dull superb"] * 9, vocab_size=60, lowercase=True)
     own.enable_padding(length=30)  # what a file asks for in this way has no effect
     own.enable_truncation(3)
@@ -146,7 +146,7 @@ def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):
 
 
 @pytest.mark.realdata
-def test_rows_of_wikitext_hold_it_whole(tmp_path):
+def test_rows_of_wikitext_hold_all_of_it(tmp_path):
     """Merity et al. 2016, table 1: 600, 60 and 60 articles; 2,088,628, 217,646 and 245,569 words."""
     columns = tfds_source.load("wikitext/wikitext-2-v1", None)
     lines = {split: [text.decode() for text in column["text"]] for split, column in columns.items()}

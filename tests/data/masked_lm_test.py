@@ -57,7 +57,7 @@ def _words(row):
 
 @settings(max_examples=200, deadline=None)
 @given(rows=ROWS, rate=st.floats(0.05, 0.6), seed=st.integers(0, 99), whole_words=st.booleans())
-def test_what_is_hidden(rows, rate, seed, whole_words):
+def test_tokens_that_are_masked(rows, rate, seed, whole_words):
     """Never a special token; as many as the rate says, of whole words at most as many; the rest stays as it is."""
     masking = _masking(rate, whole_words)
     tokens = np.array(rows, np.int32)
@@ -94,7 +94,7 @@ def _within(count, total, p):
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_fifteen_percent_of_which_80_10_10(whole_words):
+def test_fifteen_percent_are_masked_80_10_10(whole_words):
     masking = _masking(whole_words=whole_words)
     tokens = np.random.default_rng(1).integers(5, 50, (2000, 64)).astype(np.int32)
     if whole_words:
@@ -115,7 +115,7 @@ def test_fifteen_percent_of_which_80_10_10(whole_words):
     assert all(_within(count, len(other), 1 / 45) for count in counts if not whole_words)
 
 
-def test_neighbouring_rows_and_epochs_hide_other_tokens():
+def test_rows_and_epochs_have_different_masks():
     """Of 10 hidden among 64, two draws share 10 · 10 / 64 = 1.6 on average."""
     masking, tokens = _masking(), np.full((500, 64), 7, np.int32)
     members = np.arange(500)[:, None]
@@ -146,7 +146,7 @@ def _as_rows(batches):
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_masks_do_not_depend_on_the_batch_nor_on_a_resume(whole_words):
+def test_masks_do_not_depend_on_batching_or_resuming(whole_words):
     """320 rows over five epochs of 67: in batches of 8, of 5, begun in the middle, and by two processes."""
     examples = _examples(whole_words=whole_words)
     whole = _as_rows(_training(examples))
@@ -159,7 +159,7 @@ def test_masks_do_not_depend_on_the_batch_nor_on_a_resume(whole_words):
     assert _as_rows(_training(examples, seed=1)) != whole
 
 
-def test_evaluation_hides_the_same_tokens_every_time_and_in_any_batch():
+def test_evaluation_masks_are_the_same_in_any_batch():
     stream = Stream.unpacked(_examples())
     runs = [
         _as_rows(batch for _, batch in evaluation_batches(stream, batch_rows=size, rows=Rows())) for size in (67, 67, 1)
@@ -170,7 +170,7 @@ def test_evaluation_hides_the_same_tokens_every_time_and_in_any_batch():
     assert len(np.unique(whole, axis=0)) > 0.9 * len(whole)  # each row has a mask of its own
 
 
-def test_batches_are_what_the_model_expects():
+def test_batches_match_the_model():
     examples = _examples(size=100, row_length=32)  # 30 a row: the last one has 10 and 20 of padding
     batch = make_batch(examples, np.array([[3], [0], [-1]]))
     shapes = {name: array.shape for name, array in batch.items()}
@@ -187,7 +187,7 @@ def test_batches_are_what_the_model_expects():
     np.testing.assert_array_equal(examples.rows(np.arange(1))[0][0, 1:31], examples.documents.values[:30])
 
 
-def test_other_examples_are_as_they_were():
+def test_unaugmented_examples_ignore_keys():
     """Keys change nothing for examples that draw nothing."""
     examples = ArrayExamples({"features": np.arange(5.0)[:, None], "labels": np.arange(5)})
     members = np.array([[4], [2], [-1]])
@@ -204,7 +204,7 @@ def test_masks_never_change():
     assert batch["masked_positions"].tolist() == [[2, 12, 15, 17, 0], [15, 20, 21, 23, 0]]
 
 
-def test_a_worker_process_is_not_sent_the_corpus(tmp_path):
+def test_corpus_is_not_sent_to_worker_processes(tmp_path):
     for name, array in (("tokens", np.full(100_000, 7, np.int32)), ("offsets", np.array([0, 100_000]))):
         np.save(tmp_path / f"{name}.npy", array)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets")]
@@ -228,7 +228,7 @@ OPTIONS = {
 SPLITS = {"train": {"text": ["superb superbly dull dully"] * 5}, "test": {"text": ["dull"]}}
 
 
-def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
+def test_transform_finds_special_tokens_and_word_pieces():
     examples = masked_lm(SPLITS, ArtifactCache(), **OPTIONS)
     assert {split: len(found) for split, found in examples.items()} == {
         "train": -(-len(examples["train"].documents.values) // 6),
@@ -252,7 +252,7 @@ def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
         ({"inputs": ("sentence",)}, "has no column 'sentence'; it has text"),
     ],
 )
-def test_bad_settings_are_one_line(change, message):
+def test_invalid_settings_are_one_line_errors(change, message):
     with pytest.raises(UserError, match=message):
         masked_lm(SPLITS, ArtifactCache(), **{**OPTIONS, **change})
 
@@ -266,6 +266,6 @@ def test_bad_settings_are_one_line(change, message):
         {"inputs": ("text", "text")},
     ],
 )
-def test_settings_of_another_form_name_their_key(change):
+def test_settings_of_the_wrong_type_name_their_key(change):
     with pytest.raises(UserError, match=rf"data\.transform\.{next(iter(change))}"):
         masked_lm(SPLITS, ArtifactCache(), **{**OPTIONS, **change})

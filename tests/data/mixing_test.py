@@ -36,7 +36,7 @@ def test_mixup_is_the_weighted_mean(height, width, alpha, seed, as_bytes):
 
 @settings(max_examples=100, deadline=None)
 @given(height=SIDES, width=SIDES, alpha=ALPHA, seed=st.integers(0, 99))
-def test_cutmix_is_a_box_of_the_other_whose_area_is_its_share(height, width, alpha, seed):
+def test_cutmix_pastes_a_box_whose_area_is_its_share(height, width, alpha, seed):
     images = np.zeros((5, height, width, 2), np.uint8)
     images[..., 1] = np.arange(height * width).reshape(height, width)
     others = images + np.array([1, 0], np.uint8)
@@ -50,13 +50,13 @@ def test_cutmix_is_a_box_of_the_other_whose_area_is_its_share(height, width, alp
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
-def test_shares_are_distributed_as_beta(alpha):
+def test_shares_follow_the_beta_distribution(alpha):
     images = np.zeros((4000, 1, 1, 1), np.uint8)
     _, shares = mixed(images, images, _keys(4000), mixup=alpha, cutmix=0.0)
     assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_boxes_have_the_size_that_beta_gives_and_lie_anywhere():
+def test_boxes_have_beta_distributed_sizes_and_uniform_centres():
     """Far from the edges nothing is cut off: the area's distribution; their centres are uniform."""
     images, others = np.zeros((2000, 40, 40, 1), np.uint8), np.ones((2000, 40, 40, 1), np.uint8)
     found, shares = mixed(images, others, _keys(2000), mixup=0.0, cutmix=1.0)
@@ -70,7 +70,7 @@ def test_boxes_have_the_size_that_beta_gives_and_lie_anywhere():
     assert corners.max() - corners.min() < 5 * 0.5 / 2000**0.5 * 2
 
 
-def test_with_both_each_image_has_one_or_the_other():
+def test_with_both_each_image_has_either_mixup_or_cutmix():
     images, others = np.zeros((4000, 16, 16, 1), np.uint8), np.full((4000, 16, 16, 1), 200, np.uint8)
     found, shares = mixed(images, others, _keys(4000), mixup=1.0, cutmix=1.0)
     flat = found.reshape(4000, -1)
@@ -83,7 +83,7 @@ def test_with_both_each_image_has_one_or_the_other():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.2, 1.0)])
-def test_what_becomes_of_a_pair_depends_on_its_key_alone(mixup, cutmix):
+def test_mixing_depends_on_the_key_alone(mixup, cutmix):
     images, others = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8, 3), dtype=np.uint8)
     keys = _keys(20)
     whole, shares = mixed(images, others, keys, mixup=mixup, cutmix=cutmix)

@@ -19,7 +19,7 @@ def _apply(name, image, strength, sign=1):
     return randaugment(image, np.array([NAMES.index(name)]), np.array([sign]), strength)
 
 
-def test_the_operations_are_those_of_the_paper():
+def test_operations_are_those_of_the_paper():
     """Cubuk et al. 2020, section 3.2, in torchvision's order."""
     assert list(NAMES) == [
         *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast"),
@@ -29,7 +29,7 @@ def test_the_operations_are_those_of_the_paper():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_strength_0_does_nothing_and_30_something(name, channels):
+def test_magnitude_0_is_the_identity_and_30_is_not(name, channels):
     image = np.ascontiguousarray(COLOUR[..., :channels] // 2 + 30)
     none, full = _apply(name, image, 0.0), _apply(name, image, 1.0)
     assert none.shape == full.shape == image.shape
@@ -89,7 +89,7 @@ def test_colours():
     assert even.tolist() == [4096] * 4
 
 
-def test_each_operation_is_as_likely_as_any_other(monkeypatch):
+def test_operations_are_equally_likely(monkeypatch):
     seen = []
 
     def spy(image, chosen, signs, strength):

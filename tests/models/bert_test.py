@@ -97,7 +97,7 @@ def _reference(params, tokens, type_ids):
     return pooled @ p["classifier"]["kernel"] + p["classifier"]["bias"]
 
 
-def test_it_is_the_papers_formula(rng, params):
+def test_matches_the_formula_of_the_paper(rng, params):
     """Measured: at most 2e-6 apart, on logits of size 1 to 5."""
     lengths = [12, 7, 1]
     batch = _batch(rng, lengths)
@@ -108,7 +108,7 @@ def test_it_is_the_papers_formula(rng, params):
         np.testing.assert_allclose(logits[row, 0], expected, atol=1e-5)
 
 
-def test_padding_and_its_contents_change_nothing(rng, params):
+def test_padding_changes_nothing(rng, params):
     batch = _batch(rng, [5, 8])
     padding = batch["segments"] == 0
     noisy = {**batch, **{n: jnp.where(padding, 1, batch[n]) for n in ("tokens", "positions", "type_ids")}}
@@ -117,7 +117,7 @@ def test_padding_and_its_contents_change_nothing(rng, params):
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8), seed=st.integers(0, 2**16))
-def test_packed_is_unpacked(lengths, seed):
+def test_packed_and_unpacked_agree(lengths, seed):
     """Logits and parameter gradients of the same texts in packed rows and one a row.
 
     Measured over 300 draws: logits at most 1.4e-6 apart, gradients 2e-5 of the largest entry of each
@@ -151,7 +151,7 @@ def _logits_and_gradients(params, batch):
     return logits, grads
 
 
-def test_examples_in_one_row_do_not_see_each_other(rng, params):
+def test_examples_in_a_row_are_independent(rng, params):
     """The design's packed row: the same logits as alone, and no gradient from one example to another."""
     alone = _batch(rng, [5, 4, 3])
     tokens, types = (np.concatenate([alone[n][i, :k] for i, k in enumerate((5, 4, 3))]) for n in ("tokens", "type_ids"))
@@ -169,7 +169,7 @@ def test_examples_in_one_row_do_not_see_each_other(rng, params):
     assert difference[1] > 0
 
 
-def test_dropout_is_on_in_training_only(rng, params):
+def test_dropout_is_active_in_training_only(rng, params):
     batch = _batch(rng, [6])
 
     def train(seed):
@@ -189,7 +189,7 @@ def test_bfloat16_is_near_float32(rng, params):
     np.testing.assert_allclose(half.astype(jnp.float32), _apply(params, batch), atol=0.2)
 
 
-def test_weights_start_as_in_the_paper(rng):
+def test_weights_are_initialized_as_in_the_paper(rng):
     """A normal of standard deviation 0.02 cut off at two of them, which leaves 0.0176; biases 0, LayerNorm 1."""
     module = BertClassifier(**{**SIZES, "initializer_range": 0.02, "vocab_size": 5000})
     params = module.init(jax.random.key(0), _batch(rng, [3]), train=False)["params"]

@@ -32,6 +32,6 @@ def test_bfloat16_is_rounded_last():
         ((0.0,), (0.0,), r"model.std is \(0.0,\); it must be above 0"),
     ],
 )
-def test_what_does_not_fit_is_named(mean, std, message):
+def test_invalid_settings_are_named(mean, std, message):
     with pytest.raises(ValueError, match=message):
         normalized(jnp.zeros((1, 2, 2, 3)), mean, std, jnp.float32)

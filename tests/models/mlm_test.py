@@ -81,7 +81,7 @@ def _logits_and(params, batch, name):
     return logits, state["intermediates"][name]["__call__"][0]
 
 
-def test_the_head_is_the_published_ones_formula(rng):
+def test_head_matches_the_published_formula(rng):
     """Dense, gelu, LayerNorm, token embedding, bias: written out in float64 numpy."""
     batch = _batch(rng, [[2, 7], [4]])
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), _params())
@@ -98,7 +98,7 @@ def test_the_head_is_the_published_ones_formula(rng):
 
 
 @pytest.mark.extended
-def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_ones(rng):
+def test_loss_and_gradients_match_all_positions_with_masked_labels(rng):
     batch = _batch(rng, [[2, 7, 11], [4], [0, 5]])
 
     def loss(params, batch):
@@ -113,7 +113,7 @@ def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_one
 
 
 @pytest.mark.extended
-def test_the_token_embedding_learns_from_both_its_uses(rng):
+def test_token_embedding_has_gradients_from_both_uses(rng):
     """As a projection: Σ (softmax − one-hot) · h over the hidden places. As a lookup: only the tokens read."""
     batch = _batch(rng, [[2, 7], [4]])
 
@@ -139,7 +139,7 @@ def test_the_token_embedding_learns_from_both_its_uses(rng):
 HEAD = {"num_classes": 2, "pooler": "tanh", "pooler_dropout": 0.0, "classifier_dropout": None}
 
 
-def test_the_encoder_has_the_classifiers_parameters():
+def test_encoder_has_the_parameters_of_the_classifier():
     """So that a classifier can start from a pretrained encoder."""
     batch = {**_batch(np.random.default_rng(0), [[3]]), "starts": jnp.zeros((1, 1), jnp.int32)}
     shapes = [
@@ -171,7 +171,7 @@ def test_bfloat16_is_near_float32(rng):
 
 
 @pytest.mark.extended
-def test_it_trains_in_bfloat16(rng):
+def test_trains_in_bfloat16(rng):
     """The gradients are near those of float32, and XLA has products for all of them. Measured: cosine 0.99999."""
     batch = _batch(rng, [[2, 7], [4]])
 

@@ -14,7 +14,7 @@ def _trained(x, real, dtype=jnp.float32):
     return module.apply(variables, x, real, train=True, mutable=["batch_stats"])
 
 
-def test_batch_norm_by_the_formula(rng):
+def test_batch_norm_matches_numpy(rng):
     """In float64 by numpy, of the real rows; the running variance is the unbiased one. Measured: 2e-7 apart."""
     x = rng.normal(2.0, 3.0, (5, 2, 3, 4))
     real = np.asarray([True, True, False, True, False])
@@ -27,7 +27,7 @@ def test_batch_norm_by_the_formula(rng):
 
 
 @pytest.mark.extended
-def test_batch_norm_is_flaxs_but_for_the_running_variance(rng):
+def test_batch_norm_matches_flax_except_the_running_variance(rng):
     """Outputs and gradients, in training and in evaluation."""
     x, cotangent = (jnp.asarray(rng.normal(size=(6, 3, 3, 4)), jnp.float32) for _ in range(2))
     real = jnp.asarray([True] * 5 + [False])
@@ -63,7 +63,7 @@ def test_statistics_are_summed_in_float32(rng):
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_no_row_or_a_single_pixel_leaves_everything_finite(rows):
+def test_no_rows_or_a_single_pixel_give_finite_values(rows):
     x = jnp.full((2, 1, 1, 3), 7.0)
     y, updated = _trained(x, jnp.arange(2) < rows)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated)))
@@ -71,7 +71,7 @@ def test_no_row_or_a_single_pixel_leaves_everything_finite(rows):
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (24, 12), (3, 1), (1, 1)])
-def test_groups_have_two_channels_at_least(rng, channels, groups):
+def test_groups_have_at_least_two_channels(rng, channels, groups):
     """By numpy: each group of an image has mean 0 and variance 1."""
 
     class Module(nn.Module):

@@ -119,7 +119,7 @@ def test_logits_and_gradients(seed):
         np.testing.assert_allclose(ours_leaf, theirs_leaf, atol=1e-4 * max(np.abs(theirs_leaf).max(), 1e-3))
 
 
-def test_adamw_with_clipping_and_schedule_is_torchs():
+def test_adamw_with_clipping_and_schedule_matches_torch():
     """Ten steps of AdamW with a clipped gradient, linear warm-up and decay: at most 1e-6 apart."""
     import torch
     import transformers

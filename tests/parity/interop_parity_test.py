@@ -245,7 +245,7 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, outputs, tm
     ("dataset", "columns"), [("glue/sst2", ("sentence",)), ("glue/stsb", ("sentence1", "sentence2"))]
 )
 @pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
-def test_tokens_are_those_of_transformers(dataset, columns, file, minilm):
+def test_tokens_match_transformers(dataset, columns, file, minilm):
     """All splits, cut to 32 tokens, which cuts some of them."""
     import transformers
 
