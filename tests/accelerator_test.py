@@ -1,4 +1,4 @@
-"""What could silently go wrong in benchmarks/accelerator.sh: counts of operations, deadlines, lines, stored losses."""
+"""Tests what could fail silently in benchmarks/accelerator.sh: operation counts, deadlines, output, stored losses."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ from research.models import MODELS
 
 
 def _shapes(config, batch):
-    """The parameters' shapes, and the module, of a config's model."""
+    """The shapes of the parameters, and the module, of a config's model."""
     module = build(MODELS, config, "model", dtype=jnp.float32)
     batch = {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in batch.items()}
     return module, jax.eval_shape(lambda: module.init(jax.random.key(0), batch, train=False)), batch
@@ -48,7 +48,7 @@ def test_flops_per_token_are_six_per_layer_weight():
 
 
 def _multiply_adds(jaxpr):
-    """Of the convolutions and products of a jaxpr, those in it included."""
+    """Multiply-adds of the convolutions and products of a jaxpr, including nested ones."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
@@ -64,7 +64,7 @@ def _multiply_adds(jaxpr):
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])
 def test_multiply_adds_of_resnets(network):
-    """The table's values have two digits."""
+    """The paper's table gives two digits."""
     config = resnet_cifar10.get_config("resnet18" if network == "resnet18" else "resnet20").model.to_dict()
     config |= {"name": "resnet50"} if network == "resnet50" else {}
     size = resnet_train.NETWORKS[network][0]
@@ -76,7 +76,7 @@ def test_multiply_adds_of_resnets(network):
 
 
 def test_figures_of_a_contender():
-    """Two rounds of 4 steps; 16 tokens and 4 examples a step, 100 operations a token, of 1e4 a second."""
+    """Two rounds of 4 steps; 16 tokens and 4 examples per step, 100 FLOP per token, at a peak of 1e4 FLOP/s."""
     results = Results()
     ours, peer = ("ours", "packed"), ("peer", "dynamic")
     common = {"examples": 16.0, "tokens": 64, "waited": 0.5, "parameters": 7, "loss": 0.5}
@@ -127,7 +127,7 @@ def _run_part(code, tmp_path, seconds=30.0):
 
 
 def test_part_over_its_deadline_is_terminated_with_its_children(tmp_path, monkeypatch):
-    """The deadline passes once the part has printed the process it started; what it printed stays."""
+    """The deadline passes after the part has printed the id of its child process; its output is kept."""
     timers, lines = [], []
 
     class Timer:
@@ -159,7 +159,7 @@ child.wait()
 
 
 def _await_end(pid, patience=30.0):
-    """Waits until a process has ended, reaped or not."""
+    """Waits until a process has exited, reaped or not."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         try:
@@ -188,7 +188,7 @@ def test_crash_is_reported_in_a_line_and_keeps_earlier_output(tmp_path, capfd):
     assert lines[0] == {"a": 1}
     assert (lines[1]["status"], lines[1]["exit_code"]) == ("failed", 1)
     assert "no memory" in lines[1]["stderr"]
-    assert capfd.readouterr().err.split() == ["noise", "[1]"]  # no lines of ours
+    assert capfd.readouterr().err.split() == ["noise", "[1]"]  # not JSON objects
 
 
 def test_exception_is_reported_by_the_part_itself(tmp_path):
@@ -216,7 +216,7 @@ def test_lines_are_strict_json():
 
 
 def test_failed_part_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    """Later parts hear of the environment's peak; the file has what was printed."""
+    """Later parts receive the peak found by the first; the file has the printed lines."""
     commands = []
 
     def command(name, deadline, arguments, known):
@@ -270,7 +270,7 @@ def test_side_reports_its_error(tmp_path):
     lame.close()
 
 
-# ---- what is compared
+# ---- correctness
 
 SLOW_TO_COMPILE = ("bert_sst2:embedded", "resnet_digits")
 
@@ -279,7 +279,7 @@ SLOW_TO_COMPILE = ("bert_sst2:embedded", "resnet_digits")
     "name", ["mlp_mnist:embedded", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_COMPILE)]
 )
 def test_stored_losses_match_a_cpu(name):
-    """The first three of 20 steps. Measured: up to 7e-7 apart between numbers of threads, and versions of JAX."""
+    """The first three of 20 steps. Measured: up to 7e-7 between numbers of threads and JAX versions."""
     stored = json.loads(accelerator_checks.LOSSES.read_text())["runs"][name]
     assert len(stored["loss"]) == accelerator_checks.STEPS
     found = accelerator_checks.trajectory(accelerator_checks._configs()[name], steps=3)
@@ -310,7 +310,7 @@ def test_packed_segments_are_consecutive_texts(rng):
 
 @pytest.mark.extended
 def test_alternative_attention_gives_the_same_result():
-    """In float32, with the same parameters: measured 4e-7 apart. Without the segments it computes something else."""
+    """In float32, with the same parameters; measured difference: 4e-7. Without the segments the result differs."""
     inputs = accelerator_attention._inputs(2, 32, heads=2, width=16)
     ours, other = (jax.jit(accelerator_attention.gradients(name, 2, jnp.float32)) for name in ("ours", "xla"))
     params, x, segments, cotangent = inputs

@@ -34,7 +34,7 @@ def test_section_is_passed_as_arguments():
         (
             {"name": "make", "size": 1, "split": "x"},
             "thing.split is not a key",
-        ),  # what the code gives, no config may
+        ),  # a config may not set what the code passes
     ],
 )
 def test_invalid_section_is_a_one_line_error(section, message):

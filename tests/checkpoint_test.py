@@ -23,7 +23,7 @@ def _state(value):
 
 
 def _saved(checkpoints, step, value=None):
-    """Saves a state of `step`, and ranks it where it has a value."""
+    """Saves a state of `step`, and ranks it if a value is given."""
     progress = Progress(step=step)
     checkpoints.save(_state(step), progress)
     if value is not None:
@@ -48,7 +48,7 @@ def test_restore_returns_the_saved_state(tmp_path):
 
 
 def test_requested_variables_or_their_averages_are_restored(tmp_path):
-    """The average is a weighted sum as it is saved: after 3 steps with a decay of 0.5 its weights sum to 0.875."""
+    """The average is saved as a weighted sum: after 3 steps with a decay of 0.5 its weights sum to 0.875."""
     with _open(tmp_path) as checkpoints:
         checkpoints.save(dataclasses.replace(_state(3), average={"params": {"w": jnp.full((8, 4), 7.0)}}), Progress(3))
     with _open(tmp_path) as checkpoints:
@@ -77,7 +77,7 @@ def test_best_may_be_the_smallest(tmp_path):
 
 
 def test_value_added_after_saving_ranks_the_checkpoint(tmp_path):
-    """Also for another process, and though the checkpoint itself does not have it."""
+    """Also in another process, although the checkpoint itself does not hold the value."""
     progress = Progress(step=2, position=64, history=((1, 0.5),))
     with _open(tmp_path) as checkpoints:
         _saved(checkpoints, 1, 0.5)
@@ -90,7 +90,7 @@ def test_value_added_after_saving_ranks_the_checkpoint(tmp_path):
 
 
 def test_restored_history_excludes_later_steps(tmp_path):
-    """A run whose last checkpoint was lost evaluates again."""
+    """A run that lost its last checkpoint evaluates again."""
     with _open(tmp_path) as checkpoints:
         _saved(checkpoints, 1, 0.9)
         _saved(checkpoints, 2, 0.5)
@@ -100,7 +100,7 @@ def test_restored_history_excludes_later_steps(tmp_path):
 
 
 def test_best_is_found_if_checkpoints_hold_their_values(tmp_path):
-    """As runs wrote them before there was a ranking.json."""
+    """As in runs from before ranking.json existed."""
     with _open(tmp_path) as checkpoints:
         for step, value in ((1, 0.9), (2, 0.5)):
             custom = {"position": step, "history": [[step, value]]}
@@ -111,7 +111,7 @@ def test_best_is_found_if_checkpoints_hold_their_values(tmp_path):
 
 
 def test_saving_does_not_see_later_steps(tmp_path):
-    """The state's buffers are given up to the next step while the write may still be under way."""
+    """The next step reuses the state's buffers while the write may still be in progress."""
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     with _open(tmp_path) as checkpoints:
         state = _state(1)
@@ -127,7 +127,7 @@ def test_saving_does_not_see_later_steps(tmp_path):
 
 
 def test_evaluating_a_live_run_ignores_a_checkpoint_being_written(tmp_path):
-    state = _state(1).replace(params={"w": jnp.zeros(10_000_000)})  # takes a while to write
+    state = _state(1).replace(params={"w": jnp.zeros(10_000_000)})  # slow to write
     with _open(tmp_path) as checkpoints:
         checkpoints.save(state, Progress(step=1))
         with Checkpoints(tmp_path, metric="accuracy", mode="max", writable=False):
@@ -167,7 +167,7 @@ def test_damaged_checkpoint_is_a_one_line_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["lr[1e-3]", "seed=[1]/run", "back\\slash", "a*b", "why?", "{a,b} %20 #1: ~"])
 def test_path_may_contain_any_characters(name, tmp_path):
-    """A glob of the path, unescaped, is how Orbax finds what it wrote."""
+    """Orbax finds its files by an unescaped glob of the path."""
     folder = tmp_path / name / "checkpoints"
     with _open(folder) as checkpoints:
         _saved(checkpoints, 3, 0.75)

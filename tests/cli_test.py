@@ -24,7 +24,7 @@ def _python(*arguments, **options):
 @pytest.fixture
 def shell(monkeypatch, capsys):
     """Runs a command line in this process -> (exit code, stdout, stderr)."""
-    # What a process sets for itself stays as the tests have it.
+    # Keeps process-wide settings as the tests set them.
     monkeypatch.setattr(cli, "prepare_process", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
@@ -142,7 +142,7 @@ def test_invalid_input_is_one_line_and_exit_code_2(arguments, message, shell, tm
 
 @pytest.mark.extended
 def test_error_in_a_separate_process(tmp_path):
-    """Nothing else is printed; with --debug there is the stack trace."""
+    """Nothing else is printed; with --debug the stack trace is shown."""
     command = ("-m", "research.evaluate", f"--workdir={tmp_path}")
     result = _python(*command)
     assert result.returncode == 2
@@ -192,7 +192,7 @@ def test_missing_project_module_and_other_errors_have_a_trace(monkeypatch):
         cli.run(lambda: _raise(ModuleNotFoundError("no", name="tokenizers")))
 
 
-# Imports of a package that is not there, as in an environment that is installed in part.
+# Imports of a missing package, as in a partially installed environment.
 HALF_INSTALLED = """
 import sys
 class Missing:
@@ -208,7 +208,7 @@ cli.run(train.main)
 
 @pytest.mark.parametrize("missing", ["ml_collections", "jaxlib"])
 def test_incomplete_installation(missing, tmp_path):
-    """JAX's own error for jaxlib does not say which package; what raised it does."""
+    """JAX's error for jaxlib does not name the package; its cause does."""
     result = _python("-c", HALF_INSTALLED.format(missing=missing), str(tmp_path / "run"))
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -284,18 +284,18 @@ def test_importing_has_no_side_effects():
 @pytest.mark.parametrize(
     ("config", "split", "overrides"),
     [
-        # At its own learning rate the rounding of sums over processes grows to more than the tolerance.
+        # At the config's learning rate, rounding of sums over processes grows beyond the tolerance.
         (
             "configs/resnet_digits.py",
             "test",
             ["--config.eval.batch_size=100", "--config.optimizer.learning_rate=0.01"],
         ),
-        # Packed rows, made by a worker process.
+        # Packed rows, built by a worker process.
         ("configs/bert_sst2.py:embedded", "validation", ["--config.data.workers=1", "--config.eval.batch_rows=12"]),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, config, split, overrides):
-    """Two processes with two devices each, against one process with four: the same metrics, predictions in order."""
+    """Two processes with two devices each match one process with four: the same metrics, and predictions in order."""
     overrides = ["--config.train.steps=20", *overrides]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

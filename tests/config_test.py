@@ -52,7 +52,7 @@ def test_unreadable_config_is_a_one_line_error(tmp_path):
 
 
 class TestAuto:
-    """No preset: full size where it can be had, else embedded, with the reason."""
+    """Without a preset: the full size if it is available, otherwise embedded and the reason."""
 
     def test_full_size_if_it_is_available(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: None)
@@ -74,7 +74,7 @@ class TestAuto:
         assert "no accelerator" in experiment.note
 
     def test_overrides_decide_what_is_looked_up(self, monkeypatch, tmp_path):
-        """The weights and the data given, not those of the preset; and an accelerator only where one is asked for."""
+        """The given weights and data, not those of the preset; and an accelerator only if one is needed."""
         looked = []
         monkeypatch.setattr(data, "missing", lambda section: looked.append(section.data_dir))
         given = [f"--config.init_from={tmp_path}", f"data.data_dir={tmp_path}", "model.num_classes=3"]
@@ -98,7 +98,7 @@ class TestAuto:
         ],
     )
     def test_requested_data_and_weights_are_never_replaced(self, config, overrides, asked, monkeypatch, tmp_path):
-        """Preset `embedded` would fail by the same override, or ignore it."""
+        """The preset `embedded` would fail with the same override, or ignore it."""
         real = data.missing
         monkeypatch.setattr(data, "missing", lambda section: real({**section, "data_dir": str(tmp_path)}))
         with pytest.raises(UserError, match=asked):
@@ -144,7 +144,7 @@ def get_config(preset=""):
 
 @pytest.fixture
 def with_statement(tmp_path):
-    """A config file with a statement of its own, on line 8."""
+    """A config file with an extra statement on line 8."""
 
     def write(statement):
         path = tmp_path / "own.py"
@@ -206,7 +206,7 @@ def test_error_at_import_names_its_line(tmp_path):
 
 
 def test_keys_cannot_be_added_by_mistake(with_statement):
-    """Neither to a config that was loaded nor to what a config file starts from; a section can be replaced."""
+    """Neither to a loaded config nor to the defaults; a section can be replaced."""
     for config in (load(with_statement("pass")).config, defaults(), logistic_digits.get_config()):
         for section, key in ((config.train, "step"), (config, "optimzer")):
             with pytest.raises(AttributeError, match=key):
@@ -216,7 +216,7 @@ def test_keys_cannot_be_added_by_mistake(with_statement):
 
 
 def test_any_field_can_be_overridden(with_statement):
-    """Of the model, the task and the transform, listed or not; the type is the annotation's."""
+    """Fields of the model, the task and the transform, listed or not; the type is that of the annotation."""
     path = with_statement("del config.data.transform['label']")
     task = load(path, ["task.class_weight=balanced", "task.label_smoothing=1"]).config.task
     assert task.to_dict() == {"name": "classification", "class_weight": "balanced", "label_smoothing": 1.0}

@@ -37,7 +37,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
     assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=1e-12)
     for other_metrics, other_records in others:
         assert other_metrics["accuracy"] == metrics["accuracy"]
-        # float32 logits differ by rounding from shape to shape, about 1e-7 relative.
+        # float32 logits differ by rounding between shapes, about 1e-7 relative.
         assert other_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
         np.testing.assert_allclose(
             [record["scores"] for record in other_records],
@@ -48,18 +48,18 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
 
 @pytest.mark.extended
 def test_correlations_are_computed_on_the_whole_split(monkeypatch):
-    """Over several batches, as scipy has them of the predictions that are written; none where labels are hidden."""
+    """Over several batches, equal to SciPy's for the written predictions; none if labels are hidden."""
     tiny.tfds(monkeypatch)
     config = tiny.bert_glue_task("stsb")
     config.eval.batch_rows = 8
-    config.model.initializer_range = 0.5  # so that predictions differ before any training
+    config.model.initializer_range = 0.5  # so that predictions differ without training
     experiment = prepare(config)
     state = experiment.init()
     assert len(experiment.streams("validation").rows) > 8
     metrics, records = experiment.evaluate(state, "validation", predictions=True)
     assert experiment.evaluate(state, "validation") == (metrics, [])
     columns = [[record[name] for record in records] for name in ("prediction", "label")]
-    # The loss was summed on the device: so each prediction stands beside its own label.
+    # The loss was summed on the device, so equality shows that each prediction has its own label.
     assert metrics["loss"] == pytest.approx(sklearn.metrics.mean_squared_error(*columns), rel=1e-5)
     assert metrics["pearson"] == pytest.approx(scipy.stats.pearsonr(*columns).statistic, abs=1e-9)
     assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(*columns).statistic, abs=1e-9)
@@ -80,7 +80,7 @@ def test_split_with_hidden_labels_has_predictions_but_no_metrics():
 
 @pytest.mark.parametrize("metric", ["accuracy", "ema_accuracy"])
 def test_average_and_parameters_are_both_evaluated(metric):
-    """The predictions are those of the one that `eval.metric` ranks."""
+    """The predictions come from the parameters that `eval.metric` ranks."""
     config = tiny.logistic()
     config.train.ema_decay = 0.5
     config.eval.metric = metric

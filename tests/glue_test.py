@@ -1,4 +1,4 @@
-"""GLUE's table of scores and its leaderboard's files, from runs on small stand-ins for the datasets."""
+"""GLUE's table of scores and the leaderboard's files, from runs on small substitutes for the datasets."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from tests import tiny
 
 
 def _quick(task):
-    """The task's config with a model that compiles at once, on a bag of words."""
+    """The task's config with a model that compiles quickly, on bags of words."""
     config = tiny.bert_glue_task(task, batch_size=16, batch_rows=None)
     num_classes, inputs = config.model.num_classes, config.data.transform.inputs
     config.model = ConfigDict({"name": "sparse_logistic", "num_classes": num_classes, "num_features": 200})
@@ -45,7 +45,7 @@ def _quick(task):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs of 10 steps, evaluated after 5 and 10, of which the first is made to be the best."""
+    """Three runs of 10 steps, evaluated at steps 5 and 10; the checkpoint of step 5 is made the best."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.tfds(monkeypatch)
@@ -95,7 +95,7 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
             expected = labels[prediction] if labels else f"{np.clip(prediction, 0, 5):.3f}"
             assert lines[place][1] == expected
 
-    # The scores are those of the checkpoint that answered, as scikit-learn and scipy have them.
+    # The scores match scikit-learn and SciPy for the checkpoint that made the predictions.
     def columns(task, split="validation"):
         records = RunDir.open(runs / task).predictions(f"{split}-best")
         return [[record[name] for record in records] for name in ("label", "prediction")]
@@ -118,7 +118,7 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
 
 
 def test_existing_predictions_are_used(runs, monkeypatch):
-    """Only where they are of this checkpoint; the metrics are those that training had at its step."""
+    """Only if they come from this checkpoint; the metrics are those of training at its step."""
     run = RunDir.open(runs / "cola", writer=True)
     best = TrainedRun(run, "best")
     metrics, records = best.predictions("validation")
@@ -129,13 +129,13 @@ def test_existing_predictions_are_used(runs, monkeypatch):
     with monkeypatch.context() as closed:
         closed.setattr(trained, "evaluate", None)
         assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
-        last_metrics, last_records = TrainedRun(run, "last").predictions("validation")  # written by the run's end
+        last_metrics, last_records = TrainedRun(run, "last").predictions("validation")  # written at the end of the run
         assert last_metrics == run.summary()["metrics"]["validation"]
         assert last_records == run.predictions("validation") != records
 
     run.write_predictions("validation-best", last_records, {"step": 4, "split": "validation", "metrics": last_metrics})
     assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
-    run.write_predictions("validation-best", last_records)  # of nobody knows what
+    run.write_predictions("validation-best", last_records)  # of unknown origin
     assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
 
 
@@ -147,7 +147,7 @@ def test_predictions_of_the_last_checkpoint_are_used_if_it_is_the_best(runs, mon
 
 
 def test_other_dataset_is_encoded_with_the_vocabulary_of_the_run(runs):
-    """glue/ax has no split to learn one from; the run's assets stay as they are."""
+    """glue/ax has no training split to fit one; the run's assets are unchanged."""
     run = RunDir.open(runs / "mnli", writer=True)
     before = {path: path.read_bytes() for path in run.assets.iterdir()}
     metrics, records = TrainedRun(run, "last").predictions("test", data="glue/ax")
@@ -191,7 +191,7 @@ def test_model_with_several_outputs_is_not_a_regression():
 
 
 class Checkpoint:
-    """As TrainedRun, but it only looks as if it had predicted."""
+    """A substitute for TrainedRun with fixed predictions."""
 
     def __init__(self, run, which):
         self.run, self.step = run, 7

@@ -1,11 +1,11 @@
-"""Who may import whom."""
+"""Which modules may import which."""
 
 import ast
 import functools
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-SHELLS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
+COMMANDS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
 
 
 @functools.cache
@@ -39,8 +39,8 @@ def _third_party(path):
     return {name.split(".")[0] for name in _imports(path)}
 
 
-# The rooms, ground floor first; those of a line stand side by side. A room imports from the floors below it only.
-FLOORS = (
+# The packages of each layer, lowest first. A package imports only from the layers below its own.
+LAYERS = (
     ("base",),
     ("models", "data"),
     ("devices",),
@@ -53,11 +53,11 @@ FLOORS = (
     ("analysis",),
     ("commands",),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 
 
-def _room(module):
-    """The room of a module; None for a package, which holds nothing."""
+def _package(module):
+    """The package that a module belongs to; None for `research` itself."""
     parts = module.split(".")
     if len(parts) == 2 and MODULES[module].name != "__init__.py":
         return "commands"
@@ -68,16 +68,16 @@ def test_imports_follow_the_layers():
     for name, path in MODULES.items():
         if not name.startswith("research."):
             continue
-        room = _room(name)
+        package = _package(name)
         for other in _own(path):
-            if other.startswith("research.") and _room(other) not in (None, room):
-                assert FLOOR[_room(other)] < FLOOR[room], f"{name} imports {other}"
+            if other.startswith("research.") and _package(other) not in (None, package):
+                assert LAYER[_package(other)] < LAYER[package], f"{name} imports {other}"
 
 
-def test_nothing_imports_configs():
+def test_only_analysis_and_commands_import_configs():
     for name, path in MODULES.items():
         if name.startswith("research."):
-            assert not any(own.startswith("configs") for own in _own(path)) or _room(name) in (
+            assert not any(own.startswith("configs") for own in _own(path)) or _package(name) in (
                 "analysis",
                 "commands",
             ), name
@@ -98,7 +98,7 @@ def test_models_import_only_jax_and_flax():
 
 
 def test_data_does_not_import_jax():
-    """Nor what it imports: its worker processes have no use for it."""
+    """Nor do the modules that it imports: worker processes do not need JAX."""
     allowed = {f"research.base.{name}" for name in ("errors", "registry", "paths", "ranges", "trees")}
     for name, path in MODULES.items():
         if name.startswith("research.data"):
@@ -117,8 +117,8 @@ def test_configs_import_only_ml_collections():
 
 def test_nothing_imports_the_commands_or_argparse():
     for name, path in MODULES.items():
-        assert not _own(path) & SHELLS, name
-        if name not in SHELLS | {"research.cli"}:
+        assert not _own(path) & COMMANDS, name
+        if name not in COMMANDS | {"research.cli"}:
             assert "argparse" not in _third_party(path), name
 
 
@@ -129,11 +129,11 @@ def test_only_checkpoint_imports_orbax_and_only_tfds_source_imports_tfds():
 
 
 def test_only_commands_and_config_import_interop():
-    """The core trains whatever parameters it is given."""
+    """The core does not depend on where parameters come from."""
     for name, path in MODULES.items():
         if not name.startswith("research.interop"):
             uses = any(own.startswith("research.interop") for own in _own(path))
-            assert not uses or name in SHELLS | {"research.config"}, name
+            assert not uses or name in COMMANDS | {"research.config"}, name
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 
 

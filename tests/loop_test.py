@@ -1,4 +1,4 @@
-"""Whole runs, small: what a run leaves behind, how it goes on, how it ends."""
+"""Small complete runs: their files, resuming, and how they end."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def _run(config, workdir, **options):
 
 
 def _stop_after(steps):
-    """A `should_stop` that says so at `steps`."""
+    """A `should_stop` that returns True at `steps`."""
     asked = iter(range(1, 10**6))
     return lambda: next(asked) >= steps
 
@@ -52,7 +52,7 @@ def test_files_of_a_run(tmp_path):
     places = sum(batch["segments"].size for batch in batches)
     tokens = sum(np.count_nonzero(batch["segments"]) for batch in batches)
     assert summary["throughput"]["token_efficiency"] == tokens / places
-    assert summary["throughput"]["mfu"] is None  # nobody publishes this machine's peak
+    assert summary["throughput"]["mfu"] is None  # the peak of this machine is unknown
     assert [(line["step"], line["split"]) for line in run.metrics()] == [
         (5, "train"),
         (5, "validation"),
@@ -77,7 +77,7 @@ def test_files_of_a_run(tmp_path):
     [tiny.logistic, *(pytest.param(make, marks=pytest.mark.extended) for make in (tiny.bert, tiny.mixed_resnet))],
 )
 def test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path):
-    """With dropout, mixed images, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations."""
+    """With dropout, mixup, batch statistics, momentum, averaged parameters, the end of an epoch, and evaluations."""
     whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
     config = make(steps=20, ema_decay=0.9)
     half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
@@ -95,7 +95,7 @@ def test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.bert, tiny.mixed_resnet])
 def test_interrupted_run_ends_like_the_uninterrupted_one_fully_optimized(make, tmp_path):
-    """The quick tests leave most of XLA's optimizations out."""
+    """The quick tests disable most of XLA's optimizations."""
     assert os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"
     test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path)
 
@@ -107,7 +107,7 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     calls = iter(range(100))
 
     def crash():
-        if next(calls) == 28:  # after step 29: the line of step 20 is written, the checkpoint is of step 15
+        if next(calls) == 28:  # after step 29: metrics of step 20 are written, step 15 is saved
             raise RuntimeError("power cut")
         return False
 
@@ -117,12 +117,12 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     rest = _run(config, tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
     steps = [line["step"] for line in RunDir(tmp_path / "cut").metrics("train")]
-    assert steps == [5, 10, 15, 20, 25, 30]  # none twice
+    assert steps == [5, 10, 15, 20, 25, 30]  # without duplicates
 
 
 @pytest.fixture
 def power_cut(monkeypatch):
-    """Evaluation fails, until the fixture's `undo`."""
+    """Evaluation fails until the fixture's `undo` is called."""
 
     def fail(*_, **__):
         raise RuntimeError("power cut")
@@ -134,7 +134,7 @@ def power_cut(monkeypatch):
 @pytest.mark.extended
 @pytest.mark.parametrize("every_steps", [0, 20])
 def test_failed_evaluation_does_not_lose_training(every_steps, power_cut, tmp_path):
-    """Neither that of the end nor one in the course of training, which the resumed run then makes."""
+    """Neither the final evaluation nor one during training, which the resumed run then makes."""
     config = tiny.logistic(steps=30)
     config.eval.every_steps = every_steps
     with pytest.raises(RuntimeError, match="power cut"):
@@ -149,7 +149,7 @@ def test_failed_evaluation_does_not_lose_training(every_steps, power_cut, tmp_pa
 
 
 def test_evaluation_can_be_interrupted(monkeypatch, tmp_path):
-    """At step 20 and at the end; what was trained is saved, and the rest of the run is as if nothing had been."""
+    """At step 20 and at the end; the state is saved, and the rest of the run is unaffected."""
     config = tiny.logistic(steps=30)
     config.eval.update(every_steps=20, batch_size=64)  # several batches
     whole = _run(config, tmp_path / "whole")
@@ -191,7 +191,7 @@ def test_undefined_metric_is_an_error_before_training(monkeypatch, rng, tmp_path
 
 
 def test_r_squared_and_labels_are_precise_far_from_zero(monkeypatch, rng, tmp_path):
-    """Labels of more than 31 bits, in float64; R² is scikit-learn's of the predictions that were written."""
+    """Labels of more than 31 bits, in float64; R² matches scikit-learn's for the written predictions."""
     x = rng.standard_normal((100, 2))
     labels = np.rint(3e9 + x @ [5e8, -3e8] + 1e8 * rng.standard_normal(100)).astype(np.int64)
     columns = {"features": x, "label": labels}
@@ -217,7 +217,7 @@ def test_completed_run_is_left_unchanged(tmp_path):
 
 def test_stop_requested_at_the_last_step_changes_nothing(tmp_path):
     config = tiny.logistic(steps=3)
-    config.eval.batch_size = 512  # a single batch, after which there is nothing left to stop
+    config.eval.batch_size = 512  # a single batch, after which nothing is left to stop
     assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "completed"
 
 
@@ -262,21 +262,21 @@ def test_seed_determines_the_run(tmp_path):
     ("batch", "steps"), [pytest.param({"batch_size": 32}, 13, marks=pytest.mark.slow), ({"batch_rows": 9}, 11)]
 )
 def test_each_epoch_sees_every_example_once(tmp_path, batch, steps):
-    """One a row: 12 full batches and one of 16. Packed: 46 rows an epoch, 10 full batches and one of 2."""
+    """Unpacked: 12 full batches and one of 16. Packed: 46 rows per epoch, 10 full batches and one of 2."""
     summary = _run(tiny.bert(epochs=2.0, steps=None, **batch), tmp_path)
     assert (summary["step"], summary["examples_seen"]) == (steps, 400)
 
 
 @pytest.fixture
 def slow_data(monkeypatch):
-    """Half of the time is spent waiting for batches, and runs are judged by it from their start."""
+    """Half of the time is spent waiting for data, and the check applies from the start."""
     monkeypatch.setattr("research.devices.throughput.Throughput.data_wait_fraction", 0.5)
     monkeypatch.setattr("research.training.stopping.SETTLED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(("log_every", "saved"), [(8, 8), (100, 12)])
 def test_run_that_waits_too_long_for_data_fails_and_loses_nothing(tmp_path, slow_data, log_every, saved):
-    """Found at step 8, where it logs, or at the end. With a higher limit the same run goes on."""
+    """Detected at step 8, when it logs, or at the end. With a higher limit the same run resumes."""
     config = tiny.logistic(steps=12, log_every=log_every, max_data_wait_fraction=0.01)
     with pytest.raises(UserError, match=r"waiting for data; train.max_data_wait_fraction is 0.01: raise data.workers"):
         _run(config, tmp_path)
@@ -318,7 +318,7 @@ def test_early_stopping_by_any_metric(metric, tmp_path):
     summary = _run(config, tmp_path)
     assert (summary["status"], summary["step"]) == ("stopped_early", 15)
     assert summary["best"]["step"] == 15  # the last of equals
-    assert _run(config, tmp_path) == summary  # it is over: the same command does not go on
+    assert _run(config, tmp_path) == summary  # it is finished: the same command does not resume it
 
 
 def test_stalled_counts_from_the_best():
@@ -349,7 +349,7 @@ def test_loss_that_is_not_finite_stops_the_run_before_saving(tmp_path):
 
 
 def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
-    """Though the loss of the step that made it so was finite still."""
+    """Although the loss of that step was still finite."""
     config = load("configs/linear_diabetes.py").config
     config.optimizer.update(name="sgd", learning_rate=1e38, momentum=0.0)
     config.checkpoint.every_steps = 1

@@ -63,7 +63,7 @@ PAIRS_OF_CLASSES = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(rows=PAIRS_OF_CLASSES, cut=st.integers(0, 40))
 def test_f1_and_matthews_match_scikit_learn_for_any_batches(rows, cut):
-    """Predictions or labels of one class included, for which both are 0 there too."""
+    """Including predictions or labels of one class, for which both are 0 in scikit-learn too."""
     predicted, labels, weight = (np.array(column) for column in zip(*rows, strict=True))
     for statistic, function in ((f1, sklearn.metrics.f1_score), (matthews, sklearn.metrics.matthews_corrcoef)):
         parts = [
@@ -77,7 +77,7 @@ def test_f1_and_matthews_match_scikit_learn_for_any_batches(rows, cut):
             assert found == pytest.approx(function(labels[weight > 0], predicted[weight > 0]), abs=1e-6)
 
 
-# Few different values, so that many are equal, and many different ones.
+# Few distinct values with many ties, and many distinct ones.
 COLUMN = st.one_of(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40),
     st.lists(st.tuples(st.floats(-5, 5, width=32), st.integers(0, 25).map(lambda x: x / 5)), min_size=2, max_size=40),
@@ -90,13 +90,13 @@ def test_correlations_match_scipy(rows):
     predictions, labels = (np.array(column, np.float64) for column in zip(*rows, strict=True))
     if len(set(labels)) == 1:
         assert pearson(predictions, labels) is spearman(predictions, labels) is None
-    elif len(set(predictions)) == 1:  # undefined: scipy has NaN, which JSON has not
+    elif len(set(predictions)) == 1:  # undefined: NaN in SciPy, which JSON does not support
         assert pearson(predictions, labels) == spearman(predictions, labels) == 0.0
     else:
         assert spearman(predictions, labels) == pytest.approx(
             scipy.stats.spearmanr(predictions, labels).statistic, abs=1e-6
         )
-        if np.ptp(predictions) > 1e-6 * np.abs(predictions).max():  # below that scipy warns that it is not exact
+        if np.ptp(predictions) > 1e-6 * np.abs(predictions).max():  # below that SciPy warns about precision
             assert pearson(predictions, labels) == pytest.approx(
                 scipy.stats.pearsonr(predictions, labels).statistic, abs=1e-6
             )
@@ -106,7 +106,7 @@ def test_correlations_match_scipy(rows):
 @given(rows=COLUMN, seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-30, 0.5, 1e20]))
 def test_correlations_ignore_order_and_scale(rows, seed, scale):
     predictions, labels = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    predictions = np.round(predictions, 3)  # no differences so small that scaling them loses them
+    predictions = np.round(predictions, 3)  # no differences that are lost by scaling
     order = np.random.default_rng(seed).permutation(len(labels))
     for correlation in (pearson, spearman):
         value = correlation(predictions, labels)

@@ -28,7 +28,7 @@ PARAMS = {
 
 
 def _quick(*names):
-    """All optimizers, but the quick tests only those that it names: the others' programs take long to compile."""
+    """All optimizers; the quick tests only run those named, as the programs of the others are slow to compile."""
     return [pytest.param(name, marks=[] if name in names else pytest.mark.extended) for name in OPTIMIZERS]
 
 
@@ -120,7 +120,7 @@ def test_step_schedule_divides_by_ten_at_fractions_of_the_run(warmup):
 def test_drops_must_be_between_the_warm_up_and_the_end(drops):
     with pytest.raises(UserError, match=r"optimizer.drops is .*between optimizer.warmup_fraction, 0.2, and 1"):
         _build(schedule="step", warmup_fraction=0.2, drops=drops)
-    _build(schedule="linear", warmup_fraction=0.2, drops=drops)  # which does not look at them
+    _build(schedule="linear", warmup_fraction=0.2, drops=drops)  # which ignores them
 
 
 def test_end_fraction_is_where_decay_ends():
@@ -185,7 +185,7 @@ def test_layer_factors_are_the_powers_of_the_distance_to_the_head():
 
 @pytest.mark.parametrize("name", _quick("sgd", "adafactor", "muon"))
 def test_layer_decay_scales_the_learning_rate_of_each_layer(name):
-    """Each layer goes as with learning_rate · layer_decay^n for all: weight decay and momentum included."""
+    """Each layer is updated as with learning_rate · layer_decay^n, including weight decay and momentum."""
     settings = {"name": name, "schedule": "linear", "warmup_fraction": 0.2, "weight_decay": 0.1}
     gradients = jax.tree.map(lambda *x: jnp.stack(x), *_gradients(ENCODER, 5))
 
@@ -214,7 +214,7 @@ def test_layer_decay_needs_layers():
 
 @pytest.mark.parametrize("name", _quick("sgd", "adafactor", "muon"))
 def test_frozen_parameters_are_unchanged_and_do_not_affect_the_others(name):
-    """No update, no weight decay, no share in the clipped norm, and no state."""
+    """They have no update, weight decay, share in the clipped norm, or state."""
     settings = {"name": name, "learning_rate": 0.1, "weight_decay": 0.1, "decay_exclude": "", "clip_norm": 0.5}
     gradients = _gradients(ENCODER, 4)
     tx, _ = _build(**settings, freeze="embedding|layer_[01]/")
@@ -259,7 +259,7 @@ def test_freezing_and_layer_decay_together():
     ],
 )
 def test_without_freeze_and_layer_decay_the_chain_is_unchanged(name, parts):
-    """Parameters and optimizer state, bit for bit and of the same structure: older checkpoints can be read."""
+    """Parameters and optimizer state are bitwise equal and of the same structure, so older checkpoints can be read."""
     settings = {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.7, "nesterov": True}
     tx, rate = _build(name=name, weight_decay=0.1, clip_norm=1.0, **settings)
     decay = optax.add_decayed_weights(0.1, mask=lambda params: decay_mask(params, "bias|norm"))
@@ -358,7 +358,7 @@ def test_muon_updates_hidden_kernels():
 
 
 def test_muon_updates_are_as_large_as_those_of_adamw():
-    """Newton-Schulz makes singular values of 0.7 to 1.2 from whatever the gradient has."""
+    """Newton-Schulz maps singular values of any gradient to 0.7 to 1.2."""
     tx, _ = _build(name="muon", learning_rate=0.1)
     params = {"dense": {"kernel": jnp.zeros((8, 32))}}
     updates, _ = jax.jit(tx.update)(*_gradients(params, 1), tx.init(params), params)
@@ -386,7 +386,7 @@ def test_sharding_rules_for_adafactor_name_its_statistics():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_initial_state_does_not_depend_on_parameter_values(name):
-    """So that pretrained ones may take their place."""
+    """Pretrained parameters may therefore replace them."""
     tx, _ = _build(name=name, weight_decay=0.1)
     states = [tx.init(jax.tree.map(lambda x, k=k: k * x, NETWORK)) for k in (1, 2)]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -425,14 +425,14 @@ def _parameters_of_two_seeds():
 
 @pytest.mark.parametrize("name", _quick("rmsprop", "lion", "adafactor", "muon"))
 def test_network_learns_digits(name):
-    """Two seeds in accumulated batches, the output layer's bias frozen: in 30 steps the loss falls to a quarter."""
+    """Two seeds with accumulated batches and a frozen output bias: the loss falls to a quarter in 30 steps."""
     config = _mlp(name, weight_decay=1e-3, freeze="classifier/bias", **SUITABLE[name])
     config.train.seeds = 2
     experiment = prepare(config)
     first, losses = _parameters_of_two_seeds(), []
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), experiment.state)
     state = dataclasses.replace(state, params=first, opt_state=jax.vmap(experiment.method.tx.init)(first))
-    train_step = jax.jit(experiment.train_step.__wrapped__)  # for one device: it compiles in half the time
+    train_step = jax.jit(experiment.train_step.__wrapped__)  # for one device, which halves the compilation time
     for batch in tiny.batches(experiment, 30):
         state, scores = train_step(state, batch)
         losses.append(np.asarray(scores["loss"].total / scores["loss"].weight))
@@ -445,7 +445,7 @@ def test_network_learns_digits(name):
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_state_is_restored_from_a_checkpoint(name, tmp_path):
-    """What is parted among two optimizers, and frozen, and factored."""
+    """Including partitioned, frozen and factored state."""
     config = _mlp(name, freeze="classifier/bias", **SUITABLE[name])
     config.model.hidden_sizes = (128,)
     experiment = prepare(config)

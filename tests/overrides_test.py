@@ -140,7 +140,7 @@ def test_one_of_a_pair_may_be_none_if_the_other_is_given():
 
 
 def test_removing_a_penalty_keeps_another():
-    """optimizer.C=None takes back C, not the weight decay beside which there is none."""
+    """optimizer.C=None removes C, not the weight decay."""
     assert load(DIGITS, ["optimizer.C=None"]).config.optimizer.weight_decay == 0.1
 
 

@@ -14,7 +14,7 @@ from research.runs.rundir import RunDir
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    import matplotlib.font_manager  # noqa: F401 - which keeps a list of fonts there, and takes seconds to make it
+    import matplotlib.font_manager  # noqa: F401 - builds a font cache in the home directory, which takes seconds
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -50,7 +50,7 @@ def test_path_in_a_key_without_a_home_directory_is_a_one_line_error(key):
     ],
 )
 def test_every_command_expands_the_tilde(home, module, arguments):
-    """There is no run, which is said with the path that was looked at."""
+    """The run does not exist; the error gives the expanded path."""
     with pytest.raises(UserError, match=f"{home}/r is not a run directory"):
         importlib.import_module(f"research.{module}").main(arguments)
     assert not list(home.iterdir())

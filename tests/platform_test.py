@@ -36,7 +36,7 @@ def test_setting_of_the_user_is_kept(own):
 
 
 def test_compiler_accepts_the_options():
-    """A name that this jaxlib does not have is an error of XLA's."""
+    """XLA raises an error for an option that this jaxlib does not have."""
     options = compiler_options("convolutions")
     assert options
     x = jnp.ones((2, 4, 4, 3))
@@ -56,7 +56,7 @@ def test_unknown_compiler_setting_names_the_nearest():
 
 
 def test_compiler_that_computes_wrong_sums_is_rejected(monkeypatch):
-    """And the message says what to install. A GPU's programs are not the CPU compiler's."""
+    """The message says what to install. Programs for a GPU do not use the CPU compiler."""
     monkeypatch.setattr(jaxlib, "__version__", "0.10.2")
     with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 .*jax==0\.10\.1"):
         prepare(tiny.logistic())

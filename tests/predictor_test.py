@@ -1,4 +1,4 @@
-"""A run predicts what it evaluated, from raw inputs and its directory alone."""
+"""A predictor reproduces the records of evaluation from raw inputs and the run directory alone."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ FAMILIES = {
 
 @pytest.fixture
 def no_data(monkeypatch):
-    """From then on no dataset can be read."""
+    """Makes any later access to a dataset fail."""
 
     def gone(*_, **__):
         raise AssertionError("the dataset was read")
@@ -82,12 +82,12 @@ def test_predictions_match_evaluation(family, no_data, tmp_path):
     assert len(found) == len(written) > 10
     for record, other in zip(found, written, strict=True):
         record.pop("label_name", None)
-        if family == "seeds":  # the records have a list of both, the predictor is of the first
+        if family == "seeds":  # the records have a list of both seeds, the predictor only the first
             other = {name: value[0] if isinstance(value, list) else value for name, value in other.items()}
             assert record["prediction"] == other["prediction"]
-            np.testing.assert_allclose(record["scores"], other["scores"], rtol=1e-5)  # another program
+            np.testing.assert_allclose(record["scores"], other["scores"], rtol=1e-5)  # a different program
             continue
-        if family != "masked text":  # whose labels are its tokens
+        if family != "masked text":  # whose labels are tokens
             other.pop("label")
         assert record == other
 
@@ -132,7 +132,7 @@ def test_mismatched_features_are_a_one_line_error(features, tmp_path):
 def test_only_classes_have_names(run):
     predictor = Predictor.open(run)
     assert predictor._named({"prediction": 1})["label_name"] == "positive"
-    for prediction in (2, 0.5, [0, 1]):  # no name for such a class; a number; the tokens of a masked text
+    for prediction in (2, 0.5, [0, 1]):  # a class without a name; a number; the tokens of a masked text
         assert "label_name" not in predictor._named({"prediction": prediction})
 
 
@@ -180,7 +180,7 @@ def test_source_registered_by_the_config_is_found_again(monkeypatch, tmp_path):
     from research import evaluate, train
 
     monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
-    monkeypatch.setattr(train, "_stop_on_signals", list)  # whose handlers would stay
+    monkeypatch.setattr(train, "_stop_on_signals", list)  # whose handlers would remain registered
     (tmp_path / "mine.py").write_text(CONFIG)
     assert train.main([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]) == 0
     assert evaluate.main([f"--workdir={tmp_path}/run", "--split=test"]) == 0

@@ -1,4 +1,4 @@
-"""Masked language modelling from end to end, small; and a fine-tuning run with frozen layers."""
+"""Small end-to-end masked language modelling, and a fine-tuning run with frozen layers."""
 
 import json
 
@@ -33,7 +33,7 @@ def _stop_after(steps):
 
 @pytest.mark.slow
 def test_run_learns_and_an_interrupted_one_ends_equally(tmp_path):
-    """With dropout, an epoch's end and evaluations on both sides of the interruption."""
+    """With dropout, the end of an epoch, and evaluations before and after the interruption."""
     whole = _run(tiny.mlm(steps=40), tmp_path / "whole")
     # After each of 23 steps, and in the evaluations at steps 10 and 20 between their two batches.
     assert _run(tiny.mlm(steps=40), tmp_path / "cut", should_stop=_stop_after(25))["step"] == 23
@@ -105,7 +105,7 @@ def test_rows_cannot_be_packed(tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning_run_with_frozen_layers_resumes(tmp_path):
-    """Its optimizer has no state for them, which a checkpoint must be able to hold and to give back."""
+    """The optimizer has no state for frozen layers, and checkpoints must support that."""
     config = tiny.bert(steps=4)
     config.optimizer.update(freeze="embedding|attention", layer_decay=0.8)
     assert _run(config, tmp_path, should_stop=_stop_after(2))["step"] == 2

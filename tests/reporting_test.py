@@ -9,7 +9,7 @@ from research.runs.rundir import RunDir
 
 
 class _Bar(tqdm):
-    """The bar as it is of a run that takes longer than half a second."""
+    """The progress bar of a run that takes longer than half a second."""
 
     def __init__(self, **options):
         super().__init__(**{**options, "delay": 0})
@@ -45,7 +45,7 @@ def _curve(folder, monkeypatch, metric, lines):
 
 
 def test_curve_shows_finite_values_only(tmp_path, monkeypatch):
-    """A metric without any value has no empty picture."""
+    """A metric without any value has no axes."""
     lines = [
         {"step": step, "split": split, "loss": None if split == "hidden" else 1.0, "r2": r2, "perplexity": perplexity}
         for step, perplexity in ((1, math.inf), (2, 5.0))

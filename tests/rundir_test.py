@@ -10,7 +10,7 @@ from research.runs.rundir import RunDir, without_retired
 
 
 def _start(path, config):
-    """As a training does: starts, and gives the directory free at its end."""
+    """Like a training run: starts, and releases the directory at the end."""
     run = RunDir(path)
     try:
         run.start(config)
@@ -20,7 +20,7 @@ def _start(path, config):
 
 
 def _trained(path):
-    """A run that has made a step."""
+    """A run that has completed a step."""
     _start(path, CONFIG).append_metrics({"step": 1, "split": "train"})
 
 
@@ -29,7 +29,7 @@ CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
 
 def test_same_config_resumes_the_run(tmp_path):
     _trained(tmp_path / "run")
-    _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # changes no result
+    _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # does not affect the result
     kept = {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
     assert RunDir.open(tmp_path / "run").config()["train"] == {**kept, "seeds": None}
 
@@ -56,7 +56,7 @@ def test_run_of_another_config_is_rejected_unchanged(tmp_path):
     ("there", "here"), [("~/weights", "HOME/weights"), ("HOME/a/../weights", "~/weights"), ("hub/id", "hub/id")]
 )
 def test_spelling_of_a_weights_folder_does_not_matter(there, here, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # which need not be there, nor the weights
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # neither it nor the weights need to exist
     run, home = tmp_path / "run", str(tmp_path / "home")
     _start(run, {"init_from": there.replace("HOME", home)}).append_metrics({"step": 1, "split": "train"})
     _start(run, {"init_from": here.replace("HOME", home)})
@@ -118,7 +118,7 @@ def test_metrics_after_the_checkpoint_are_truncated(evaluated, kept, tmp_path):
 
 
 def test_retired_key_is_removed_from_an_older_config(tmp_path):
-    """So that the run resumes with today's config, which lacks the key."""
+    """The run then resumes with a current config, which lacks the key."""
     run = _start(tmp_path, {**CONFIG, "task": {"name": "regression", "label_shift": 150.0}})
     run.append_metrics({"step": 1, "split": "train"})
     run.close()
@@ -155,7 +155,7 @@ def test_flatten():
 
 
 def test_predictions_of_a_part_of_a_split_have_a_separate_file(tmp_path):
-    """Without characters that a shell or a file system takes for something else."""
+    """Its name has no characters that are special in a shell or a file system."""
     parts = ("t", "t[:5]", "t[5:]", "t[:-5]", "t[-5:]", "t[:5%]", "t[5%:]", "t[-5%:]", "t[1:5]", "t[1:5%]", "t[1.5%:]")
     names = [name for part in parts for name in (part, f"{part}-best", f"mine_a-{part}")]
     run = _start(tmp_path, CONFIG)
@@ -170,7 +170,7 @@ def test_predictions_of_a_part_of_a_split_have_a_separate_file(tmp_path):
 
 
 def _strict(text):
-    """As a reader that knows no NaN and no Infinity."""
+    """Parses JSON strictly, without NaN and Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")

@@ -1,4 +1,4 @@
-"""Runs of several seeds: each is the run that it is alone, and what is said of all of them together."""
+"""Runs of several seeds: each matches its single run; summaries over the seeds."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def _mlp(**train):
 
 
 def _unpacked(**train):
-    """Rows of one sentence, of two lengths: the seeds' batches are padded alike. Masks of dropout are of the length."""
+    """Unpacked rows of two lengths: all seeds are padded equally, and dropout masks depend on the length."""
     config = tiny.bert(batch_size=8, **train)
     config.model.update(dropout=0.0, attention_dropout=0.0)
     config.data.transform.pad_to = (8, 64)
@@ -51,7 +51,7 @@ def _unpacked(**train):
 
 
 def _grouped_resnet(**train):
-    """Seeds side by side, as on accelerators; in programs of convolutions for a CPU they come one after another."""
+    """Batched seeds, as on accelerators; convolutional programs on a CPU compute them one after another."""
     config = tiny.resnet(**train)
     config.compiler = "default"
     return config
@@ -75,7 +75,7 @@ def _with_seeds(config, seed=3, seeds=2):
 
 
 def _trained(config, steps=4):
-    """The state after some steps, and each step's loss."""
+    """The state after some steps, and the loss of each step."""
     experiment = prepare(config)
     state, losses = experiment.init(), []
     for batch in tiny.batches(experiment, steps):
@@ -89,7 +89,7 @@ def _trained(config, steps=4):
 @pytest.mark.extended
 @pytest.mark.parametrize("name", MAKE)
 def test_batches_of_a_seed_match_its_single_run(name, monkeypatch):
-    """The order, the augmentation and the masks; but that unpacked text is padded to the longest of all seeds."""
+    """Order, augmentation and masks; except that unpacked text is padded to the longest of all seeds."""
     tiny.few_documents(monkeypatch)
     together = tiny.batches(prepare(_with_seeds(MAKE[name](accumulate=2), seeds=3)), 10)
     for k in range(3):
@@ -119,8 +119,10 @@ def test_batches_of_a_seed_match_its_single_run(name, monkeypatch):
     ],
 )
 def test_training_of_a_seed_matches_its_single_run(name, train):
-    """Parameters, batch statistics and averages. Measured over ten steps: at most 8e-7, the linear model's 6e-7 of its
-    largest, for XLA sums in another order."""
+    """Parameters, batch statistics and averages.
+
+    Measured over ten steps: at most 8e-7, for the linear model 6e-7 of the largest entry, because XLA sums in a
+    different order."""
     together, losses = _trained(_with_seeds(MAKE[name](**train)))
     alone, expected = _trained(_with_seeds(MAKE[name](**train), 4, None))
     np.testing.assert_allclose(losses[:, 1], expected, rtol=1e-5)
@@ -159,7 +161,7 @@ def _run(config, workdir, **options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Three seeds of an MLP, from 3 on, evaluated twice."""
+    """Seeds 3, 4 and 5 of an MLP, evaluated twice."""
     path = tmp_path_factory.mktemp("seeds")
     config = _with_seeds(_mlp(ema_decay=0.5), seeds=3)
     config.eval.every_steps = 5
@@ -169,7 +171,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.extended
 def test_summary_has_means_and_intervals(run, tmp_path):
-    """Measured: the losses of a seed are within 2e-7 of those of its run alone; its predictions are the same."""
+    """Measured: the losses of a seed are within 2e-7 of those of its single run; its predictions are equal."""
     summary = run.summary()
     assert (summary["seed"], summary["seeds"]) == (3, 3)
     assert summary["param_count"] == 64 * 8 + 8 + 8 * 10 + 10
@@ -240,7 +242,7 @@ def test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path):
 
 
 def test_pretrained_weights_are_shared_and_fresh_ones_differ():
-    """Also where a leaf is split over devices, and given up."""
+    """Also if a leaf is sharded over devices and donated."""
     config = _with_seeds(_mlp(), seeds=3)
     config.init_from = "somewhere"
     config.mesh.update(fsdp=4, rules=(("dense_0/kernel", ("fsdp",)),))
@@ -312,7 +314,7 @@ def test_commands_for_one_seed_reject_several(run, tmp_path):
 
 @pytest.mark.extended
 def test_too_many_seeds_for_memory_name_the_number_that_fits(tmp_path, monkeypatch):
-    """Fewer for an evaluation's batch, which is the larger one here; the number that it names fits."""
+    """Fewer fit with an evaluation batch, which is the larger one here; the number in the message does fit."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)
     with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for the state, and there are 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))

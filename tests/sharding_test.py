@@ -64,7 +64,7 @@ def test_batch_is_split_over_the_devices(rng):
 
 
 def test_rows_are_placed_correctly_on_a_mesh_in_any_order(rng):
-    """A mesh may order its devices as the hardware likes: row i of the global array is still row i."""
+    """A mesh may order its devices to suit the hardware; row i of the global array is still row i."""
     array = rng.standard_normal((16, 3)).astype(np.float32)
     for devices in (jax.devices(), jax.devices()[::-1], jax.devices()[::2] + jax.devices()[1::2]):
         mesh = make_mesh(fsdp=2, tensor=2, devices=devices)

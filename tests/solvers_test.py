@@ -1,4 +1,4 @@
-"""The solvers against scikit-learn in float64, and what becomes of problems without a good solution."""
+"""The solvers against scikit-learn in float64, and their behaviour on problems without a good solution."""
 
 import dataclasses
 import functools
@@ -122,10 +122,10 @@ def test_logistic_regression_matches_scikit_learn(name, c, class_weight, fractio
         losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
         return (c * per_example @ losses + (coefficients**2).sum() / 2) / (c * per_example.sum())
 
-    # A softmax of several classes does not change when all intercepts move together; nor does the penalty.
+    # Shifting all intercepts changes neither the softmax of several classes nor the penalty.
     intercept = bias if len(bias) == 1 else bias - bias.mean() + peer.intercept_.mean()
     scale = np.abs(peer.coef_).max()
-    # Measured: at most 3e-6 of the largest; digits has pixels that hardly vary.
+    # Measured: at most 3e-6 of the largest; some pixels of digits hardly vary.
     np.testing.assert_allclose(kernel, peer.coef_, rtol=1e-4, atol=1e-5 * scale)
     np.testing.assert_allclose(intercept, peer.intercept_, rtol=1e-4, atol=1e-5 * scale)
     assert training["objective"] == pytest.approx(objective(kernel, bias), rel=1e-12)
@@ -140,7 +140,7 @@ def test_logistic_regression_matches_scikit_learn(name, c, class_weight, fractio
 def test_squared_hinge_matches_linear_svc(name, c):
     config = load(f"configs/logistic_{name}.py").config
     config.task = {"name": "squared_hinge", "class_weight": None}
-    # LinearSVC penalises the intercept as well.
+    # LinearSVC also penalizes the intercept.
     config.optimizer.update(C=c, tolerance=1e-9, decay_exclude="")
     experiment, kernel, bias, _, records = _solve(config)
     features, labels = _columns(experiment, "train")
@@ -157,7 +157,7 @@ def test_squared_hinge_matches_linear_svc(name, c):
 
 @pytest.mark.slow
 def test_class_weights_of_squared_hinge_match_scikit_learn():
-    """Each machine's own class weighs as given, the rest 1."""
+    """For each one-versus-rest classifier, its own class has the given weight and the rest 1."""
     config = load("configs/logistic_iris.py").config
     config.task = {"name": "squared_hinge", "class_weight": (1.0, 5.0, 2.0)}
     config.optimizer.update(C=1.0, tolerance=1e-9, decay_exclude="")
@@ -174,14 +174,14 @@ def test_class_weights_of_squared_hinge_match_scikit_learn():
         # 7e-7; the normal equations are singular to float32.
         ("auto", 0.003, 1e-5),
         ("qr", 0.003, 1e-5),
-        # 1e-4: of the difference's own digits few are left in float32.
+        # 1e-4: float32 keeps few digits of the difference.
         ("auto", 1e-4, 1e-3),
         # 1e-5; 5e-3 without the refinement.
         ("auto", 0.1, 1e-4),
     ],
 )
 def test_least_squares_of_many_rows_separates_similar_columns(rng, factorization, apart, error):
-    """100,000 rows, float32, a and a + `apart` noise, y = 3a - 2b: the rank is not judged by the number of rows."""
+    """100,000 float32 rows of a and a + `apart` noise, y = 3a - 2b: the rank does not depend on the number of rows."""
     a = rng.standard_normal(100_000)
     features = np.stack([a, a + apart * rng.standard_normal(len(a))], axis=1).astype(np.float32)
     labels = (features @ np.array([3.0, -2.0])).astype(np.float32)
@@ -195,7 +195,7 @@ def test_least_squares_of_many_rows_separates_similar_columns(rng, factorization
 @pytest.mark.extended
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_undetermined_directions_are_counted(dtype, rng):
-    """A column twice, a sum of two, and one that is always 0, which counts as determined: its coefficient is 0."""
+    """A repeated column, a sum of two, and a zero column, which counts as determined: its coefficient is 0."""
     a, b = rng.standard_normal((2, 2_000))
     features = np.column_stack([a, b, a, a + b, np.zeros(len(a))]).astype(dtype)
     with x64("float64" if dtype is np.float64 else "float32"):
@@ -228,7 +228,7 @@ def _least_squares(factorization, dtype=np.float64):
 
 
 def _peer(features, labels):
-    """Of all solutions the one whose coefficients have the smallest norm; scikit-learn's cuts off at 1e-6."""
+    """The minimum-norm solution; scikit-learn truncates singular values at 1e-6."""
     mean = features.mean(axis=0)
     coefficients, *_ = np.linalg.lstsq(features - mean, labels - labels.mean(), rcond=None)
     return coefficients, labels.mean() - mean @ coefficients
@@ -263,7 +263,7 @@ def test_ill_conditioned_least_squares_reaches_the_minimum(seed, condition, size
     kernel, bias, _ = _fitted(features, labels, factorization=factorization)
     coefficients, intercept = _peer(features, labels)
     best = np.mean((labels - features @ coefficients - intercept) ** 2)
-    # With as many columns as examples the best is a rounding error.
+    # With as many columns as examples the minimum is a rounding error.
     assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
 
 
@@ -349,7 +349,7 @@ def test_more_parameters_than_examples_are_a_warning(tmp_path):
     [
         pytest.param({"optimizer": {"C": 1.0}}, [], marks=pytest.mark.slow),
         ({"optimizer": {"C": None}}, ["the loss has no minimum"]),
-        # It has one.
+        # It has a minimum.
         pytest.param({"optimizer": {"C": None}, "task": {"label_smoothing": 0.1}}, [], marks=pytest.mark.slow),
         ({"optimizer": {"C": None}, "task": {"name": "squared_hinge"}}, ["many parameters have no loss"]),
     ],
@@ -394,8 +394,8 @@ def test_ill_conditioned_problem_converges_to_machine_precision(rng):
         )
         return jax.jit(step)(state, jax.tree.map(jax.numpy.asarray, batch))[1]["iterations"].compute()
 
-    assert iterations(1e-5) <= 40  # 22; 187 in the parameters themselves
-    assert iterations(1e-14) <= 100  # float32 can't have that; 35
+    assert iterations(1e-5) <= 40  # 22; 187 without scaled coordinates
+    assert iterations(1e-14) <= 100  # beyond float32 precision; 35
 
 
 @pytest.mark.slow
@@ -405,13 +405,13 @@ def test_curvature_of_packed_bags_takes_little_memory(monkeypatch):
     experiment = prepare(config)
     (batch,) = tiny.batches(experiment, 1)
     compiled = experiment.train_step.lower(experiment.state, jax.tree.map(jax.numpy.asarray, batch)).compile()
-    # 11 MiB; 54 with all columns of the Hessian at once, 5.7 GiB with all rows too.
+    # 11 MiB; 54 MiB with all columns of the Hessian at once, 5.7 GiB with all rows as well.
     assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
 
 
 @pytest.mark.slow
 def test_blocks_of_rows_change_nothing():
-    """150 · 0.6 = 90 rows in one block, and in 3 for each of eight devices, the last filled up."""
+    """150 · 0.6 = 90 rows in one block, and in 3 blocks for each of eight devices, the last one padded."""
     one, several = (
         _solve(load("configs/logistic_iris.py", [f"train.accumulate={parts}", "optimizer.tolerance=1e-8"]).config)
         for parts in (1, 3)
@@ -482,7 +482,7 @@ def test_unsupported_settings_are_one_line_errors(config, change, message):
 
 @pytest.mark.extended
 def test_majority_baseline_predicts_the_majority_class(monkeypatch, rng, tmp_path):
-    """Though it has one example of 11,301 more than the others; in 20 Newsgroups it has one more than another."""
+    """Although it has only one example of 11,301 more than the others, as in 20 Newsgroups."""
     labels = rng.permutation(np.repeat(np.arange(20), [566 if c == 10 else 565 for c in range(20)]))
     _source(monkeypatch, "digits", np.zeros((len(labels), 8, 8, 1)), labels)
     config = load("configs/majority.py").config

@@ -1,4 +1,4 @@
-"""Runs that version 0.1 wrote still open: one that is complete, and one that was stopped at step 10 of 20."""
+"""Runs written by version 0.1 still open: a complete one, and one that was stopped at step 10 of 20."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_stored_run_evaluates_and_predicts_as_before(stored):
     assert evaluated["metrics"] == pytest.approx(json.loads((folder / "summary.json").read_text())["metrics"]["test"])
     found = Predictor.open(folder).predict(data.raw("iris", None)["test"])
     assert [record["prediction"] for record in found] == [record["prediction"] for record in before]
-    # Another processor, or another release of XLA, rounds otherwise.
+    # Rounding depends on the processor and the XLA release.
     np.testing.assert_allclose(
         [record["scores"] for record in found], [record["scores"] for record in before], rtol=1e-5
     )
@@ -39,7 +39,7 @@ def test_stored_run_evaluates_and_predicts_as_before(stored):
 def test_stored_run_has_coefficients(stored):
     found = coefficients(stored("iris-0.1"))
     assert found.values.shape == (4, 3)
-    assert found.columns == ("setosa", "versicolor", "virginica")  # its encoder.json, which has the names, is lacking
+    assert found.columns == ("setosa", "versicolor", "virginica")  # it lacks encoder.json, which has the names
 
 
 def test_completed_run_is_not_trained_again(stored):

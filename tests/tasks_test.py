@@ -80,7 +80,7 @@ def test_mixed_examples_have_mixed_losses_and_plain_accuracy(rng):
 @pytest.mark.parametrize("task", [Classification(), SquaredHinge()])
 @pytest.mark.parametrize("logits", [[1e-9, 2e-9], [30.0, 60.0, 61.0], [-2.0, 5e-8, 6e-8, 0.0]])
 def test_prediction_matches_the_accuracy(task, logits):
-    """Though the float32 softmax of these logits gives two classes the same probability."""
+    """Although the float32 softmax of these logits gives two classes the same probability."""
     outputs = jnp.asarray([logits], jnp.float32)
     batch = {"labels": jnp.array([np.argmax(logits)]), "weight": jnp.ones(1)}
     assert task.scores(outputs, batch)["accuracy"].compute() == 1
@@ -99,7 +99,7 @@ def test_hidden_labels_have_predictions_but_no_scores(rng):
 @pytest.mark.parametrize("shape", [(50,), (10, 5)])
 def test_two_classes_have_f1_and_matthews(rng, shape):
     logits = jnp.asarray(rng.standard_normal((*shape, 2)), jnp.float32)
-    labels = rng.integers(-1, 2, shape)  # some are hidden
+    labels = rng.integers(-1, 2, shape)  # some labels are hidden
     weight = rng.integers(0, 2, shape)
     scores = Classification().scores(
         logits, {"labels": jnp.asarray(labels), "weight": jnp.asarray(weight, jnp.float32)}

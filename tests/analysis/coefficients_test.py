@@ -1,4 +1,4 @@
-"""Coefficients in the data's units, and their standard errors, against the textbook's formulas on the raw features."""
+"""Coefficients in the units of the data and their standard errors, against textbook formulas on the raw features."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_two_classes_have_standard_errors_of_the_inverse_hessian(tmp_path, monke
     splits = dict.fromkeys(("train", "validation", "test"), columns)
     monkeypatch.setitem(data.SOURCES, "breast_cancer", ("sklearn", lambda: splits))
     config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
-    config.optimizer.C = None  # any penalty makes the errors too small
+    config.optimizer.C = None  # a penalty would make the standard errors too small
     train_and_evaluate(config, tmp_path, show=False)
     two = coefficients(tmp_path)
     design = np.column_stack([features, np.ones(len(features))])
@@ -58,7 +58,7 @@ def test_two_classes_have_standard_errors_of_the_inverse_hessian(tmp_path, monke
     np.testing.assert_allclose(two.intervals[0][:, 0], two.values[:, 0] - reach, rtol=1e-6)
     np.testing.assert_allclose(two.intervals[1][:, 0], two.values[:, 0] + reach, rtol=1e-6)
     assert two.names == ("feature 0", "feature 1", "feature 2")
-    assert two.columns == ("benign",)  # what a larger number speaks for
+    assert two.columns == ("benign",)  # the class that a larger value favours
     with monkeypatch.context() as few:
         few.setattr("research.analysis.coefficients.MOST_PARAMETERS", 3)
         assert coefficients(tmp_path).errors is None
@@ -70,7 +70,7 @@ def test_two_classes_have_standard_errors_of_the_inverse_hessian(tmp_path, monke
 
 @pytest.mark.extended
 def test_three_classes_have_standard_errors_of_their_differences(tmp_path, monkeypatch, rng):
-    """What is determined are b1 − b0 and b2 − b0, D + 1 parameters each; the coefficients are those that sum to 0."""
+    """Only b1 − b0 and b2 − b0 are determined, with D + 1 parameters each; the coefficients are those that sum to 0."""
     features = rng.standard_normal((300, 2)) * [1, 10] + [0, 5]
     logits = np.column_stack([np.zeros(300), features @ [1, 0.1], features @ [-1, 0.05]])
     labels = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
@@ -150,7 +150,7 @@ def test_other_models_have_no_coefficients(tmp_path):
 
 
 def test_command_prints_the_table(tmp_path, capsys):
-    """The p-values of diabetes are those of the regression on the raw features."""
+    """The p-values on diabetes match a regression on the raw features."""
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
     capsys.readouterr()
     assert shell.main([f"--workdir={tmp_path}"]) == 0
@@ -163,7 +163,7 @@ def test_command_prints_the_table(tmp_path, capsys):
     freedom = len(labels) - 11
     errors = np.sqrt(squares / freedom * np.diag(np.linalg.inv(design.T @ design)))
     expected = [solution, errors, 2 * stats.t(freedom).sf(np.abs(solution) / errors)]
-    # Four digits are printed.
+    # The table prints four digits.
     np.testing.assert_allclose(np.array(list(cells.values()))[:, [0, 1, 4]], np.transpose(expected), rtol=1e-3)
     assert shell.main([f"--workdir={tmp_path}", "--most=2"]) == 0
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[2:5]] == ["s1", "s5", "intercept"]
@@ -173,6 +173,6 @@ def test_command_prints_the_table(tmp_path, capsys):
 
 @pytest.mark.extended
 def test_separable_class_has_no_standard_errors(tmp_path):
-    """One of iris's three. Where the solver stops, a Newton step may be small beside errors without bound."""
+    """One class of iris is separable: its errors are unbounded, although the last Newton step may be small."""
     found, *_ = _run(tmp_path, "logistic_iris.py", "optimizer.C=None", "optimizer.tolerance=1e-8")
     assert found.errors is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from research.analysis.curves import confusion, precision_recall, roc
 from research.analysis.figures import areas
 
-# Few different scores, so that many are equal.
+# Few distinct scores, so that there are many ties.
 SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40)
 
 
@@ -25,7 +25,7 @@ def test_roc_matches_scikit_learn(scored):
         assert curve is None
         return
     x, y, _ = sklearn.metrics.roc_curve(positive, scores, drop_intermediate=False)
-    # Ratios of small integers: equal but for the last digit.
+    # Ratios of small integers: equal except for the last digit.
     np.testing.assert_allclose(curve.x, x, rtol=1e-14)
     np.testing.assert_allclose(curve.y, y, rtol=1e-14)
     assert curve.area == pytest.approx(sklearn.metrics.roc_auc_score(positive, scores), abs=1e-14)

@@ -12,7 +12,7 @@ from research.training.loop import train_and_evaluate
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_every_rung_evaluates_the_split_of_its_ladder(name):
-    """On the same data, and with as many classes."""
+    """On the same data, with the same number of classes."""
     of_name = LADDERS[name]
     assert next(iter(of_name.rungs)) == "majority"
     loaded = [config.load(rung.config, rung.overrides).config for rung in of_name.rungs.values()]
@@ -85,7 +85,7 @@ def _row(name, **values):
 
 
 def test_rows_of_other_rungs_are_kept(tmp_path):
-    """In the ladder's order; what an older ladder had comes last. What was measured stays, though it fails now."""
+    """In the ladder's order, rungs of an older ladder last. A rung that fails now keeps its earlier measurement."""
     before = [_row("gone"), _row("last"), {"rung": "middle", "failed": "then"}, _row("first")]
     (tmp_path / "table.json").write_text(json.dumps(before))
 
@@ -106,7 +106,7 @@ def test_rows_of_other_rungs_are_kept(tmp_path):
 
 
 def test_unknown_time_is_a_dash():
-    """A run that was taken up again with nothing left to train."""
+    """For example in a resumed run with nothing left to train."""
     rows = [_row("one"), _row("other", train_seconds=None)]
     assert table(rows, "test").splitlines()[2:4] == [
         "| one | 0.5000 | 1 | 1.0 s | 1 | 1.00 ms | 1.00 ms |",
@@ -134,7 +134,7 @@ def test_user_error_becomes_a_row(tmp_path):
 
 @pytest.mark.slow
 def test_command_prints_one_table(tmp_path, monkeypatch, capsys):
-    """A solver takes no seeds; the weights of the last rung can't be had here."""
+    """Solvers take no seeds; the weights of the last rung are unavailable here."""
     rungs = {
         "majority": Rung("configs/majority.py:embedded"),
         "logistic": Rung("configs/logistic_digits.py:embedded", ("train.steps=2",)),

@@ -1,4 +1,4 @@
-"""Each plot of small runs: what applies, and that the numbers beside it are those of scikit-learn."""
+"""Every plot, on small runs: which ones apply, and that their numbers match scikit-learn."""
 
 import itertools
 import json
@@ -89,7 +89,7 @@ def test_coefficients_come_from_the_checkpoint(digits, line):
     assert slope == pytest.approx(SLOPE, abs=0.1)
     assert intercept == pytest.approx(INTERCEPT, abs=0.15)
     assert numbers["low"][0] < slope < numbers["high"][0]
-    assert standardized == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
+    assert standardized == pytest.approx(SLOPE * 1.15, rel=0.1)  # deviation 4 / √12
     shown = _numbers(draw(PlotContext(digits), "coefficients"))
     assert shown["of"] == 640
     assert "low" not in shown
@@ -98,11 +98,11 @@ def test_coefficients_come_from_the_checkpoint(digits, line):
     feature, of_class = shown["names"][-1].split(", class ")
     row, column = (int(part) for part in feature.removeprefix("pixel_").split("_"))
     assert kernel[8 * row + column, int(of_class)] == pytest.approx(shown["standardized"][-1], rel=1e-7)
-    assert shown["values"][-1] == pytest.approx(shown["standardized"][-1] / 6)  # the pixels' deviation
+    assert shown["values"][-1] == pytest.approx(shown["standardized"][-1] / 6)  # the standard deviation of the pixels
 
 
 def test_comparable_coefficients_come_first():
-    """Standardized beside raw only where they rank differently."""
+    """Standardized coefficients are shown in addition to raw ones only if they rank differently."""
     names, values = ["a", "constant"], np.array([3.0, 0.0])
     intervals = values - 1, values + 1
     for scale, labels in (([2.0, 0.0], ["of one standard deviation", "of one unit"]), ([2.0, 2.0], ["of one unit"])):
@@ -184,7 +184,7 @@ def test_requested_plots_are_drawn_before_the_error(line, capsys):
 
 @pytest.mark.extended
 def test_plot_names_its_data_and_checkpoint(digits, monkeypatch):
-    """And one of another split or checkpoint does not take the place of the first."""
+    """A plot of another split or checkpoint does not replace the first."""
     titles = []
     add = figures.add_title
     monkeypatch.setattr(figures, "add_title", lambda figure, text: add(figure, text) or titles.append(text))
@@ -237,7 +237,7 @@ def test_confusion_matrix_of_many_classes_fits_a_page(rng):
 
 
 def test_learning_curve_has_a_band_where_it_is_known():
-    """A solver's last point has none."""
+    """The last point of a solver has no band."""
     ends = [(1.0, 3.0), (1.5, 2.5), (None, None)]
     points = [
         {"examples": n, "metrics": {"train": {"mean": 2.0, "low": low, "high": high}}}
@@ -266,7 +266,7 @@ def test_path_marks_the_best_value_and_that_of_the_run():
 
 
 def _subject(records, **task):
-    """A subject whose split has these records; of several seeds where their predictions are lists."""
+    """A context whose split has these records; with several seeds if their predictions are lists."""
     seeds = 2 if isinstance(records[0]["prediction"], list) else None
     config = {"task": task, "train": {"seeds": seeds}, "eval": {"splits": ("test",)}, "data": {"name": "own"}}
     subject = PlotContext(None)
@@ -280,7 +280,7 @@ def _subject(records, **task):
 @pytest.mark.parametrize("seeds", [None, 2])
 @pytest.mark.parametrize("hidden", [-1.0, -0.1])
 def test_hidden_labels_of_a_regression_are_excluded(hidden, seeds):
-    """Records have them as the data does, in float32."""
+    """Records store hidden labels as the data does, in float32."""
     labels = np.array([0.5, hidden, 2.0], np.float32).tolist()
     records = [
         {"index": i, "label": label, "prediction": [float(i), 9.0] if seeds else float(i)}
@@ -329,7 +329,7 @@ def test_split_with_hidden_labels_has_no_plot(what):
 
 
 def test_figure_excludes_hidden_labels(rng):
-    """A notebook may give what a run's predictions hold."""
+    """A notebook may pass the predictions of a run unchanged."""
     labels, scores = rng.integers(0, 3, 30), rng.random((30, 3))
     hidden = np.where(np.arange(30) % 3 == 0, -1, labels)
     shown = hidden >= 0
@@ -355,7 +355,7 @@ def test_split_of_one_class_has_no_curve(what, only):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_values_that_are_not_finite_have_no_plot(value):
-    """None: what JSON has in place of nan."""
+    """None is how JSON stores nan."""
     records = [{"index": i, "label": 1.0, "prediction": x} for i, x in enumerate((0.5, value))]
     with pytest.raises(UserError, match="prediction of example 1 of split 'test'"):
         plots.PLOTS["residuals"].draw(_subject(records, name="regression"))
@@ -452,7 +452,7 @@ def test_nothing_is_clipped_and_no_tick_labels_overlap():
 
 @pytest.mark.extended
 def test_several_seeds_draw_the_first(tmp_path):
-    """Its run is that of the seed alone, up to rounding."""
+    """It matches a run of that seed alone, up to rounding."""
     run = _run(tiny.logistic(steps=5, seeds=2), tmp_path / "two")
     alone = _run(tiny.logistic(steps=5), tmp_path / "one")
     two, one = (_numbers(draw(PlotContext(of), "roc"))["auc"] for of in (run, alone))

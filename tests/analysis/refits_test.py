@@ -1,4 +1,4 @@
-"""Refits on a line, whose every fit has a closed form, and by solvers, against scikit-learn."""
+"""Refits on a line, for which every fit has a closed form, and refits by solvers, against scikit-learn."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def _not_again(*_, **__):
 @pytest.mark.extended
 def test_regularization_path_matches_ridge_regression(run, monkeypatch):
     """The gradient 2 (w − cov(x, y)) + 2 α / N · w of a standardized feature is zero at w = cov / (1 + α / N)."""
-    near = 200.0001  # of two values that nearly are the same each has its own fit
+    near = 200.0001  # nearly equal values have separate fits
     found = regularization_path(run, [200.0, 2.0, 10000.0, near], show=False)
     columns = line()["train"]
     x, y = columns["features"][:, 0], columns["label"]
@@ -45,7 +45,7 @@ def test_regularization_path_matches_ridge_regression(run, monkeypatch):
     *points, diverged = found["points"]
     assert [point["value"] for point in points] == [2.0, 200.0, near]
     for point in points:
-        # 0.8^100 of the way is left; float32 sums differ from these by 1e-7.
+        # The remaining error is 0.8^100; float32 sums differ by 1e-7.
         assert point["coefficients"] == pytest.approx([covariance / (1 + point["value"] / 200)], rel=1e-5)
     assert points[0]["metric"] < points[1]["metric"]
     assert "training diverged" in diverged["failed"]
@@ -58,7 +58,7 @@ def test_regularization_path_matches_ridge_regression(run, monkeypatch):
 
 
 def test_only_divergence_makes_a_failed_point(run):
-    """Another process that holds a point ends the path: it would seem to be a penalty that can't be fitted."""
+    """If another process holds a point, the path stops; otherwise the penalty would seem impossible to fit."""
     folder = run.refits / "regularization_path/alpha=3.0"
     other = RunDir(folder)
     other.start(linear_line.get_config().to_dict())
@@ -84,7 +84,7 @@ def test_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
             fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
             errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
             expected.append(np.mean(errors**2))
-        # 20 examples whose feature's variance differs from 1 converge a little slower.
+        # The feature's variance on 20 examples differs from 1, so convergence is a little slower.
         assert point["metrics"]["validation"]["values"] == pytest.approx(expected, rel=1e-4)
         assert set(point["metrics"]["validation"]) == {"values", "mean", "low", "high"}
         assert set(point["metrics"]) == {"validation", "train"}
@@ -105,7 +105,7 @@ def test_path_over_alpha_matches_scikit_learn_ridge(tmp_path):
     for point in found["points"]:
         peer = Ridge(alpha=point["value"]).fit(features, labels)
         expected = dict(zip(feature_names("diabetes"), peer.coef_, strict=True))
-        # Measured: 2e-9 of a column that nearly depends on the others.
+        # Measured: 2e-9, for a column that almost depends on the others.
         assert dict(zip(found["names"], point["coefficients"], strict=True)) == pytest.approx(expected, rel=1e-8)
 
 
@@ -154,7 +154,7 @@ def test_solver_fits_all_of_packed_parts(tmp_path, monkeypatch):
     config.model.num_features = config.data.transform.buckets = 512
     config.data.transform.row_length = 128
     config.eval.update(metric="loss", mode="min")
-    config.train.batch_rows = prepare(config).length.batch_rows  # -1, as a number
+    config.train.batch_rows = prepare(config).length.batch_rows  # the number that −1 stands for
     train_and_evaluate(config, tmp_path, show=False)
     found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.2, 1.0), repeats=1, show=False)
     assert [point["examples"] for point in found["points"]] == [40, 200]
@@ -243,7 +243,7 @@ def test_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
 
 @pytest.mark.slow
 def test_refits_do_not_stop_early(tmp_path):
-    """By the patience or the time that the run had."""
+    """The run's patience and time limit do not apply to them."""
     config = linear_line.get_config()
     config.eval.every_steps = 10
     train_and_evaluate(config, tmp_path, show=False)

@@ -22,7 +22,7 @@ def test_standardize_matches_scikit_learn_fitted_on_train(rng, tmp_path):
         np.testing.assert_allclose(examples[name].columns["features"], scaler.transform(split["x"]), atol=1e-6)
     again = standardize(
         {"train": splits["test"]}, ArtifactCache(tmp_path), inputs=("x",), label="y"
-    )  # the kept mean, not a new one
+    )  # the saved mean, not a new one
     np.testing.assert_array_equal(again["train"].columns["features"], examples["test"].columns["features"])
 
 

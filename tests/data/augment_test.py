@@ -67,7 +67,7 @@ def test_positions_are_uniform_and_half_are_flipped():
     mirrored = flipped(pairs, _keys(9000))[:, 0, 0, 0] == 2
     assert abs(mirrored.sum() - 4500) < 5 * 2250**0.5
     np.testing.assert_array_equal(flipped(pairs, _keys(9000)).sum(axis=2), 3)
-    assert (pairs[:, 0, 0, 0] == 1).all()  # not changed itself
+    assert (pairs[:, 0, 0, 0] == 1).all()  # the input is unchanged
 
 
 def test_reflection_padding_needs_enough_pixels():
@@ -97,7 +97,7 @@ def test_resized_crops_lie_inside_the_image(sides, scale, ratio, seed):
 
 
 def test_resized_crops_have_the_requested_areas_and_ratios():
-    """Of a large image the first attempts fit: uniform areas, log-uniform ratios; a tall strip takes its centre."""
+    """For a large image the first attempt fits: uniform areas, log-uniform ratios. A tall strip uses its centre."""
     sides = np.full(4000, 1000)
     top, left, tall, wide = resized_crop_boxes(sides, sides, _keys(4000), scale=(0.08, 0.5), ratio=(0.75, 4 / 3)).T
     area, ratio = tall * wide / 1e6, np.log(wide / tall) / np.log(4 / 3)
@@ -142,7 +142,7 @@ def test_rectangle_is_erased_from_some_images():
     for image in found[touched]:
         ys, xs = np.nonzero((image > 0).any(axis=2))
         box = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-        assert (box > 0).mean() > 0.8  # a box of noise, of which one in 256 is 0
+        assert (box > 0).mean() > 0.8  # a box of noise, in which one value in 256 is 0
         areas.append(box.shape[0] * box.shape[1] / 256)
     assert 0.01 < min(areas) < 0.03
     assert 0.3 < max(areas) < 0.36
@@ -173,7 +173,7 @@ def test_augmentation_depends_on_the_key_alone(name):
 
 
 def test_uses_of_a_key_are_independent():
-    """Whether an image is mirrored says nothing about where it is cropped, nor about what is erased of it."""
+    """Flips, crop positions and erased rectangles are independent."""
     images = np.zeros((4000, 7, 7, 1), np.uint8)
     images[:, 3, 3], images[:, 3, 5] = 100, 200
     change = dataclasses.replace(OFF, crop_padding=1, flip=True)
@@ -186,7 +186,7 @@ def test_uses_of_a_key_are_independent():
 
 
 def test_augmentations_never_change():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     images = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3, 1)
     change = dataclasses.replace(OFF, crop_padding=1, flip=True)
     assert change(images, _keys(6), PLAIN)[:, 2, :, 0].tolist() == [

@@ -26,7 +26,7 @@ def _bag(folder=None, splits=SPLITS, **options):
 
 
 def _dense(examples, buckets, arrange=Stream.unpacked):
-    """What a batch of all examples says their features are: [N, buckets]."""
+    """The features of all examples in one batch: [N, buckets]."""
     stream = arrange(examples)
     batch = make_batch(stream.examples, stream.rows)
     dense = np.zeros((len(examples), buckets), np.float32)
@@ -48,7 +48,7 @@ def test_features_match_scikit_learn(arrange):
         TfidfTransformer(sublinear_tf=True),
     ).fit(TRAIN)
     for split, texts in (("train", TRAIN), ("test", TEST)):
-        # Both divide in float32: at most an ulp or two apart, 1.2e-7 each.
+        # Both divide in float32: at most one or two ulps of 1.2e-7 apart.
         np.testing.assert_allclose(
             _dense(_bag()[split], 512, arrange), oracle.transform(texts).toarray(), rtol=1e-6, atol=0
         )
@@ -66,7 +66,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("a dull film is not so bad".split()), 
 @settings(max_examples=60, deadline=None)
 @given(train=TEXTS, test=TEXTS, longest=st.integers(1, 3), buckets=st.sampled_from([1, 8, 2**18]))
 def test_tf_idf_of_buckets_by_hand(train, test, longest, buckets):
-    """(1 + ln tf)(1 + ln (1 + n) / (1 + df)), of length one, counted by bucket; an empty text has nothing."""
+    """(1 + ln tf)(1 + ln (1 + n) / (1 + df)), normalized, counted per bucket; an empty text has no features."""
     splits = {name: {"s": texts, "y": [0] * len(texts)} for name, texts in (("train", train), ("test", test))}
     examples = _bag(splits=splits, ngrams=(1, longest), buckets=buckets, max_length=64, pad_to=(64,), row_length=64)
     documents = Counter(itertools.chain.from_iterable(_terms(text, longest, buckets) for text in train))
@@ -84,7 +84,7 @@ def test_tf_idf_of_buckets_by_hand(train, test, longest, buckets):
             here = batch["segments"][place[0]] == place[1] + 1
             ids, values = batch["ids"][place[0], here], batch["values"][place[0], here]
             assert ids.tolist() == sorted(expected)
-            # float32 logarithms and products: 2e-7 was the largest error seen, relative to values up to 1.
+            # float32 logarithms and products: the largest error seen was 2e-7, relative to values up to 1.
             np.testing.assert_allclose(values, [expected[term] for term in sorted(expected)], rtol=1e-6, atol=0)
 
 
@@ -95,7 +95,7 @@ def test_saved_idf_is_used_for_other_data(tmp_path):
     there = _dense(_bag(tmp_path, other)["test"], 512)
     np.testing.assert_array_equal(there[:2], _dense(own["test"], 512))
     assert not there[2].any()
-    # Its own `train` would give another idf.
+    # Its own `train` would give a different idf.
     changed = {**SPLITS, "train": {"s": ["a dull film"], "y": [0]}}
     assert (_dense(_bag(None, changed)["test"], 512) != there[:2]).any()
     np.testing.assert_array_equal(_dense(_bag(tmp_path, changed)["test"], 512), there[:2])

@@ -73,7 +73,7 @@ def test_one_bit_is_black_and_white():
 
 def test_camera_orientation_is_ignored():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     assert decode(_file(Image.fromarray(COLOUR), exif=exif), 3).shape == (6, 5, 3)
 
 
@@ -101,7 +101,7 @@ def test_invalid_images_are_one_line_errors(file, message):
         ((None, None), (9, 6), (9, 6)),
         ((None, 4), (9, 6), (4, 4)),
         ((4, None), (9, 6), (6, 4)),
-        ((4, None), (7, 9), (4, 5)),  # 36 / 7 is cut down, as torchvision does
+        ((4, None), (7, 9), (4, 5)),  # 36 / 7 is rounded down, as in torchvision
         ((6, 4), (30, 20), (4, 4)),
         ((6, 4), (4, 4), (4, 4)),
     ],
@@ -124,7 +124,7 @@ def test_centre_is_cropped_and_fitting_images_are_unchanged():
 
 @pytest.mark.parametrize(("interpolation", "support"), [("bilinear", 1), ("bicubic", 2)])
 def test_shrinking_is_antialiased(interpolation, support):
-    """Stripes one pixel wide become grey, up to what the edges add; without antialiasing they stay black and white."""
+    """Stripes one pixel wide become grey, except at the edges; without antialiasing they stay black and white."""
     stripes = np.tile(np.array([0, 255], np.uint8), (40, 20))[:, :, None]
     small = EvalTransform(10, None, interpolation)(stripes)[:, support:-support]
     assert small.min() > 110  # measured 127

@@ -22,7 +22,7 @@ def _columns(images, labels=None):
 
 
 def _splits(tmp_path):
-    assert TinyImages.name == "tiny_images"  # imported, so TFDS knows it
+    assert TinyImages.name == "tiny_images"  # importing it registers the dataset with TFDS
     return tfds_source.load("tiny_images", str(tmp_path))
 
 
@@ -33,7 +33,7 @@ def test_tfds_returns_images_as_file_bytes(tmp_path):
 
 
 def test_images_of_one_size_are_decoded_and_others_stay_encoded(tmp_path):
-    for _ in range(2):  # made, then read from the cache
+    for _ in range(2):  # computed, then read from the cache
         found = read(_splits(tmp_path), ArtifactCache(source="tiny images"), **OPTIONS)
         (train, labels), (test, test_labels) = found["train"], found["test"]
         assert isinstance(train, Decoded)
@@ -66,7 +66,7 @@ def test_second_time_nothing_is_read(tmp_path):
 
 
 def test_images_exceeding_the_memory_limit_stay_encoded(tmp_path, monkeypatch):
-    """One byte too many; and a dataset that is not read into memory at all."""
+    """One byte over the limit, and a dataset that is not read into memory at all."""
     splits = _splits(tmp_path)
     found = read(splits, ArtifactCache(), **OPTIONS)
     assert isinstance(found["train"][0], Decoded)
@@ -87,7 +87,7 @@ def test_images_exceeding_the_memory_limit_stay_encoded(tmp_path, monkeypatch):
 
 
 def test_store_is_pickled_as_file_names(tmp_path, monkeypatch):
-    """A worker process must not be sent the images; what is read by TFDS travels too."""
+    """Images are not sent to worker processes; stores read by TFDS can be pickled too."""
     large = _columns([encoded(pixels(i, 60, 50)) for i in range(9)])
     uneven = _columns([encoded(pixels(i, 60 + i, 50)) for i in range(9)])
     found = read({"large": large, "uneven": uneven}, ArtifactCache(source="travel"), **OPTIONS)
@@ -103,7 +103,7 @@ def test_store_is_pickled_as_file_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("height", [6, 7])
 def test_undecodable_image_is_named(height, tmp_path, monkeypatch):
-    """Before training, whether the sizes differ or not; where nothing is in memory, when it is asked for."""
+    """Before training, whether the sizes differ or not; if nothing is in memory, on access."""
     images = [encoded(pixels(0, height)), *(encoded(pixels(i)) for i in range(1, 600))]
     images[399] = images[399][:60]
     named = r"image 399 of split 'test' \(a\.array_record-00001\) can't be decoded: .*truncated"

@@ -50,7 +50,7 @@ def _training(examples, *, batch_rows=8, start=0, steps=15, seed=0, rows=None, *
 
 
 def _as_rows(batches):
-    """Every row of the batches, as bytes."""
+    """Each row of the batches, as bytes."""
     return [
         tuple(batch[name][row].tobytes() for name in sorted(batch))
         for batch in batches
@@ -60,7 +60,7 @@ def _as_rows(batches):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_training_images_do_not_depend_on_batching_or_resuming(change):
-    """120 rows over five epochs of 23: in batches of 8, of 5, begun in the middle, and by eight processes."""
+    """120 rows over five epochs of 23: in batches of 8, of 5, started in the middle, and from eight processes."""
     examples = _transform(_columns(), augment=CHANGES[change])
     whole = _as_rows(_training(examples))
     assert _as_rows(_training(examples, batch_rows=5, steps=24)) == whole
@@ -110,9 +110,9 @@ def test_evaluation_images_are_unchanged():
     change=st.sampled_from([{"mixup": 0.7}, {"cutmix": 1.0}, {"crop_padding": 1, "flip": True, "mixup": 1.0}]),
 )
 def test_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, change):
-    """Each as it is when it is not mixed; the epoch's last with its first."""
+    """Each image is the unmixed one; the last image of the epoch is mixed with the first."""
     examples = _transform(_columns(count), augment=change)
-    # The same, before anything is mixed.
+    # The same images without mixing.
     plain = Stream.unpacked(AugmentedImages(examples.store, examples.labels, examples.view, examples.augment))
     position = 0
     for batch in _training(examples, batch_rows=batch_rows, steps=4, seed=seed):
@@ -133,7 +133,7 @@ def test_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, chan
 
 
 def test_mixed_batches_always_have_the_same_entries():
-    """Padding too: the last step of a run in epochs, on a multiple of rows."""
+    """Padding included: the last step of a run given in epochs, padded to a multiple of rows."""
     examples = _transform(_columns(5), augment={"mixup": 0.2})
     stream = Stream.unpacked(examples)
     batches = training_batches(stream, batch_rows=4, start_step=0, steps=2, total_rows=5, seed=0, rows=Rows(multiple=3))
@@ -153,7 +153,7 @@ def test_mixed_batches_always_have_the_same_entries():
 
 
 def test_few_images_are_computed_twice(monkeypatch):
-    """Of a batch and the other images of its rows, all but one are the same."""
+    """A batch and its mixing partners share all images except one."""
     examples = _transform(_columns(), augment={"mixup": 0.2, "flip": True})
     made = []
     take = type(examples.store).take

@@ -15,7 +15,7 @@ def cache(tmp_path, monkeypatch):
 
 
 class Counting:
-    """Makes an array and a text, and counts how often."""
+    """Computes an array and a text, and counts how often."""
 
     def __init__(self):
         self.times = 0
@@ -83,7 +83,7 @@ def test_damaged_cache_is_recomputed(cache, name, damage):
         np.testing.assert_array_equal(
             ArtifactCache(source="s").arrays("name", make.arrays, key=())["a"], np.arange(1000)
         )
-    assert make.times == 2  # made anew, and whole again
+    assert make.times == 2  # recomputed, and valid again
 
 
 def test_unwritable_cache_is_skipped(cache):
@@ -101,9 +101,9 @@ def test_text_of_a_run_is_read_from_the_run(tmp_path):
     (tmp_path / "run/t.txt").write_text("of this run")
     assert kept.text("t.txt", make.text, key=(1,)) == "of this run"
     assert ArtifactCache(tmp_path / "other", "s").text("t.txt", make.text, key=(1,)) == "wörds\r\n"
-    assert make.times == 1  # another run shares it by the cache
+    assert make.times == 1  # another run reads it from the cache
     assert ArtifactCache(tmp_path / "third", "s").text("t.txt", make.text) == "wörds\r\n"
-    assert make.times == 2  # without a key it does not
+    assert make.times == 2  # without a key it is not shared
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):

@@ -39,7 +39,7 @@ def test_unknown_transform_key_names_the_nearest():
 
 
 def test_missing_dataset_is_an_error(tmp_path):
-    """TFDS itself says "TFRECORD is not supported", or retries for minutes."""
+    """TFDS itself reports "TFRECORD is not supported", or retries for minutes."""
     with pytest.raises(
         UserError, match=r"glue/sst2 is not prepared in .* and can't be downloaded: https?://.* can't be"
     ):

@@ -29,7 +29,7 @@ def test_mixup_is_the_weighted_mean(height, width, alpha, seed, as_bytes):
     assert ((shares >= 0) & (shares <= 1)).all()
     part = shares[:, None, None, None].astype(np.float64)
     expected = (1 - part) * images + part * others
-    # Rounded to the nearest; float32 carries 255 to 2e-5.
+    # Rounded to nearest; float32 represents 255 to 2e-5.
     np.testing.assert_allclose(found, expected, atol=0.5 + 1e-4 if as_bytes else 1e-4)
     np.testing.assert_array_equal(images, before)
 
@@ -41,12 +41,12 @@ def test_cutmix_pastes_a_box_whose_area_is_its_share(height, width, alpha, seed)
     images[..., 1] = np.arange(height * width).reshape(height, width)
     others = images + np.array([1, 0], np.uint8)
     found, shares = mixed(images, others, _keys(5, seed), mixup=0.0, cutmix=alpha)
-    np.testing.assert_array_equal(found[..., 1], images[..., 1])  # every pixel is where it was
+    np.testing.assert_array_equal(found[..., 1], images[..., 1])  # every pixel keeps its position
     for pasted, share in zip(found[..., 0].astype(bool), shares, strict=True):
         assert share == np.float32(pasted.mean())
         assert (pasted == pasted.any(axis=1)[:, None] & pasted.any(axis=0)[None, :]).all()
         for line in (pasted.any(axis=0), pasted.any(axis=1)):
-            assert np.abs(np.diff(line.astype(int), prepend=0, append=0)).sum() in (0, 2)  # one piece
+            assert np.abs(np.diff(line.astype(int), prepend=0, append=0)).sum() in (0, 2)  # a single rectangle
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
@@ -57,13 +57,13 @@ def test_shares_follow_the_beta_distribution(alpha):
 
 
 def test_boxes_have_beta_distributed_sizes_and_uniform_centres():
-    """Far from the edges nothing is cut off: the area's distribution; their centres are uniform."""
+    """Far from the edges no box is clipped, so areas follow the distribution; centres are uniform."""
     images, others = np.zeros((2000, 40, 40, 1), np.uint8), np.ones((2000, 40, 40, 1), np.uint8)
     found, shares = mixed(images, others, _keys(2000), mixup=0.0, cutmix=1.0)
     inside = ~(found[:, [0, -1]].any(axis=(1, 2, 3)) | found[:, :, [0, -1]].any(axis=(1, 2, 3)))
-    # With Beta(1, 1) the squared side is uniform: a side of up to 10 comes up with probability 1/16.
+    # With Beta(1, 1) the squared side is uniform: a side of at most 10 has probability 1/16.
     small = inside & (shares < 100 / 1600) & (shares > 0)
-    assert 0.5 * 2000 / 16 < small.sum() < 1.2 * 2000 / 16  # some are cut off at the edge, or of no area
+    assert 0.5 * 2000 / 16 < small.sum() < 1.2 * 2000 / 16  # some are clipped at the edge, or have no area
     centres = [np.argwhere(image[..., 0]).mean(axis=0) for image in found[small]]
     assert np.abs(np.mean(centres, axis=0) - 19.5).max() < 5 * 40 / 12**0.5 / small.sum() ** 0.5
     corners = found[:, [0, 0, -1, -1], [0, -1, 0, -1], 0].mean(axis=0)
@@ -76,7 +76,7 @@ def test_with_both_each_image_has_either_mixup_or_cutmix():
     flat = found.reshape(4000, -1)
     pasted = (flat.min(axis=1) == 0) & (flat.max(axis=1) == 200)
     blended = (flat.min(axis=1) == flat.max(axis=1)) & (flat.max(axis=1) > 0) & (flat.max(axis=1) < 200)
-    # Of CutMix a few boxes have no area or all of it; of mixup a few shares round to nothing.
+    # A few CutMix boxes cover nothing or everything; a few mixup weights round to zero.
     assert (pasted | blended).mean() > 0.97
     assert abs(blended.mean() - 0.5) < 5 * 0.5 / 4000**0.5 + 0.005
     assert abs(shares[blended].mean() - 0.5) < 5 * 12**-0.5 / 2000**0.5
@@ -95,7 +95,7 @@ def test_mixing_depends_on_the_key_alone(mixup, cutmix):
 
 
 def test_mixtures_never_change():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     images, others = np.zeros((6, 16, 16, 1), np.uint8), np.full((6, 16, 16, 1), 200, np.uint8)
     found, _ = mixed(images, others, _keys(6), mixup=0.5, cutmix=1.0)
     assert found.sum(axis=(1, 2, 3)).tolist() == [50944, 22400, 12800, 1024, 800, 51200]

@@ -10,7 +10,7 @@ LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 
 
 def _by_hand(lengths, capacity, order):
-    """Best fit as its definition says: into the fullest row that still holds the example."""
+    """Best fit by definition: into the fullest row that still has room for the example."""
     rows = []
     for i in order:
         room = [(capacity - sum(lengths[j] for j in row), row) for row in rows]
@@ -25,7 +25,7 @@ def _by_hand(lengths, capacity, order):
 @settings(max_examples=200, deadline=None)
 @given(lengths=LENGTHS, capacity=st.integers(20, 50), seed=st.integers(0, 9))
 def test_rows_match_best_fit(lengths, capacity, seed):
-    """Which of several equally full rows takes an example is free: the fillings must agree, not the members."""
+    """The choice among equally full rows is arbitrary: the row lengths must agree, not the members."""
     order = np.random.default_rng(seed).permutation(len(lengths))
     rows = best_fit(np.array(lengths), capacity, order)
     members = [[i for i in row if i >= 0] for row in rows.tolist()]
@@ -33,7 +33,7 @@ def test_rows_match_best_fit(lengths, capacity, seed):
     filled = [sum(lengths[i] for i in row) for row in members]
     assert max(filled) <= capacity
     assert sorted(filled) == sorted(sum(lengths[i] for i in row) for row in _by_hand(lengths, capacity, order))
-    for row in rows:  # the empty places are the last ones
+    for row in rows:  # empty places come last
         assert (row >= 0).tolist() == sorted((row >= 0).tolist(), reverse=True)
 
 

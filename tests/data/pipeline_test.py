@@ -68,7 +68,7 @@ def test_epochs_and_seeds_have_different_orders(packed):
 
 
 def test_packed_examples_share_rows_with_others_in_every_epoch():
-    """Row mates are drawn anew: of 300 pairs in one row, few share a row again an epoch later."""
+    """Row mates are redrawn: of 300 pairs in one row, few share a row again an epoch later."""
     stream = _stream([4] * 300, packed=True)
     first, second = (
         {pair for row in stream.epoch(0, epoch).tolist() for pair in itertools.combinations(sorted(row), 2)}
@@ -79,7 +79,7 @@ def test_packed_examples_share_rows_with_others_in_every_epoch():
 
 
 def test_every_example_is_equally_likely_to_come_first():
-    """600 epochs of 12 examples: those of one length must be in the first row about equally often."""
+    """600 epochs of 12 examples: examples of equal length are in the first row about equally often."""
     stream = _stream([3, 6] * 6, packed=True)
     counts = np.zeros(12)
     for epoch in range(600):
@@ -89,7 +89,7 @@ def test_every_example_is_equally_likely_to_come_first():
 
 
 def test_order_never_changes():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     order = [3, 7, 4, 0, 2, 6, 5, 1]
     stream = Stream.unpacked(_arrays(8))
     assert stream.epoch(0, 0)[:, 0].tolist() == order
@@ -264,10 +264,10 @@ def test_padded_length_is_the_smallest_that_fits():
 
 
 def test_memory_mapped_sequences_are_pickled_as_file_names():
-    """A worker process must not be sent a corpus."""
+    """A corpus is not sent to worker processes."""
     values = np.arange(100_000, dtype=np.int32)
     kept = ArtifactCache(source="travel")
-    for _ in range(2):  # made, then read
+    for _ in range(2):  # computed, then read
         arrays = kept.arrays("tokens", lambda: {"values": values, "offsets": np.array([0, 60_000, 100_000])}, key=())
     ragged = Ragged(arrays["values"], arrays["offsets"])
     message = pickle.dumps(ragged)

@@ -26,7 +26,7 @@ def _found(name, root):
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        # imdb_reviews has one config, its default; TFDS knows it.
+        # imdb_reviews has one config, its default, known to TFDS.
         ("imdb_reviews", "imdb_reviews/plain_text/1.0.0"),
         ("imdb_reviews/plain_text", "imdb_reviews/plain_text/1.0.0"),
         ("imdb_reviews/plain_text/1.0.0", "imdb_reviews/plain_text/1.0.0"),
@@ -35,24 +35,24 @@ def _found(name, root):
         ("imdb_reviews/1.0.0", "imdb_reviews/plain_text/1.0.0"),
         ("imdb_reviews:1.0.1", None),
         ("imdb_reviews/bytes", None),
-        # No config; of several versions the newest, by number.
+        # No config; the newest of several versions, by number.
         ("mnist", "mnist/3.0.10"),
         ("mnist/3.0.1", "mnist/3.0.1"),
         ("mnist:3.0.1", "mnist/3.0.1"),
         ("mnist/3.0.2", None),
-        # glue's default config is cola, which is not there: another task is not taken in its place.
+        # glue's default config, cola, is missing: no other task is used instead.
         ("glue", None),
         ("glue/sst2", "glue/sst2/2.0.0"),
         ("glue/sst2:2.0.0", "glue/sst2/2.0.0"),
-        # TFDS does not know this one, but its files say what its default is.
+        # Unknown to TFDS, but its files name the default.
         ("of_ones_own", "of_ones_own/b/1.0.0"),
         ("of_ones_own/a", "of_ones_own/a/1.0.0"),
-        # Nor this one, which has one config.
+        # Also unknown, with one config.
         ("alone", "alone/only-1.5/1.0.0"),
-        # A config that looks like a version, as cnn_dailymail's do.
+        # A config that looks like a version, as in cnn_dailymail.
         ("numbered/3.0.0", "numbered/3.0.0/3.4.0"),
         ("numbered/3.0.0:3.4.0", "numbered/3.0.0/3.4.0"),
-        # A preparation that was cut off.
+        # An interrupted preparation.
         ("cut_off", None),
     ],
 )

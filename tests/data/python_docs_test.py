@@ -48,7 +48,7 @@ def test_corpus_is_large_and_has_no_duplicates():
 
 @pytest.mark.extended
 def test_corpus_is_deterministic():
-    """In another process too, where hashes have another seed."""
+    """Also in another process, with another hash seed."""
     code = (
         "from research.data.sources.python_docs import python_docs; from research.data.load import _fingerprint as f; "
     )

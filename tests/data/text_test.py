@@ -29,7 +29,7 @@ def _splits(**columns):
 
 
 def test_vocabulary_is_deterministic():
-    """In other processes too, where hashes have other seeds."""
+    """Also in other processes, with other hash seeds."""
     code = (
         "import hashlib; from research.data.text.wordpiece import train_wordpiece\n"
         "texts = [f'word{i % 50} and w{i % 7}rd number {i}' for i in range(500)]\n"
@@ -131,7 +131,7 @@ def _tokens(examples, index):
 
 
 def test_unusual_texts_have_a_defined_result():
-    """Empty: [CLS] [SEP]. 10,000 words: cut to max_length, [SEP] last. Not UTF-8, or a NUL: U+FFFD, an unknown word."""
+    """Empty: [CLS] [SEP]. 10,000 words: truncated to max_length, [SEP] last. Invalid UTF-8 or NUL: U+FFFD, unknown."""
     texts = ["", " \n", "dull " * 10_000, b"dull caf\xe9", "dull"]
     splits = {"train": {"sentence": TEXTS + texts, "label": [0] * 9}, "test": {"sentence": [], "label": []}}
     examples = wordpiece(splits, ArtifactCache(), **OPTIONS)
@@ -146,7 +146,7 @@ def test_unusual_texts_have_a_defined_result():
 
 def test_custom_tokenizer(tmp_path):
     own = train_wordpiece(["dull superb"] * 9, vocab_size=60, lowercase=True)
-    own.enable_padding(length=30)  # what a file asks for in this way has no effect
+    own.enable_padding(length=30)  # settings of the file that have no effect here
     own.enable_truncation(3)
     own.save(str(tmp_path / "tokenizer.json"))
     options = {**OPTIONS, "tokenizer": str(tmp_path / "tokenizer.json")}
@@ -163,7 +163,7 @@ def test_custom_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_custom_vocabulary(newline, tmp_path):
-    """One token a line, as BERT's are published; what looks like the end of a line to Unicode only is a token."""
+    """One token per line, as BERT's are published; Unicode line separators are tokens."""
     words = ["dull", "Dull", "\x85", "\u2028", "é", "e"]
     (tmp_path / "vocab.txt").write_bytes("".join(f"{word}{newline}" for word in (*SPECIAL_TOKENS, *words)).encode())
     for lowercase, expected in ((True, [2, 5, 5, 10, 3]), (False, [2, 6, 5, 9, 3])):
@@ -176,7 +176,7 @@ def test_custom_vocabulary(newline, tmp_path):
 
 
 def test_large_datasets_are_tokenized_in_chunks():
-    texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one piece
+    texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one chunk
     examples = wordpiece({"train": {"sentence": texts, "label": [0] * 20_000}}, ArtifactCache(), **OPTIONS)["train"]
     few = wordpiece(_splits(), ArtifactCache(), **OPTIONS)["train"]
     assert len(examples) == 20_000
@@ -219,7 +219,7 @@ def test_lengths_before_truncation_are_kept(inputs):
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_single_characters_in_the_vocabulary_occur(lowercase):
-    """A character is a piece where it begins a word, and ##it where it stands behind another; nothing else is."""
+    """The vocabulary has `c` if the character begins a word, and `##c` if it follows another one."""
     texts = ["Zebra über-all, 你好 x9?", "naïve co-op", "a\u0301b 中文 ok"]
     tokenizer = train_wordpiece(texts, vocab_size=300, lowercase=lowercase)
     words = [
@@ -234,7 +234,7 @@ def test_single_characters_in_the_vocabulary_occur(lowercase):
     }
     assert {"你", "文", "-", ","} <= pieces
     assert not {"##你", "##文", "##-", "##,"} & pieces
-    assert 1 not in tokenizer.encode(" ".join(texts)).ids  # nothing is unknown
+    assert 1 not in tokenizer.encode(" ".join(texts)).ids  # no unknown tokens
 
 
 def test_rare_characters_leave_room_for_words():
@@ -263,7 +263,7 @@ def test_only_column():
 
 
 def test_vocabulary_is_filled():
-    """Where most characters begin words only, what they would take as ##c is left for longer pieces."""
+    """If most characters only begin words, the space of their ##c forms goes to longer pieces."""
     words = [f"{a}{b}a{c}" for a in "bcdfg" for b in "hklmn" for c in "prstv"]
     texts = 5 * [" ".join(words)] + 10 * [chr(0x4E00 + i) for i in range(200)]
     assert train_wordpiece(texts, vocab_size=300, lowercase=True).get_vocab_size() == 300

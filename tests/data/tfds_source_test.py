@@ -11,11 +11,11 @@ from tests.data.tiny_reviews import TinyReviews
 
 
 def test_it_downloads_prepares_and_reads_without_tensorflow(tmp_path):
-    assert TinyReviews.name == "tiny_reviews"  # imported, so TFDS knows it
+    assert TinyReviews.name == "tiny_reviews"  # importing it registers the dataset with TFDS
     assert tfds_source.folder("tiny_reviews", str(tmp_path)) is None
-    assert tfds_source.missing("tiny_reviews", str(tmp_path)) is None  # it has nothing to download
+    assert tfds_source.missing("tiny_reviews", str(tmp_path)) is None  # nothing to download
     first = tfds_source.load("tiny_reviews", str(tmp_path))
-    again = tfds_source.load("tiny_reviews", str(tmp_path))  # now from the prepared files
+    again = tfds_source.load("tiny_reviews", str(tmp_path))  # from the prepared files
     assert tfds_source.folder("tiny_reviews", str(tmp_path)) == tmp_path / "tiny_reviews/1.0.0"
     assert first == again
     assert sorted(first["train"]["sentence"]) == sorted(f"review número {i}".encode() for i in range(7))

@@ -11,7 +11,7 @@ def _read(folder):
 
 
 class TestTheFolder:
-    """What its config and tokenizer files say."""
+    """The contents of its config and tokenizer files."""
 
     def test_folder_is_read(self, tmp_path):
         tiny_encoder.write(tmp_path)
@@ -20,7 +20,7 @@ class TestTheFolder:
         assert not _read(tmp_path).transform["lowercase"]
 
     def test_an_embedding_may_have_more_rows_than_the_tokenizer_has_tokens(self, tmp_path):
-        """Published ones are padded to a multiple of 8 or 64."""
+        """Published embeddings are padded to a multiple of 8 or 64."""
         tiny_encoder.write(tmp_path, vocab_size=64)
         found = _read(tmp_path)
         assert (found.model["vocab_size"], found.transform["vocab_size"]) == (64, 57)

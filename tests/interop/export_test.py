@@ -40,7 +40,7 @@ def test_load_export_load_round_trips_every_byte(family, tmp_path):
 @pytest.mark.extended
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_exporting_an_export_gives_the_same_bytes(family, tmp_path):
-    """A regression, whose embedding has more rows than the tokenizer has tokens, as published ones have."""
+    """A regression, with more embedding rows than tokens, as in published models."""
     rows = tiny_encoder.CONFIGS[family]["vocab_size"] + 7
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=1, vocab_size=rows)
     source = tmp_path / "F"
@@ -96,7 +96,7 @@ def test_run_ranked_by_averaged_parameters_exports_them(tmp_path, monkeypatch):
         state, _ = checkpoints.restore(experiment.state, 3)
     for metric, params in (("accuracy", state.params), ("ema_accuracy", averaged(state, 0.5).params)):
         exported = pretrained.load(str(tmp_path / f"{metric}-out"))[1]["params"]
-        # One division or the other of float32 numbers: measured 0 apart.
+        # Both divide float32 numbers; measured difference: 0.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), exported, params)
     assert not np.allclose(state.params["classifier"]["kernel"], averaged(state, 0.5).params["classifier"]["kernel"])
 

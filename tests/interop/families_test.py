@@ -78,7 +78,7 @@ def test_unsupported_value_is_a_one_line_error(change, message):
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_null_is_an_error_or_the_default(family):
     read = {*FAMILIES[family].keys.values(), *(["pad_token_id"] if family == "roberta" else [])}
-    for key in CONFIGS[family].keys() - {"model_type", "seq_classif_dropout"}:  # the caller's; None is a value of it
+    for key in CONFIGS[family].keys() - {"model_type", "seq_classif_dropout"}:  # from the caller; may be None
         config = {**CONFIGS[family], key: None}
         if key not in read:
             assert read_config(config, "F")[1] == EXPECTED[family]

@@ -1,4 +1,4 @@
-"""A config with `init_from`, and runs that start from it."""
+"""Configs with `init_from`, and runs that start from the weights."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def _few(monkeypatch):
 
 
 def _config(init_from, *overrides):
-    """The embedded BERT's config, from other weights; each of its 6 steps is on 8 sentences."""
+    """The config of the embedded BERT, from pretrained weights, with 6 steps of 8 sentences."""
     settings = ["train.batch_size=8", "train.steps=6", "checkpoint.every_steps=3", "eval.every_steps=0"]
     experiment = load("configs/bert_sst2.py:embedded", [f"init_from={init_from}", *settings, *overrides])
     return experiment.config, experiment.given
@@ -40,7 +40,7 @@ def _run(start, workdir, **options):
 
 
 def _first(start, workdir):
-    """The parameters before the first step, and what they would be without weights."""
+    """The parameters before the first step, and those without pretrained weights."""
     experiment = prepare(start.config)
     fresh = jax.device_get(experiment.init().params)
     with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
@@ -101,7 +101,7 @@ class TestTheConfig:
     "family", ["bert", *(pytest.param(name, marks=pytest.mark.extended) for name in ("roberta", "distilbert"))]
 )
 def test_run_starts_from_the_weights(family, tmp_path):
-    """And from the classifier of its seed."""
+    """The classifier is initialized from the seed."""
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=2)
     start = _start(tmp_path / "W", tmp_path / "F")
     params, fresh = _first(start, tmp_path / "W")
@@ -213,7 +213,7 @@ def test_run_of_another_model_is_a_one_line_error(tmp_path):
         _start(tmp_path / "W", tmp_path / "first")
 
 
-# What transformers 5.23 computes in float64 from the same files, to seven digits.
+# Computed by transformers 5.23 in float64 from the same files, to seven digits.
 GOLDEN = {
     "bert": [
         [-0.0821885, 0.3097855, -0.0299217],
@@ -235,7 +235,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_logits_match_transformers(family, tmp_path):
-    """Measured: at most 1e-7 apart."""
+    """Measured: differences of at most 1e-7."""
     tiny_encoder.write(tmp_path, family, num_classes=3)
     module, variables = pretrained.load(str(tmp_path), num_classes=3)
     batch = tiny_encoder.batch(tiny_encoder.CONFIGS[family]["vocab_size"], type_ids=family == "bert")
@@ -269,7 +269,7 @@ class TestLanguageModels:
             tiny.assert_trees_equal(params[name], fresh[name])
 
     def test_pretraining_continues_from_weights(self, tmp_path):
-        """Whose embedding has more rows than the tokenizer has tokens: these take no hidden token's place."""
+        """With more embedding rows than tokens: the extra rows never replace a masked token."""
         tiny_encoder.write(tmp_path / "F", vocab_size=64)
         config, given = self._mlm(f"init_from={tmp_path / 'F'}", "data.transform.row_length=16")
         start = pretrained.start(config, given, tmp_path / "W")
@@ -292,7 +292,7 @@ def test_labels_without_names_are_a_one_line_error_if_needed(names, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": json.loads(names)}))
     with pytest.raises(UserError, match=r"config.json has id2label"):
         pretrained.load(str(tmp_path / "F"))
-    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is fresh all the same
+    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is initialized in any case
 
 
 def test_key_given_as_none_does_not_follow_the_weights(tmp_path):

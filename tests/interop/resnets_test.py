@@ -1,4 +1,4 @@
-"""ResNets in transformers' layout: read, started from, exported."""
+"""ResNets in transformers' layout: reading, initialization and export."""
 
 import json
 from pathlib import Path
@@ -105,7 +105,7 @@ class TestTheFolder:
             _read(tmp_path)
 
 
-# What transformers 5.23 computes in float64 from the same files and normalized images, to seven digits.
+# Computed by transformers 5.23 in float64 from the same files and normalized images, to seven digits.
 GOLDEN = {
     "basic": [[-7.0516591, 8.777551, 19.1069218], [-1.5903422, 5.2232376, 8.3783789]],
     "bottleneck": [[-0.3990081, -1.245379, -1.1163904], [-0.3092939, -1.4314396, -1.412105]],
@@ -114,7 +114,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("block", tiny_resnet.CONFIGS)
 def test_logits_match_transformers(block, tmp_path):
-    """From bytes to logits, classifier and all. Measured: 5e-6 relative."""
+    """From bytes to logits, including the classifier. Measured: 5e-6 relative."""
     tiny_resnet.write(tmp_path, block)
     module, variables = pretrained.load(str(tmp_path))
     batch = {"images": tiny_resnet.images(), "weight": np.ones(2, np.float32)}
@@ -154,7 +154,7 @@ def test_exporting_a_regression_again_gives_the_same_bytes(tmp_path):
 
 
 def test_network_without_a_transformers_equivalent_is_not_exported(tmp_path):
-    """And nothing is written."""
+    """Nothing is written."""
     tiny_resnet.write(tmp_path / "F")
     workdir = tiny_resnet.write_run(tmp_path / "W", tmp_path / "F")
     config = json.loads((workdir / "config.json").read_text())
@@ -167,7 +167,7 @@ def test_network_without_a_transformers_equivalent_is_not_exported(tmp_path):
 
 class TestARun:
     def _first(self, start, workdir):
-        """The state before the first step, and what it would be without weights."""
+        """The state before the first step, and that without pretrained weights."""
         experiment = prepare(start.config)
         fresh = jax.device_get(experiment.init())
         with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
@@ -175,7 +175,7 @@ class TestARun:
 
     @pytest.mark.parametrize("name", ["resnet", "resnet18"])
     def test_run_starts_from_the_weights_and_batch_statistics(self, name, tmp_path):
-        """Whatever variant the config names. The classifier is its seed's, though it has as many classes."""
+        """For any variant in the config. The classifier is initialized from the seed, even with as many classes."""
         tiny_resnet.write(tmp_path / "F", "basic", num_channels=1, preprocessor={"image_mean": [0.5], "image_std": [1]})
         experiment = load("configs/resnet_digits.py", [f"init_from={tmp_path / 'F'}", "model.num_classes=10"])
         config = experiment.config
@@ -216,7 +216,7 @@ class TestARun:
         tiny.assert_trees_equal(pretrained.load(str(run))[1], expected)
 
     def test_resuming_does_not_need_the_weights(self, tmp_path):
-        """The run's own settings come back, whatever variant its config names."""
+        """The settings of the run are restored, for any variant in its config."""
         tiny_resnet.write(tmp_path / "F", "bottleneck")
         workdir = tiny_resnet.write_run(tmp_path / "W", tmp_path / "F")
         config = json.loads((workdir / "config.json").read_text())
@@ -231,7 +231,7 @@ class TestARun:
         assert model.mean == pytest.approx((102.0, 127.5, 153.0))
 
     def test_other_number_of_channels_is_a_one_line_error(self, tmp_path):
-        """Digits have one, these weights three."""
+        """Digits have one channel, these weights three."""
         tiny_resnet.write(tmp_path / "F")
         with pytest.raises(UserError, match=r"model.mean has 3 values .*; images have 1 channels"):
             prepare(_start(tmp_path / "W", tmp_path / "F").config)
@@ -280,7 +280,7 @@ def test_mismatched_tensors_are_named(change, message, tmp_path):
 
 
 def test_network_without_a_head_gets_a_random_one(tmp_path):
-    """ResNetModel's file: no prefix, no classifier."""
+    """A file of ResNetModel: no prefix, no classifier."""
     tensors = tiny_resnet.write(tmp_path)
     bare = {name.removeprefix("resnet."): x for name, x in tensors.items() if not name.startswith("classifier")}
     save_file({**bare, "more": np.zeros(1)}, tmp_path / "model.safetensors")
@@ -292,7 +292,7 @@ def test_network_without_a_head_gets_a_random_one(tmp_path):
 
 
 def test_hub_files_need_no_tokenizer(tmp_path, monkeypatch):
-    """What was downloaded of a ResNet is whole without one."""
+    """The download of a ResNet is complete without one."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -14,14 +14,14 @@ from tests.interop import tiny_encoder
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An empty cache of the hub's files."""
+    """An empty cache of hub files."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 @pytest.fixture
 def online(monkeypatch):
-    """Whether the hub may be asked; each request that is made comes into the list, and fails."""
+    """Sets whether requests to the hub are allowed; each request is recorded in the list and fails."""
     asked = []
 
     def head(url, timeout):
@@ -34,7 +34,7 @@ def online(monkeypatch):
 
 
 def _downloaded(cache, hub_id):
-    """Files as the hub's client lays them down."""
+    """Files in the layout of the hub's client."""
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("c0ffee")
@@ -86,7 +86,7 @@ def test_missing_folder_is_a_one_line_error(hub_cache):
 
 
 def test_failed_download_is_a_one_line_error(hub_cache, online, monkeypatch):
-    """The hub answers the first request, then no more."""
+    """The hub answers only the first request."""
     monkeypatch.setattr(requests, "head", lambda url, timeout: None)
     with pytest.raises(UserError, match="pretrained weights some/model can't be downloaded: ") as caught:
         source.folder("some/model")

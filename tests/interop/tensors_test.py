@@ -20,14 +20,14 @@ def _params(folder, num_classes=3):
 
 
 def _rewrite(folder, change):
-    """Changes the tensors of a folder by a function of {name: tensor}."""
+    """Changes the tensors of a folder with a function of {name: tensor}."""
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path)
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_names_with_and_without_prefix(family, tmp_path):
-    """With and without the prefix, and BERT's first names of LayerNorm's two."""
+    """With and without the prefix, and with BERT's original names of the LayerNorm parameters."""
     written = tiny_encoder.write(tmp_path, family, num_classes=3)
     params = _params(tmp_path)
     name = f"{family}.{'transformer' if family == 'distilbert' else 'encoder'}.layer.1."
@@ -85,7 +85,7 @@ def test_head_may_be_missing(tmp_path):
     params = _params(tmp_path)
     table = tensors["bert.embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(params["encoder"]["token_embedding"]["embedding"], table)
-    assert 0 < np.abs(params["pooler"]["kernel"]).max() <= 0.04  # random, of the initializer_range
+    assert 0 < np.abs(params["pooler"]["kernel"]).max() <= 0.04  # random, with the initializer_range
     assert params["classifier"]["kernel"].shape == (8, 3)
 
 
@@ -106,7 +106,7 @@ MLP = "bert.encoder.layer.0.intermediate.dense.weight"
             lambda tensors: {**tensors, f"{QUERY}.weight": np.zeros((8, 9), np.float32)},
             rf"tensor {QUERY}.weight of \S+ has shape \(8, 9\); the model of this config needs \(8, 8\)",
         ),
-        (  # shapes are told as they are in the file
+        (  # the error gives shapes as in the file
             lambda tensors: {**tensors, MLP: np.zeros((8, 12), np.float32)},
             rf"tensor {MLP} of \S+ has shape \(8, 12\); the model of this config needs \(12, 8\)",
         ),
@@ -155,7 +155,7 @@ def test_leaves_keep_their_sharding():
 
 
 def test_at_most_one_tensor_is_held_twice():
-    """8 tensors of 1 MB each replaced: at no time is more memory in use than for 8 and one that was just read."""
+    """Replacing 8 tensors of 1 MB never uses more memory than 8 tensors and the one just read."""
     params = {f"layer_{i}": {"kernel": jnp.full((512, 512), i, jnp.float32)} for i in range(8)}
     fresh = jax.tree.leaves(params)
     alive = []

@@ -30,7 +30,7 @@ MODULE = BertMaskedLM(**SIZES)
 
 
 def _batch(rng, positions, width=12):
-    """Rows that hide the tokens at `positions`, padded to one number of slots."""
+    """Rows in which the tokens at `positions` are masked, padded to one number of slots."""
     rows, slots = len(positions), max(map(len, positions)) + 1
     labels, places = np.full((rows, slots), -1), np.zeros((rows, slots), np.int32)
     for row, here in enumerate(positions):
@@ -49,7 +49,7 @@ def _batch(rng, positions, width=12):
 
 
 def _everywhere(batch):
-    """The same rows with a slot for every token; what is not hidden has the label −1."""
+    """The same rows with a slot for every token; unmasked tokens have the label −1."""
     rows, width = batch["tokens"].shape
     labels = np.full((rows, width), -1, np.int32)
     for row in range(rows):
@@ -63,7 +63,7 @@ def _everywhere(batch):
 def _params():
     batch = _batch(np.random.default_rng(0), [[3]])
     variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
+    # Biases and LayerNorms are initialized to 0 and 1; other values reveal swapped parameters.
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
 
@@ -74,7 +74,7 @@ def _apply(params, batch):
 
 @functools.partial(jax.jit, static_argnames="name")
 def _logits_and(params, batch, name):
-    """The logits, and what the submodule of that name gives."""
+    """The logits, and the output of the submodule of that name."""
     logits, state = MODULE.apply(
         {"params": params}, batch, train=False, capture_intermediates=lambda module, _: module.name == name
     )
@@ -82,7 +82,7 @@ def _logits_and(params, batch, name):
 
 
 def test_head_matches_the_published_formula(rng):
-    """Dense, gelu, LayerNorm, token embedding, bias: written out in float64 numpy."""
+    """Dense, gelu, LayerNorm, token embedding and bias, in float64 numpy."""
     batch = _batch(rng, [[2, 7], [4]])
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), _params())
     logits, hidden = _logits_and(_params(), batch, "encoder")
@@ -114,7 +114,7 @@ def test_loss_and_gradients_match_all_positions_with_masked_labels(rng):
 
 @pytest.mark.extended
 def test_token_embedding_has_gradients_from_both_uses(rng):
-    """As a projection: Σ (softmax − one-hot) · h over the hidden places. As a lookup: only the tokens read."""
+    """As a projection: Σ (softmax − one-hot) · h over the masked positions. As a lookup: only the tokens read."""
     batch = _batch(rng, [[2, 7], [4]])
 
     @jax.jit
@@ -140,7 +140,7 @@ HEAD = {"num_classes": 2, "pooler": "tanh", "pooler_dropout": 0.0, "classifier_d
 
 
 def test_encoder_has_the_parameters_of_the_classifier():
-    """So that a classifier can start from a pretrained encoder."""
+    """A classifier can therefore start from a pretrained encoder."""
     batch = {**_batch(np.random.default_rng(0), [[3]]), "starts": jnp.zeros((1, 1), jnp.int32)}
     shapes = [
         jax.eval_shape(lambda m=module: m.init(jax.random.key(0), batch, train=False))["params"]["encoder"]
@@ -152,7 +152,7 @@ def test_encoder_has_the_parameters_of_the_classifier():
 
 
 def test_parameters_of_bert_base():
-    """109,514,298: what transformers counts for BertForMaskedLM of bert-base-uncased, whose table counts once."""
+    """109,514,298, as for transformers' BertForMaskedLM of bert-base-uncased, counting the shared embedding once."""
     from configs import bert_mlm
 
     section = bert_mlm.get_config("base").model.to_dict()
@@ -172,7 +172,7 @@ def test_bfloat16_is_near_float32(rng):
 
 @pytest.mark.extended
 def test_trains_in_bfloat16(rng):
-    """The gradients are near those of float32, and XLA has products for all of them. Measured: cosine 0.99999."""
+    """The gradients are close to those of float32. Measured: cosine similarity 0.99999."""
     batch = _batch(rng, [[2, 7], [4]])
 
     def gradient(dtype):

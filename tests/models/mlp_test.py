@@ -25,7 +25,7 @@ def test_images_are_read_as_normalized_pixels(rng):
     variables = plain.init(jax.random.key(0), {"features": features}, train=False)
     reader = MLP(num_classes=3, hidden_sizes=(8,), dropout=0.0, mean=(10, 20), std=(2, 3))
     logits = reader.apply(variables, {"images": images}, train=False)
-    # Rounding only: 6e-7 was the largest difference seen.
+    # Rounding only: the largest difference seen was 6e-7.
     np.testing.assert_allclose(
         logits, plain.apply(variables, {"features": features}, train=False), rtol=1e-5, atol=1e-4
     )

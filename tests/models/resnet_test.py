@@ -20,7 +20,7 @@ REST = {
 
 
 def _model(**changes):
-    """Tiny: one stage of one block."""
+    """A tiny model: one stage of one block."""
     sizes = {"block": "basic", "stage_sizes": (1,), "width": 4, "stem": "small", "shortcut": "projection"}
     return ResNet(**{**REST, **sizes, **changes})
 
@@ -31,7 +31,7 @@ def _batch(rng, size, rows=2, channels=3):
 
 
 def _init(module, batch):
-    """Variables of numpy's, with scales, biases and statistics that are not 0 and 1: a swapped one would be seen."""
+    """Variables drawn by numpy, with scales, biases and statistics other than 0 and 1, to reveal swapped ones."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -49,14 +49,14 @@ def _abstract(module, batch):
 
 @functools.partial(jax.jit, static_argnames=("module", "train"))
 def _apply(module, variables, batch, *, train=False, key=0):
-    """-> (logits, batch statistics and every module's output)."""
+    """Returns the logits, the batch statistics and the output of every module."""
     rngs = {"dropout": jax.random.key(key)}
     mutable = ["batch_stats", "intermediates"]
     return module.apply(variables, batch, train=train, rngs=rngs, mutable=mutable, capture_intermediates=True)
 
 
 def _shapes(module, batch):
-    """Of every module's output, without computing any."""
+    """The shape of every module's output, without computing it."""
     _, state = jax.eval_shape(
         lambda: module.init_with_output(jax.random.key(0), batch, train=False, capture_intermediates=True, mutable=True)
     )
@@ -80,7 +80,7 @@ def _count(module, batch):
     ],
 )
 def test_parameters_of_the_networks_for_imagenet(rng, name, count):
-    """The counts of torchvision's."""
+    """The counts of torchvision."""
     module = VARIANTS[name](**{**REST, "num_classes": 1000})
     assert _count(module, _batch(rng, 64)) == count
 
@@ -100,7 +100,7 @@ def test_parameters_of_the_networks_for_cifar(rng, name, layers, millions):
     module, batch = VARIANTS[name](**REST), _batch(rng, 32)
     params = _abstract(module, batch)["params"]
     kernels = [x for x in jax.tree.leaves(params) if len(x.shape) > 1]
-    assert len(kernels) == layers  # shortcuts have none
+    assert len(kernels) == layers  # shortcuts have no parameters
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
     assert float(f"{count / 1e6:.2g}") == millions
     if name == "resnet20":
@@ -116,7 +116,7 @@ def test_stem_resolutions(rng):
 
 
 def test_stride_of_a_bottleneck_is_in_its_3x3_convolution(rng):
-    """ResNet v1.5: the first 1×1 of a stage still sees the whole resolution."""
+    """ResNet v1.5: the first 1×1 convolution of a stage still has the full resolution."""
     block = _shapes(_model(block="bottleneck", stage_sizes=(1, 1)), _batch(rng, 8))["stage_1_block_0"]
     assert block["conv_1"]["__call__"][0].shape[1] == 8
     assert block["conv_2"]["__call__"][0].shape[1] == 4
@@ -124,7 +124,7 @@ def test_stride_of_a_bottleneck_is_in_its_3x3_convolution(rng):
 
 @pytest.mark.parametrize(("block", "norms"), [("basic", 2), ("bottleneck", 3)])
 def test_block_is_initially_its_shortcut(rng, block, norms):
-    """The scale of its last normalization starts at zero, those of the others at one."""
+    """The scale of its last normalization is initialized to zero, the others to one."""
     module, batch = _model(block=block, stage_sizes=(2,)), _batch(rng, 8)
 
     @jax.jit
@@ -141,7 +141,7 @@ def test_block_is_initially_its_shortcut(rng, block, norms):
 
 
 def test_padded_shortcut_subsamples_and_adds_zero_channels(rng):
-    """With a branch of zeros a block is its shortcut, and the ReLU that follows."""
+    """With a zero branch, a block is its shortcut followed by ReLU."""
     module, batch = _model(stage_sizes=(1, 1), shortcut="pad"), _batch(rng, 8)
     variables = _init(module, batch)
     for name in ("scale", "bias"):
@@ -155,7 +155,7 @@ def test_padded_shortcut_subsamples_and_adds_zero_channels(rng):
 
 
 def test_batch_statistics_ignore_devices_and_padding(rng):
-    """Of 16 rows, 5 of padding, against the 11 alone. Measured: at most 2e-7 apart."""
+    """16 rows with 5 of padding, against the 11 alone. Measured: differences of at most 2e-7."""
     module = _model(stage_sizes=(1, 1))
     batch = {name: np.asarray(array) for name, array in _batch(rng, 8, rows=16).items()}
     batch["weight"] = np.asarray([1.0] * 11 + [0.0] * 5, np.float32)
@@ -181,7 +181,7 @@ def test_bfloat16_keeps_float32_statistics(rng):
 
 
 def test_with_group_norm_images_are_independent(rng):
-    """In training too, and there is no state."""
+    """Also in training, and without state."""
     module, batch = _model(norm="group"), _batch(rng, 8)
     variables = _init(module, batch)
     assert set(variables) == {"params"}
@@ -192,7 +192,7 @@ def test_with_group_norm_images_are_independent(rng):
 
 
 class TestStochasticDepth:
-    """Two blocks on 2,000 examples that are all alike: their outputs tell which branches they kept."""
+    """Two blocks on 2,000 identical examples, whose outputs show which branches were kept."""
 
     ROWS = 2000
     MODULE = _model(stage_sizes=(2,), norm="group", stochastic_depth=0.6)
@@ -205,7 +205,7 @@ class TestStochasticDepth:
         return np.asarray(logits), state["intermediates"]
 
     def test_stochastic_depth_drops_per_example_and_more_in_deep_blocks(self):
-        """Rates 0.3 and 0.6: both kept, the first only, the second only, none; 4.9 standard errors each."""
+        """Drop rates 0.3 and 0.6: both kept, only the first, only the second, none; within 4.9 standard errors each."""
         logits, _ = self._outputs(train=True)
         _, kind = np.unique(np.round(logits, 3), axis=0, return_inverse=True)
         shares = sorted(np.bincount(kind) / self.ROWS)
@@ -213,7 +213,7 @@ class TestStochasticDepth:
             assert abs(share - expected) < 4.9 * (expected * (1 - expected) / self.ROWS) ** 0.5
 
     def test_kept_branches_are_scaled_up(self):
-        """A first block gives its shortcut, and beside it 1 / (1 − 0.3) of its branch or none of it."""
+        """The first block returns its shortcut plus 1 / (1 − 0.3) times its branch, or the shortcut alone."""
         _, outputs = self._outputs(train=True)
         shortcut = np.maximum(outputs["norm_stem"]["__call__"][0], 0)
         branch = np.asarray(outputs["stage_0_block_0"]["norm_2"]["__call__"][0])
@@ -248,7 +248,7 @@ def test_flip_at_test_time_averages_two_images(rng):
 
 
 def test_bytes_are_normalized_in_the_model(rng):
-    """uint8 with the mean and the standard deviation of each channel is what the host would have made of it."""
+    """uint8 images with the mean and standard deviation per channel match images normalized on the host."""
     mean, std = (100.0, 120.0, 140.0), (50.0, 60.0, 70.0)
     images = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     weight = jnp.ones(2)

@@ -1,4 +1,4 @@
-"""Tokens, type ids and cuts against transformers' tokenizer of the same vocabulary."""
+"""Tokens, type ids and truncation against transformers' tokenizer with the same vocabulary."""
 
 import numpy as np
 import pytest
