@@ -50,7 +50,7 @@ for argument in "$@"; do
 done
 
 if [ "$local" = 0 ]; then
-  [ -n "$name" ] || fail "--name (of the TPU VM) is missing; use --local on the VM itself; see --help"
+  [ -n "$name" ] || fail "--name is missing: the name of the TPU VM, or use --local on the VM itself; see --help"
   [ -n "$zone" ] || fail "--zone is missing; 'gcloud compute tpus tpu-vm list --zone=-' shows where $name is"
   [ -n "$repository" ] || fail "--repository is missing: this checkout has no remote 'origin' to clone from"
   [ "$dry_run" = 1 ] || command -v gcloud >/dev/null || fail "gcloud is not installed; it is needed to reach $name"

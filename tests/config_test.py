@@ -92,9 +92,9 @@ class TestAuto:
     @pytest.mark.parametrize(
         ("overrides", "asked"),
         [
-            (["data.name=glue/nonexistent"], "data.name=glue/nonexistent was asked for and is unavailable"),
-            (["data.data_dir=EMPTY"], "data.data_dir=.* was asked for and is unavailable"),
-            (["init_from=missing", "needs_accelerator=False"], "init_from=missing was asked for and is unavailable"),
+            (["data.name=glue/nonexistent"], "data.name=glue/nonexistent was requested but is unavailable"),
+            (["data.data_dir=EMPTY"], "data.data_dir=.* was requested but is unavailable"),
+            (["init_from=missing", "needs_accelerator=False"], "init_from=missing was requested but is unavailable"),
         ],
     )
     def test_requested_data_and_weights_are_never_replaced(self, config, overrides, asked, monkeypatch, tmp_path):
@@ -106,7 +106,7 @@ class TestAuto:
 
     def test_note_names_the_requested_keys_that_are_kept(self, tmp_path):
         note = load("configs/bert_sst2.py", [f"init_from={tmp_path}", "data.name=sentiment"]).note
-        assert "preset embedded instead, with the data.name and init_from asked for; " in note
+        assert "preset embedded instead, with the requested data.name and init_from; " in note
 
     def test_note_names_the_preset_for_a_cpu(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")

@@ -314,7 +314,7 @@ def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng,
     assert summary["training"]["iterations"] == 2
     assert [text.split(":")[0] for text in summary["warnings"]] == [
         "lbfgs did not converge",
-        "all training examples are right and nothing is penalised",
+        "all training examples are classified correctly without a penalty",
     ]
     assert "give more than optimizer.max_iterations=2" in summary["warnings"][0]
 
@@ -323,7 +323,10 @@ def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng,
 def test_tolerance_below_the_precision_is_a_warning(tmp_path):
     config = load("configs/logistic_iris.py", ["optimizer.tolerance=1e-12"]).config
     (text,) = train_and_evaluate(config, tmp_path, show=False)["warnings"]
-    assert "float32 can't get further: give dtype=float64 or a larger optimizer.tolerance than 1e-12" in text
+    assert (
+        "the limit of float32 precision is reached: give dtype=float64 or a larger optimizer.tolerance than 1e-12"
+        in text
+    )
 
 
 @pytest.mark.extended

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from research.analysis.curves import Curve, confusion, precision_recall, roc
 from research.base.errors import UserError
 
-MOST_LINES = 10  # that a legend can name and the eye distinguish
+MOST_LINES = 10  # lines with a name in the legend; more would be hard to distinguish
 MOST_COEFFICIENTS = 30
 MOST_COUNTED = 20  # classes: with more, numbers in the cells are unreadable
-MOST_BINS = 100  # of a histogram; one outlier might require millions
+MOST_BINS = 100  # in a histogram; a single outlier might require millions
 LONGEST_NAME = 40  # characters of a name beside an axis or in a legend
 _TITLE_POINTS = 11
 _LETTER = 0.075  # upper bound in inches on the average width of a letter of 8 points
@@ -192,7 +192,7 @@ def _one_versus_rest(
     Raises UserError if there is no curve.
     """
     if not found:
-        raise UserError("no class has a curve: the labels must be of two classes at least")
+        raise UserError("no class has a curve: the labels must include at least two classes")
     texts = [f"{_short(class_name(c, names))}, {area} {line.area:.4f}" for c, line in found.items()]
     mean = f"mean of {len(found)} classes, {area} {np.mean([line.area for line in found.values()]):.4f}"
     named = len(found) <= MOST_LINES

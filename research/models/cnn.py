@@ -40,7 +40,7 @@ class CNN(nn.Module):
         if min(x.shape[1:3]) < smallest:
             raise ValueError(
                 f"images of {x.shape[1]}×{x.shape[2]} are too small for model 'cnn' with padding {self.padding}: "
-                f"{smallest}×{smallest} at least"
+                f"at least {smallest}×{smallest}"
             )
         for i, features in enumerate((32, 64)):
             conv = nn.Conv(

@@ -139,10 +139,10 @@ def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line, m
         "precision_recall",
         "confusion",
     }
-    assert found["fit"][1] == "the run's task classification predicts a class; this plot is of a number"
+    assert found["fit"][1] == "the run's task classification predicts a class; this plot requires a number"
     assert (
         found["regularization_path"][1]
-        == "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
+        == "optimizer 'adamw' has no penalty; optimizers with a penalty: closed_form, lbfgs, adam, sgd, rmsprop"
     )
     assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
     found = {name: why for name, path, why in draw_all(PlotContext(line)) if not path}
@@ -152,8 +152,11 @@ def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line, m
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("fit", "the run's task classification predicts a class; this plot is of a number"),
-        ("regularization_path", "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"),
+        ("fit", "the run's task classification predicts a class; this plot requires a number"),
+        (
+            "regularization_path",
+            "optimizer 'adamw' has no penalty; optimizers with a penalty: closed_form, lbfgs, adam, sgd, rmsprop",
+        ),
         ("rock", "did you mean 'roc'"),
     ],
 )
@@ -176,7 +179,7 @@ def test_requested_plots_are_drawn_before_the_error(line, capsys):
     with pytest.raises(UserError) as error:
         plot.main([f"--workdir={line.path}", "--what=roc,residuals,confusion,fit"])
     assert str(error.value) == (
-        "roc, confusion not drawn: the run's task regression predicts a number; this plot is of a class"
+        "roc, confusion not drawn: the run's task regression predicts a number; this plot requires a class"
     )
     out = capsys.readouterr().out.splitlines()
     assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]

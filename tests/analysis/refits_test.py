@@ -265,7 +265,8 @@ def test_runs_without_a_path_give_the_reason(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     run = RunDir.open(tmp_path)
     with pytest.raises(
-        UserError, match="optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
+        UserError,
+        match="optimizer 'adamw' has no penalty; optimizers with a penalty: closed_form, lbfgs, adam, sgd, rmsprop",
     ):
         regularization_path(run, show=False)
     monkeypatched = {**run.summary(), "status": "preempted"}

@@ -71,7 +71,7 @@ def test_positions_are_uniform_and_half_are_flipped():
 
 
 def test_reflection_padding_needs_enough_pixels():
-    with pytest.raises(UserError, match=r"crop_padding is 6; images of 8×6 can be mirrored by 5 at the most"):
+    with pytest.raises(UserError, match=r"crop_padding is 6; images of 8×6 can be mirrored by at most 5"):
         padded_crops(_images(1), _keys(1), padding=6, border="reflect")
 
 

@@ -246,7 +246,7 @@ def test_missing_key_and_labels_that_are_not_classes_are_named():
 
 def test_too_wide_a_border_is_rejected_before_training():
     changes = {"crop_padding": 8, "crop_border": "reflect"}
-    with pytest.raises(UserError, match=r"crop_padding is 8; images of 8×8 can be mirrored by 7 at the most"):
+    with pytest.raises(UserError, match=r"crop_padding is 8; images of 8×8 can be mirrored by at most 7"):
         _transform(_columns(), augment=changes)
     _transform(_columns(), augment={**changes, "crop_border": "zero"})
 

@@ -62,12 +62,15 @@ class TestTheFolder:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"downsample_in_bottleneck": True}, "config.json has downsample_in_bottleneck True; only False is known"),
+            (
+                {"downsample_in_bottleneck": True},
+                "config.json has downsample_in_bottleneck True; only False is supported",
+            ),
             (
                 {"downsample_in_first_stage": True},
-                "has downsample_in_first_stage True; only False is known",
+                "has downsample_in_first_stage True; only False is supported",
             ),
-            ({"hidden_act": "gelu"}, "config.json has hidden_act 'gelu'; only 'relu' is known here"),
+            ({"hidden_act": "gelu"}, "config.json has hidden_act 'gelu'; only 'relu' is supported"),
             ({"layer_type": "wide"}, "config.json has layer_type 'wide'; known: basic, bottleneck"),
             ({"depths": [1, "2"]}, r"config.json has depths \[1, '2'\]"),
             ({"depths": 3}, "config.json has depths 3"),
@@ -77,9 +80,9 @@ class TestTheFolder:
             ({"embedding_size": True}, "config.json has embedding_size True"),
             (
                 {"hidden_sizes": [4, 12]},
-                r"hidden_sizes \[4, 12\]; only \[4, 8\] is known here for 2 stages",
+                r"hidden_sizes \[4, 12\]; only \[4, 8\] is supported for 2 stages",
             ),
-            ({"embedding_size": 8}, r"hidden_sizes \[4, 8\]; only \[8, 16\] is known here"),
+            ({"embedding_size": 8}, r"hidden_sizes \[4, 8\]; only \[8, 16\] is supported"),
         ],
     )
     def test_unsupported_value_is_a_one_line_error(self, change, message, tmp_path):
@@ -93,8 +96,8 @@ class TestTheFolder:
     @pytest.mark.parametrize(
         ("preprocessor", "message"),
         [
-            ({"do_normalize": False}, "preprocessor_config.json has do_normalize False; only True is known here"),
-            ({"do_rescale": False}, "preprocessor_config.json has do_rescale False; only True is known here"),
+            ({"do_normalize": False}, "preprocessor_config.json has do_normalize False; only True is supported"),
+            ({"do_rescale": False}, "preprocessor_config.json has do_rescale False; only True is supported"),
             ({"image_mean": ["x"]}, r"preprocessor_config.json has image_mean \['x'\]"),
             ({"rescale_factor": 0}, "rescale_factor 0"),
         ],

@@ -64,9 +64,7 @@ def test_partial_download_is_ignored(name, hub_cache, online):
 
 
 def test_missing_network_is_a_one_line_error(hub_cache, online):
-    with pytest.raises(
-        UserError, match=r"some/model is not a folder, not among the hub's files here, and \S+ can't be"
-    ):
+    with pytest.raises(UserError, match=r"some/model is not a folder, not in the local hub cache, and \S+ can't be"):
         source.folder("some/model")
     ((url, timeout),) = online
     assert "some/model" in url

@@ -133,7 +133,7 @@ def test_truncated_file_is_a_one_line_error(length, tmp_path):
     tiny_encoder.write(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"model.safetensors can't be read, it may be cut off"):
+    with pytest.raises(UserError, match=r"model.safetensors can't be read; it may be truncated"):
         _params(tmp_path)
 
 

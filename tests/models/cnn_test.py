@@ -49,7 +49,9 @@ def test_matches_numpy(rng):
 
 
 def test_too_small_an_image_is_an_error():
-    with pytest.raises(ValueError, match=r"images of 8×8 are too small for model 'cnn' with padding VALID: 10×10"):
+    with pytest.raises(
+        ValueError, match=r"images of 8×8 are too small for model 'cnn' with padding VALID: at least 10×10"
+    ):
         _model().init(jax.random.key(0), {"images": jnp.zeros((1, 8, 8, 1))}, train=False)
 
 
