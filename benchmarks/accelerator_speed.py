@@ -1,6 +1,6 @@
 """The parts `bert` and `resnet` of accelerator.py: training speed compared with PyTorch, in alternation.
 
-The sides are those of bert_finetune.py and resnet_train.py: each (side, setting) runs in a separate process, so that
+Uses the sides of bert_finetune.py and resnet_train.py: each (side, setting) runs in a separate process, so that
 peak memory is measured for each.
 """
 

@@ -124,11 +124,11 @@ def batches() -> None:
         wall, processor = time.perf_counter(), time.process_time()
         load.load(section)
         spent = time.perf_counter() - wall, time.process_time() - processor
-        print(f"\nCIFAR-10, {start} start: {spent[0]:.2f} s, of which {spent[1]:.2f} s of processor time")
+        print(f"\nCIFAR-10, {start} start: {spent[0]:.2f} s ({spent[1]:.2f} s of CPU time)")
 
     rows = []
     for name, change in (
-        ("as they are", {}),
+        ("unchanged", {}),
         ("crop_padding and flip", {"crop_padding": 4, "flip": True}),
         ("these and mixup", {"crop_padding": 4, "flip": True, "mixup": 0.2}),
         ("these and randaugment", {"crop_padding": 4, "flip": True, "randaugment_ops": 2}),

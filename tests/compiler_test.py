@@ -116,7 +116,7 @@ def attention(rng, dtype):
 
 
 def dense(rng, dtype, by_row=False):
-    """`affine` and its gradients: kernel and bias are float32 beside a bfloat16 input."""
+    """`affine` and its gradients: kernel and bias are float32, the input is bfloat16."""
     x, kernel, bias = integers(rng, (3, 33, 65), dtype, terms=99 * SMALL), small(rng, (65, 37)), small(rng, 37)
     grad = small(rng, (3, 33, 37))
 

@@ -311,10 +311,10 @@ def test_run_without_a_checkpoint_is_a_one_line_error(runs, tmp_path):
 
 
 def test_without_the_diagnostic_set_the_rest_is_written(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: "can't be had" if name == "glue/ax" else None)
+    monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: "is missing" if name == "glue/ax" else None)
     assert glue.main(["--workdirs", str(runs / "mnli"), f"--out={tmp_path}"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
-    assert "not written: AX.tsv (can't be had)" in capsys.readouterr().err
+    assert "not written: AX.tsv (is missing)" in capsys.readouterr().err
 
 
 def test_run_ranked_by_averaged_parameters_is_scored_with_them(tmp_path):

@@ -61,7 +61,7 @@ class Coefficients:
 
 
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
-    """The coefficients of the `last` or `best` checkpoint of a run; for several seeds, those of the first.
+    """The coefficients of the `last` or `best` checkpoint of a run; for several seeds, of the first.
 
     They refer to the data that the run trained on: for a bundled dataset the split `train` of
     `research.data.sources.bundled`, or the `data.train_fraction` of it.

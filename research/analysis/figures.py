@@ -19,7 +19,7 @@ MOST_LINES = 10  # lines with a name in the legend; more would be hard to distin
 MOST_COEFFICIENTS = 30
 MOST_COUNTED = 20  # classes: with more, numbers in the cells are unreadable
 MOST_BINS = 100  # in a histogram; a single outlier might require millions
-LONGEST_NAME = 40  # characters of a name beside an axis or in a legend
+LONGEST_NAME = 40  # characters of a name next to an axis or in a legend
 _TITLE_POINTS = 11
 _LETTER = 0.075  # upper bound in inches on the average width of a letter of 8 points
 
@@ -55,13 +55,13 @@ def _literal(text: str) -> str:
 
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name that fits beside an axis: the beginning and the end of a longer one."""
+    """Shortens a name to fit next to an axis: keeps the beginning and the end."""
     half = (longest - 1) // 2
     return _literal(name if len(name) <= longest else f"{name[:half]}…{name[-half:]}")
 
 
 def _width_beside(texts: Sequence[str]) -> float:
-    """The width in inches of a legend of these texts beside an axis."""
+    """The width in inches of a legend of these texts next to an axis."""
     return 0.6 + _LETTER * max(map(len, texts))
 
 
@@ -187,7 +187,7 @@ def areas(
 def _one_versus_rest(
     found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: Literal["lower left", "lower right"]
 ) -> tuple[Figure, Axes]:
-    """Plots the curves by class, with a legend in an empty corner, or beside the axis.
+    """Plots the curves by class, with a legend in an empty corner, or next to the axis.
 
     Raises UserError if there is no curve.
     """

@@ -56,7 +56,7 @@ class PlotContext:
     def columns(self) -> dict[str, np.ndarray]:
         """index, label, prediction [N] and, for a classifier, scores [N, C], of examples whose label is not hidden.
 
-        For a run of several seeds, those of the first. Raises UserError if all labels are hidden, or if a number is not
+        For a run of several seeds, of the first. Raises UserError if all labels are hidden, or if a number is not
         finite.
         """
         _, records = self.trained.predictions(self.of_split)

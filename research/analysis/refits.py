@@ -74,8 +74,8 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
       "penalty" (its name), "now" (the run's own, None without one), "metric", "split", "step", "names" [D], "points",
       ascending, each with "value", "metric" and "coefficients" [D], or "failed" if it diverged; "best", the "value" and
       "metric" of the point that eval.mode ranks first, if tied the one with the strongest penalty; "unpenalized", the
-      metric of a run without a penalty, else None. The coefficients are those of the features as the model reads them,
-      which are penalized; if there are many, the 30 that grow largest.
+      metric of a run without a penalty, else None. The coefficients refer to the features as the model reads them, and
+      are the penalized ones; if there are many, the 30 that grow largest.
 
     Raises:
       UserError: the model is not linear, the optimizer has no penalty, no refit succeeded, the metric has no value for

@@ -71,7 +71,7 @@ def _downloaded(hub_id: str) -> Path | None:
 
 
 def folder(init_from: str) -> Path:
-    """The folder that holds the weights; those of a hub id are downloaded first if necessary.
+    """The folder that holds the weights; for a hub id, downloads them first if necessary.
 
     Raises UserError if they are unavailable, within seconds if there is no network.
     """

@@ -17,8 +17,8 @@ class CNN(nn.Module):
     """Two 3×3 convolutions of 32 and 64 channels, each with a ReLU and a 2×2 max-pool; a dense layer of 64 with a ReLU
     and dropout; a linear classifier.
 
-    `padding` of the convolutions: "VALID", none, or "SAME", for images smaller than 10×10. `mean` and `std` are those
-    of the stored images: see `normalized`.
+    `padding` of the convolutions: "VALID", none, or "SAME", for images smaller than 10×10. `mean` and `std` refer to
+    the stored images; see `normalized`.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "dropout": RATE, "mean": ANY, "std": POSITIVE}

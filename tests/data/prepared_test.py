@@ -132,5 +132,5 @@ def test_home_directory_and_version_are_resolved(name, tmp_path, monkeypatch):
         columns = data.raw(name, data_dir)
         assert dict(columns) == dict(plain)
         assert data.missing({"name": name, "data_dir": data_dir}) is None
-    with pytest.raises(UserError, match="no such home directory"):
+    with pytest.raises(UserError, match="this home directory does not exist"):
         prepared.data_folder("~nobody_of_this_name/data")
