@@ -104,7 +104,7 @@ def test_evaluate_gives_the_metrics_of_the_summary(tmp_path):
             "is not prepared in",
         ),
         (["research.train", "--config=configs/linear_diabetes.py", "--process_id=1"], "need --coordinator"),
-        (["research.train", "--config=configs/linear_diabetes.py", "--distributed"], "need --workdir"),
+        (["research.train", "--config=configs/linear_diabetes.py", "--distributed"], "need the same --workdir"),
         (
             ["research.train", "--config=configs/linear_diabetes.py", "--config.preset=x"],
             "preset is chosen with the file",
