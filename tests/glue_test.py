@@ -169,7 +169,7 @@ def test_other_dataset_is_encoded_with_the_vocabulary_of_the_run(runs):
         ({"eval": {"splits": ("test",)}}, "the labels of split 'test' are hidden; name another one first"),
         (
             {"task": ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": None})},
-            "task 'classification' does not fit the model: classification takes two classes at least",
+            "task 'classification' does not fit the model: classification needs at least two classes",
         ),
     ],
 )

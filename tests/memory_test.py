@@ -67,8 +67,8 @@ def test_state_or_step_larger_than_memory_is_a_one_line_error(tmp_path, monkeypa
     """With a single seed too: otherwise the system would kill the process."""
     _files(tmp_path, monkeypatch, "/a/b", {})
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with pytest.raises(UserError, match=r"this run needs 0\.04 GiB a device for the state, and there are 0\.01 GiB"):
+    with pytest.raises(UserError, match=r"this run needs 0\.04 GiB per device for the state, but 0\.01 GiB"):
         memory.check_state({"w": jax.ShapeDtypeStruct((10 * MIB,), np.float32, sharding=place)}, None)
     compiled = jax.jit(lambda x: x[:, None] * x[None, :]).lower(np.zeros(3000, np.float32)).compile()
-    with pytest.raises(UserError, match=r"this run needs \S+ GiB a device for a step"):
+    with pytest.raises(UserError, match=r"this run needs \S+ GiB per device for a step"):
         memory.check_step(compiled, None)

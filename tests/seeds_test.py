@@ -316,7 +316,7 @@ def test_commands_for_one_seed_reject_several(run, tmp_path):
 def test_too_many_seeds_for_memory_name_the_number_that_fits(tmp_path, monkeypatch):
     """Fewer fit with an evaluation batch, which is the larger one here; the number in the message does fit."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)
-    with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for the state, and there are 0.00"):
+    with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB per device for the state, but 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))
     monkeypatch.setattr("research.training.experiment.memory.check_state", lambda *_: None)
     with pytest.raises(UserError, match=r"GiB a device for a step, .*: at most train.seeds=\d+ fits") as caught:

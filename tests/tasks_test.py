@@ -113,7 +113,7 @@ def test_two_classes_have_f1_and_matthews(rng, shape):
 def test_only_two_classes_have_f1_and_one_class_is_an_error(rng):
     logits, batch = _classification_batch(rng, (6,))
     assert set(Classification().scores(logits, batch)) == {"loss", "accuracy"}
-    with pytest.raises(ValueError, match="two classes at least"):
+    with pytest.raises(ValueError, match="at least two classes"):
         Classification().scores(logits[:, :1], batch)
 
 
