@@ -319,7 +319,7 @@ def test_too_many_seeds_for_memory_name_the_number_that_fits(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB per device for the state, but 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))
     monkeypatch.setattr("research.training.experiment.memory.check_state", lambda *_: None)
-    with pytest.raises(UserError, match=r"GiB a device for a step, .*: at most train.seeds=\d+ fits") as caught:
+    with pytest.raises(UserError, match=r"GiB per device for a step, .*: at most train.seeds=\d+ fits") as caught:
         _run(_with_seeds(_mlp(), seeds=100), tmp_path / "many")
     most = int(str(caught.value).split("train.seeds=")[2].split()[0])
     assert 1 <= most < 100
