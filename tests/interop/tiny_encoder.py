@@ -153,7 +153,7 @@ def write_run(folder, init_from, num_classes=3):
     """A run directory whose only checkpoint, at step 7, holds the parameters of `init_from`; nothing was trained."""
     overrides = [f"init_from={init_from}", f"model.num_classes={num_classes}"]
     experiment = load("configs/bert_sst2.py:embedded", overrides)
-    config = pretrained.start(experiment.config, experiment.given, folder).config
+    config = pretrained.resolve_init_from(experiment.config, experiment.given, folder).config
     run = RunDir(folder)
     run.start(config.to_dict())
     transform = config.data.transform
