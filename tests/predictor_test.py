@@ -48,6 +48,13 @@ FAMILIES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.few_sentences(patch)
+        yield
+
+
 @pytest.fixture
 def no_data(monkeypatch):
     """From then on no dataset can be read."""
@@ -93,7 +100,7 @@ def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     train_and_evaluate(tiny.bert(steps=1), folder, show=False)
     return folder

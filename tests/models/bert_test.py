@@ -51,10 +51,15 @@ def _batch(rng, lengths, width=12):
 @functools.cache
 def _random_params():
     batch = _batch(np.random.default_rng(0), [3])
-    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
-    keys = iter(jax.random.split(jax.random.key(1), 200))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+
+    @jax.jit
+    def init():
+        variables = MODULE.init(jax.random.key(0), batch, train=False)["params"]
+        # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
+        keys = iter(jax.random.split(jax.random.key(1), 200))
+        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+
+    return init()
 
 
 @pytest.fixture
@@ -62,8 +67,9 @@ def params():
     return _random_params()
 
 
-def _apply(params, batch, **options):
-    return MODULE.apply({"params": params}, batch, train=False, **options)
+@jax.jit
+def _apply(params, batch, rngs=None):
+    return MODULE.apply({"params": params}, batch, train=False, rngs=rngs)
 
 
 def _reference(params, tokens, type_ids):
@@ -172,6 +178,7 @@ def test_examples_in_one_row_do_not_see_each_other(rng, params):
 def test_dropout_is_on_in_training_only(rng, params):
     batch = _batch(rng, [6])
 
+    @jax.jit
     def train(seed):
         return MODULE.apply({"params": params}, batch, train=True, rngs={"dropout": jax.random.key(seed)})
 
@@ -184,7 +191,7 @@ def test_dropout_is_on_in_training_only(rng, params):
 def test_bfloat16_is_near_float32(rng, params):
     """Measured: at most 0.07 apart on logits of size 1 to 5."""
     batch = _batch(rng, [12, 7])
-    half = BertClassifier(**SIZES, dtype=jnp.bfloat16).apply({"params": params}, batch, train=False)
+    half = jax.jit(lambda p: BertClassifier(**SIZES, dtype=jnp.bfloat16).apply({"params": p}, batch, train=False))(params)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), _apply(params, batch), atol=0.2)
 
@@ -192,7 +199,8 @@ def test_bfloat16_is_near_float32(rng, params):
 def test_weights_start_as_in_the_paper(rng):
     """A normal of standard deviation 0.02 cut off at two of them, which leaves 0.0176; biases 0, LayerNorm 1."""
     module = BertClassifier(**{**SIZES, "initializer_range": 0.02, "vocab_size": 5000})
-    params = module.init(jax.random.key(0), _batch(rng, [3]), train=False)["params"]
+    batch = _batch(rng, [3])
+    params = jax.jit(lambda: module.init(jax.random.key(0), batch, train=False))()["params"]
     table = np.asarray(params["encoder"]["token_embedding"]["embedding"])
     assert np.std(table) == pytest.approx(0.8796 * 0.02, rel=0.02)
     assert 0.039 < np.abs(table).max() <= 0.04

@@ -62,12 +62,18 @@ def _everywhere(batch):
 @functools.cache
 def _params():
     batch = _batch(np.random.default_rng(0), [[3]])
-    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
-    keys = iter(jax.random.split(jax.random.key(1), 200))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+
+    @jax.jit
+    def init():
+        variables = MODULE.init(jax.random.key(0), batch, train=False)["params"]
+        # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
+        keys = iter(jax.random.split(jax.random.key(1), 200))
+        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+
+    return init()
 
 
+@jax.jit
 def _apply(params, batch):
     return MODULE.apply({"params": params}, batch, train=False)
 
@@ -164,7 +170,8 @@ def test_parameters_of_bert_base():
 
 def test_bfloat16_is_near_float32(rng):
     batch = _batch(rng, [[2, 7], [4]])
-    half = BertMaskedLM(**SIZES, dtype=jnp.bfloat16).apply({"params": _params()}, batch, train=False)
+    module = BertMaskedLM(**SIZES, dtype=jnp.bfloat16)
+    half = jax.jit(lambda params: module.apply({"params": params}, batch, train=False))(_params())
     assert half.dtype == jnp.bfloat16
     full = _apply(_params(), batch)
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05 * np.abs(full).max())
