@@ -1,3 +1,4 @@
+# mypy: disable-error-code="type-var"
 """The parts `environment` and `correctness` of accelerator.py: what the device is, and whether it computes the same."""
 
 import argparse

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 """The image pipeline: decoding, each augmentation, batches of CIFAR-10; and cropping on the host beside the device.
 
 python benchmarks/image_pipeline.py

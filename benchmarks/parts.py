@@ -1,3 +1,4 @@
+# mypy: disable-error-code="func-returns-value"
 """Parts of a long measurement, each a process of its own with a deadline; what they find is printed as JSON lines.
 
 A part that raises, crashes or overruns its deadline leaves a line that says so; the lines before it and the other parts

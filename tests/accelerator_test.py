@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """What could silently go wrong in benchmarks/accelerator.sh: counts of operations, deadlines, lines, stored losses."""
 
 import argparse

@@ -1,5 +1,6 @@
 import functools
 import re
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ def _make(size, *, scale=1.0, split=None):
     return (size, scale, split)
 
 
-TABLE = {"make": _make}
+TABLE: dict[str, Any] = {"make": _make}
 
 
 def test_a_section_is_the_call():
@@ -143,7 +144,7 @@ def test_with_nothing_near_all_are_named():
     assert lookup({"a": 1}, "a", "letter") == 1
 
 
-VARIANTS = {**TABLE, "large": functools.partial(_make, size=9)}
+VARIANTS: dict[str, Any] = {**TABLE, "large": functools.partial(_make, size=9)}
 
 
 def test_what_a_variant_binds_is_no_key():

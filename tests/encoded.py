@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Splits encoded by a transform of these options, fitted to `train`: as `research.data.load` does it."""
 
 import functools

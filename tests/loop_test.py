@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Whole runs, small: what a run leaves behind, how it goes on, how it ends."""
 
 import json

@@ -1,6 +1,8 @@
+# mypy: disable-error-code="attr-defined, operator"
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +151,7 @@ def test_bad_settings_are_one_line(change, message):
 
 
 # An encoder of three layers with a head, as BertClassifier names them.
-ENCODER = {
+ENCODER: dict[str, Any] = {
     "encoder": {
         "token_embedding": {"embedding": jnp.full((4, 2), 2.0)},
         "embedding_norm": {"scale": jnp.full(2, 2.0)},

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined, misc"
 """Masked language modelling from end to end, small; and a fine-tuning run with frozen layers."""
 
 import json

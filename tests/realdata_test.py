@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """On the real datasets, prepared where TFDS looks for them."""
 
 import zlib

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, index"
 """Runs of several seeds: each is the run that it is alone, and what is said of all of them together."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="assignment"
 """Fitting the rows of a table that are read, against fitting all of it and against scikit-learn."""
 
 import functools

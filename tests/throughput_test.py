@@ -1,5 +1,6 @@
 import contextlib
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,11 @@ class Step:
         self.seconds += seconds
 
 
+def _measured(step: Any) -> Throughput:
+    """Of a stand-in for a compiled step."""
+    return Throughput(step)
+
+
 class Score:
     """What a step gives, and whether the device is done with it."""
 
@@ -78,10 +84,10 @@ def _text(examples, tokens, places):
     return {"weight": weight, "segments": segments.reshape(-1, 8)}
 
 
-def _run(clock, *, steps=4, batch=None, processes=1, ready=True, step=None):
+def _run(clock, *, steps=4, batch=None, processes=1, ready=True):
     """`steps` of 2 s, each after a wait of 0.5 s, the first of which compiles for 7 s; 5 s of evaluation in between."""
-    step = step or Step(clock, flops=6e12)
-    measured = Throughput(step)
+    step = Step(clock, flops=6e12)
+    measured = _measured(step)
     for i in range(steps):
         with measured.waiting():
             clock.now += 0.5
@@ -132,7 +138,7 @@ def test_a_wait_while_the_device_is_busy_is_not_wasted(clock):
 
 def test_compiling_within_an_evaluation_is_subtracted_once(clock):
     step = Step(clock, flops=0.0)
-    measured = Throughput(step)
+    measured = _measured(step)
     clock.now += 2.0
     with measured.aside():
         step.compile(3.0)
@@ -142,7 +148,7 @@ def test_compiling_within_an_evaluation_is_subtracted_once(clock):
 
 def test_nothing_to_report_before_the_first_step(clock):
     step = Step(clock, flops=1.0)
-    measured = Throughput(step)
+    measured = _measured(step)
     step.compile(7.0)
     report = measured.report()
     assert report.pop("compile_seconds") == 7.0
@@ -200,7 +206,7 @@ def test_a_program_for_another_shape_is_compiled_and_counted_as_such(clock, monk
     """Two steps of 2 s of one program and two of another, which is compiled for 30 s when it is first needed."""
     _on(monkeypatch, "NVIDIA A100-SXM4-80GB")
     step = Step(clock, flops=1e12)
-    measured = Throughput(step)
+    measured = _measured(step)
     for i, flops in enumerate((1e12, 1e12, 5e12, 5e12)):
         if i in (0, 2):
             step.compile(30.0)
@@ -214,7 +220,7 @@ def test_a_program_for_another_shape_is_compiled_and_counted_as_such(clock, monk
 
 
 def test_time_aside_ends_with_an_error_too(clock):
-    measured = Throughput(Step(clock, flops=0.0))
+    measured = _measured(Step(clock, flops=0.0))
     clock.now += 2.0
     with contextlib.suppress(RuntimeError), measured.aside():
         clock.now += 5.0
@@ -224,7 +230,7 @@ def test_time_aside_ends_with_an_error_too(clock):
 
 def test_only_waits_of_an_idle_device_are_a_fraction_of_the_time(clock):
     """Five waits of 1 s before steps of 3 s: the first is the start, and in two of the others the device was busy."""
-    measured = Throughput(Step(clock, flops=0.0))
+    measured = _measured(Step(clock, flops=0.0))
     for ready in (True, False, True, False, True):  # of the step that was started before the next wait
         with measured.waiting():
             clock.now += 1.0
@@ -236,7 +242,7 @@ def test_only_waits_of_an_idle_device_are_a_fraction_of_the_time(clock):
 
 def test_batches_of_several_sizes_add_up_over_the_processes(clock):
     """A row of padding has neither examples nor tokens, but its places count against the efficiency."""
-    measured = Throughput(Step(clock, flops=0.0))
+    measured = _measured(Step(clock, flops=0.0))
     for examples, tokens, places in ((3, 12, 16), (5, 30, 32), (0, 0, 8)):
         clock.now += 4.0
         measured.count(_text(examples=examples, tokens=tokens, places=places), {"loss": Score(True)}, 4)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="list-item"
 """Small configs that the tests share: the real ones, shrunk until they compile in seconds."""
 
 import itertools

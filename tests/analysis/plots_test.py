@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, attr-defined, call-arg, misc, operator"
 """Each plot of small runs: what applies, and that the numbers beside it are those of scikit-learn."""
 
 import itertools

@@ -1,6 +1,8 @@
+# mypy: disable-error-code="arg-type"
 """Small ResNets in transformers' layout, written without it: names and shapes are spelt out here once more."""
 
 import json
+from typing import Any
 
 import numpy as np
 import optax
@@ -12,7 +14,7 @@ from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.rundir import RunDir
 from tests import tiny
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     block: {
         "model_type": "resnet",
         "architectures": ["ResNetForImageClassification"],

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from research.data.examples import Ragged, TextExamples
 from research.data.pipeline import Stream, make_batch
 from research.models.bert import BertClassifier
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "num_classes": 3,
     "vocab_size": 50,
     "hidden_size": 16,

@@ -1,4 +1,6 @@
+# mypy: disable-error-code="arg-type"
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from research.core.tasks import MaskedLM
 from research.models.bert import BertClassifier
 from research.models.mlm import BertMaskedLM
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 16,
     "num_layers": 1,
