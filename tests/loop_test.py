@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Small complete runs: their files, resuming, and how they end."""
 
 import json

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, index"
 """Runs of several seeds: each matches its single run; summaries over the seeds."""
 
 import dataclasses
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import linear_diabetes, mlp_mnist
@@ -327,6 +328,7 @@ def test_too_many_seeds_for_memory_name_the_number_that_fits(tmp_path, monkeypat
     assert _run(_with_seeds(_mlp(steps=1), seeds=most), tmp_path / "most")["status"] == "completed"
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
 def test_interval_matches_scipy(values):
     found = interval(values)

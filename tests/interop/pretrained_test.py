@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, call-arg, call-overload"
 """Configs with `init_from`, and runs that start from the weights."""
 
 import json

@@ -1,7 +1,9 @@
+# mypy: disable-error-code="arg-type"
 """Small encoders in transformers' layout, written without transformers: names and shapes are given explicitly."""
 
 import json
 import string
+from typing import Any
 
 import numpy as np
 import optax
@@ -18,7 +20,7 @@ from research.runs.rundir import RunDir
 
 VOCABULARY = [*SPECIAL_TOKENS, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "bert": {
         "model_type": "bert",
         "architectures": ["BertModel"],
