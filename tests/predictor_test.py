@@ -31,6 +31,13 @@ def _linear():
     return config
 
 
+def _averaged():
+    config = _linear()
+    config.train.update(steps=5, ema_decay=0.5)
+    config.eval.metric = "ema_mean_absolute_error"
+    return config
+
+
 def _seeds():
     config = tiny.logistic(steps=5)
     config.train.seeds = 2
@@ -46,6 +53,7 @@ FAMILIES = {
     "pixels": lambda: tiny.logistic(steps=5),
     "features": _linear,
     "seeds": _seeds,
+    "averaged": _averaged,
 }
 
 
@@ -71,7 +79,7 @@ def no_data(monkeypatch):
     return hide
 
 
-QUICK = ("packed text", "pixels", "features")
+QUICK = ("packed text", "pixels", "features", "averaged")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,12 @@ def test_the_batch_size_changes_rounding_only(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("columns", "key"),
-    [({}, "'sentence'"), ({"text": ["a"]}, "'sentence'"), ({"sentence": [3]}, "3")],
+    [
+        ({}, "'sentence'"),
+        ({"text": ["a"]}, "'sentence'"),
+        ({"sentence": [3]}, "3"),
+        ({"sentence": "a film"}, "'sentence' is one value, 'a film'"),
+    ],
 )
 def test_invalid_input_is_a_one_line_error(columns, key, run):
     with pytest.raises(UserError, match=key) as error:
