@@ -66,13 +66,22 @@ class Predictor:
         Raises:
           UserError: a column is missing, or a value is not valid for the model.
         """
+        return self.predict_examples(self.encode(columns), batch_rows=batch_rows)
+
+    def encode(self, columns: Columns, what: str = "the input") -> Examples:
+        """Encodes raw inputs as `predict` does; errors call them `what`. Raises UserError as `predict` does."""
         lengths = {name: len(columns[name]) for name in self.signature.inputs if name in columns}
         if len(set(lengths.values())) > 1:
             raise UserError(f"the columns differ in length: {lengths}")
-        if lengths and not any(lengths.values()):
+        with x64(self._model.dtype):
+            return self._model.encode(columns, what)
+
+    def predict_examples(self, examples: Examples, *, batch_rows: int | None = None) -> Records:
+        """As `predict`, for encoded inputs."""
+        if not len(examples):
             return []
         with x64(self._model.dtype):
-            return [self._named(record) for record in self._predict(self._model.encode(columns), batch_rows)]
+            return [self._named(record) for record in self._predict(examples, batch_rows)]
 
     def _predict(self, examples: Examples, batch_rows: int | None) -> Records:
         model = self._model
