@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs this project for TPU on every worker of a Cloud TPU VM, checks the devices, and runs a config.
+# Installs this project on every worker of a Cloud TPU VM, checks the devices, and runs a config.
 #
 #   ./tpu_setup.sh --name=my-tpu --zone=us-central2-b [--project=P] [--config=configs/bert_sst2.py]
-#   ./tpu_setup.sh --local          # when already logged in on the TPU VM itself
+#   ./tpu_setup.sh --local          # when logged in on the TPU VM itself
 #
-# Needs gcloud (but for --local) and a TPU VM that exists. --dry-run prints the commands instead of running them.
+# Requires gcloud (except with --local) and an existing TPU VM. --dry-run prints the commands without running them.
 set -euo pipefail
 
 name="" zone="" project="" local=0 dry_run=0
@@ -21,11 +21,11 @@ usage: tpu_setup.sh (--name=TPU --zone=ZONE [--project=PROJECT] | --local) [opti
   --name=TPU          the TPU VM's name; all of its workers are set up
   --zone=ZONE         its zone
   --project=PROJECT   its project (default: gcloud's)
-  --local             set up this machine, which is the TPU VM
+  --local             set up this machine, if it is the TPU VM
   --repository=URL    where the workers clone the code from (default: this checkout's origin)
-  --config=FILE       what to run (default: configs/bert_sst2.py); "" only installs and checks
-  --workdir=DIR       the run directory; for several workers on a disk they share (NFS, a mounted bucket)
-  --dry-run           print the commands, run nothing
+  --config=FILE       the config to run (default: configs/bert_sst2.py); "" only installs and checks
+  --workdir=DIR       the run directory; with several workers on a shared file system (NFS, a mounted bucket)
+  --dry-run           print the commands without running them
 TEXT
 }
 
@@ -50,13 +50,13 @@ for argument in "$@"; do
 done
 
 if [ "$local" = 0 ]; then
-  [ -n "$name" ] || fail "--name is missing (the TPU VM's), or --local on the VM itself; see --help"
+  [ -n "$name" ] || fail "--name is missing: the name of the TPU VM, or use --local on the VM itself; see --help"
   [ -n "$zone" ] || fail "--zone is missing; 'gcloud compute tpus tpu-vm list --zone=-' shows where $name is"
   [ -n "$repository" ] || fail "--repository is missing: this checkout has no remote 'origin' to clone from"
   [ "$dry_run" = 1 ] || command -v gcloud >/dev/null || fail "gcloud is not installed; it is needed to reach $name"
 fi
 
-# Runs one line of shell on every worker, or here.
+# Runs a shell command on every worker, or locally.
 on_workers() {
   local command=(bash -c "$1")
   if [ "$local" = 0 ]; then
@@ -91,7 +91,7 @@ on_workers "${enter}$venv/bin/python -c $(quote "$check")"
 if [ -n "$config" ]; then
   echo "== run"
   run="$venv/bin/python -m research.train --distributed --config=$(quote "$config")"
-  # Every worker must name the same directory; the default's time stamp would differ.
+  # Every worker must use the same directory; the time stamp of the default would differ.
   [ -n "$workdir" ] || workdir="runs/$(basename "${config%%.py*}")-tpu"
   on_workers "${enter}${run} --workdir=$(quote "$workdir")"
 fi

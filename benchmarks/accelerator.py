@@ -1,29 +1,29 @@
-"""What an accelerator has to show, for a machine with one GPU, in commands of at most 8 minutes.
+"""Correctness and speed on a machine with one GPU, in commands of at most 8 minutes.
 
 benchmarks/accelerator.sh --out=RESULTS.jsonl           # or PYTHONPATH=. python benchmarks/accelerator.py …
-benchmarks/accelerator.sh --parts=bert,resnet --out=…   # some of the parts, with all of the time
-benchmarks/accelerator.sh --rehearse                    # all of it on the CPU at tiny sizes, in about 8 minutes
-PYTHONPATH=. python benchmarks/accelerator.py --write-cpu-losses   # makes accelerator_losses.json anew, on a CPU
+benchmarks/accelerator.sh --parts=bert,resnet --out=…   # some of the parts, in the same time
+benchmarks/accelerator.sh --rehearse                    # everything at tiny sizes, on the CPU, in 8 minutes
+PYTHONPATH=. python benchmarks/accelerator.py --write-cpu-losses   # rewrites accelerator_losses.json, on a CPU
 
-Prints a JSON line for everything it finds, as it goes. In order of worth:
+Prints each finding as a JSON line as soon as it is known. The parts, the most important first:
 
-  environment  the device, the versions, what bfloat16 matrix products reach ("MFU" below is over that), whether the
-               peer can start;
+  environment  the device, the versions, the speed of bfloat16 matrix products (the reference for "MFU" below), and
+               whether the peer can start;
   correctness  20 float32 steps of an embedded BERT and ResNet against losses and gradient norms stored from a CPU;
   resume       whether a run resumed in a new process ends with the same parameters, bit for bit, with XLA's
                deterministic operations and without;
-  bert         fine-tuning at BERT-base's size beside PyTorch + transformers;
-  resnet       ResNet-50's training step beside PyTorch;
-  attention    this project's attention beside jax.nn.dot_product_attention, with cuDNN and without.
+  bert         fine-tuning at BERT-base's size, compared with PyTorch + transformers;
+  resnet       ResNet-50's training step, compared with PyTorch;
+  attention    this project's attention, compared with jax.nn.dot_product_attention with and without cuDNN.
 
-Each part is a process of its own with a deadline, and so is each side that is measured; the time that a part leaves is
-the next one's. The parts `bert` and `resnet` emit what they have whenever another contender has joined: the last line
-with "table" has all. JAX allocates as it goes (XLA_PYTHON_CLIENT_PREALLOCATE=false), so that both sides fit the device
-side by side; they work in turn, never at once. SST-2 is used where it lies prepared for TFDS, with the tokenizer of
---tokenizer or .gpu/tokenizer.json; else the embedded corpus.
+Each part, and each side that it measures, runs in a separate process with a deadline; unused time passes to the next
+part. The parts `bert` and `resnet` print a new table whenever a contender joins: the last line with "table" is
+complete. JAX allocates memory on demand (XLA_PYTHON_CLIENT_PREALLOCATE=false), so that both sides fit on the device
+together; they run alternately, never at the same time. SST-2 is used if it is prepared for TFDS, with the tokenizer of
+--tokenizer or .gpu/tokenizer.json; otherwise the embedded corpus.
 
-Compilation takes most of the time. On an H100 with 16 cores and an empty cache (results/accelerator.md), ResNet-50's
-step took 104 s until it ran and BERT-base's more than 120 s: the parts in two commands see more than all in one, say
+Compilation takes most of the time. On an H100 with 16 cores and an empty cache (results/accelerator.md), compiling
+ResNet-50's step took 104 s and BERT-base's more than 120 s. Two commands therefore measure more than one:
 --parts=environment,correctness,resume,resnet and --parts=environment,bert,attention.
 """
 
@@ -49,18 +49,18 @@ FUNCTIONS = {
     "resnet": ("accelerator_speed", "resnet"),
     "attention": ("accelerator_attention", "attention"),
 }
-KEEPING = 10  # seconds of the limit for starting and ending processes
+KEEPING = 10  # seconds of the limit, reserved for starting and ending processes
 
 
 def run_all(arguments: argparse.Namespace) -> dict[str, str]:
-    """Runs the chosen parts in turn -> how each ended."""
+    """Runs the chosen parts one after another -> how each ended."""
     budgets = {name: BUDGETS[name] for name in arguments.parts.split(",")}
     write = Writer(arguments.out)
     limit = 60 * arguments.minutes - KEEPING
     start = Deadline.after(0.0)
     log = arguments.out.with_suffix(".log") if arguments.out else None
     write("start", {"argv": sys.argv[1:], "rehearsal": arguments.rehearse, "seconds": limit})
-    known: Line = {}  # what the environment's lines say, for the other parts
+    known: Line = {}  # findings of the part `environment`, for the other parts
     ends: dict[str, str] = {}
     for name, end in deadlines(budgets, limit).items():
         deadline = Deadline(start.end + end)
@@ -83,7 +83,7 @@ def _command(name: str, deadline: Deadline, arguments: argparse.Namespace, known
 
 
 def run_here(arguments: argparse.Namespace) -> int:
-    """One part, in this process -> its exit code."""
+    """Runs one part in this process -> its exit code."""
     module, function = FUNCTIONS[arguments.part]
     part: Any = getattr(importlib.import_module(module), function)
     return serve_part(functools.partial(part, deadline=Deadline.after(arguments.seconds), options=arguments))
@@ -91,14 +91,12 @@ def run_here(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, help="a file that the lines are appended to; stderr goes beside it, to *.log"
-    )
+    parser.add_argument("--out", type=Path, help="a file to append the lines to; stderr is written to *.log next to it")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
-    parser.add_argument("--parts", default=",".join(BUDGETS), help="some of them, with commas")
+    parser.add_argument("--parts", default=",".join(BUDGETS), help="some of the parts, comma-separated")
     parser.add_argument("--tokenizer", help="a BERT tokenizer.json (default: .gpu/tokenizer.json if it exists)")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--write-cpu-losses", action="store_true", help="make accelerator_losses.json anew, and end")
+    parser.add_argument("--write-cpu-losses", action="store_true", help="rewrite accelerator_losses.json and exit")
     parser.add_argument("--part", choices=tuple(FUNCTIONS), help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--known", type=json.loads, default={}, help=argparse.SUPPRESS)
@@ -119,7 +117,7 @@ def main() -> int:
         return 0
     if arguments.part:
         return run_here(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running part ends too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # also terminates the running part
     ends = run_all(arguments)
     return int(any(end != "done" for end in ends.values()))
 

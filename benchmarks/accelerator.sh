@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What an accelerator has to show, in one command of at most 8 minutes; see accelerator.py for the parts and the flags.
+# Measures a machine with one GPU, in one command of at most 8 minutes; accelerator.py documents the parts and flags.
 #
 #   benchmarks/accelerator.sh --out=RESULTS.jsonl
-#   benchmarks/accelerator.sh --rehearse           # everything, tiny, on the CPU
+#   benchmarks/accelerator.sh --rehearse           # everything at tiny sizes, on the CPU
 #
-# Where .gpu/env lies in the project's root, it is sourced first: it sets PYTHONPATH, TFDS_DATA_DIR and the like.
+# If .gpu/env exists in the repository root, it is sourced first; it may set PYTHONPATH, TFDS_DATA_DIR, …
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -f .gpu/env ]; then

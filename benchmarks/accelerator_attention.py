@@ -1,7 +1,7 @@
-"""The part `attention` of accelerator.py: this project's attention beside jax.nn.dot_product_attention's.
+"""The part `attention` of accelerator.py: this project's attention and jax.nn.dot_product_attention.
 
-One attention layer with its four projections, forward and backward, on packed rows. The projections alone are measured
-too: `attention_ms` is what attention adds to them.
+One attention layer with its four projections, forward and backward, on packed rows. The projections alone are also
+measured: `attention_ms` is the time beyond theirs.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from parts import Deadline, Emit, Line
 from research.models.layers import Dense
 from research.models.transformer import SelfAttention
 
-MEAN_LENGTH = 13  # tokens of a text of SST-2
+MEAN_LENGTH = 13  # mean number of tokens per text in SST-2
 CONTENDERS = ("projections only", "ours", "ours with dropout", "xla", "cudnn")
 
 
 class Alternative(nn.Module):
-    """`SelfAttention` with the same parameters, its middle by jax.nn.dot_product_attention.
+    """`SelfAttention` with the same parameters, computed by jax.nn.dot_product_attention.
 
     Attributes:
-      implementation: "xla", "cudnn", or None, where the values go through as they are: the projections only.
+      implementation: "xla", "cudnn", or None, which computes the projections only.
     """
 
     num_heads: int
@@ -37,7 +37,7 @@ class Alternative(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
-        """As `SelfAttention`."""
+        """Like `SelfAttention`."""
 
         def project(name: str, x: jax.Array) -> jax.Array:
             return Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
@@ -53,7 +53,7 @@ class Alternative(nn.Module):
 
 
 def packed_segments(rows: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """int32 [rows, length]: texts of SST-2's mean length one behind the other, 0 in the padding at the end."""
+    """int32 [rows, length]: consecutive texts of SST-2's mean length, 0 in the padding at the end."""
     segments = np.zeros((rows, length), np.int32)
     for row in segments:
         at, number = 0, 1
@@ -71,7 +71,7 @@ def _module(name: str, heads: int, dtype: Any) -> nn.Module:
 
 
 def gradients(name: str, heads: int, dtype: Any) -> Callable[..., Any]:
-    """(params, x, segments, cotangent) -> output, and the gradients of params and x; to be compiled."""
+    """(params, x, segments, cotangent) -> output, and the gradients of params and x; not yet compiled."""
     module = _module(name, heads, dtype)
 
     def loss(params: Any, x: jax.Array, segments: jax.Array, cotangent: jax.Array) -> Any:
@@ -86,7 +86,7 @@ def gradients(name: str, heads: int, dtype: Any) -> Callable[..., Any]:
 
 
 def attention(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
-    """A line for each shape and contender: milliseconds, temporary memory, and distance from float32."""
+    """Emits a line per shape and contender: milliseconds, temporary memory, and error relative to float32."""
     heads, width, shapes = (
         (2, 16, ((2, 32), (1, 64))) if options.rehearse else (12, 64, ((64, 128), (16, 512), (8, 1024)))
     )
@@ -102,7 +102,7 @@ def attention(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) ->
                 continue
             try:
                 found = _measured(name, heads, inputs, reference, repeats=repeats, steps=steps)
-            except Exception as error:  # cuDNN knows not every shape, and no CPU
+            except Exception as error:  # cuDNN does not support every shape, nor CPUs
                 emit({**facts, "error": f"{type(error).__name__}: {error}"[:300]})
                 continue
             base = found["ms"] if name == "projections only" else base
@@ -111,7 +111,7 @@ def attention(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) ->
 
 
 def _inputs(rows: int, length: int, heads: int, width: int) -> tuple[Any, ...]:
-    """(float32 params, x [R, L, D], segments, cotangent), the cotangent 0 in the padding."""
+    """(float32 params, x [R, L, D], segments, cotangent), where the cotangent is 0 in the padding."""
     rng = np.random.default_rng(0)
     segments = jnp.asarray(packed_segments(rows, length, rng))
     x, cotangent = (
@@ -120,7 +120,7 @@ def _inputs(rows: int, length: int, heads: int, width: int) -> tuple[Any, ...]:
     )
     module = _module("ours", heads, jnp.float32)
     params = jax.jit(lambda: module.init(jax.random.key(0), x, segments, train=False)["params"])()
-    params = jax.tree.map(lambda p: 3 * p, params)  # logits that are not all alike
+    params = jax.tree.map(lambda p: 3 * p, params)  # logits that differ
     return params, x, segments, cotangent * (segments > 0)[:, :, None]
 
 
@@ -151,7 +151,7 @@ def _measured(name: str, heads: int, inputs: tuple[Any, ...], reference: Any, *,
 
 
 def _distances(found: Any, reference: Any, segments: jax.Array) -> Line:
-    """Largest absolute differences, each over the largest absolute value of the reference; real tokens only."""
+    """Largest absolute differences relative to the largest absolute value of the reference; padding is excluded."""
     real = (segments > 0)[:, :, None]
 
     def distance(a: jax.Array, b: jax.Array) -> float:

@@ -1,4 +1,4 @@
-"""The parts `environment` and `correctness` of accelerator.py: what the device is, and whether it computes the same."""
+"""The parts `environment` and `correctness` of accelerator.py: the device, and whether its results are correct."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ PACKAGES = (
 
 # ---- environment
 
-# What the peer has, as JSON. Each library may be there and still not import.
+# The peer's libraries, as JSON. A library may be installed and still fail to import.
 PROBE = """
 import importlib, json
 found = {}
@@ -44,7 +44,7 @@ print(json.dumps(found))
 
 
 def environment(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
-    """Lines with the device, the driver, the versions, `peak_flops` and the peer's `libraries`."""
+    """Emits the device, the driver, the versions, `peak_flops` and the peer's `libraries`."""
     import jax
 
     from research.devices.throughput import PEAK_FLOPS
@@ -86,7 +86,7 @@ def _nvidia_smi() -> str | None:
 
 
 def _libraries(deadline: Deadline) -> Line:
-    """What the peer could import, in a process of its own: it shall not hold the device here."""
+    """The libraries that the peer can import, found in a separate process, which then releases the device."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=max(deadline.remaining - 2, 1)
     )
@@ -97,13 +97,13 @@ def _libraries(deadline: Deadline) -> Line:
 # ---- correctness
 
 STEPS = 20
-CHEAPEST = "mlp_mnist:embedded"  # to compile
+CHEAPEST = "mlp_mnist:embedded"  # the cheapest to compile
 LOSSES = Path(__file__).with_name("accelerator_losses.json")
 
-# Largest relative difference from the stored CPU values, over all steps. One thread instead of two (jax 0.10.2) and
+# Largest relative difference from the stored CPU values over all steps. One thread instead of two (jax 0.10.2), and
 # jax 0.11.2 instead of 0.10.2 made at most 2.3e-7 (loss) and 6.2e-7 (gradient norm); bfloat16 instead of float32 made
-# 2.9e-4 and 7.0e-3 (BERT), 1.3e-3 and 6.2e-2 (ResNet), and TF32, with three bits more, should make an eighth of that.
-# Float32 on another device sums in another order and has its own exp and erf: about a hundred times the first is
+# 2.9e-4 and 7.0e-3 (BERT), 1.3e-3 and 6.2e-2 (ResNet), and TF32, with three more bits, should make an eighth of that.
+# Float32 on another device sums in a different order, with different exp and erf: about a hundred times the first is
 # allowed, less than TF32 should make.
 TOLERANCES = {"loss": 2e-5, "grad_norm": 2e-4}
 
@@ -116,7 +116,7 @@ def _configs() -> dict[str, Any]:
         "bert_sst2:embedded": bert_sst2.get_config("embedded"),
         "resnet_digits": resnet_digits.get_config("embedded"),
     }
-    # At its own rate of 0.1 the ResNet multiplies a rounding error by thousands in 20 steps.
+    # At its usual rate of 0.1 the ResNet amplifies rounding errors by thousands in 20 steps.
     configs["resnet_digits"].optimizer.learning_rate = 0.01
     for config in configs.values():
         config.train.update(epochs=None, steps=STEPS)
@@ -124,14 +124,14 @@ def _configs() -> dict[str, Any]:
 
 
 def trajectory(config: Any, steps: int) -> Line:
-    """The first float32 steps of a config -> "loss", "grad_norm" and "inputs", a hash of the batch, of each."""
+    """The first float32 steps of a config -> "loss", "grad_norm" and "inputs" (a hash of the batch) of each."""
     import jax
 
     from research.devices.sharding import prefetch_to_device
     from research.training.experiment import prepare
 
     values: Line = {"loss": [], "grad_norm": [], "inputs": []}
-    with jax.default_matmul_precision("highest"):  # else a GPU multiplies in TF32
+    with jax.default_matmul_precision("highest"):  # otherwise a GPU multiplies in TF32
         experiment = prepare(config)
         state = experiment.init()
         with contextlib.closing(prefetch_to_device(experiment.training_batches(0), experiment.mesh)) as batches:
@@ -152,15 +152,15 @@ def _digest(batch: Mapping[str, np.ndarray]) -> str:
 
 
 def differences(found: Line, stored: Line) -> Line:
-    """The largest relative difference of each trajectory over the steps that `found` has."""
+    """The largest relative difference of each trajectory over the steps in `found`."""
     return {name: max(abs(a / b - 1) for a, b in zip(found[name], stored[name], strict=False)) for name in TOLERANCES}
 
 
 def correctness(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
-    """A line for each config: how far it is from the stored values, and whether that is within TOLERANCES."""
+    """Emits for each config its difference from the stored values, and whether that is within TOLERANCES."""
     from research.devices.platform import prepare_process
 
-    # Trying out every kernel for every product takes longer than the steps do.
+    # Autotuning every kernel for every product takes longer than the steps do.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     prepare_process()
     stored = json.loads(LOSSES.read_text())
@@ -172,7 +172,7 @@ def correctness(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) 
         emit(
             {
                 "config": name,
-                "same_inputs": found["inputs"] == stored["runs"][name]["inputs"],  # else the data is another
+                "same_inputs": found["inputs"] == stored["runs"][name]["inputs"],  # otherwise the data differs
                 "relative_difference": far,
                 "tolerance": TOLERANCES,
                 "within": all(far[key] <= limit for key, limit in TOLERANCES.items()),
@@ -183,7 +183,7 @@ def correctness(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) 
 
 
 def write_cpu_losses() -> None:
-    """Makes accelerator_losses.json."""
+    """Writes accelerator_losses.json."""
     runs = {name: trajectory(config, STEPS) for name, config in _configs().items()}
     made_with = {"python": platform.python_version(), **{name: _version(name) for name in ("jax", "flax", "optax")}}
     LOSSES.write_text(_text({"made_with": made_with, "runs": runs}))
@@ -191,6 +191,6 @@ def write_cpu_losses() -> None:
 
 
 def _text(stored: Line) -> str:
-    """JSON with a line for each list of numbers."""
+    """JSON with one line per list of numbers."""
     text = json.dumps(stored, indent=1)
     return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"

@@ -1,8 +1,8 @@
 """The part `resume` of accelerator.py: whether an interrupted run ends with the parameters of an uninterrupted one.
 
-Two processes one after another, as users have it: the first trains N steps, and N/2 of another run; the second resumes
-that, and trains N steps once more. With XLA's deterministic operations all three must agree, to the bit.
-Without them, whether the two whole runs agree says whether resuming is to blame.
+Two consecutive processes, as in practice: the first trains N steps, and N/2 steps of another run; the second resumes
+the latter, and trains N steps again. With XLA's deterministic operations, all three must agree bitwise. Without them,
+comparing the two uninterrupted runs shows whether a difference is due to resuming.
 """
 
 import argparse
@@ -22,7 +22,7 @@ FLAG = "--xla_gpu_deterministic_ops"
 
 
 def resume(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
-    """A line for each config and each setting of the flag. Both settings run side by side."""
+    """Emits a line per config and setting of the flag. Both settings run at the same time."""
     steps, names = (4, ["mlp_mnist"]) if options.rehearse else (20, ["bert_sst2", "resnet_digits"])
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def resume(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> No
 
 
 def _both_settings(folder: Path, name: str, steps: int, deadline: Deadline) -> dict[str, list[Line]]:
-    """What the first and the second process of each setting of the flag found."""
+    """The results of the first and the second process for each setting of the flag."""
     found: dict[str, list[Line]] = {"true": [], "false": []}
     for phase in ("first", "second"):
         children = {flag: _start(flag, phase, folder / flag, name, steps) for flag in found}
@@ -65,13 +65,13 @@ def _start(flag: str, phase: str, folder: Path, name: str, steps: int) -> subpro
 
 
 def _config(name: str, steps: int) -> Any:
-    """An embedded preset of so many steps, evaluated and saved at the end."""
+    """An embedded preset with this number of steps, evaluated and saved at the end."""
     config = importlib.import_module(f"configs.{name}").get_config("embedded")
     config.train.update(epochs=None, steps=steps, log_every=1)
     config.eval.every_steps = 0
     config.checkpoint.every_steps = 0
     if name == "bert_sst2":
-        config.dtype = "bfloat16"  # what people train it in on a GPU
+        config.dtype = "bfloat16"  # the usual dtype on a GPU
     return config
 
 
@@ -81,7 +81,7 @@ def _stop_after(steps: int) -> Callable[[], bool]:
 
 
 def run_phase(phase: str, folder: Path, name: str, steps: int) -> Line:
-    """What one process does -> the parameters' hash of each of its runs."""
+    """Runs one process -> the hash of the parameters of each of its runs."""
     from research.devices.platform import prepare_process
     from research.training.loop import train_and_evaluate
 

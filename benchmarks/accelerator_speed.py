@@ -1,7 +1,7 @@
-"""The parts `bert` and `resnet` of accelerator.py: training speed beside PyTorch, measured in turn.
+"""The parts `bert` and `resnet` of accelerator.py: training speed compared with PyTorch, in alternation.
 
-The sides are those of bert_finetune.py and resnet_train.py: each (side, setting) is a process of its own, so that each
-has a peak of memory of its own.
+Uses the sides of bert_finetune.py and resnet_train.py: each (side, setting) runs in a separate process, so that
+peak memory is measured for each.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from parts import Deadline, Emit, Line
 from turns import Results, Side, SideError
 
 HERE = Path(__file__).parent
-LAST = 8.0  # seconds before the deadline no further round begins
+LAST = 8.0  # no round starts later than this many seconds before the deadline
 
 
 class Turns:
-    """Contenders by name, which begin with "ours" or "peer"; all that are warm are measured in turn."""
+    """Contenders by name, starting with "ours" or "peer"; those that are warm are measured in alternation."""
 
     def __init__(self, emit: Emit, deadline: Deadline, *, rounds: int, steps: int, facts: Line):
         self._emit = emit
@@ -31,13 +31,13 @@ class Turns:
         self._settings: dict[str, str] = {}
 
     def start(self, name: str, script: str, setting: str, arguments: list[str]) -> None:
-        """Starts a contender's process, which loads its libraries and data meanwhile."""
+        """Starts a contender's process, which loads its libraries and data in the background."""
         side = name.split()[0]
         self._sides[name] = Side(str(HERE / script), side, arguments)
         self._settings[name] = setting
 
     def warm(self, name: str) -> bool:
-        """Compiles and runs a few steps; whether the contender can take part. If not, a line says why."""
+        """Compiles and runs a few steps -> whether the contender works. If not, emits the reason."""
         before = self._deadline.remaining
         try:
             self._sides[name].measure(self._settings[name], 3)
@@ -52,7 +52,7 @@ class Turns:
         del self._sides[name], self._settings[name]
 
     def measure(self, names: list[str], flops: float, peak: float | None) -> None:
-        """A line with the table of these contenders. flops: of an example, or of a token where tokens are counted."""
+        """Emits the table of these contenders. flops: per example, or per token where tokens are counted."""
         results = Results()
         for _ in range(self._rounds):
             if self._deadline.remaining < LAST:
@@ -71,14 +71,14 @@ class Turns:
         )
 
     def close(self, names: list[str]) -> None:
-        """Ends these contenders' processes, which frees their memory."""
+        """Terminates these contenders' processes, which frees their memory."""
         for name in [name for name in names if name in self._sides]:
             self._sides.pop(name).close()
             self._settings.pop(name)
 
 
 def row(results: Results, key: tuple[str, str], *, steps: int, flops: float, peak: float | None) -> Line:
-    """One contender's figures: rates are medians over the rounds. flops: as in `Turns.measure`."""
+    """The figures of one contender; rates are medians over the rounds. flops: as in `Turns.measure`."""
     measured = results.of[key]
     counted = "tokens" if "tokens" in measured[0] else "examples"
     rates = results.rates(*key)
@@ -104,7 +104,7 @@ def row(results: Results, key: tuple[str, str], *, steps: int, flops: float, pea
 
 
 def ratios(results: Results, keys: Mapping[str, tuple[str, str]]) -> Line:
-    """Examples per second of each of ours over each of the peer's: medians over rounds of the ratio within a round."""
+    """Examples per second of ours relative to the peer's, for each pair: medians of the ratios within a round."""
     return {
         ours: {peer: results.quotient(keys[ours], keys[peer]) for peer in keys if peer.startswith("peer")}
         for ours in keys
@@ -113,7 +113,7 @@ def ratios(results: Results, keys: Mapping[str, tuple[str, str]]) -> Line:
 
 
 def _without_torch(options: argparse.Namespace, emit: Emit) -> bool:
-    """Whether the peer can't take part, as far as the environment's lines say; a line then says so."""
+    """Whether the peer is unavailable according to the part `environment`; if so, emits the reason."""
     libraries = options.known.get("libraries", {})
     lacking = [name for name in ("torch", "transformers") if not str(libraries.get(name, "1"))[0].isdigit()]
     cuda = libraries.get("cuda", {}).get("device") or options.rehearse or not libraries
@@ -126,9 +126,9 @@ def _without_torch(options: argparse.Namespace, emit: Emit) -> bool:
 
 
 def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
-    """Packed rows of two lengths beside batches padded to their longest text, eager and compiled; bfloat16.
+    """Packed rows of two lengths, compared with batches padded to their longest text, eager and compiled; bfloat16.
 
-    Where time remains, the published recipe's 32 examples a step too.
+    If time remains, also the published recipe's 32 examples per step.
     """
     encoder, examples, rows, few = ("tiny", 8, (64,), 4) if options.rehearse else ("base", 1024, (128, 512), 32)
     rounds, steps = (2, 1) if options.rehearse else (5, 15)
@@ -166,7 +166,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
 
 
 def _corpus(options: argparse.Namespace) -> list[str]:
-    """The real SST-2 if it lies prepared, else the embedded corpus; for a rehearsal, the latter."""
+    """SST-2 if it is prepared, otherwise (and for a rehearsal) the embedded corpus."""
     from research.data.sources import tfds_source
 
     real = tfds_source.folder("glue/sst2", None) and not options.rehearse
@@ -178,7 +178,7 @@ def _corpus(options: argparse.Namespace) -> list[str]:
 
 
 def resnet(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None:
-    """ResNet-50 at 224×224 with 128 and 256 images a step, eager and compiled peers; bfloat16."""
+    """ResNet-50 at 224×224 with 128 and 256 images per step, compared with eager and compiled peers; bfloat16."""
     network, batches = ("resnet18", (4,)) if options.rehearse else ("resnet50", (128, 256))
     rounds, steps = (2, 1) if options.rehearse else (5, 10)
     libraries = options.known.get("libraries", {})

@@ -1,12 +1,13 @@
-"""Logistic regression on bags of n-grams: this project's, hashed, beside scikit-learn's, with a vocabulary, in one run.
+"""Logistic regression on bags of n-grams: this project with hashing, and scikit-learn with a vocabulary, in one run.
 
 python benchmarks/bags.py                                       # 20 Newsgroups and SST-2
 python benchmarks/bags.py --sets=sst2 --buckets 262144 1048576  # what hashing costs
 
-Both sides count the same n-grams (words of one letter too), weigh them by tf-idf (sublinear) and minimise the same
-objective, C = 10, to the same tolerance, in float32: here hashed into buckets and by `lbfgs`, there TfidfVectorizer and
-LogisticRegression. A fit is from bags in memory to weights, after compiling; accuracy is that of the split that the
-config evaluates. Each side is a process of its own (turns.py). The data must be prepared for TFDS.
+Both sides count the same n-grams (including words of one letter), weight them by sublinear tf-idf and minimize the same
+objective, C = 10, to the same tolerance, in float32: this project with hashed buckets and `lbfgs`, scikit-learn with
+TfidfVectorizer and LogisticRegression. A fit goes from bags in memory to weights, after compilation; the accuracy is on
+the split that the config evaluates. Each side runs in a separate process (turns.py). The data must be prepared for
+TFDS.
 """
 
 import argparse
@@ -20,7 +21,7 @@ CONFIGS = {"newsgroups": "configs/logistic_newsgroups.py:newsgroups", "sst2": "c
 
 
 def ours(_: argparse.Namespace) -> Measure:
-    """("set buckets", fits) -> seconds, examples, accuracy, iterations, and the seconds that compiling took."""
+    """("set buckets", fits) -> seconds, examples, accuracy, iterations, and the compilation time in seconds."""
     from research.devices.platform import prepare_process
 
     prepare_process()
@@ -58,7 +59,7 @@ def ours(_: argparse.Namespace) -> Measure:
 
 
 def peer(_: argparse.Namespace) -> Measure:
-    """As `ours`, whatever the buckets; of compiling there is none."""
+    """Like `ours`; ignores the buckets and compiles nothing."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -104,8 +105,8 @@ def peer(_: argparse.Namespace) -> Measure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", default=",".join(CONFIGS), help="some of them, with commas")
-    parser.add_argument("--buckets", nargs="+", default=["0"], help="of this project's side; 0: the config's")
+    parser.add_argument("--sets", default=",".join(CONFIGS), help="some of the datasets, comma-separated")
+    parser.add_argument("--buckets", nargs="+", default=["0"], help="buckets of this project; 0: as in the config")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -121,7 +122,7 @@ def main() -> None:
     for side in sides.values():
         side.close()
     print(environment("jax", "scikit-learn", "numpy") + "\n")
-    print("| | features | accuracy | a fit, s | compiling, s | iterations | speed over scikit-learn's |")
+    print("| | features | accuracy | seconds per fit | compilation, s | iterations | speed relative to scikit-learn |")
     print("|---|---|---|---|---|---|---|")
     for side, setting in settings:
         last = results.of[side, setting][-1]

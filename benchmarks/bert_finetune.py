@@ -1,14 +1,14 @@
-"""Fine-tuning speed on the real SST-2: this project beside PyTorch + transformers, in turn, in one run.
+"""Fine-tuning speed on SST-2: this project and PyTorch + transformers, in alternation, in one run.
 
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON                # about 32 examples a step
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --examples=256
-python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --profile      # where this project's step goes
+python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --profile      # profiles this project's step
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON --encoder=base --row_length=512 --examples=1200  # a GPU
 
-Both sides train the same encoder (MiniLM-L6-H384's shape or BERT-base's, random weights) on the same token ids: AdamW,
-clipping at 1.0, dropout 0.1. Each side is a process of its own (turns.py); every round measures
-all settings once, and the table gives medians over the rounds. The peer is used as its own trainer would: fused AdamW,
-sdpa attention, autocast for bfloat16, batches padded to their longest text or to 128. Prepare SST-2 for TFDS first, and
+Both sides train the same encoder (of the size of MiniLM-L6-H384 or BERT-base, random weights) on the same token ids:
+AdamW, clipping at 1.0, dropout 0.1. Each side runs in a separate process (turns.py); every round measures all settings
+once, and the table gives medians over the rounds. The peer is configured as in its own trainer: fused AdamW, sdpa
+attention, autocast for bfloat16, batches padded to their longest text or to 128. Prepare SST-2 for TFDS first, and
 install the `parity` extra.
 """
 
@@ -31,10 +31,10 @@ from turns import Results, Side, environment, matmul_peak, serve
 ENCODERS = {
     "minilm": {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "vocab_size": 30_522},
     "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "mlp_size": 3072, "vocab_size": 30_522},
-    "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "mlp_size": 256, "vocab_size": 30_522},  # a try-out
+    "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "mlp_size": 256, "vocab_size": 30_522},  # quick try
 }
-MAX_LENGTH = 66  # tokens of the longest training text of SST-2; the mean is 13.32
-PADDED = 64  # the common length of the batches that both sides pad in the same way
+MAX_LENGTH = 66  # tokens in the longest training text of SST-2; the mean is 13.32
+PADDED = 64  # the length of the batches that both sides pad in the same way
 PACKED_BFLOAT16 = "packed bfloat16"
 OURS = ("packed float32", PACKED_BFLOAT16, f"padded to {PADDED} float32", f"padded to {PADDED} bfloat16")
 PEERS = (
@@ -107,7 +107,7 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
         for _ in range(steps):
             asked = time.perf_counter()
             batch, placed = next(batches)
-            if loss is None or loss.is_ready():  # else the device was at work
+            if loss is None or loss.is_ready():  # otherwise the device was busy
                 waited += time.perf_counter() - asked
             state, scores = train_step(state, placed)
             loss = scores["loss"].total
@@ -123,7 +123,7 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
             "memory": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0),
             "parameters": param_count(state.params),
             "loss": float(loss / scores["loss"].weight),
-            "flops_by_xla": steps * train_step.flops,  # what summary.json's `mfu` is computed from
+            "flops_by_xla": steps * train_step.flops,  # from which `mfu` in summary.json is computed
         }
 
     def peak() -> float:
@@ -137,7 +137,7 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
 
 
 def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
-    """As `ours`."""
+    """Like `ours`."""
     import torch
     import transformers
 
@@ -146,7 +146,7 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
     transformers.logging.set_verbosity_error()
     examples, device = arguments.examples, "cuda" if torch.cuda.is_available() else "cpu"
     sizes = ENCODERS[arguments.encoder]
-    split = load.load(_our_config(PACKED_BFLOAT16, arguments).data).split("train")  # the token ids that `ours` reads
+    split = load.load(_our_config(PACKED_BFLOAT16, arguments).data).split("train")  # the same token ids as in `ours`
     texts, labels = split.tokens.take(np.arange(len(split))), split.labels.astype(np.int64)
 
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         inputs = {"input_ids": placed(ids), "attention_mask": placed(mask), "labels": placed(labels[chosen])}
-        return inputs, int(mask.sum())  # counted here: on the device it would make every step wait
+        return inputs, int(mask.sum())  # counted on the host: on the device, every step would wait for it
 
     def step(setting: str) -> tuple[Any, int]:
         inputs, tokens = batch(None if setting.startswith("dynamic") else int(setting.split()[2]))
@@ -223,18 +223,18 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
     return measure
 
 
-# ---- the two in turn
+# ---- both sides in alternation
 
 
 def flops_per_token(encoder: str) -> float:
-    """6 for every weight of the layers' dense products; attention's own products, a few percent, left out."""
+    """6 per weight of the dense layers; attention scores and sums, a few percent, are not counted."""
     sizes = ENCODERS[encoder]
     hidden = sizes["hidden_size"]
     return 6.0 * sizes["num_layers"] * (4 * hidden * hidden + 2 * hidden * sizes["mlp_size"])
 
 
 def compare(arguments: argparse.Namespace) -> str:
-    """Measures all settings in turn -> the report."""
+    """Measures all settings in alternation -> the report."""
     passed_on = [f"--{key}={getattr(arguments, key)}" for key in ("data", "examples", "encoder", "row_length")]
     passed_on += [f"--tokenizer={arguments.tokenizer}"] if arguments.tokenizer else []
     sides = {name: Side(__file__, name, passed_on) for name in ("ours", "peer")}
@@ -290,9 +290,9 @@ def compare(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-# ---- where the step goes
+# ---- profile of a step
 
-# The first that is found in an operation's name counts.
+# The first one found in an operation's name applies.
 PARTS = {
     "attention products and softmax": r"bqhk|bhqs|attention/(reduce|sub|exp|div|select|mul|jit\(_where\)|softmax)",
     "dense products": r"dot_general",
@@ -305,7 +305,7 @@ PARTS = {
 
 
 def profile(arguments: argparse.Namespace) -> str:
-    """The packed bfloat16 step's time by kind of operation, as JAX's profiler sees it."""
+    """The time of a packed bfloat16 step by kind of operation, from JAX's profiler."""
     from research.devices.platform import prepare_process
 
     prepare_process()
@@ -341,7 +341,7 @@ def profile(arguments: argparse.Namespace) -> str:
 
 
 def _by_part(folder: Path, program: str) -> Iterator[tuple[str, float]]:
-    """(part, microseconds) of a trace whose operations are those of the compiled `program`."""
+    """(part, microseconds) for each operation of the compiled `program` in a trace."""
     names = {}
     for line in program.splitlines():
         operation = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = ", line)
@@ -362,12 +362,12 @@ def _by_part(folder: Path, program: str) -> Iterator[tuple[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", help="a BERT tokenizer.json, such as MiniLM's; default: trained on the data")
-    parser.add_argument("--data", default="glue/sst2", help="or sentiment, the embedded corpus")
+    parser.add_argument("--data", default="glue/sst2", help="a TFDS dataset, or sentiment, the embedded corpus")
     parser.add_argument("--examples", type=int, default=32, help="a step (packed: about)")
     parser.add_argument("--encoder", choices=tuple(ENCODERS), default="minilm")
-    parser.add_argument("--row_length", type=int, default=72, help="tokens of a packed row")
+    parser.add_argument("--row_length", type=int, default=72, help="tokens per packed row")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="of each setting in a round")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each setting per round")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The image pipeline: decoding, each augmentation, batches of CIFAR-10; and cropping on the host beside the device.
+"""The image pipeline: decoding, augmentations, batches of CIFAR-10; and cropping on the host and on the device.
 
 python benchmarks/image_pipeline.py
 
-Prepare CIFAR-10 for TFDS first. Uses a cache folder of its own. Figures are images for each second of processor time,
-of all threads together: what one core does, whatever else the machine is doing.
+Prepare CIFAR-10 for TFDS first. Uses a temporary cache folder. Figures are images per second of CPU time of all
+threads: the speed of one core, regardless of other load on the machine.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ ROUNDS = 7
 
 
 def rate(images: int, action: Callable[[], Any]) -> float:
-    """Images per second of processor time: the median of some rounds, each of a tenth of a second or more."""
+    """Images per second of CPU time: the median of several rounds of at least a tenth of a second."""
     action()
     rounds = []
     for _ in range(ROUNDS):
@@ -40,7 +40,7 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 
 def photographs(count: int, size: int) -> np.ndarray:
-    """uint8 [N, size, size, 3], about as rough as photographs: noise of several scales."""
+    """uint8 [N, size, size, 3], about as detailed as photographs: noise at several scales."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -124,11 +124,11 @@ def batches() -> None:
         wall, processor = time.perf_counter(), time.process_time()
         load.load(section)
         spent = time.perf_counter() - wall, time.process_time() - processor
-        print(f"\nCIFAR-10, {start} start: {spent[0]:.2f} s, of which {spent[1]:.2f} s of processor time")
+        print(f"\nCIFAR-10, {start} start: {spent[0]:.2f} s ({spent[1]:.2f} s of CPU time)")
 
     rows = []
     for name, change in (
-        ("as they are", {}),
+        ("unchanged", {}),
         ("crop_padding and flip", {"crop_padding": 4, "flip": True}),
         ("these and mixup", {"crop_padding": 4, "flip": True, "mixup": 0.2}),
         ("these and randaugment", {"crop_padding": 4, "flip": True, "randaugment_ops": 2}),
@@ -148,7 +148,7 @@ def batches() -> None:
 
 
 def host_and_device() -> None:
-    """Cropping and flipping in numpy, and the same in a jitted function of the device's."""
+    """Cropping and flipping in numpy, and in a jitted function on the device."""
     import jax
     import jax.numpy as jnp
 

@@ -1,12 +1,12 @@
-"""Least squares, ridge and logistic regression: this project's solvers beside scikit-learn's, to the same objective.
+"""Least squares, ridge and logistic regression: this project's solvers and scikit-learn's, for the same objective.
 
 python benchmarks/linear.py                                # all sizes: 2 GB of memory, some minutes
 python benchmarks/linear.py --sizes 442x10 10000x100       # seconds
 
-Both sides take the same float32 arrays from memory, in turns, each a process of its own (turns.py). A fit is all that
-happens from there to the coefficients: here the compiled `solve_step` with the copy to the device, there `fit`. What
-compiling took is a column of its own. The objective that each side reached is computed in float64: the last column is
-the difference, of which a negative one is in this project's favour. Writes benchmarks/results/linear.png.
+Both sides read the same float32 arrays from memory and run alternately, in separate processes (turns.py). A fit covers
+everything from there to the coefficients: for this project the compiled `solve_step` including the copy to the device,
+for scikit-learn `fit`. Compilation time is a separate column. The objective reached is computed in float64; the last
+column is the difference, negative where this project's is lower. Writes benchmarks/results/linear.png.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ALPHA, C, TOLERANCE = 1.0, 1.0, 1e-4
 
 @functools.lru_cache(maxsize=1)
 def problem(kind: str, size: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features that have a factor in common, float32 [N, D], and labels [N]."""
+    """Features that share a common factor, float32 [N, D], and labels [N]."""
     rows, columns = map(int, size.split("x"))
     rng = np.random.default_rng(0)
     features = rng.standard_normal((rows, columns), dtype=np.float32)
@@ -38,7 +38,7 @@ def problem(kind: str, size: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def objective(kind: str, size: str, coefficients: np.ndarray, intercept: float) -> float:
-    """What is minimised, an example, in float64."""
+    """The objective per example, in float64."""
     features, labels = problem(kind, size)
     total = 0.0
     for part, y in zip(np.array_split(features, 20), np.array_split(labels, 20), strict=True):
@@ -63,7 +63,7 @@ def timed(kind: str, size: str, steps: int, fit: Any) -> dict[str, float]:
 
 
 def ours(arguments: argparse.Namespace) -> Measure:
-    """(setting, steps) -> what `timed` has."""
+    """(setting, steps) -> the results of `timed`."""
     from research.devices.platform import prepare_process
 
     prepare_process()
@@ -85,7 +85,7 @@ def ours(arguments: argparse.Namespace) -> Measure:
         decay = {"ols": 0.0, "ridge": 2 * ALPHA / len(labels), "logistic": 1 / (C * len(labels))}[kind]
         batch = {"features": features, "labels": labels, "weight": np.ones(len(labels), np.float32)}
         blocks = solvers.blocks(batch, rows=len(labels), devices=1, parameters=features.shape[1])
-        # As the pipeline makes it: rows without weight fill the last block.
+        # As in the pipeline: rows of weight 0 fill up the last block.
         extra = -len(labels) % blocks
         batch = {k: np.concatenate([x, np.zeros((extra, *x.shape[1:]), x.dtype)]) for k, x in batch.items()}
         state = init_state(module, optax.identity(), jax.tree.map(lambda x: x[:1], batch), 0)
@@ -118,7 +118,7 @@ def ours(arguments: argparse.Namespace) -> Measure:
 
 
 def peer(arguments: argparse.Namespace) -> Measure:
-    """scikit-learn's, with its defaults."""
+    """The same for scikit-learn, with its defaults."""
     from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 
     def measure(setting: str, steps: int) -> dict[str, float]:
@@ -162,7 +162,7 @@ def table(results: Results, settings: list[str]) -> str:
 
 
 def plot(results: Results, settings: list[str], path: Path) -> None:
-    """Seconds a fit over rows × features."""
+    """Plots seconds per fit over rows × features."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="rows x features")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument(
-        "--factorization", default="auto", help="of least squares and ridge: auto, as in the configs; qr, cholesky"
+        "--factorization", default="auto", help="for least squares and ridge: auto (as in the configs), qr or cholesky"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="fits a round")
@@ -197,7 +197,7 @@ def main() -> None:
     results = Results()
     passed_on = (f"--factorization={arguments.factorization}",)
     sides = {name: Side(__file__, name, passed_on) for name in ("ours", "peer")}
-    for setting in settings:  # one problem after the other: only one is in memory
+    for setting in settings:  # one problem at a time, so that only one is in memory
         both = [(side, setting) for side in sides]
         results.measure(sides, both, rounds=arguments.rounds, steps=arguments.steps)
     for side in sides.values():

@@ -1,7 +1,7 @@
-"""Parts of a long measurement, each a process of its own with a deadline; what they find is printed as JSON lines.
+"""Runs the parts of a long measurement in separate processes with deadlines; findings are printed as JSON lines.
 
-A part that raises, crashes or overruns its deadline leaves a line that says so; the lines before it and the other parts
-stay. Every line is flushed at once, so that a run that is cut off keeps what it had.
+A part that raises, crashes or exceeds its deadline is reported in a line; earlier lines and other parts are kept. Every
+line is flushed at once, so that an interrupted run keeps its findings.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from typing import Any
 Line = dict[str, Any]
 Emit = Callable[[Line], None]
 
-SHORTEST = 5.0  # seconds; a part that is left less is skipped
-TAIL = 1000  # characters of stderr that the line of a crash has
+SHORTEST = 5.0  # seconds; a part with less time left is skipped
+TAIL = 1000  # characters of stderr in the line that reports a crash
 
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """A time of `clock`, in seconds."""
+    """A deadline, as a time of `clock` in seconds."""
 
     end: float
     clock: Callable[[], float] = time.monotonic
@@ -39,14 +39,14 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds; negative once it has passed."""
+        """Seconds until the deadline; negative after it."""
         return self.end - self.clock()
 
 
 def deadlines(budgets: Mapping[str, float], limit: float) -> dict[str, float]:
-    """When each part must have ended, in seconds after the start: its budget after the one before it.
+    """The deadline of each part, in seconds after the start: that of the part before it plus its own budget.
 
-    The budgets are scaled to fill `limit`. What a part leaves of its budget is the next one's.
+    The budgets are scaled to fill `limit`. Unused time passes to the next part.
     """
     scale = limit / sum(budgets.values())
     ends, total = {}, 0.0
@@ -57,7 +57,7 @@ def deadlines(budgets: Mapping[str, float], limit: float) -> dict[str, float]:
 
 
 def json_line(line: Line) -> str:
-    """One line of strict JSON, which has no NaN and no infinity: they become strings."""
+    """One line of strict JSON, in which NaN and infinity become strings."""
     return json.dumps(_finite(line), allow_nan=False)
 
 
@@ -70,7 +70,7 @@ def _finite(value: Any) -> Any:
 
 
 class Writer:
-    """Prints lines, and appends them to the file `out` if there is one; both at once."""
+    """Prints lines, and appends them to the file `out` if given; both without delay."""
 
     def __init__(self, out: Path | None):
         self._out = out
@@ -87,23 +87,23 @@ class Writer:
 
 
 def run_part(command: Iterable[str], deadline: Deadline, emit: Emit, log: Path | None = None) -> str:
-    """Runs a part's process to its end, or its deadline's -> "done", "failed", "over its budget" or "skipped".
+    """Runs a part's process until it exits or its deadline passes -> "done", "failed", "over its budget" or "skipped".
 
-    Its lines are emitted as they come; what it prints beside them goes to stderr, as its own stderr does, or to `log`.
+    Its lines are emitted as they arrive; its other output and its stderr go to stderr, or to `log`.
     """
     if deadline.remaining < SHORTEST:
         emit({"status": "skipped", "seconds_left": round(deadline.remaining, 1)})
         return "skipped"
     errors = log.open("ab") if log else None
     began = errors.tell() if errors else 0
-    # A session of its own: what it starts ends with it.
+    # A new session, so that child processes are terminated with it.
     process = subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
     )
     late = threading.Event()
     timer = threading.Timer(max(deadline.remaining, 0), lambda: (late.set(), _kill(process)))
     timer.start()
-    told = False  # whether a line of the part's own says what went wrong
+    told = False  # whether the part itself emitted a line with the error
     try:
         assert process.stdout is not None
         for raw in process.stdout:
@@ -131,7 +131,7 @@ def run_part(command: Iterable[str], deadline: Deadline, emit: Emit, log: Path |
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and what it started."""
+    """Terminates a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -145,7 +145,7 @@ def _parsed(raw: bytes) -> Line | None:
 
 
 def serve_part(part: Callable[[Emit], None]) -> int:
-    """What a part's process does -> its exit code. What libraries print goes to stderr, out of the lines' way."""
+    """Runs a part in its process -> its exit code. Output of libraries goes to stderr, separate from the lines."""
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

@@ -1,13 +1,13 @@
-"""Training speed of ResNets: this project beside PyTorch, in turn, in one run.
+"""Training speed of ResNets: this project and PyTorch, in alternation, in one run.
 
 python benchmarks/resnet_train.py                                  # ResNet-18 at 32×32, ResNet-50 at 224×224
-python benchmarks/resnet_train.py --networks=resnet50 --batch=256  # a GPU: img/s, MFU, memory, torch.compile beside it
+python benchmarks/resnet_train.py --networks=resnet50 --batch=256  # for a GPU; adds torch.compile
 
-One step on a batch that lies on the device: forward, backward, SGD with momentum 0.9 and weight decay. ResNet-18 has a
-3×3 stem and no pooling, as for CIFAR, and a batch of 64; ResNet-50 is ImageNet's, with a batch of 16. The peer is
-transformers' ResNet (or --library's) in the channels-last layout, with autocast for bfloat16. Each side is a process of
-its own (turns.py); every round measures all settings once, and the table gives medians over the rounds. Install the
-`parity` extra first.
+One step on a batch that is already on the device: forward, backward, SGD with momentum 0.9 and weight decay. ResNet-18
+has a 3×3 stem without pooling, as for CIFAR, and a batch of 64; ResNet-50 is that for ImageNet, with a batch of 16. The
+peer is the ResNet of transformers (or of --library) in channels-last layout, with autocast for bfloat16. Each side runs
+in a separate process (turns.py); every round measures all settings once, and the table gives medians over the rounds.
+Install the `parity` extra first.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from turns import Measure, Results, Side, environment, matmul_peak, serve
 
-# Size of the images, the batch, and the multiply-adds of one forward pass (He et al. 2015, table 1, at 224×224).
+# Image size, batch size, and multiply-adds of a forward pass (He et al. 2015, table 1, at 224×224).
 NETWORKS: dict[str, tuple[int, int, float]] = {"resnet18": (32, 64, 0.56e9), "resnet50": (224, 16, 4.1e9)}
 PRECISIONS = ("float32", "bfloat16")
 
@@ -93,14 +93,14 @@ def ours(arguments: argparse.Namespace) -> Measure:
             "memory": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0),
             "parameters": param_count(state.params),
             "loss": float(scores["loss"].total / scores["loss"].weight),
-            "flops_by_xla": steps * step.flops,  # what summary.json's `mfu` is computed from
+            "flops_by_xla": steps * step.flops,  # from which `mfu` in summary.json is computed
         }
 
     return measure
 
 
 class _Runs:
-    """One run for each setting, "network precision", started when first asked for."""
+    """One run per setting ("network precision"), started on first use."""
 
     def __init__(self, start: Callable[[str, str], list[Any]]):
         self._start = start
@@ -114,7 +114,7 @@ class _Runs:
         return self._runs[setting]
 
     def fresh(self, setting: str) -> bool:
-        """Whether this is asked for the first time: then it wants a step or two to warm up."""
+        """Whether this is the first use, which needs a step or two of warm-up."""
         fresh = setting not in self._warm
         self._warm.add(setting)
         return fresh
@@ -152,7 +152,7 @@ def _peer_network(network: str, library: str) -> Any:
 
 
 def peer(arguments: argparse.Namespace) -> Measure:
-    """As `ours`."""
+    """Like `ours`."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,7 +176,7 @@ def peer(arguments: argparse.Namespace) -> Measure:
         network = compiled if setting.endswith("compiled") else model
 
         def step() -> Any:
-            pixels = images.permute(0, 3, 1, 2).float().sub_(120).div_(60)  # from [B, H, W, C]: channels last already
+            pixels = images.permute(0, 3, 1, 2).float().sub_(120).div_(60)  # from [B, H, W, C]: already channels-last
             with torch.autocast(device, torch.bfloat16, enabled="bfloat16" in setting):
                 outputs = network(pixels)
                 loss = torch.nn.functional.cross_entropy(getattr(outputs, "logits", outputs), labels)
@@ -206,11 +206,11 @@ def peer(arguments: argparse.Namespace) -> Measure:
     return measure
 
 
-# ---- the two in turn
+# ---- both sides in alternation
 
 
 def flops_per_image(network: str) -> float:
-    """Of a training step: 6 for each multiply-add of a forward pass."""
+    """FLOP per image of a training step: 6 per multiply-add of a forward pass."""
     return 6 * NETWORKS[network][2]
 
 
@@ -219,7 +219,7 @@ def batch_size(network: str, arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> str:
-    """Measures all settings in turn -> the report."""
+    """Measures all settings in alternation -> the report."""
     passed_on = [f"--batch={arguments.batch}", f"--library={arguments.library}"]
     sides = {name: Side(__file__, name, passed_on) for name in ("ours", "peer")}
     pairs = [f"{network} {precision}" for network in arguments.networks.split(",") for precision in PRECISIONS]
@@ -255,18 +255,18 @@ def compare(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="some of them, with commas")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="some of the networks, comma-separated")
     parser.add_argument(
-        "--batch", type=int, default=0, help="images a step (default: 64 for resnet18, 16 for resnet50)"
+        "--batch", type=int, default=0, help="images per step (default: 64 for resnet18, 16 for resnet50)"
     )
     parser.add_argument(
         "--library",
         choices=("transformers", "timm", "torchvision"),
         default="transformers",
-        help="the peer's; the last two have no ResNet-18 for small images",
+        help="the peer's library; the last two have no ResNet-18 for small images",
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="of each setting in a round")
+    parser.add_argument("--steps", type=int, default=3, help="steps of each setting per round")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

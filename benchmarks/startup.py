@@ -1,11 +1,11 @@
-"""How long a command takes from its start to the first training step, and to its end.
+"""The time from the start of a command to the first training step, and to its end.
 
-python benchmarks/startup.py                                  # three small configs, each from the second start on
+python benchmarks/startup.py                                  # three small configs, with a warm cache
 python benchmarks/startup.py --configs configs/linear_diabetes.py --rounds=9
 
-Every run is a process of its own with a new run directory, the configs in turn; a first run of each, which fills the
-caches of data and of compiled programs, does not count. Seconds by the clock, and of the processor: on a busy machine
-these say more.
+Every run is a separate process with a new run directory, and the configs alternate. The first run of each, which fills
+the caches of data and of compiled programs, is not counted. Reports wall-clock and CPU seconds; on a busy machine, CPU
+seconds are more reliable.
 """
 
 import argparse
@@ -25,11 +25,11 @@ COLUMNS = ("first", "first_processor", "end", "end_processor")
 
 
 def child(config: str, workdir: str, began: float) -> None:
-    """Trains, and prints what it took since `began` on the clock that all processes share."""
+    """Trains, and prints the times since `began`, on the clock that all processes share."""
     from research import cli, train
     from research.devices.platform import prepare_process
 
-    prepare_process()  # as `cli.run`, before anything imports JAX
+    prepare_process()  # as in `cli.run`, before anything imports JAX
     import jax
 
     from research.runs.reporting import Reporter
@@ -80,10 +80,10 @@ def main() -> None:
         for config in arguments.configs:
             figures = measured(config)
             print(f"round {round_number}: {config}: {figures}", file=sys.stderr, flush=True)
-            if round_number:  # the first fills the caches
+            if round_number:  # the first round fills the caches
                 results[config].append(figures)
     print(environment("jax", "flax", "orbax-checkpoint", "grain") + "\n")
-    print("| config | first step, s | of the processor | end, s | of the processor |")
+    print("| config | first step, s | CPU, s | end, s | CPU, s |")
     print("|---|---|---|---|---|")
     for config, rounds in results.items():
         medians = [statistics.median(figures[column] for figures in rounds) for column in COLUMNS]

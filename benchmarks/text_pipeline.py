@@ -1,8 +1,8 @@
-"""The text pipeline on the real SST-2: tokenizing, the cache, packing, seeking.
+"""The text pipeline on SST-2: tokenization, the cache, packing, seeking.
 
 python benchmarks/text_pipeline.py --tokenizer=TOKENIZER.JSON
 
-Prepare SST-2 for TFDS first. Uses a cache folder of its own.
+Prepare SST-2 for TFDS first. Uses a temporary cache folder.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def measure(tokenizer: str) -> None:
         return {split: encoder.encode(columns[split], split=split, cache=cache) for split in columns}
 
     tokenizing, examples = seconds(tokenize)
-    print(f"reading {rows:,} sentences of SST-2 by TFDS, its import included: {reading:.2f} s")
+    print(f"reading {rows:,} sentences of SST-2 with TFDS, including its import: {reading:.2f} s")
     print(f"tokenizing them and writing the cache: {tokenizing:.2f} s")
     first, _ = seconds(lambda: load.load(section))
     second, _ = seconds(lambda: load.load(section))

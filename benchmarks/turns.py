@@ -1,4 +1,4 @@
-"""Two sides measured in turn: each is a process of its own, which waits while the other works."""
+"""Measures two sides in alternation: each is a separate process, which waits while the other works."""
 
 import collections
 import json
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# (setting, steps) -> what was measured, "seconds" and "examples" among it.
+# (setting, steps) -> measurements, including "seconds" and "examples".
 Measure = Callable[[str, int], dict[str, float]]
 
 
 class SideError(Exception):
-    """A side could not start or could not measure."""
+    """A side failed to start or to measure."""
 
 
 class Side:
-    """A process that measures one side when asked: a benchmark, started again with --serve=NAME and `arguments`."""
+    """A process that measures one side on request: the benchmark itself, started with --serve=NAME and `arguments`."""
 
     def __init__(self, script: str, name: str, arguments: Iterable[str] = ()):
         self._process = subprocess.Popen(
@@ -31,20 +31,20 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # a GPU has room for both
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # so that both fit on a GPU
         )
 
     def ask(self, setting: str, steps: int) -> None:
-        """Begins a measurement without waiting for it."""
+        """Starts a measurement without waiting for it."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([setting, steps]) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # it ended; its answer says why
+        except BrokenPipeError:  # it has exited; its answer says why
             pass
 
     def answer(self) -> dict[str, float]:
-        """The result of the oldest measurement asked for. Raises SideError if it failed, or the process ended."""
+        """The result of the oldest pending measurement. Raises SideError if it failed or the process exited."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -55,7 +55,7 @@ class Side:
         return answer
 
     def measure(self, setting: str, steps: int) -> dict[str, float]:
-        """Asks and waits. Raises SideError as `answer` does."""
+        """Starts a measurement and waits for it. Raises SideError like `answer`."""
         self.ask(setting, steps)
         return self.answer()
 
@@ -64,10 +64,10 @@ class Side:
 
 
 def serve(make: Callable[[Any], Measure], arguments: Any) -> None:
-    """What a side's process does: it answers until its input ends.
+    """The main loop of a side's process: answers requests until its input ends.
 
-    An exception, of `make` too, becomes the answer {"error": …}. What libraries print goes to stderr, out of the
-    answers' way.
+    An exception, also in `make`, becomes the answer {"error": …}. Output of libraries goes to stderr, separate from the
+    answers.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -92,9 +92,9 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def matmul_peak(sizes: Iterable[int], *, repeats: int = 5, products: int = 10) -> dict[int, float]:
-    """FLOP/s that bfloat16 products of N×N matrices reach, by N: the median over `repeats` of a queue of `products`.
+    """FLOP/s of bfloat16 products of N×N matrices, by N: the median over `repeats` of a queue of `products`.
 
-    The entries are random: an accelerator multiplies zeros at a higher clock.
+    The entries are random, because accelerators multiply zeros at a higher clock rate.
     """
     import jax
     import jax.numpy as jnp
@@ -114,13 +114,13 @@ def matmul_peak(sizes: Iterable[int], *, repeats: int = 5, products: int = 10) -
 
 
 class Results:
-    """What was measured of each (side, setting), a dict a round."""
+    """The measurements of each (side, setting), one dict per round."""
 
     def __init__(self) -> None:
         self.of: dict[tuple[str, str], list[dict[str, float]]] = collections.defaultdict(list)
 
     def measure(self, sides: dict[str, Side], settings: Iterable[tuple[str, str]], *, rounds: int, steps: int) -> None:
-        """Measures all settings in turn, `rounds` times over, and says how far it is."""
+        """Measures all settings in alternation, `rounds` times, and prints the progress."""
         settings = list(settings)
         for round_number in range(rounds):
             for side, setting in settings:
@@ -130,11 +130,11 @@ class Results:
                 print(f"round {round_number + 1}: {side} {setting}: {rate:.1f} examples/s", file=sys.stderr, flush=True)
 
     def rates(self, side: str, setting: str, what: str = "examples") -> list[float]:
-        """A second, in each round."""
+        """The rate per second in each round."""
         return [result[what] / result["seconds"] for result in self.of[side, setting]]
 
     def rate(self, side: str, setting: str, what: str = "examples") -> float:
-        """The median over the rounds."""
+        """The median rate over the rounds."""
         return statistics.median(self.rates(side, setting, what))
 
     def spread(self, side: str, setting: str) -> str:
@@ -142,16 +142,16 @@ class Results:
         return f"{min(rates):.1f}–{max(rates):.1f}"
 
     def quotient(self, one: tuple[str, str], other: tuple[str, str]) -> float:
-        """The median over rounds of the ratio of two rates within a round: what disturbs both cancels out."""
+        """The median over rounds of the ratio of two rates within a round, so that common disturbances cancel."""
         return statistics.median(a / b for a, b in zip(self.rates(*one), self.rates(*other), strict=True))
 
     def ratio(self, one: str, other: str) -> str:
-        """Our rate in a setting over the peer's in another."""
+        """Our rate in one setting relative to the peer's in another."""
         return f"{self.quotient(('ours', one), ('peer', other)):.2f}"
 
 
 def environment(*packages: str) -> str:
-    """The machine and the packages' versions, for the record."""
+    """The machine and the package versions."""
     from importlib.metadata import version
 
     cpu = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Logistic regression on breast_cancer (569 tumours, 30 features), L2-regularised.
+"""Logistic regression on breast_cancer (569 tumours, 30 features), L2-regularized.
 
 python -m research.train --config=configs/logistic_breast_cancer.py
 

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on iris (150 flowers, 4 features), L2-regularised: scikit-learn's C=1.
+"""Multinomial logistic regression on iris (150 flowers, 4 features), L2-regularized: scikit-learn's C=1.
 
 python -m research.train --config=configs/logistic_iris.py
 

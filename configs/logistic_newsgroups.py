@@ -6,9 +6,9 @@ python -m research.train --config=configs/logistic_newsgroups.py:newsgroups
 
 20 Newsgroups has no validation split: the test split is evaluated once, at the end, and not used for any choice.
 
-Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
+Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), seed 0, with JAX 0.10.2 (embedded, times) and 0.10.1:
   embedded: validation accuracy 0.7225, 8 s.
-  newsgroups: test accuracy 0.8554, 19 s.
+  newsgroups: test accuracy 0.8557, 19 s.
 """
 
 from ml_collections import ConfigDict

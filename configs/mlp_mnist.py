@@ -4,7 +4,8 @@ python -m research.train --config=configs/mlp_mnist.py
 python -m research.train --config=configs/mlp_mnist.py:embedded
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-  mnist: test accuracy 0.9814; 11 seconds. embedded: test accuracy 0.9639, validation 0.9749; seconds.
+  mnist: test accuracy 0.9814 (0.9822 with JAX 0.10.1); 11 seconds.
+  embedded: test accuracy 0.9639, validation 0.9749; seconds.
 MNIST has no validation split: the final parameters are evaluated on `test` once, and it is not used for any choice.
 """
 

@@ -3,7 +3,7 @@
 python -m research.train --config=configs/resnet_digits.py
 
 Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
-40 s; test accuracy 0.9917, validation 0.9972.
+40 s; test accuracy 0.9917, validation 0.9972 (with JAX 0.10.1 0.9889 and 0.9972).
 """
 
 from ml_collections import ConfigDict

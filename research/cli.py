@@ -32,10 +32,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes (one per host; on Cloud TPU --distributed alone suffices)")
-    group.add_argument("--distributed", action="store_true", help="join the other processes of a cluster JAX knows")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address, where JAX does not know it")
-    group.add_argument("--processes", type=int, help="how many there are")
-    group.add_argument("--process_id", type=int, help="which one this is, from 0")
+    group.add_argument(
+        "--distributed", action="store_true", help="join the other processes of a cluster that JAX detects"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0, if JAX cannot detect it")
+    group.add_argument("--processes", type=int, help="the number of processes")
+    group.add_argument("--process_id", type=int, help="the index of this process, from 0")
 
 
 def start_distributed(arguments: argparse.Namespace) -> None:
@@ -45,7 +47,7 @@ def start_distributed(arguments: argparse.Namespace) -> None:
             raise UserError("--processes and --process_id need --coordinator=HOST:PORT, the address of process 0")
         return
     if not arguments.workdir:
-        raise UserError("several processes need --workdir, the same for all, on a disk they share")
+        raise UserError("several processes need the same --workdir, on a shared file system")
     import jax
 
     try:

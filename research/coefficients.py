@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     found = coefficients(arguments.workdir, arguments.checkpoint)
     print(table(found, arguments.most), end="")
     if found.errors is None:
-        print("\nNo standard errors: they are those of dense features that nothing penalises or weighs, at an optimum.")
+        print("\nNo standard errors: they require dense features, no penalty or class weights, and an optimum.")
     if found.values.size > arguments.most:
         print(f"\n{arguments.most} of {found.values.size:,} coefficients; --most shows more.")
     return 0

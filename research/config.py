@@ -113,7 +113,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
         way, keys = _WAYS[key]
         asked = [f"{key}={flatten(full.to_dict())[key]}" for key in keys if key in given]
         if asked:
-            raise UserError(f"{' and '.join(asked)} was asked for and is unavailable: {reason}; {way}")
+            raise UserError(f"{' and '.join(asked)} was requested but is unavailable: {reason}; {way}")
     reasons, kept = list(lacking.values()), sorted(given - {"needs_accelerator"})
     if full.needs_accelerator and jax.default_backend() == "cpu":
         reasons.insert(0, "no accelerator (JAX sees only the CPU)")
@@ -123,7 +123,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
         return module.FULL, None
     return "embedded", (
         f"preset {module.FULL} is unavailable here: {'; '.join(reasons)}. Running preset embedded instead"
-        + (f", with the {' and '.join(kept)} asked for; " if kept else "; ")
+        + (f", with the requested {' and '.join(kept)}; " if kept else "; ")
         + "; ".join(f"{what}: python -m research.train --config={path}:{preset}" for what, preset in others)
     )
 
@@ -160,7 +160,9 @@ def _get_config(path: Path, module: ModuleType, preset: str) -> ConfigDict:
         file, line = _place(path, error)
         raise UserError(f"config file {file}, line {line}: {_explained(error)}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"config file {path}: get_config gives a {type(config).__name__}; it must give a ConfigDict")
+        raise UserError(
+            f"config file {path}: get_config returns a {type(config).__name__}; it must return a ConfigDict"
+        )
     for section, function in _built(config).items():
         part, takes = config[section], config_keys(function)
         for key in sorted(set(part) - {"name", *takes}):

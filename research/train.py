@@ -64,7 +64,7 @@ def _stop_on_signals() -> list[int]:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
         print(
-            f"\n{signal.Signals(number).name}: saving, then stopping (once more: stop at once)",
+            f"\n{signal.Signals(number).name}: saving, then stopping (repeat to stop immediately)",
             file=sys.stderr,
         )
 

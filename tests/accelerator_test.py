@@ -1,4 +1,4 @@
-"""What could silently go wrong in benchmarks/accelerator.sh: counts of operations, deadlines, lines, stored losses."""
+"""Tests what could fail silently in benchmarks/accelerator.sh: operation counts, deadlines, output, stored losses."""
 
 import argparse
 import json
@@ -32,13 +32,13 @@ from research.models import MODELS
 
 
 def _shapes(config, batch):
-    """The parameters' shapes, and the module, of a config's model."""
+    """The shapes of the parameters, and the module, of a config's model."""
     module = build(MODELS, config, "model", dtype=jnp.float32)
     batch = {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in batch.items()}
     return module, jax.eval_shape(lambda: module.init(jax.random.key(0), batch, train=False)), batch
 
 
-def test_flops_of_a_token_are_six_for_each_weight_of_the_layers():
+def test_flops_per_token_are_six_per_layer_weight():
     model = bert_sst2.get_config("base").model.to_dict() | bert_finetune.ENCODERS["base"]
     text = dict.fromkeys(("tokens", "positions", "type_ids", "segments"), ((1, 8), jnp.int32))
     _, variables, _ = _shapes(model, {**text, "starts": ((1, 1), jnp.int32)})
@@ -48,7 +48,7 @@ def test_flops_of_a_token_are_six_for_each_weight_of_the_layers():
 
 
 def _multiply_adds(jaxpr):
-    """Of the convolutions and products of a jaxpr, those in it included."""
+    """Multiply-adds of the convolutions and products of a jaxpr, including nested ones."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
@@ -63,8 +63,8 @@ def _multiply_adds(jaxpr):
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])
-def test_multiply_adds_of_the_resnets(network):
-    """The table's values have two digits."""
+def test_multiply_adds_of_resnets(network):
+    """The paper's table gives two digits."""
     config = resnet_cifar10.get_config("resnet18" if network == "resnet18" else "resnet20").model.to_dict()
     config |= {"name": "resnet50"} if network == "resnet50" else {}
     size = resnet_train.NETWORKS[network][0]
@@ -76,7 +76,7 @@ def test_multiply_adds_of_the_resnets(network):
 
 
 def test_figures_of_a_contender():
-    """Two rounds of 4 steps; 16 tokens and 4 examples a step, 100 operations a token, of 1e4 a second."""
+    """Two rounds of 4 steps; 16 tokens and 4 examples per step, 100 FLOP per token, at a peak of 1e4 FLOP/s."""
     results = Results()
     ours, peer = ("ours", "packed"), ("peer", "dynamic")
     common = {"examples": 16.0, "tokens": 64, "waited": 0.5, "parameters": 7, "loss": 0.5}
@@ -100,7 +100,7 @@ def test_figures_of_a_contender():
 # ---- deadlines
 
 
-def test_what_a_part_leaves_is_the_next_ones():
+def test_unused_time_passes_to_the_next_part():
     ends = deadlines({"a": 10, "b": 30, "c": 20}, limit=120)
     assert ends == {"a": 20, "b": 80, "c": 120}
     now = [5.0]
@@ -111,7 +111,7 @@ def test_what_a_part_leaves_is_the_next_ones():
     assert deadline.remaining == -1
 
 
-def test_the_parts_budgets_fit_eight_minutes():
+def test_budgets_of_the_parts_fit_eight_minutes():
     assert set(accelerator.BUDGETS) == set(accelerator.FUNCTIONS)
     assert sum(accelerator.BUDGETS.values()) + accelerator.KEEPING <= 8 * 60
 
@@ -126,8 +126,8 @@ def _run_part(code, tmp_path, seconds=30.0):
     return ended, lines
 
 
-def test_a_part_that_overruns_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
-    """The deadline passes once the part has printed the process it started; what it printed stays."""
+def test_part_over_its_deadline_is_terminated_with_its_children(tmp_path, monkeypatch):
+    """The deadline passes after the part has printed the id of its child process; its output is kept."""
     timers, lines = [], []
 
     class Timer:
@@ -159,7 +159,7 @@ child.wait()
 
 
 def _await_end(pid, patience=30.0):
-    """Waits until a process has ended, reaped or not."""
+    """Waits until a process has exited, reaped or not."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         try:
@@ -172,7 +172,7 @@ def _await_end(pid, patience=30.0):
     pytest.fail(f"process {pid} still runs")
 
 
-def test_a_part_without_time_is_not_started(tmp_path):
+def test_part_without_time_left_is_not_started(tmp_path):
     ended, lines = _run_part(f"open({str(tmp_path / 'ran')!r}, 'w')", tmp_path, seconds=1.0)
     assert (ended, [line["status"] for line in lines]) == ("skipped", ["skipped"])
     assert not (tmp_path / "ran").exists()
@@ -181,17 +181,17 @@ def test_a_part_without_time_is_not_started(tmp_path):
 # ---- lines
 
 
-def test_a_crash_is_a_line_and_what_was_printed_before_it_stays(tmp_path, capfd):
+def test_crash_is_reported_in_a_line_and_keeps_earlier_output(tmp_path, capfd):
     code = "import sys, os; print('noise'); print('[1]'); print('{\"a\": 1}', flush=True); sys.exit('no memory')"
     ended, lines = _run_part(code, tmp_path)
     assert ended == "failed"
     assert lines[0] == {"a": 1}
     assert (lines[1]["status"], lines[1]["exit_code"]) == ("failed", 1)
     assert "no memory" in lines[1]["stderr"]
-    assert capfd.readouterr().err.split() == ["noise", "[1]"]  # no lines of ours
+    assert capfd.readouterr().err.split() == ["noise", "[1]"]  # not JSON objects
 
 
-def test_an_exception_is_the_parts_own_line(tmp_path):
+def test_exception_is_reported_by_the_part_itself(tmp_path):
     benchmarks = str(Path(accelerator.__file__).parent)
     code = f"""
 import sys; sys.path.insert(0, {benchmarks!r})
@@ -215,8 +215,8 @@ def test_lines_are_strict_json():
     assert json.loads(json_line(line), parse_constant=pytest.fail) == {"a": ["nan", [1, "inf"]], "128": {"b": 0.5}}
 
 
-def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys):
-    """Later parts hear of the environment's peak; the file has what was printed."""
+def test_failed_part_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    """Later parts receive the peak found by the first; the file has the printed lines."""
     commands = []
 
     def command(name, deadline, arguments, known):
@@ -252,7 +252,7 @@ serve(make, None)
 """
 
 
-def test_a_side_says_what_went_wrong(tmp_path):
+def test_side_reports_its_error(tmp_path):
     script = tmp_path / "side.py"
     script.write_text(SIDE.format(benchmarks=str(Path(accelerator.__file__).parent)))
     side, lame = Side(str(script), "ours"), Side(str(script), "lame")
@@ -270,7 +270,7 @@ def test_a_side_says_what_went_wrong(tmp_path):
     lame.close()
 
 
-# ---- what is compared
+# ---- correctness
 
 SLOW_TO_COMPILE = ("bert_sst2:embedded", "resnet_digits")
 
@@ -278,8 +278,8 @@ SLOW_TO_COMPILE = ("bert_sst2:embedded", "resnet_digits")
 @pytest.mark.parametrize(
     "name", ["mlp_mnist:embedded", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_COMPILE)]
 )
-def test_the_stored_losses_are_what_a_cpu_computes(name):
-    """The first three of 20 steps. Measured: up to 7e-7 apart between numbers of threads, and versions of JAX."""
+def test_stored_losses_match_a_cpu(name):
+    """The first three of 20 steps. Measured: up to 7e-7 between numbers of threads and JAX versions."""
     stored = json.loads(accelerator_checks.LOSSES.read_text())["runs"][name]
     assert len(stored["loss"]) == accelerator_checks.STEPS
     found = accelerator_checks.trajectory(accelerator_checks._configs()[name], steps=3)
@@ -289,7 +289,7 @@ def test_the_stored_losses_are_what_a_cpu_computes(name):
     assert far["grad_norm"] < 1e-4
 
 
-def test_a_wrong_step_is_a_difference():
+def test_wrong_step_is_detected():
     stored = {"loss": [2.0, 1.0, 0.5], "grad_norm": [1.0, 1.0, 1.0]}
     found = {"loss": [2.0, 1.01], "grad_norm": [1.0, 0.8]}
     assert accelerator_checks.differences(found, stored) == {
@@ -298,7 +298,7 @@ def test_a_wrong_step_is_a_difference():
     }
 
 
-def test_packed_segments_are_texts_one_behind_the_other(rng):
+def test_packed_segments_are_consecutive_texts(rng):
     segments = accelerator_attention.packed_segments(4, 64, rng)
     for row in segments:
         numbers, lengths = np.unique(row[row > 0], return_counts=True)
@@ -309,8 +309,8 @@ def test_packed_segments_are_texts_one_behind_the_other(rng):
 
 
 @pytest.mark.extended
-def test_the_alternative_attention_computes_the_same():
-    """In float32, with the same parameters: measured 4e-7 apart. Without the segments it computes something else."""
+def test_alternative_attention_gives_the_same_result():
+    """In float32, with the same parameters; measured difference: 4e-7. Without the segments the result differs."""
     inputs = accelerator_attention._inputs(2, 32, heads=2, width=16)
     ours, other = (jax.jit(accelerator_attention.gradients(name, 2, jnp.float32)) for name in ("ours", "xla"))
     params, x, segments, cotangent = inputs

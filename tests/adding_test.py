@@ -1,4 +1,4 @@
-"""A model, a dataset, a loss and a metric of one's own: each is what README.md names, and nothing else."""
+"""Adds a custom model, dataset, loss and metric with exactly the steps that README.md lists."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ class Toy(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SquaredProbabilities:
-    """The Brier score; and of a whole split the share of examples of the class that is predicted most."""
+    """The Brier score, and a split metric: the fraction of predictions of the most frequently predicted class."""
 
     sharpness: float = 1.0
 
@@ -58,7 +58,7 @@ class SquaredProbabilities:
 def _columns():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 2))
-    split = {"features": x, "label": (x[:, 0] * x[:, 1] > 0).astype(np.int32)}  # no line separates them
+    split = {"features": x, "label": (x[:, 0] * x[:, 1] > 0).astype(np.int32)}  # not linearly separable
     return dict.fromkeys(("train", "validation", "test"), split)
 
 
@@ -82,20 +82,20 @@ def _config():
     return config
 
 
-def test_each_takes_one_line(added, tmp_path):
+def test_each_addition_takes_one_line(added, tmp_path):
     summary = train_and_evaluate(_config(), tmp_path, show=False)
     assert summary["status"] == "completed"
     metrics = summary["metrics"]["validation"]
     assert metrics["accuracy"] > 0.9
     assert 0.4 < metrics["largest_share"] < 0.7
     run = RunDir.open(tmp_path)
-    for what in ("roc", "confusion"):  # its records have scores, so it has classes
+    for what in ("roc", "confusion"):  # records with scores mean that the task has classes
         assert json.loads(draw(PlotContext(run), what).with_suffix(".json").read_text())
     with pytest.raises(UserError, match="a number"):
         draw(PlotContext(run), "residuals")
 
 
-def test_its_numbers_have_ranges(added, tmp_path):
+def test_ranges_of_a_custom_model_are_checked(added, tmp_path):
     config = _config()
     config.model.width = 0
     with pytest.raises(UserError, match=r"model\.width is 0"):
@@ -113,7 +113,7 @@ def get_config(preset):
 """
 
 
-def test_a_field_that_the_config_does_not_list_can_be_set(added, tmp_path):
+def test_unlisted_field_can_be_overridden(added, tmp_path):
     (tmp_path / "toy.py").write_text(CONFIG)
     config = load(f"{tmp_path}/toy.py", ["task.sharpness=2.5"]).config
     assert config.task.sharpness == 2.5

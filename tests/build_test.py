@@ -14,7 +14,7 @@ def _make(size, *, scale=1.0, split=None):
 TABLE = {"make": _make}
 
 
-def test_a_section_is_the_call():
+def test_section_is_passed_as_arguments():
     assert build(TABLE, {"name": "make", "size": 3, "scale": 2.0}, "thing", split="train") == (
         3,
         2.0,
@@ -34,10 +34,10 @@ def test_a_section_is_the_call():
         (
             {"name": "make", "size": 1, "split": "x"},
             "thing.split is not a key",
-        ),  # what the code gives, no config may
+        ),  # a config may not set what the code passes
     ],
 )
-def test_a_section_that_does_not_fit_is_one_line(section, message):
+def test_invalid_section_is_a_one_line_error(section, message):
     with pytest.raises(UserError, match=message):
         build(TABLE, section, "thing", split="train")
 
@@ -80,7 +80,7 @@ def _suggested(word, known, **options):
         ("", KEYS, None),
     ],
 )
-def test_a_hint_names_only_what_is_alike(word, known, suggested):
+def test_hint_names_only_similar_names(word, known, suggested):
     assert _suggested(word, known) == suggested
 
 
@@ -120,17 +120,17 @@ def test_short_names_of_names_and_in_a_section():
     assert _suggested("lr", ["a", "b"]) is None
 
 
-def test_an_alias_leaves_out_what_is_unlikely():
+def test_alias_excludes_unlikely_names():
     assert _suggested("bs", KEYS) == ["train.batch_size", "train.batch_rows"]
     assert _suggested("bs", KEYS, unlikely=("train.batch_rows",)) == ["train.batch_size"]
 
 
-def test_a_name_with_a_dot_may_be_one_word():
+def test_dotted_name_may_be_a_single_name():
     assert _suggested("other.py", ["on.py", "bert_sst2.py"], whole=True) is None
     assert _suggested("bert_sst.py", ["on.py", "bert_sst2.py"], whole=True) == ["bert_sst2.py"]
 
 
-def test_with_nothing_near_all_are_named():
+def test_all_names_are_listed_if_none_is_similar():
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
     many = nearest("zzz", [f"{letter}1" for letter in "abcdefghijklmno"])
     assert "a1" in many
@@ -146,14 +146,14 @@ def test_with_nothing_near_all_are_named():
 VARIANTS = {**TABLE, "large": functools.partial(_make, size=9)}
 
 
-def test_what_a_variant_binds_is_no_key():
+def test_arguments_bound_by_a_variant_are_not_keys():
     assert build(VARIANTS, {"name": "large", "scale": 2.0}, "thing") == (9, 2.0, None)
     assert set(config_keys(VARIANTS["large"])) == {"scale", "split"}
     with pytest.raises(UserError, match=r"thing\.size is not a key of 'large'"):
         build(VARIANTS, {"name": "large", "size": 1}, "thing")
 
 
-def test_a_variant_spelt_out_is_the_same_thing():
+def test_expanded_variant_builds_the_same_object():
     section = {"name": "large", "scale": 2.0}
     assert expand_variant(VARIANTS, section) == {"name": "make", "size": 9, "scale": 2.0}
     assert build(VARIANTS, expand_variant(VARIANTS, section), "thing") == build(VARIANTS, section, "thing")

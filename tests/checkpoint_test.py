@@ -23,7 +23,7 @@ def _state(value):
 
 
 def _saved(checkpoints, step, value=None):
-    """Saves a state of `step`, and ranks it where it has a value."""
+    """Saves a state of `step`, and ranks it if a value is given."""
     progress = Progress(step=step)
     checkpoints.save(_state(step), progress)
     if value is not None:
@@ -37,7 +37,7 @@ def _open(folder):
 ABSTRACT = jax.eval_shape(lambda: _state(0))
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_restore_returns_the_saved_state(tmp_path):
     progress = Progress(step=3, position=96, history=((2, 0.5), (3, 0.75)))
     with _open(tmp_path) as checkpoints:
         checkpoints.save(_state(3), progress)
@@ -47,8 +47,8 @@ def test_what_is_saved_comes_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, _state(3))
 
 
-def test_of_the_variables_those_asked_for_come_back_or_their_average(tmp_path):
-    """The average is a weighted sum as it is saved: after 3 steps with a decay of 0.5 its weights sum to 0.875."""
+def test_requested_variables_or_their_averages_are_restored(tmp_path):
+    """The average is saved as a weighted sum: after 3 steps with a decay of 0.5 its weights sum to 0.875."""
     with _open(tmp_path) as checkpoints:
         checkpoints.save(dataclasses.replace(_state(3), average={"params": {"w": jnp.full((8, 4), 7.0)}}), Progress(3))
     with _open(tmp_path) as checkpoints:
@@ -59,7 +59,7 @@ def test_of_the_variables_those_asked_for_come_back_or_their_average(tmp_path):
     np.testing.assert_array_equal(mean["params"]["w"], 8.0)
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_last_and_best_are_kept(tmp_path):
     with _open(tmp_path) as checkpoints:
         for step, value in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)]:
             _saved(checkpoints, step, value)
@@ -68,7 +68,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert checkpoints.best_step == 2
 
 
-def test_the_best_may_be_the_smallest(tmp_path):
+def test_best_may_be_the_smallest(tmp_path):
     with Checkpoints(tmp_path, metric="loss", mode="min") as checkpoints:
         for step, value in [(1, 0.5), (2, 0.1), (3, 0.2)]:
             _saved(checkpoints, step, value)
@@ -76,8 +76,8 @@ def test_the_best_may_be_the_smallest(tmp_path):
         assert checkpoints.best_step == 2
 
 
-def test_a_value_that_comes_after_saving_ranks_and_is_part_of_the_history(tmp_path):
-    """Also for another process, and though the checkpoint itself does not have it."""
+def test_value_added_after_saving_ranks_the_checkpoint(tmp_path):
+    """Also in another process, although the checkpoint itself does not hold the value."""
     progress = Progress(step=2, position=64, history=((1, 0.5),))
     with _open(tmp_path) as checkpoints:
         _saved(checkpoints, 1, 0.5)
@@ -89,8 +89,8 @@ def test_a_value_that_comes_after_saving_ranks_and_is_part_of_the_history(tmp_pa
         assert checkpoints.restore(ABSTRACT, 2)[1] == progress.evaluated(0.75)
 
 
-def test_values_of_later_steps_are_no_history_of_a_restored_one(tmp_path):
-    """A run whose last checkpoint was lost evaluates again."""
+def test_restored_history_excludes_later_steps(tmp_path):
+    """A run that lost its last checkpoint evaluates again."""
     with _open(tmp_path) as checkpoints:
         _saved(checkpoints, 1, 0.9)
         _saved(checkpoints, 2, 0.5)
@@ -99,8 +99,8 @@ def test_values_of_later_steps_are_no_history_of_a_restored_one(tmp_path):
         assert checkpoints.restore(ABSTRACT, 1)[1].history == ((1, 0.9),)
 
 
-def test_the_best_of_a_run_whose_checkpoints_hold_their_values_themselves_is_found(tmp_path):
-    """As runs wrote them before there was a ranking.json."""
+def test_best_is_found_if_checkpoints_hold_their_values(tmp_path):
+    """As in runs from before ranking.json existed."""
     with _open(tmp_path) as checkpoints:
         for step, value in ((1, 0.9), (2, 0.5)):
             custom = {"position": step, "history": [[step, value]]}
@@ -111,7 +111,7 @@ def test_the_best_of_a_run_whose_checkpoints_hold_their_values_themselves_is_fou
 
 
 def test_saving_does_not_see_later_steps(tmp_path):
-    """The state's buffers are given up to the next step while the write may still be under way."""
+    """The next step reuses the state's buffers while the write may still be in progress."""
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     with _open(tmp_path) as checkpoints:
         state = _state(1)
@@ -126,8 +126,8 @@ def test_saving_does_not_see_later_steps(tmp_path):
         np.testing.assert_array_equal(leaf, 1.0)
 
 
-def test_evaluating_a_live_run_leaves_the_checkpoint_being_written_alone(tmp_path):
-    state = _state(1).replace(params={"w": jnp.zeros(10_000_000)})  # takes a while to write
+def test_evaluating_a_live_run_ignores_a_checkpoint_being_written(tmp_path):
+    state = _state(1).replace(params={"w": jnp.zeros(10_000_000)})  # slow to write
     with _open(tmp_path) as checkpoints:
         checkpoints.save(state, Progress(step=1))
         with Checkpoints(tmp_path, metric="accuracy", mode="max", writable=False):
@@ -136,7 +136,7 @@ def test_evaluating_a_live_run_leaves_the_checkpoint_being_written_alone(tmp_pat
         assert checkpoints.steps == [1]
 
 
-def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
+def test_checkpoint_is_restored_on_another_mesh(tmp_path):
     with _open(tmp_path) as checkpoints:
         checkpoints.save(_state(1), Progress(step=1))
     shardings = state_shardings(ABSTRACT, [("params/w", ("fsdp",))], make_mesh(data=2, fsdp=4))
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_placed_on_another_mesh(tmp_path):
     np.testing.assert_array_equal(state.params["w"], 1.0)
 
 
-def test_another_models_checkpoint_is_refused(tmp_path):
+def test_checkpoint_of_another_model_is_rejected(tmp_path):
     with _open(tmp_path) as checkpoints:
         checkpoints.save(_state(1), Progress(step=1))
     other = jax.eval_shape(lambda: _state(0).replace(params={"other": jnp.zeros(3)}))
@@ -155,7 +155,7 @@ def test_another_models_checkpoint_is_refused(tmp_path):
         checkpoints.restore(other, 1)
 
 
-def test_a_damaged_checkpoint_is_one_line(tmp_path):
+def test_damaged_checkpoint_is_a_one_line_error(tmp_path):
     with _open(tmp_path) as checkpoints:
         checkpoints.save(_state(1), Progress(step=1))
     for path in (tmp_path / "1").rglob("*"):
@@ -166,8 +166,8 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lr[1e-3]", "seed=[1]/run", "back\\slash", "a*b", "why?", "{a,b} %20 #1: ~"])
-def test_a_path_may_have_any_characters(name, tmp_path):
-    """A glob of the path, unescaped, is how Orbax finds what it wrote."""
+def test_path_may_contain_any_characters(name, tmp_path):
+    """Orbax finds its files by an unescaped glob of the path."""
     folder = tmp_path / name / "checkpoints"
     with _open(folder) as checkpoints:
         _saved(checkpoints, 3, 0.75)

@@ -24,7 +24,7 @@ def _python(*arguments, **options):
 @pytest.fixture
 def shell(monkeypatch, capsys):
     """Runs a command line in this process -> (exit code, stdout, stderr)."""
-    # What a process sets for itself stays as the tests have it.
+    # Keeps process-wide settings as the tests set them.
     monkeypatch.setattr(cli, "prepare_process", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
@@ -57,7 +57,7 @@ def test_help(module, flag, shell):
 
 
 @pytest.mark.extended
-def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
+def test_evaluate_gives_the_metrics_of_the_summary(tmp_path):
     train = ("-m", "research.train", "--config=configs/linear_diabetes.py", f"--workdir={tmp_path}/run")
     result = _python(*train)
     assert result.returncode == 0, result.stderr
@@ -104,7 +104,7 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
             "is not prepared in",
         ),
         (["research.train", "--config=configs/linear_diabetes.py", "--process_id=1"], "need --coordinator"),
-        (["research.train", "--config=configs/linear_diabetes.py", "--distributed"], "need --workdir"),
+        (["research.train", "--config=configs/linear_diabetes.py", "--distributed"], "need the same --workdir"),
         (
             ["research.train", "--config=configs/linear_diabetes.py", "--config.preset=x"],
             "preset is chosen with the file",
@@ -131,7 +131,7 @@ def test_train_then_evaluate_gives_the_summarys_metrics(tmp_path):
         (["research.ladder", "--dataset=digits", "--rungs=mlp,resent"], "did you mean 'resnet'?"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_path):
+def test_invalid_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_path):
     code, _, err = shell(*[argument.replace("WORK", str(tmp_path)) for argument in arguments])
     assert code == 2
     lines = [line for line in err.splitlines() if line.strip()]
@@ -141,8 +141,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, shell, tmp_pa
 
 
 @pytest.mark.extended
-def test_an_error_of_a_process_of_its_own(tmp_path):
-    """Nothing else is printed; with --debug there is the stack trace."""
+def test_error_in_a_separate_process(tmp_path):
+    """Nothing else is printed; with --debug the stack trace is shown."""
     command = ("-m", "research.evaluate", f"--workdir={tmp_path}")
     result = _python(*command)
     assert result.returncode == 2
@@ -163,7 +163,7 @@ def _raise(error):
         ("nbclient", "nbclient", "pip install -e '.[notebooks]'"),
     ],
 )
-def test_a_missing_package_is_one_line(module, package, command, monkeypatch, capsys):
+def test_missing_package_is_a_one_line_error(module, package, command, monkeypatch, capsys):
     monkeypatch.setattr(cli, "prepare_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["train"])
     with pytest.raises(SystemExit) as exit:
@@ -175,7 +175,7 @@ def test_a_missing_package_is_one_line(module, package, command, monkeypatch, ca
     assert err.endswith(f"{command}\n")
 
 
-def test_a_missing_module_of_our_own_and_other_errors_have_their_trace(monkeypatch):
+def test_missing_project_module_and_other_errors_have_a_trace(monkeypatch):
     monkeypatch.setattr(cli, "prepare_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["train"])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -192,7 +192,7 @@ def test_a_missing_module_of_our_own_and_other_errors_have_their_trace(monkeypat
         cli.run(lambda: _raise(ModuleNotFoundError("no", name="tokenizers")))
 
 
-# Imports of a package that is not there, as in an environment that is installed in part.
+# Imports of a missing package, as in a partially installed environment.
 HALF_INSTALLED = """
 import sys
 class Missing:
@@ -207,8 +207,8 @@ cli.run(train.main)
 
 
 @pytest.mark.parametrize("missing", ["ml_collections", "jaxlib"])
-def test_a_half_installed_environment(missing, tmp_path):
-    """JAX's own error for jaxlib does not say which package; what raised it does."""
+def test_incomplete_installation(missing, tmp_path):
+    """JAX's error for jaxlib does not name the package; its cause does."""
     result = _python("-c", HALF_INSTALLED.format(missing=missing), str(tmp_path / "run"))
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -216,7 +216,7 @@ def test_a_half_installed_environment(missing, tmp_path):
     assert "pip install -e ." in line
 
 
-def test_a_platform_that_jax_cannot_start_is_one_line(tmp_path, monkeypatch):
+def test_unavailable_jax_platform_is_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     result = _python("-m", "research.train", "--config=configs/linear_line.py", f"--workdir={tmp_path}/run")
     assert result.returncode == 2
@@ -236,7 +236,7 @@ def test_ctrl_c_is_one_line(capsys):
 
 
 @pytest.mark.extended
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
+def test_signal_saves_and_the_same_command_resumes(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -284,18 +284,18 @@ def test_importing_has_no_side_effects():
 @pytest.mark.parametrize(
     ("config", "split", "overrides"),
     [
-        # At its own learning rate the rounding of sums over processes grows to more than the tolerance.
+        # At the config's learning rate, rounding of sums over processes grows beyond the tolerance.
         (
             "configs/resnet_digits.py",
             "test",
             ["--config.eval.batch_size=100", "--config.optimizer.learning_rate=0.01"],
         ),
-        # Packed rows, made by a worker process.
+        # Packed rows, built by a worker process.
         ("configs/bert_sst2.py:embedded", "validation", ["--config.data.workers=1", "--config.eval.batch_rows=12"]),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, config, split, overrides):
-    """Two processes with two devices each, against one process with four: the same metrics, predictions in order."""
+    """Two processes with two devices each match one process with four: the same metrics, and predictions in order."""
     overrides = ["--config.train.steps=20", *overrides]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,11 +1,11 @@
-"""Known answers of the compiler: a release of jaxlib that computes wrong sums or products fails here.
+"""Tests compiled programs against known results: a jaxlib that computes wrong sums or products fails here.
 
 Every program is compiled as users compile it, with each set of options that a config's `compiler` can name.
 
 The operands of sums and products are integers so small that the accumulator, float32 or float64, holds every partial
-sum exactly. The answer is then exact in whatever order the terms are added, and one lost among thousands shows. A
-bfloat16 result is the exact one rounded once, to nearest, ties to even. What has to be rounded on the way is compared
-with float64, within a bound that follows from the type and the number of terms.
+sum exactly. The result is then exact in any order of summation, and a single missing term among thousands is detected.
+A bfloat16 result is the exact one rounded once, to nearest, ties to even. Results with intermediate rounding are
+compared with float64, within a bound that follows from the type and the number of terms.
 """
 
 import os
@@ -26,13 +26,13 @@ from research.models.layers import affine, gelu
 from research.models.linear import SparseLogisticRegression
 
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
-DIGITS = {"bfloat16": 8, "float32": 24, "float64": 53}  # of the significand, in bits
-SMALL = 3  # the largest entry of a product's second operand
+DIGITS = {"bfloat16": 8, "float32": 24, "float64": 53}  # bits of the significand
+SMALL = 3  # the largest entry of the second operand of a product
 
 
 @pytest.fixture(autouse=True)
 def _as_users_compile():
-    """The suite's quick tests compile with few optimizations: see conftest.py."""
+    """Compiles as for users; the other quick tests disable most optimizations, see conftest.py."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -116,7 +116,7 @@ def attention(rng, dtype):
 
 
 def dense(rng, dtype, by_row=False):
-    """`affine` and its gradients: kernel and bias are float32 beside a bfloat16 input."""
+    """`affine` and its gradients: kernel and bias are float32, the input is bfloat16."""
     x, kernel, bias = integers(rng, (3, 33, 65), dtype, terms=99 * SMALL), small(rng, (65, 37)), small(rng, 37)
     grad = small(rng, (3, 33, 37))
 
@@ -134,7 +134,7 @@ def dense(rng, dtype, by_row=False):
 
 
 def embedding(rng, dtype):
-    """Rows of a table and their gradient: ids that occur more than once add up."""
+    """Rows of a table and their gradient, in which repeated ids add up."""
     table, ids = integers(rng, (211, 33), dtype, terms=257 * SMALL), rng.integers(0, 20, 257).astype(np.int32)
     grad = integers(rng, (257, 33), dtype, terms=257)
 
@@ -205,7 +205,7 @@ def pooling(rng, dtype):
 
 
 def blocks(rng, dtype):
-    """Sums over blocks, as the solvers and accumulated steps add them."""
+    """Sums over blocks, as in the solvers and in gradient accumulation."""
     x, kernel = integers(rng, (7, 131, 5), dtype, terms=7 * 131 * SMALL), small(rng, 131)
 
     def summed(x, kernel):
@@ -252,7 +252,7 @@ EXACT = {
     **{(name, "float64"): FLOATS[name] for name in ("quadratic form", "product", "dense")},
 }
 VMAPPED = ("product", "dense", "convolution", "bags", "batch statistics", "quadratic form")
-# jax#40412 and jax#39257: jaxlib 0.10.2, and of the second 0.11.0 too, end with a segmentation fault.
+# jax#40412 and jax#39257: jaxlib 0.10.2 crashes with a segmentation fault, as does 0.11.0 for the second.
 RANK_7_AND_8 = """
 import jax, sys
 import jax.numpy as jnp
@@ -270,7 +270,7 @@ for kind in sys.argv[1:]:
 
 
 def kinds():
-    """The config's settings of `compiler`, those that mean the same to this jaxlib once."""
+    """The values of the config key `compiler`, without those that are equivalent for this jaxlib."""
     own = {str(compiler_options(kind)): kind for kind in reversed(_CPU_OPTIONS)}
     return sorted(own.values())
 
@@ -295,7 +295,7 @@ def test_sums_and_products_are_exact(rng, kind, name, dtype):
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("name", VMAPPED)
-def test_so_are_those_of_several_seeds(rng, kind, name):
+def test_sums_and_products_of_several_seeds_are_exact(rng, kind, name):
     case, dtype = EXACT[name, "float32"], "float32"
     functions, inputs, expected = zip(*(case(rng, dtype) for _ in range(3)), strict=True)
     inputs, expected = (jax.tree.map(lambda *seeds: np.stack(seeds), *of) for of in (inputs, expected))
@@ -312,7 +312,7 @@ def test_integer_products_are_exact(rng, kind):
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_elementary_functions(kind, dtype):
-    """To 8 eps of the value, or of 1 where that is larger; measured: 4.4 eps (gelu at −2, where 1 + erf cancels)."""
+    """Within 8 eps of the value, or of 1 if that is larger; measured: 4.4 eps (gelu at −2, where 1 + erf cancels)."""
     x = np.linspace(-8, 8, 4099).astype(dtype)
     functions = {
         "exp": (jnp.exp, np.exp),
@@ -361,7 +361,7 @@ def test_softmax_and_layer_norm(rng, kind):
 
 @pytest.mark.parametrize("kind", kinds())
 def test_factorizations(rng, kind):
-    """A Cholesky solution's residual, of n equations: below n eps of |A| |x|; a QR's, as much of |A|."""
+    """The residual of a Cholesky solution of n equations is below n eps |A| |x|, and that of a QR below n eps |A|."""
     n, eps = 67, np.finfo(np.float32).eps
     x = rng.normal(size=(131, n)).astype(np.float32)
     matrix, right = x.T @ x + np.eye(n, dtype=np.float32), rng.normal(size=n).astype(np.float32)
@@ -376,8 +376,8 @@ def test_factorizations(rng, kind):
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_values_that_are_not_finite_are_seen(kind):
-    """A run that diverges is stopped by them: a compiler that takes all values for finite would hide it."""
+def test_values_that_are_not_finite_are_detected(kind):
+    """They stop a diverging run; a compiler that assumes finite values would hide them."""
     x = np.ones((3, 1009), np.float32)
     x[1, 1000], x[2, 1008] = np.nan, np.inf
 
@@ -394,7 +394,7 @@ def test_values_that_are_not_finite_are_seen(kind):
 
 
 def test_reductions_of_many_axes_do_not_crash():
-    """In a process of its own, which a crash ends."""
+    """In a separate process, because a crash terminates it."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     ended = subprocess.run(
         [sys.executable, "-c", RANK_7_AND_8, *kinds()], env=environment, capture_output=True, text=True

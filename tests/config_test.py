@@ -18,7 +18,7 @@ def test_overrides_are_applied_with_their_types():
 
 
 @pytest.mark.parametrize("config", ["configs/logistic_digits.py", DIABETES])
-def test_steps_and_epochs_take_each_others_place(config):
+def test_steps_and_epochs_replace_each_other(config):
     assert load(config, ["train.steps=5"]).config.train.epochs is None
     assert load(config, ["train.epochs=2"]).config.train.steps is None
     assert load(config, ["train.epochs=2"]).config.train.epochs == 2.0
@@ -40,41 +40,41 @@ def test_steps_and_epochs_take_each_others_place(config):
         ("research/base/errors.py", [], "lacks get_config, PRESETS, FULL"),
     ],
 )
-def test_what_is_wrong_is_one_line(spec, overrides, message):
+def test_invalid_specs_are_one_line_errors(spec, overrides, message):
     with pytest.raises(UserError, match=message):
         load(spec, overrides)
 
 
-def test_a_config_that_cannot_be_read_is_one_line(tmp_path):
+def test_unreadable_config_is_a_one_line_error(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config(:")
     with pytest.raises(UserError, match=r"broken.py can't be read: SyntaxError"):
         load(str(tmp_path / "broken.py"))
 
 
 class TestAuto:
-    """No preset: full size where it can be had, else embedded, with the reason."""
+    """Without a preset: the full size if it is available, otherwise embedded and the reason."""
 
-    def test_the_full_size_where_it_can_be_had(self, monkeypatch):
+    def test_full_size_if_it_is_available(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: None)
         experiment = load("configs/logistic_sst2.py")
         assert (experiment.config.preset, experiment.note) == ("sst2", None)
 
     @pytest.mark.parametrize("preset", ["", ":auto"])
-    def test_embedded_where_data_is_missing(self, monkeypatch, preset):
+    def test_embedded_if_data_is_missing(self, monkeypatch, preset):
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         experiment = load("configs/logistic_sst2.py" + preset)
         assert experiment.config.preset == "embedded"
         assert "preset sst2 is unavailable here: no data. Running preset embedded" in experiment.note
         assert "--config=configs/logistic_sst2.py:sst2" in experiment.note
 
-    def test_embedded_where_there_is_no_accelerator(self, monkeypatch):
+    def test_embedded_if_there_is_no_accelerator(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: None)
         experiment = load("configs/bert_sst2.py")
         assert experiment.config.preset == "embedded"
         assert "no accelerator" in experiment.note
 
-    def test_what_the_overrides_name_is_what_is_looked_for(self, monkeypatch, tmp_path):
-        """The weights and the data given, not those of the preset; and an accelerator only where one is asked for."""
+    def test_overrides_decide_what_is_looked_up(self, monkeypatch, tmp_path):
+        """The given weights and data, not those of the preset; and an accelerator only if one is needed."""
         looked = []
         monkeypatch.setattr(data, "missing", lambda section: looked.append(section.data_dir))
         given = [f"--config.init_from={tmp_path}", f"data.data_dir={tmp_path}", "model.num_classes=3"]
@@ -92,38 +92,38 @@ class TestAuto:
     @pytest.mark.parametrize(
         ("overrides", "asked"),
         [
-            (["data.name=glue/nonexistent"], "data.name=glue/nonexistent was asked for and is unavailable"),
-            (["data.data_dir=EMPTY"], "data.data_dir=.* was asked for and is unavailable"),
-            (["init_from=missing", "needs_accelerator=False"], "init_from=missing was asked for and is unavailable"),
+            (["data.name=glue/nonexistent"], "data.name=glue/nonexistent was requested but is unavailable"),
+            (["data.data_dir=EMPTY"], "data.data_dir=.* was requested but is unavailable"),
+            (["init_from=missing", "needs_accelerator=False"], "init_from=missing was requested but is unavailable"),
         ],
     )
-    def test_what_is_asked_for_is_never_replaced(self, config, overrides, asked, monkeypatch, tmp_path):
-        """Preset `embedded` would fail by the same override, or ignore it."""
+    def test_requested_data_and_weights_are_never_replaced(self, config, overrides, asked, monkeypatch, tmp_path):
+        """The preset `embedded` would fail with the same override, or ignore it."""
         real = data.missing
         monkeypatch.setattr(data, "missing", lambda section: real({**section, "data_dir": str(tmp_path)}))
         with pytest.raises(UserError, match=asked):
             load(config, [override.replace("EMPTY", str(tmp_path)) for override in overrides])
 
-    def test_the_note_names_what_was_asked_for_and_stays(self, tmp_path):
+    def test_note_names_the_requested_keys_that_are_kept(self, tmp_path):
         note = load("configs/bert_sst2.py", [f"init_from={tmp_path}", "data.name=sentiment"]).note
-        assert "preset embedded instead, with the data.name and init_from asked for; " in note
+        assert "preset embedded instead, with the requested data.name and init_from; " in note
 
-    def test_the_note_names_the_preset_for_a_cpu(self, monkeypatch):
+    def test_note_names_the_preset_for_a_cpu(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         note = load("configs/bert_sst2.py").note
         assert "made for a CPU: python -m research.train --config=configs/bert_sst2.py:minilm; the full job: " in note
         assert "made for a CPU" not in load("configs/logistic_sst2.py").note
 
-    def test_a_named_preset_is_never_replaced(self, monkeypatch):
+    def test_named_preset_is_never_replaced(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         assert load("configs/logistic_sst2.py:sst2").config.preset == "sst2"
 
-    def test_overrides_reach_the_preset_that_was_chosen(self, monkeypatch):
+    def test_overrides_apply_to_the_chosen_preset(self, monkeypatch):
         monkeypatch.setattr(data, "missing", lambda section: "no data")
         assert load("configs/bert_sst2.py", ["train.batch_size=8"]).config.train.batch_size == 8
 
 
-def test_one_penalty_takes_the_place_of_another():
+def test_one_penalty_replaces_another():
     section = load("configs/logistic_iris.py", ["optimizer.weight_decay=0.01"]).config.optimizer
     assert (section.weight_decay, section.C, section.alpha) == (0.01, None, None)
     assert load("configs/logistic_iris.py", ["optimizer.C=None"]).config.optimizer.C is None
@@ -144,7 +144,7 @@ def get_config(preset=""):
 
 @pytest.fixture
 def with_statement(tmp_path):
-    """A config file with a statement of its own, on line 8."""
+    """A config file with an extra statement on line 8."""
 
     def write(statement):
         path = tmp_path / "own.py"
@@ -167,7 +167,7 @@ def with_statement(tmp_path):
         ("config.train.steps = 'many'", "train.steps", "many"),
     ],
 )
-def test_a_config_files_own_typos_are_one_line(statement, key, near, with_statement):
+def test_typos_in_a_config_file_are_one_line_errors(statement, key, near, with_statement):
     with pytest.raises(UserError, match=r"own\.py, line 8: ") as caught:
         load(with_statement(statement))
     message = str(caught.value)
@@ -184,12 +184,12 @@ def test_a_config_files_own_typos_are_one_line(statement, key, near, with_statem
         ("return None", r"own\.py.*NoneType"),
     ],
 )
-def test_what_else_goes_wrong_in_a_config_file(statement, message, with_statement):
+def test_other_errors_in_a_config_file(statement, message, with_statement):
     with pytest.raises(UserError, match=message):
         load(with_statement(statement))
 
 
-def test_an_error_in_a_config_that_another_imports_names_that_file(tmp_path, monkeypatch):
+def test_error_in_an_imported_config_names_its_file(tmp_path, monkeypatch):
     (tmp_path / "base_of_own.py").write_text(CONFIG_FILE.replace("STATEMENT", "config.train.step = 5"))
     (tmp_path / "own.py").write_text(
         "import base_of_own\nPRESETS, FULL = ('embedded',), 'embedded'\nget_config = base_of_own.get_config\n"
@@ -199,14 +199,14 @@ def test_an_error_in_a_config_that_another_imports_names_that_file(tmp_path, mon
         load(str(tmp_path / "own.py"))
 
 
-def test_an_error_at_import_names_its_line(tmp_path):
+def test_error_at_import_names_its_line(tmp_path):
     (tmp_path / "broken.py").write_text("\n1 / 0")
     with pytest.raises(UserError, match=r"broken\.py.*ZeroDivisionError.*line 2"):
         load(str(tmp_path / "broken.py"))
 
 
-def test_no_key_can_be_added_by_mistake(with_statement):
-    """Neither to a config that was loaded nor to what a config file starts from; a section can be replaced."""
+def test_keys_cannot_be_added_by_mistake(with_statement):
+    """Neither to a loaded config nor to the defaults; a section can be replaced."""
     for config in (load(with_statement("pass")).config, defaults(), logistic_digits.get_config()):
         for section, key in ((config.train, "step"), (config, "optimzer")):
             with pytest.raises(AttributeError, match=key):
@@ -216,7 +216,7 @@ def test_no_key_can_be_added_by_mistake(with_statement):
 
 
 def test_any_field_can_be_overridden(with_statement):
-    """Of the model, the task and the transform, listed or not; the type is the annotation's."""
+    """Fields of the model, the task and the transform, listed or not; the type is that of the annotation."""
     path = with_statement("del config.data.transform['label']")
     task = load(path, ["task.class_weight=balanced", "task.label_smoothing=1"]).config.task
     assert task.to_dict() == {"name": "classification", "class_weight": "balanced", "label_smoothing": 1.0}
@@ -244,14 +244,14 @@ def test_any_field_can_be_overridden(with_statement):
         (["model.dtype=float32"], ["model.dtype", "'dtype'"]),
     ],
 )
-def test_what_is_no_field_or_no_value_of_it_is_an_error(overrides, named, with_statement):
+def test_unknown_field_or_invalid_value_is_an_error(overrides, named, with_statement):
     with pytest.raises(UserError) as caught:
         load(with_statement("pass"), overrides)
     assert all(name in str(caught.value) for name in named)
 
 
 @pytest.mark.parametrize(("config", "packs"), [("configs/bert_sst2.py:embedded", True), (DIABETES, False)])
-def test_rows_are_hinted_at_where_the_config_packs(config, packs):
+def test_hint_names_rows_if_the_config_packs(config, packs):
     with pytest.raises(UserError, match=r"'bs'.*'train\.batch_size'") as caught:
         load(config, ["bs=8"])
     assert ("train.batch_rows" in str(caught.value)) == packs

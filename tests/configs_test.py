@@ -1,4 +1,4 @@
-"""Every config and preset: complete, buildable, and abstractly stepped, without data or compilation."""
+"""Every config and preset is complete, can be built and traced, without data or compilation."""
 
 import dataclasses
 import importlib
@@ -27,7 +27,7 @@ FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem n
 PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
 
 
-def test_they_were_found():
+def test_configs_were_found():
     assert len(FILES) >= 6
 
 
@@ -39,7 +39,7 @@ def test_they_were_found():
         for file, preset in PRESETS
     ],
 )
-def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypatch):
+def test_train_and_eval_steps_have_consistent_shapes(file, preset, monkeypatch):
     tiny.few_sentences(monkeypatch)
     tiny.tfds(monkeypatch)
     tiny.few_documents(monkeypatch)
@@ -48,9 +48,9 @@ def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypat
     config.init_from = None
     config.data.workers = 0
     if config.train.batch_size is not None:
-        config.train.batch_size = min(config.train.batch_size, 8)  # making large batches of images takes time
+        config.train.batch_size = min(config.train.batch_size, 8)  # large batches of images are slow to make
     if "num_layers" in config.model:
-        config.model.num_layers = min(config.model.num_layers, 2)  # they are all alike, and tracing each takes time
+        config.model.num_layers = min(config.model.num_layers, 2)  # all of them are similar, and tracing is slow
     experiment = prepare(config)
     (batch,) = tiny.batches(experiment, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
@@ -66,7 +66,7 @@ def test_a_train_and_an_eval_step_have_consistent_shapes(file, preset, monkeypat
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_every_key_is_visible(file, preset):
-    """No default hides in the code: each section lists all that the thing it builds takes."""
+    """No hidden defaults: each section lists all arguments of the function or class that it builds."""
     config = load(f"configs/{file}.py:{preset}").config
     for section, table in (
         (config.model, MODELS),
@@ -80,8 +80,8 @@ def test_every_key_is_visible(file, preset):
 
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
-def test_a_key_that_may_be_none_says_so(file, preset):
-    """By being a placeholder, whatever the preset gives it: so that a user can give None in its place."""
+def test_optional_keys_are_declared(file, preset):
+    """They are placeholders, whatever the preset's value, so that users can set them to None."""
     config = load(f"configs/{file}.py:{preset}").config
     keys = declared(config)
     built = {
@@ -100,7 +100,7 @@ def test_a_key_that_may_be_none_says_so(file, preset):
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_every_number_has_a_range(file, preset):
-    """And the preset's own value is in it."""
+    """The preset's own value is in its range."""
     config = load(f"configs/{file}.py:{preset}").config
     for key, declared_key in declared(config).items():
         if declared_key.kind in (int, float) or declared_key.items in (int, float):
@@ -124,14 +124,14 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_preset_is_the_full_size_in_python(file):
+def test_default_preset_in_python_is_the_full_size(file):
     module = importlib.import_module(f"configs.{file}")
     assert module.get_config().preset == module.FULL
 
 
 @pytest.mark.parametrize("task", [preset for preset in bert_glue.PRESETS if preset != "embedded"])
-def test_glue_is_as_tfds_and_the_leaderboard_have_it(task):
-    """Columns and classes, against TFDS's own definitions; the ranking metric is the leaderboard's first."""
+def test_glue_matches_tfds_and_the_leaderboard(task):
+    """Columns and classes match TFDS's definitions; the ranking metric is the first one of the leaderboard."""
     from tensorflow_datasets.text.glue import Glue
 
     (official,) = (builder for builder in Glue.BUILDER_CONFIGS if builder.name == task)
@@ -152,8 +152,8 @@ def test_glue_is_as_tfds_and_the_leaderboard_have_it(task):
 
 
 @pytest.mark.parametrize("task", [preset for preset in bert_glue.PRESETS if preset != "embedded"])
-def test_a_task_of_glue_changes_only_what_is_the_tasks(task):
-    """The recipe is bert_sst2's: what it becomes, every task becomes."""
+def test_glue_tasks_change_only_task_specific_keys(task):
+    """The recipe is that of bert_sst2: a change there applies to every task."""
     recipe = flatten(bert_sst2.get_config("base").to_dict())
     own = flatten(bert_glue.get_config(task).to_dict())
     changed = {key for key in recipe.keys() | own.keys() if recipe.get(key) != own.get(key)}
@@ -180,7 +180,7 @@ def test_a_task_of_glue_changes_only_what_is_the_tasks(task):
 
 
 def test_parameters_of_bert_base():
-    """109,483,778: what transformers counts for BertForSequenceClassification of bert-base-uncased with two labels."""
+    """109,483,778, as for transformers' BertForSequenceClassification of bert-base-uncased with two labels."""
     config = load("configs/bert_sst2.py:base").config
     module = MODELS["bert"](**{k: v for k, v in config.model.items() if k != "name"})
     row = np.zeros((1, 8), np.int32)

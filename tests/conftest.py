@@ -6,7 +6,7 @@ import socket
 os.environ.pop("JAX_PLATFORMS", None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Eight devices on few cores wait for each other: on a busy machine longer than XLA allows before it ends the process.
+# Eight devices on few cores wait for each other, on a busy machine longer than XLA's default timeout.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_warn_stuck_timeout_seconds=300 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -22,19 +22,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """The quick tests, and the extended ones, run each small program once or twice: a thorough compilation would take
-    most of their time.
+    """Disables most XLA optimizations in the quick and the extended tests.
 
-    The others, marked, run programs as they are compiled for users.
+    They run each small program once or twice, so that compilation would take most of their time. The other marked tests
+    run programs compiled as for users.
     """
     quick = any(part in config.getoption("markexpr") for part in ("not slow", "extended"))
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for the processes they start
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for child processes
     jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _compile_once(tmp_path_factory):
-    """Many tests compile the same small programs: keep them for the session."""
+    """Caches compiled programs for the session, as many tests compile the same ones."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
@@ -42,13 +42,13 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """What is cached stays among the tests."""
+    """Keeps the cache separate from the user's."""
     os.environ["RESEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
-    """A connection to anything but this machine fails at once."""
+    """Makes connections to other machines fail at once."""
     connect = socket.socket.connect
 
     def guarded(self, address):

@@ -1,4 +1,4 @@
-"""Splits encoded by a transform of these options, fitted to `train`: as `research.data.load` does it."""
+"""Splits encoded by a transform with these options, fitted to `train`, as in `research.data.load`."""
 
 import functools
 

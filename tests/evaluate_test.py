@@ -6,8 +6,8 @@ from research.training.loop import train_and_evaluate
 from tests import tiny
 
 
-def test_hidden_labels_are_said_in_one_line(tmp_path, monkeypatch, capsys):
-    """Beside the metrics' JSON, which stays alone on the standard output."""
+def test_hidden_labels_are_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    """On stderr; stdout has only the JSON of the metrics."""
     columns = data.SOURCES["digits"][1]()
     columns["test"]["label"][:] = -1
     monkeypatch.setitem(data.SOURCES, "digits", ("sklearn", lambda: columns))

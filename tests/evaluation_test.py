@@ -37,7 +37,7 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
     assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=1e-12)
     for other_metrics, other_records in others:
         assert other_metrics["accuracy"] == metrics["accuracy"]
-        # float32 logits differ by rounding from shape to shape, about 1e-7 relative.
+        # float32 logits differ by rounding between shapes, about 1e-7 relative.
         assert other_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
         np.testing.assert_allclose(
             [record["scores"] for record in other_records],
@@ -47,19 +47,19 @@ def test_evaluation_is_exact_at_any_batch_size(make, monkeypatch):
 
 
 @pytest.mark.extended
-def test_correlations_are_of_the_whole_split(monkeypatch):
-    """Over several batches, as scipy has them of the predictions that are written; none where labels are hidden."""
+def test_correlations_are_computed_on_the_whole_split(monkeypatch):
+    """Over several batches, equal to SciPy's for the written predictions; none if labels are hidden."""
     tiny.tfds(monkeypatch)
     config = tiny.bert_glue_task("stsb")
     config.eval.batch_rows = 8
-    config.model.initializer_range = 0.5  # so that predictions differ before any training
+    config.model.initializer_range = 0.5  # so that predictions differ without training
     experiment = prepare(config)
     state = experiment.init()
     assert len(experiment.streams("validation").rows) > 8
     metrics, records = experiment.evaluate(state, "validation", predictions=True)
     assert experiment.evaluate(state, "validation") == (metrics, [])
     columns = [[record[name] for record in records] for name in ("prediction", "label")]
-    # The loss was summed on the device: so each prediction stands beside its own label.
+    # The loss was summed on the device, so equality shows that each prediction has its own label.
     assert metrics["loss"] == pytest.approx(sklearn.metrics.mean_squared_error(*columns), rel=1e-5)
     assert metrics["pearson"] == pytest.approx(scipy.stats.pearsonr(*columns).statistic, abs=1e-9)
     assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(*columns).statistic, abs=1e-9)
@@ -69,7 +69,7 @@ def test_correlations_are_of_the_whole_split(monkeypatch):
     assert set(experiment.evaluate(state, "test")[0].values()) == {None}
 
 
-def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
+def test_split_with_hidden_labels_has_predictions_but_no_metrics():
     experiment = prepare(tiny.logistic())
     images = experiment.dataset.split("test")
     object.__setattr__(images, "labels", np.full_like(images.labels, -1))
@@ -79,8 +79,8 @@ def test_a_split_with_hidden_labels_has_predictions_and_no_metrics():
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "ema_accuracy"])
-def test_the_average_is_evaluated_beside_the_parameters(metric):
-    """The predictions are those of the one that `eval.metric` ranks."""
+def test_average_and_parameters_are_both_evaluated(metric):
+    """The predictions come from the parameters that `eval.metric` ranks."""
     config = tiny.logistic()
     config.train.ema_decay = 0.5
     config.eval.metric = metric
@@ -102,14 +102,14 @@ def test_the_average_is_evaluated_beside_the_parameters(metric):
     assert records_of_mean != records_alone
 
 
-def test_an_average_that_is_not_kept_can_not_rank():
+def test_missing_average_cannot_rank():
     config = tiny.logistic()
     config.eval.metric = "ema_accuracy"
     with pytest.raises(UserError, match=r"eval.metric is 'ema_accuracy'.*train.ema_decay is 0.*it must be above 0"):
         prepare(config)
 
 
-def test_another_dataset_is_evaluated_whole_though_a_part_was_trained_on(tmp_path):
+def test_other_dataset_is_evaluated_completely_after_training_on_a_part(tmp_path):
     config = tiny.logistic()
     config.data.train_fraction = 0.1
     experiment = prepare(config, tmp_path)

@@ -28,8 +28,8 @@ def _equations(jaxpr):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_float64_step_computes_nothing_in_float32(name, monkeypatch):
-    """Except weights, one a label, and scalars: metrics and the learning rate."""
+def test_float64_step_computes_nothing_in_float32(name, monkeypatch):
+    """Except for weights, one per label, and scalars (metrics and the learning rate)."""
     tiny.few_sentences(monkeypatch)
     tiny.few_documents(monkeypatch)
     config = FAMILIES[name]()

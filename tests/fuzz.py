@@ -1,10 +1,10 @@
-"""Nasty overrides of many configs: each command must train or end in one line, never in a stack trace.
+"""Fuzzes overrides of many configs: each command must train or fail with one line, never with a stack trace.
 
 python -m tests.fuzz --count=2000 [--seed=0] [--show]
 
-A case is a config shrunk by overrides, and one or two overrides more whose values are of the wrong type, out of range,
-empty, huge, not finite, or right. Each goes through the command line's `main`: its parsing, `load`, `prepare`, which
-traces an evaluation step, batches of data, and a training step, traced too. One of EVERY also trains and evaluates.
+A case is a config shrunk by overrides, plus one or two overrides with values of the wrong type, out of range, empty,
+huge, not finite, or valid. Each case runs `main` of the command: parsing, `load`, `prepare` (which traces an evaluation
+step), batches of data, and a traced training step. One case in EVERY also trains and evaluates.
 """
 
 import argparse
@@ -59,7 +59,7 @@ _BAG = (
     "optimizer.max_iterations=2",
 )
 
-# What makes a config small; the last of them take longest to trace.
+# Overrides that shrink each config; the last configs take longest to trace.
 CONFIGS: dict[str, tuple[str, ...]] = {
     "configs/linear_line.py:embedded": _ONE_STEP,
     "configs/linear_diabetes.py:embedded": _ONE_STEP,
@@ -101,7 +101,7 @@ NASTY = (
     "((1, ('data',)),)",
     "(('a', 'b'), ('c', 'd'))",
 )
-# And names that some key takes, so that the combinations of what is right are tried too.
+# And names that are valid for some key, so that valid combinations are tried too.
 NAMES = {
     "name": (*OPTIMIZERS, *SOLVERS, "classification", "squared_hinge", "regression"),
     "model.name": ("bert", "bert_mlm", "cnn", "constant", "linear", "logistic", "mlp", "resnet", "sparse_logistic"),
@@ -133,7 +133,7 @@ NUMBERS = ("0", "1", "2", "3", "4", "5", "8", "10", "16", "64", "-1", "-2", "0.1
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A command line: a config, what makes it small, and what is tried."""
+    """A command line: a config, the overrides that shrink it, and those that are tested."""
 
     spec: str
     tried: tuple[str, ...]
@@ -144,7 +144,7 @@ class Case:
 
 
 def cases(count: int, seed: int, specs: tuple[str, ...] = tuple(CONFIGS)) -> list[Case]:
-    """Always the same ones for a seed."""
+    """Deterministic for a given seed."""
     rng = random.Random(seed)
     keys = {spec: sorted(set(declared(load(spec).config)) - {"preset"}) for spec in specs}
     weights = [1 if any(slow in spec for slow in ("bert", "cnn", "resnet", "news", "sst2")) else 2 for spec in specs]
@@ -157,7 +157,7 @@ def _case(rng: random.Random, spec: str, keys: list[str]) -> Case:
 
 
 def _value(rng: random.Random, key: str) -> str:
-    if key == "data.workers":  # a process each
+    if key == "data.workers":  # each starts a process
         return rng.choice(("-1", "1025", "None", "a", "", "1.5"))
     if key == "compiler":
         return rng.choice(NAMES["compiler"] + NASTY)
@@ -166,7 +166,7 @@ def _value(rng: random.Random, key: str) -> str:
 
 
 def traced(config: Any, workdir: str | Path, **_: Any) -> dict[str, Any]:
-    """Stands for `research.training.loop.train_and_evaluate`: all of it up to what would be compiled."""
+    """Replaces `research.training.loop.train_and_evaluate`: everything except compilation and execution."""
     config = FrozenConfigDict(config)
     run = RunDir(workdir)
     run.start(config.to_dict())
@@ -174,7 +174,7 @@ def traced(config: Any, workdir: str | Path, **_: Any) -> dict[str, Any]:
         with x64(config.dtype):
             experiment = prepare(config, run.assets)
             batch = next(experiment.training_batches(0))
-            if not is_deterministic(config.optimizer.name):  # whose programs are the longest
+            if not is_deterministic(config.optimizer.name):  # whose programs are the largest
                 jax.eval_shape(experiment.train_step, experiment.state, _shapes(batch))
             for split in config.eval.splits:
                 stream = experiment.streams(split)
@@ -189,7 +189,7 @@ def _shapes(batch: Any) -> Any:
 
 
 def run(case: Case, workdir: str, *, whole: bool) -> str:
-    """ "accepted", "refused", or the stack trace that a command ends in. `whole`: it trains what it accepts."""
+    """ "accepted", "refused", or the stack trace of a command. `whole`: trains accepted cases."""
     out = io.StringIO()
     try:
         with (
@@ -199,7 +199,7 @@ def run(case: Case, workdir: str, *, whole: bool) -> str:
             pytest.MonkeyPatch.context() as patch,
         ):
             warnings.simplefilter("ignore")
-            patch.setattr(train, "_stop_on_signals", list)  # so that Ctrl-C ends the fuzzing
+            patch.setattr(train, "_stop_on_signals", list)  # so that Ctrl-C stops the fuzzing
             if not whole:
                 patch.setattr(loop, "train_and_evaluate", traced)
             train.main([*case.arguments, f"--workdir={workdir}"])
@@ -215,8 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=0, help="of the cases, the first to run")
-    parser.add_argument("--show", action="store_true", help="print each case as it ends")
+    parser.add_argument("--start", type=int, default=0, help="the first case to run")
+    parser.add_argument("--show", action="store_true", help="print each case when it finishes")
     arguments = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     jax.config.update("jax_disable_most_optimizations", True)

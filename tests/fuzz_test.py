@@ -1,4 +1,4 @@
-"""A few of the commands that tests/fuzz.py makes: those that are soon refused, or soon traced."""
+"""Some commands of tests/fuzz.py: those that are quickly rejected or traced."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""GLUE's table of scores and its leaderboard's files, from runs on small stand-ins for the datasets."""
+"""GLUE's table of scores and the leaderboard's files, from runs on small substitutes for the datasets."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from tests import tiny
 
 
 def _quick(task):
-    """The task's config with a model that compiles at once, on a bag of words."""
+    """The task's config with a model that compiles quickly, on bags of words."""
     config = tiny.bert_glue_task(task, batch_size=16, batch_rows=None)
     num_classes, inputs = config.model.num_classes, config.data.transform.inputs
     config.model = ConfigDict({"name": "sparse_logistic", "num_classes": num_classes, "num_features": 200})
@@ -45,7 +45,7 @@ def _quick(task):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs of 10 steps, evaluated after 5 and 10, of which the first is made to be the best."""
+    """Three runs of 10 steps, evaluated at steps 5 and 10; the checkpoint of step 5 is made the best."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.tfds(monkeypatch)
@@ -95,7 +95,7 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
             expected = labels[prediction] if labels else f"{np.clip(prediction, 0, 5):.3f}"
             assert lines[place][1] == expected
 
-    # The scores are those of the checkpoint that answered, as scikit-learn and scipy have them.
+    # The scores match scikit-learn and SciPy for the checkpoint that made the predictions.
     def columns(task, split="validation"):
         records = RunDir.open(runs / task).predictions(f"{split}-best")
         return [[record[name] for record in records] for name in ("label", "prediction")]
@@ -117,8 +117,8 @@ def test_the_command_writes_files_and_prints_scores(runs, tmp_path, capsys):
     ]
 
 
-def test_predictions_that_are_there_are_taken(runs, monkeypatch):
-    """Only where they are of this checkpoint; the metrics are those that training had at its step."""
+def test_existing_predictions_are_used(runs, monkeypatch):
+    """Only if they come from this checkpoint; the metrics are those of training at its step."""
     run = RunDir.open(runs / "cola", writer=True)
     best = TrainedRun(run, "best")
     metrics, records = best.predictions("validation")
@@ -129,25 +129,25 @@ def test_predictions_that_are_there_are_taken(runs, monkeypatch):
     with monkeypatch.context() as closed:
         closed.setattr(trained, "evaluate", None)
         assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
-        last_metrics, last_records = TrainedRun(run, "last").predictions("validation")  # written by the run's end
+        last_metrics, last_records = TrainedRun(run, "last").predictions("validation")  # written at the end of the run
         assert last_metrics == run.summary()["metrics"]["validation"]
         assert last_records == run.predictions("validation") != records
 
     run.write_predictions("validation-best", last_records, {"step": 4, "split": "validation", "metrics": last_metrics})
     assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
-    run.write_predictions("validation-best", last_records)  # of nobody knows what
+    run.write_predictions("validation-best", last_records)  # of unknown origin
     assert TrainedRun(run, "best").predictions("validation") == (metrics, records)
 
 
-def test_the_last_checkpoints_predictions_are_taken_where_it_is_the_best(runs, monkeypatch):
+def test_predictions_of_the_last_checkpoint_are_used_if_it_is_the_best(runs, monkeypatch):
     run = RunDir.open(runs / "cola", writer=True)
     monkeypatch.setattr(model.Checkpoints, "best_step", 10)
     monkeypatch.setattr(trained, "evaluate", None)
     assert TrainedRun(run, "best").predictions("validation")[1] == run.predictions("validation")
 
 
-def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
-    """glue/ax has no split to learn one from; the run's assets stay as they are."""
+def test_other_dataset_is_encoded_with_the_vocabulary_of_the_run(runs):
+    """glue/ax has no training split to fit one; the run's assets are unchanged."""
     run = RunDir.open(runs / "mnli", writer=True)
     before = {path: path.read_bytes() for path in run.assets.iterdir()}
     metrics, records = TrainedRun(run, "last").predictions("test", data="glue/ax")
@@ -169,11 +169,11 @@ def test_another_dataset_is_read_with_the_runs_own_vocabulary(runs):
         ({"eval": {"splits": ("test",)}}, "the labels of split 'test' are hidden; name another one first"),
         (
             {"task": ConfigDict({"name": "classification", "label_smoothing": 0.0, "class_weight": None})},
-            "task 'classification' does not fit the model: classification takes two classes at least",
+            "task 'classification' does not fit the model: classification needs at least two classes",
         ),
     ],
 )
-def test_a_regression_that_does_not_fit_is_one_line(change, message):
+def test_invalid_regression_is_a_one_line_error(change, message):
     config = _quick("stsb")
     if "task" in change and "name" in change["task"]:
         config.task = change.pop("task")
@@ -183,7 +183,7 @@ def test_a_regression_that_does_not_fit_is_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_several_outputs_is_no_regression():
+def test_model_with_several_outputs_is_not_a_regression():
     config = _quick("cola")
     config.task = ConfigDict({"name": "regression", "hidden_label": -1.0})
     with pytest.raises(UserError, match="one output for a label, and the model gives 2"):
@@ -191,7 +191,7 @@ def test_a_model_of_several_outputs_is_no_regression():
 
 
 class Checkpoint:
-    """As TrainedRun, but it only looks as if it had predicted."""
+    """A substitute for TrainedRun with fixed predictions."""
 
     def __init__(self, run, which):
         self.run, self.step = run, 7
@@ -243,7 +243,7 @@ def test_all_of_glue_makes_the_eleven_files(tmp_path, monkeypatch, capsys):
     assert out.splitlines()[-1] == "| average of 9 tasks | | 50.0 | | |"
 
 
-def test_a_score_that_is_not_there_is_a_dash(tmp_path):
+def test_missing_score_is_a_dash(tmp_path):
     task = leaderboard.TASKS["glue/mrpc"]
     text = leaderboard.table([leaderboard.Scored(task, 3, tmp_path, (None, 0.5))] * 2)
     assert "| MRPC | f1 / accuracy | – / 50.0 | 3 |" in text
@@ -270,13 +270,13 @@ def test_a_similarity_lies_between_0_and_5(prediction, text):
         ([0, 2], [0, 1], "has the prediction 2; the classes are 0 to 1"),
     ],
 )
-def test_a_file_that_would_not_be_whole_is_refused(predictions, places, message):
+def test_incomplete_file_is_rejected(predictions, places, message):
     records = [{"index": i, "prediction": prediction} for i, prediction in enumerate(predictions)]
     with pytest.raises(UserError, match=message):
         leaderboard.tsv(records, places, ("0", "1"), "CoLA.tsv")
 
 
-def test_bad_input_is_one_line_and_nothing_is_written(runs, tmp_path, monkeypatch):
+def test_invalid_input_is_one_line_and_nothing_is_written(runs, tmp_path, monkeypatch):
     other = _looks_like_a_run(tmp_path / "other", "sentiment")
     cola, twin = str(runs / "cola"), _looks_like_a_run(tmp_path / "twin", "glue/cola")
     (tmp_path / "file").write_text("")
@@ -292,7 +292,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(runs, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-def test_an_earlier_submission_is_only_replaced_when_told_to(runs, tmp_path):
+def test_earlier_submission_is_replaced_only_on_request(runs, tmp_path):
     command = ["--workdirs", str(runs / "cola"), f"--out={tmp_path}"]
     (tmp_path / "CoLA.tsv").write_text("old")
     with pytest.raises(UserError, match="exists; choose another --out, or give --overwrite"):
@@ -302,7 +302,7 @@ def test_an_earlier_submission_is_only_replaced_when_told_to(runs, tmp_path):
     assert len(_lines(tmp_path / "CoLA.tsv")) == 30
 
 
-def test_a_run_without_a_checkpoint_is_one_line(runs, tmp_path):
+def test_run_without_a_checkpoint_is_a_one_line_error(runs, tmp_path):
     config = json.loads((runs / "cola/config.json").read_text())
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps(config))
@@ -311,13 +311,13 @@ def test_a_run_without_a_checkpoint_is_one_line(runs, tmp_path):
 
 
 def test_without_the_diagnostic_set_the_rest_is_written(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: "can't be had" if name == "glue/ax" else None)
+    monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: "is missing" if name == "glue/ax" else None)
     assert glue.main(["--workdirs", str(runs / "mnli"), f"--out={tmp_path}"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
-    assert "not written: AX.tsv (can't be had)" in capsys.readouterr().err
+    assert "not written: AX.tsv (is missing)" in capsys.readouterr().err
 
 
-def test_a_run_that_ranks_by_its_averaged_parameters_is_scored_by_these(tmp_path):
+def test_run_ranked_by_averaged_parameters_is_scored_with_them(tmp_path):
     config = _quick("cola")
     config.train.ema_decay, config.eval.metric = 0.9, "ema_matthews"
     metrics = loop.train_and_evaluate(config, tmp_path / "run", show=False)["metrics"]["validation"]

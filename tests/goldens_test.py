@@ -1,10 +1,10 @@
-"""The first five steps of every family of models: what a change that is meant to change no number must reproduce.
+"""The first five steps of every model family, which a change that should not affect numbers must reproduce.
 
-The numbers stored in goldens.json are those of JAX 0.10.1 on an AMD EPYC. `python -m tests.goldens_test` stores new
-ones, for a change that is meant to change them.
+The numbers in goldens.json were computed with JAX 0.10.1 on an AMD EPYC. `python -m tests.goldens_test` stores new
+ones, for a change that is meant to affect them.
 
-Tolerances are relative, and five times the largest difference measured between JAX 0.10.1, 0.10.2 and 0.12.0 compiled
-with few optimizations, and 0.10.1 compiled with all: 5.8e-7 in float32, 2.7e-11 in float64.
+Tolerances are relative: five times the largest difference measured between JAX 0.10.1, 0.10.2 and 0.12.0 with most
+optimizations disabled, and 0.10.1 with all of them: 5.8e-7 in float32, 2.7e-11 in float64.
 """
 
 import functools
@@ -80,7 +80,7 @@ def _marks(name):
 
 
 def trajectory(config):
-    """The loss of each step, and at the end the norm of the parameters and of the rest of the model's state."""
+    """The loss of each step, and the final norms of the parameters and of the other model state."""
     with x64(config.dtype):
         experiment = prepare(config)
         state, losses = experiment.init(), []
@@ -95,7 +95,7 @@ def trajectory(config):
 
 
 def _prepare(monkeypatch):
-    """Small corpora, and one device, as most users of a CPU have."""
+    """Small corpora, and one device, as on most CPUs."""
     tiny.few_sentences(monkeypatch)
     tiny.few_documents(monkeypatch)
     devices = jax.devices()[:1]
@@ -112,14 +112,14 @@ def _tolerance(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in FAMILIES])
-def test_the_first_steps_are_those_stored(name, monkeypatch):
+def test_first_steps_match_the_stored_ones(name, monkeypatch):
     _prepare(monkeypatch)
     found = trajectory(FAMILIES[name]())
     for key, expected in _stored()[name].items():
         np.testing.assert_allclose(found[key], expected, rtol=_tolerance(name))
 
 
-def test_every_family_that_is_stored_is_run():
+def test_every_stored_family_is_run():
     assert set(_stored()) == set(FAMILIES)
 
 

@@ -1,11 +1,11 @@
-"""Who may import whom."""
+"""Which modules may import which."""
 
 import ast
 import functools
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-SHELLS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
+COMMANDS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
 
 
 @functools.cache
@@ -39,8 +39,8 @@ def _third_party(path):
     return {name.split(".")[0] for name in _imports(path)}
 
 
-# The rooms, ground floor first; those of a line stand side by side. A room imports from the floors below it only.
-FLOORS = (
+# The packages of each layer, lowest first. A package imports only from the layers below its own.
+LAYERS = (
     ("base",),
     ("models", "data"),
     ("devices",),
@@ -53,37 +53,37 @@ FLOORS = (
     ("analysis",),
     ("commands",),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 
 
-def _room(module):
-    """The room of a module; None for a package, which holds nothing."""
+def _package(module):
+    """The package that a module belongs to; None for `research` itself."""
     parts = module.split(".")
     if len(parts) == 2 and MODULES[module].name != "__init__.py":
         return "commands"
     return parts[1] if len(parts) > 1 else None
 
 
-def test_imports_only_go_down():
+def test_imports_follow_the_layers():
     for name, path in MODULES.items():
         if not name.startswith("research."):
             continue
-        room = _room(name)
+        package = _package(name)
         for other in _own(path):
-            if other.startswith("research.") and _room(other) not in (None, room):
-                assert FLOOR[_room(other)] < FLOOR[room], f"{name} imports {other}"
+            if other.startswith("research.") and _package(other) not in (None, package):
+                assert LAYER[_package(other)] < LAYER[package], f"{name} imports {other}"
 
 
-def test_configs_are_known_to_nobody():
+def test_only_analysis_and_commands_import_configs():
     for name, path in MODULES.items():
         if name.startswith("research."):
-            assert not any(own.startswith("configs") for own in _own(path)) or _room(name) in (
+            assert not any(own.startswith("configs") for own in _own(path)) or _package(name) in (
                 "analysis",
                 "commands",
             ), name
 
 
-def test_models_know_jax_and_flax_only():
+def test_models_import_only_jax_and_flax():
     for name, path in MODULES.items():
         if name.startswith("research.models"):
             assert _third_party(path) <= {
@@ -97,8 +97,8 @@ def test_models_know_jax_and_flax_only():
             }, name
 
 
-def test_data_does_not_know_jax():
-    """Nor what it imports: its worker processes have no use for it."""
+def test_data_does_not_import_jax():
+    """Nor do the modules that it imports: worker processes do not need JAX."""
     allowed = {f"research.base.{name}" for name in ("errors", "registry", "paths", "ranges", "trees")}
     for name, path in MODULES.items():
         if name.startswith("research.data"):
@@ -109,45 +109,45 @@ def test_data_does_not_know_jax():
         assert not _third_party(MODULES[name]) & {"jax", "flax", "optax"}, name
 
 
-def test_configs_know_ml_collections_only():
+def test_configs_import_only_ml_collections():
     for name, path in MODULES.items():
         if name.startswith("configs"):
             assert _third_party(path) <= {"ml_collections", "configs"}, name
 
 
-def test_nobody_imports_the_shells_or_flags():
+def test_nothing_imports_the_commands_or_argparse():
     for name, path in MODULES.items():
-        assert not _own(path) & SHELLS, name
-        if name not in SHELLS | {"research.cli"}:
+        assert not _own(path) & COMMANDS, name
+        if name not in COMMANDS | {"research.cli"}:
             assert "argparse" not in _third_party(path), name
 
 
-def test_only_checkpoint_touches_orbax_and_only_tfds_source_tfds():
+def test_only_checkpoint_imports_orbax_and_only_tfds_source_imports_tfds():
     for name, path in MODULES.items():
         assert "orbax" not in _third_party(path) or name == "research.runs.checkpoint"
         assert "tensorflow_datasets" not in _third_party(path) or name == "research.data.sources.tfds_source"
 
 
-def test_only_the_shells_and_config_know_interop():
-    """The core trains whatever parameters it is given."""
+def test_only_commands_and_config_import_interop():
+    """The core does not depend on where parameters come from."""
     for name, path in MODULES.items():
         if not name.startswith("research.interop"):
             uses = any(own.startswith("research.interop") for own in _own(path))
-            assert not uses or name in SHELLS | {"research.config"}, name
+            assert not uses or name in COMMANDS | {"research.config"}, name
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 
 
-def test_figures_need_no_run():
+def test_figures_do_not_import_runs():
     allowed = {"research.analysis", "research.analysis.curves", "research.base", "research.base.errors"}
     assert _own(MODULES["research.analysis.figures"]) <= allowed
 
 
-def test_heavy_frameworks_are_never_needed():
+def test_heavy_frameworks_are_never_imported():
     for name, path in MODULES.items():
         assert not _third_party(path) & {"torch", "transformers", "tensorflow"}, name
 
 
-def test_there_are_no_circles():
+def test_there_are_no_import_cycles():
     done, under_way = set(), []
 
     def visit(name):

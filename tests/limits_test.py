@@ -58,7 +58,7 @@ CANCER = "configs/logistic_breast_cancer.py:embedded"
         *((spec, f"seed={10**40}") for spec in (DIGITS, BERT)),
     ],
 )
-def test_a_value_out_of_range_is_one_line(spec, override):
+def test_value_out_of_range_is_a_one_line_error(spec, override):
     key, _, _ = override.partition("=")
     with pytest.raises(UserError) as caught:
         load(spec, [override])
@@ -67,7 +67,7 @@ def test_a_value_out_of_range_is_one_line(spec, override):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_what_means_none_is_said():
+def test_error_says_which_value_means_none():
     with pytest.raises(UserError, match=r"optimizer.C=None"):
         load(CANCER, ["optimizer.C=inf"])
 
@@ -83,18 +83,18 @@ def test_what_means_none_is_said():
         ("data.transform.mask_rate", (0.5,), (0, 1)),
     ],
 )
-def test_the_ends_of_a_range(key, inside, outside):
+def test_ends_of_a_range(key, inside, outside):
     limits = key_ranges(bert_mlm.get_config("embedded").to_dict())[key]
     assert [value in limits for value in (*inside, *outside)] == [True] * len(inside) + [False] * len(outside)
 
 
 @pytest.mark.parametrize("value", [10**19, -(10**19), float("inf"), float("nan"), (1, (2, 10**40)), (float("-inf"),)])
-def test_keys_without_a_range_hold_what_json_and_64_bits_can(value):
+def test_keys_without_a_range_accept_json_values_of_64_bits(value):
     with pytest.raises(UserError, match=r"model.own"):
         check_values({"model": {"own": value}})
 
 
 @pytest.mark.parametrize("value", [True, 1.5, (1.5,), ((1,),), (None,), ("1",)])
-def test_integers_are_integers_in_configs_of_python_too(value):
+def test_integers_stay_integers_in_python_configs(value):
     with pytest.raises(UserError, match=r"model.stage_sizes"):
         check_values({"model": {"name": "resnet", "stage_sizes": value}})

@@ -1,4 +1,4 @@
-"""Whole runs, small: what a run leaves behind, how it goes on, how it ends."""
+"""Small complete runs: their files, resuming, and how they end."""
 
 import json
 import os
@@ -31,12 +31,12 @@ def _run(config, workdir, **options):
 
 
 def _stop_after(steps):
-    """A `should_stop` that says so at `steps`."""
+    """A `should_stop` that returns True at `steps`."""
     asked = iter(range(1, 10**6))
     return lambda: next(asked) >= steps
 
 
-def test_what_a_run_leaves_behind(tmp_path):
+def test_files_of_a_run(tmp_path):
     summary = _run(tiny.bert(steps=10), tmp_path / "run", note="why")
     run = RunDir.open(tmp_path / "run")
     assert run.summary() == summary
@@ -52,7 +52,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     places = sum(batch["segments"].size for batch in batches)
     tokens = sum(np.count_nonzero(batch["segments"]) for batch in batches)
     assert summary["throughput"]["token_efficiency"] == tokens / places
-    assert summary["throughput"]["mfu"] is None  # nobody publishes this machine's peak
+    assert summary["throughput"]["mfu"] is None  # the peak of this machine is unknown
     assert [(line["step"], line["split"]) for line in run.metrics()] == [
         (5, "train"),
         (5, "validation"),
@@ -76,8 +76,8 @@ def test_what_a_run_leaves_behind(tmp_path):
     "make",
     [tiny.logistic, *(pytest.param(make, marks=pytest.mark.extended) for make in (tiny.bert, tiny.mixed_resnet))],
 )
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
-    """With dropout, mixed images, batch statistics, momentum, averaged parameters, an epoch's end, and evaluations."""
+def test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path):
+    """With dropout, mixup, batch statistics, momentum, averaged parameters, the end of an epoch, and evaluations."""
     whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
     config = make(steps=20, ema_decay=0.9)
     half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
@@ -94,20 +94,20 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.bert, tiny.mixed_resnet])
-def test_so_it_does_in_programs_as_they_are_compiled_for_users(make, tmp_path):
-    """The quick tests leave most of XLA's optimizations out."""
+def test_interrupted_run_ends_like_the_uninterrupted_one_fully_optimized(make, tmp_path):
+    """The quick tests disable most of XLA's optimizations."""
     assert os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"
-    test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path)
+    test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path)
 
 
-def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path):
+def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     whole = _run(tiny.logistic(steps=30), tmp_path / "whole")
     config = tiny.logistic(steps=30)
     config.checkpoint.every_steps = 15
     calls = iter(range(100))
 
     def crash():
-        if next(calls) == 28:  # after step 29: the line of step 20 is written, the checkpoint is of step 15
+        if next(calls) == 28:  # after step 29: metrics of step 20 are written, step 15 is saved
             raise RuntimeError("power cut")
         return False
 
@@ -117,12 +117,12 @@ def test_a_run_cut_off_without_warning_goes_on_from_its_last_checkpoint(tmp_path
     rest = _run(config, tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
     steps = [line["step"] for line in RunDir(tmp_path / "cut").metrics("train")]
-    assert steps == [5, 10, 15, 20, 25, 30]  # none twice
+    assert steps == [5, 10, 15, 20, 25, 30]  # without duplicates
 
 
 @pytest.fixture
 def power_cut(monkeypatch):
-    """Evaluation fails, until the fixture's `undo`."""
+    """Evaluation fails until the fixture's `undo` is called."""
 
     def fail(*_, **__):
         raise RuntimeError("power cut")
@@ -133,8 +133,8 @@ def power_cut(monkeypatch):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("every_steps", [0, 20])
-def test_an_evaluation_that_fails_loses_no_training(every_steps, power_cut, tmp_path):
-    """Neither that of the end nor one in the course of training, which the resumed run then makes."""
+def test_failed_evaluation_does_not_lose_training(every_steps, power_cut, tmp_path):
+    """Neither the final evaluation nor one during training, which the resumed run then makes."""
     config = tiny.logistic(steps=30)
     config.eval.every_steps = every_steps
     with pytest.raises(RuntimeError, match="power cut"):
@@ -148,8 +148,8 @@ def test_an_evaluation_that_fails_loses_no_training(every_steps, power_cut, tmp_
     assert RunDir(tmp_path / "cut").metrics() == RunDir(tmp_path / "whole").metrics()
 
 
-def test_a_stop_is_heard_during_an_evaluation(monkeypatch, tmp_path):
-    """At step 20 and at the end; what was trained is saved, and the rest of the run is as if nothing had been."""
+def test_evaluation_can_be_interrupted(monkeypatch, tmp_path):
+    """At step 20 and at the end; the state is saved, and the rest of the run is unaffected."""
     config = tiny.logistic(steps=30)
     config.eval.update(every_steps=20, batch_size=64)  # several batches
     whole = _run(config, tmp_path / "whole")
@@ -172,7 +172,7 @@ def test_a_stop_is_heard_during_an_evaluation(monkeypatch, tmp_path):
     assert RunDir(tmp_path / "run").metrics() == RunDir(tmp_path / "whole").metrics()
 
 
-def test_a_metric_without_a_value_is_found_before_training(monkeypatch, rng, tmp_path):
+def test_undefined_metric_is_an_error_before_training(monkeypatch, rng, tmp_path):
     x = rng.standard_normal((20, 2))
     columns = {"features": x, "label": x[:, 0]}
     equal = {"features": x, "label": np.full(20, 3.0)}
@@ -190,8 +190,8 @@ def test_a_metric_without_a_value_is_found_before_training(monkeypatch, rng, tmp
         assert (summary["status"], summary["metrics"]["validation"][metric]) == ("completed", None)
 
 
-def test_r_squared_and_labels_keep_their_digits_far_from_zero(monkeypatch, rng, tmp_path):
-    """Labels of more than 31 bits, in float64; R² is scikit-learn's of the predictions that were written."""
+def test_r_squared_and_labels_are_precise_far_from_zero(monkeypatch, rng, tmp_path):
+    """Labels of more than 31 bits, in float64; R² matches scikit-learn's for the written predictions."""
     x = rng.standard_normal((100, 2))
     labels = np.rint(3e9 + x @ [5e8, -3e8] + 1e8 * rng.standard_normal(100)).astype(np.int64)
     columns = {"features": x, "label": labels}
@@ -208,20 +208,20 @@ def test_r_squared_and_labels_keep_their_digits_far_from_zero(monkeypatch, rng, 
     assert summary["metrics"]["test"]["r2"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_completed_run_is_left_as_it_is(tmp_path):
+def test_completed_run_is_left_unchanged(tmp_path):
     summary = _run(tiny.logistic(), tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert _run(tiny.logistic(), tmp_path) == summary
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_stop_asked_for_at_the_last_step_changes_nothing(tmp_path):
+def test_stop_requested_at_the_last_step_changes_nothing(tmp_path):
     config = tiny.logistic(steps=3)
-    config.eval.batch_size = 512  # a single batch, after which there is nothing left to stop
+    config.eval.batch_size = 512  # a single batch, after which nothing is left to stop
     assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "completed"
 
 
-def test_equal_evaluations_have_one_best_and_it_is_kept(tmp_path):
+def test_equal_evaluations_have_one_best_which_is_kept(tmp_path):
     config = tiny.logistic(steps=20)
     config.optimizer.learning_rate = 0.0
     config.eval.every_steps = 5
@@ -230,7 +230,7 @@ def test_equal_evaluations_have_one_best_and_it_is_kept(tmp_path):
         assert summary["best"]["step"] == checkpoints.best_step == 20
 
 
-def test_a_refused_config_does_not_lock_its_workdir(tmp_path):
+def test_rejected_config_does_not_lock_its_workdir(tmp_path):
     config = tiny.logistic()
     config.model.num_classes = 9
     with pytest.raises(UserError):
@@ -238,7 +238,7 @@ def test_a_refused_config_does_not_lock_its_workdir(tmp_path):
     assert _run(tiny.logistic(), tmp_path)["status"] == "completed"
 
 
-def test_data_that_changed_is_not_trained_on(tmp_path, monkeypatch):
+def test_changed_data_is_an_error(tmp_path, monkeypatch):
     config = tiny.logistic()
     _run(config, tmp_path, should_stop=_stop_after(5))
     columns = data.SOURCES["digits"][1]()
@@ -248,7 +248,7 @@ def test_data_that_changed_is_not_trained_on(tmp_path, monkeypatch):
         _run(config, tmp_path)
 
 
-def test_the_seed_decides(tmp_path):
+def test_seed_determines_the_run(tmp_path):
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         config = tiny.logistic(steps=3)
@@ -261,22 +261,22 @@ def test_the_seed_decides(tmp_path):
 @pytest.mark.parametrize(
     ("batch", "steps"), [pytest.param({"batch_size": 32}, 13, marks=pytest.mark.slow), ({"batch_rows": 9}, 11)]
 )
-def test_epochs_see_every_example_exactly_that_often(tmp_path, batch, steps):
-    """One a row: 12 full batches and one of 16. Packed: 46 rows an epoch, 10 full batches and one of 2."""
+def test_each_epoch_sees_every_example_once(tmp_path, batch, steps):
+    """Unpacked: 12 full batches and one of 16. Packed: 46 rows per epoch, 10 full batches and one of 2."""
     summary = _run(tiny.bert(epochs=2.0, steps=None, **batch), tmp_path)
     assert (summary["step"], summary["examples_seen"]) == (steps, 400)
 
 
 @pytest.fixture
 def slow_data(monkeypatch):
-    """Half of the time is spent waiting for batches, and runs are judged by it from their start."""
+    """Half of the time is spent waiting for data, and the check applies from the start."""
     monkeypatch.setattr("research.devices.throughput.Throughput.data_wait_fraction", 0.5)
     monkeypatch.setattr("research.training.stopping.SETTLED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(("log_every", "saved"), [(8, 8), (100, 12)])
-def test_a_run_that_waits_for_data_too_long_fails_and_loses_nothing(tmp_path, slow_data, log_every, saved):
-    """Found at step 8, where it logs, or at the end. With a higher limit the same run goes on."""
+def test_run_that_waits_too_long_for_data_fails_and_loses_nothing(tmp_path, slow_data, log_every, saved):
+    """Detected at step 8, when it logs, or at the end. With a higher limit the same run resumes."""
     config = tiny.logistic(steps=12, log_every=log_every, max_data_wait_fraction=0.01)
     with pytest.raises(UserError, match=r"waiting for data; train.max_data_wait_fraction is 0.01: raise data.workers"):
         _run(config, tmp_path)
@@ -288,16 +288,16 @@ def test_a_run_that_waits_for_data_too_long_fails_and_loses_nothing(tmp_path, sl
     assert (_run(config, tmp_path)["status"], RunDir.open(tmp_path).summary()["step"]) == ("completed", 12)
 
 
-def test_a_preempted_run_is_not_judged_by_its_waiting(tmp_path, slow_data):
+def test_preempted_run_does_not_check_its_data_wait(tmp_path, slow_data):
     config = tiny.logistic(steps=8, max_data_wait_fraction=0.01)
     assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "preempted"
 
 
-def test_a_run_that_waits_no_longer_than_the_limit_is_completed(tmp_path, slow_data):
+def test_run_within_the_data_wait_limit_completes(tmp_path, slow_data):
     assert _run(tiny.logistic(steps=30, max_data_wait_fraction=0.5), tmp_path)["status"] == "completed"
 
 
-def test_time_that_is_over_ends_the_run_and_the_same_command_goes_on(tmp_path):
+def test_time_limit_stops_the_run_and_the_same_command_resumes(tmp_path):
     config = tiny.logistic(steps=20, max_minutes=1e-9)
     first = _run(config, tmp_path)
     assert (first["status"], first["step"]) == ("stopped_early", 1)
@@ -318,7 +318,7 @@ def test_early_stopping_by_any_metric(metric, tmp_path):
     summary = _run(config, tmp_path)
     assert (summary["status"], summary["step"]) == ("stopped_early", 15)
     assert summary["best"]["step"] == 15  # the last of equals
-    assert _run(config, tmp_path) == summary  # it is over: the same command does not go on
+    assert _run(config, tmp_path) == summary  # it is finished: the same command does not resume it
 
 
 def test_stalled_counts_from_the_best():
@@ -338,7 +338,7 @@ def test_stalled_counts_from_the_best():
     assert not stalled(tuple(history), Section)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+def test_loss_that_is_not_finite_stops_the_run_before_saving(tmp_path):
     config = load("configs/linear_diabetes.py").config
     config.optimizer.learning_rate = 1e6
     config.checkpoint.every_steps = 100
@@ -348,8 +348,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):
-    """Though the loss of the step that made it so was finite still."""
+def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
+    """Although the loss of that step was still finite."""
     config = load("configs/linear_diabetes.py").config
     config.optimizer.update(name="sgd", learning_rate=1e38, momentum=0.0)
     config.checkpoint.every_steps = 1
@@ -386,7 +386,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):
         ({"mesh": {"data": 3}}, "there are 8 devices"),
     ],
 )
-def test_bad_configs_are_one_line(change, message, tmp_path):
+def test_invalid_configs_are_one_line_errors(change, message, tmp_path):
     config = tiny.logistic(steps=5)
     config.update(change)
     with pytest.raises(UserError, match=message) as caught:
@@ -401,7 +401,7 @@ def test_bad_configs_are_one_line(change, message, tmp_path):
         ({"flpi": True}, r"data.transform.augment.flpi is not a key of 'augment'; did you mean 'flip'\?"),
     ],
 )
-def test_images_that_do_not_fit_are_one_line(augment, message, tmp_path):
+def test_invalid_images_are_one_line_errors(augment, message, tmp_path):
     config = tiny.logistic(steps=5)
     config.data.transform = image(channels=1)
     config.data.transform.inputs = ("features",)
@@ -410,7 +410,7 @@ def test_images_that_do_not_fit_are_one_line(augment, message, tmp_path):
         _run(config, tmp_path)
 
 
-def test_only_a_classifier_is_trained_on_mixed_images(tmp_path):
+def test_only_classifiers_train_on_mixed_images(tmp_path):
     config = tiny.logistic(steps=5)
     config.data.transform = image(channels=1)
     config.data.transform.inputs = ("features",)
@@ -428,7 +428,7 @@ def test_only_a_classifier_is_trained_on_mixed_images(tmp_path):
         (tiny.resnet, {"stem": "large"}, "model.stem is 'large'; known: imagenet, small"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_one_line(make, change, message, tmp_path):
+def test_invalid_model_is_a_one_line_error(make, change, message, tmp_path):
     config = make()
     config.model.update(change)
     with pytest.raises(UserError, match=message):
@@ -436,7 +436,7 @@ def test_a_model_that_cannot_be_built_is_one_line(make, change, message, tmp_pat
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_features_that_are_not_finite_are_one_line(bad, tmp_path, monkeypatch):
+def test_features_that_are_not_finite_are_a_one_line_error(bad, tmp_path, monkeypatch):
     columns = data.SOURCES["diabetes"][1]()
     columns["train"]["features"][3, 4] = bad
     monkeypatch.setitem(data.SOURCES, "diabetes", ("sklearn", lambda: columns))
@@ -444,7 +444,7 @@ def test_features_that_are_not_finite_are_one_line(bad, tmp_path, monkeypatch):
         _run(linear_diabetes.get_config(), tmp_path)
 
 
-def test_a_token_the_model_has_no_embedding_for_is_one_line(tmp_path):
+def test_token_without_an_embedding_is_a_one_line_error(tmp_path):
     config = tiny.bert()
     config.model.vocab_size = 500
     with pytest.raises(UserError, match=r"token id \d+ in split '\w+' is out of range: model.vocab_size is 500"):
@@ -467,7 +467,7 @@ def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
 
 
 @pytest.mark.extended
-def test_linear_diabetes_is_the_closed_form(tmp_path):
+def test_linear_diabetes_matches_the_closed_form(tmp_path):
     config = linear_diabetes.get_config()
     _run(config, tmp_path)
     experiment = prepare(config)

@@ -38,14 +38,14 @@ def _files(tmp_path, monkeypatch, group, files):
         ),
     ],
 )
-def test_a_cpu_has_what_the_machine_and_the_groups_leave(tmp_path, monkeypatch, files, left):
-    """Divided among the devices that share it: eight here."""
+def test_cpu_memory_is_limited_by_the_machine_and_control_groups(tmp_path, monkeypatch, files, left):
+    """Divided among the devices that share it, here eight."""
     _files(tmp_path, monkeypatch, "/a/b", files)
     assert memory.available() == left * MIB // 8
     assert memory.available(held=5) == left * MIB // 8 + 5
 
 
-def test_other_devices_tell_themselves(monkeypatch):
+def test_other_devices_report_their_memory(monkeypatch):
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 7})
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert memory.available(held=5) == 7
@@ -53,9 +53,9 @@ def test_other_devices_tell_themselves(monkeypatch):
     assert memory.available() is None
 
 
-def test_a_batch_larger_than_the_machine_names_its_key(tmp_path, monkeypatch):
+def test_batch_larger_than_memory_names_its_key(tmp_path, monkeypatch):
     _files(tmp_path, monkeypatch, "/a/b", {})  # 100 MiB
-    example = {"images": np.zeros((2, 512), np.float32), "weight": np.ones(2, np.float32)}  # 2052 bytes a row
+    example = {"images": np.zeros((2, 512), np.float32), "weight": np.ones(2, np.float32)}  # 2052 bytes per row
     memory.check_batch(example, 51_000, "train.batch_size")
     with pytest.raises(
         UserError, match=r"^train\.batch_size asks for batches of 52,000 rows.* at most 51,100 rows fit"
@@ -63,12 +63,12 @@ def test_a_batch_larger_than_the_machine_names_its_key(tmp_path, monkeypatch):
         memory.check_batch(example, 52_000, "train.batch_size")
 
 
-def test_a_state_or_a_step_larger_than_the_machine_is_one_line(tmp_path, monkeypatch):
-    """Of one seed too: the system would end the process."""
+def test_state_or_step_larger_than_memory_is_a_one_line_error(tmp_path, monkeypatch):
+    """With a single seed too: otherwise the system would kill the process."""
     _files(tmp_path, monkeypatch, "/a/b", {})
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with pytest.raises(UserError, match=r"this run needs 0\.04 GiB a device for the state, and there are 0\.01 GiB"):
+    with pytest.raises(UserError, match=r"this run needs 0\.04 GiB per device for the state, but 0\.01 GiB"):
         memory.check_state({"w": jax.ShapeDtypeStruct((10 * MIB,), np.float32, sharding=place)}, None)
     compiled = jax.jit(lambda x: x[:, None] * x[None, :]).lower(np.zeros(3000, np.float32)).compile()
-    with pytest.raises(UserError, match=r"this run needs \S+ GiB a device for a step"):
+    with pytest.raises(UserError, match=r"this run needs \S+ GiB per device for a step"):
         memory.check_step(compiled, None)

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and are kept without outputs."""
+"""The notebooks run without errors and are stored without outputs."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ def _execute(name):
     )
 
 
-def test_they_were_found():
+def test_notebooks_were_found():
     assert len(NOTEBOOKS) >= 3
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_are_stripped(path):
+def test_notebooks_have_no_outputs(path):
     for cell in nbformat.read(path, as_version=4).cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None

@@ -28,7 +28,7 @@ PARAMS = {
 
 
 def _quick(*names):
-    """All optimizers, but the quick tests only those that it names: the others' programs take long to compile."""
+    """All optimizers; the quick tests only run those named, as the programs of the others are slow to compile."""
     return [pytest.param(name, marks=[] if name in names else pytest.mark.extended) for name in OPTIMIZERS]
 
 
@@ -58,13 +58,13 @@ def test_weight_decay_shrinks_weights_at_zero_gradient(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_one_step_goes_down_the_gradient(name):
+def test_one_step_decreases_the_loss(name):
     tx, _ = _build(name=name, learning_rate=0.1)
     after = _steps(tx, PARAMS, jax.tree.map(jnp.ones_like, PARAMS), 1)
     assert all(np.all(np.asarray(leaf) < 2.0) for leaf in jax.tree.leaves(after))
 
 
-def test_adamw_is_the_papers_formula():
+def test_adamw_matches_the_formula_of_the_paper():
     """Loshchilov & Hutter 2019, Algorithm 2, in float64."""
     lr, b1, b2, eps, decay = 0.01, 0.9, 0.99, 1e-6, 0.1
     tx, _ = _build(learning_rate=lr, b1=b1, b2=b2, eps=eps, weight_decay=decay, decay_exclude="")
@@ -108,7 +108,7 @@ def test_schedules(name, expected):
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.2])
-def test_a_stepwise_rate_drops_to_a_tenth_at_fractions_of_the_run(warmup):
+def test_step_schedule_divides_by_ten_at_fractions_of_the_run(warmup):
     rate = learning_rate_schedule(
         "step", learning_rate=1.0, warmup_fraction=warmup, end_fraction=0.0, drops=(0.5, 0.7), total_steps=10
     )
@@ -117,10 +117,10 @@ def test_a_stepwise_rate_drops_to_a_tenth_at_fractions_of_the_run(warmup):
 
 
 @pytest.mark.parametrize("drops", [(0.1,), (0.5, 1.0), (0.7, 0.5), (0.5, 0.5), ("a",)])
-def test_drops_lie_behind_the_warm_up_and_before_the_end(drops):
+def test_drops_must_be_between_the_warm_up_and_the_end(drops):
     with pytest.raises(UserError, match=r"optimizer.drops is .*between optimizer.warmup_fraction, 0.2, and 1"):
         _build(schedule="step", warmup_fraction=0.2, drops=drops)
-    _build(schedule="linear", warmup_fraction=0.2, drops=drops)  # which does not look at them
+    _build(schedule="linear", warmup_fraction=0.2, drops=drops)  # which ignores them
 
 
 def test_end_fraction_is_where_decay_ends():
@@ -143,7 +143,7 @@ def test_end_fraction_is_where_decay_ends():
         ({"freeze": "("}, r"optimizer.freeze='\(' is not a valid regular expression"),
     ],
 )
-def test_bad_settings_are_one_line(change, message):
+def test_invalid_settings_are_one_line_errors(change, message):
     with pytest.raises(UserError, match=message):
         _build(**change)
 
@@ -184,8 +184,8 @@ def test_layer_factors_are_the_powers_of_the_distance_to_the_head():
 
 
 @pytest.mark.parametrize("name", _quick("sgd", "adafactor", "muon"))
-def test_layer_decay_is_a_learning_rate_for_each_layer(name):
-    """Each layer goes as with learning_rate · layer_decay^n for all: weight decay and momentum included."""
+def test_layer_decay_scales_the_learning_rate_of_each_layer(name):
+    """Each layer is updated as with learning_rate · layer_decay^n, including weight decay and momentum."""
     settings = {"name": name, "schedule": "linear", "warmup_fraction": 0.2, "weight_decay": 0.1}
     gradients = jax.tree.map(lambda *x: jnp.stack(x), *_gradients(ENCODER, 5))
 
@@ -213,8 +213,8 @@ def test_layer_decay_needs_layers():
 
 
 @pytest.mark.parametrize("name", _quick("sgd", "adafactor", "muon"))
-def test_frozen_parameters_stay_and_the_others_go_as_if_alone(name):
-    """No update, no weight decay, no share in the clipped norm, and no state."""
+def test_frozen_parameters_are_unchanged_and_do_not_affect_the_others(name):
+    """They have no update, weight decay, share in the clipped norm, or state."""
     settings = {"name": name, "learning_rate": 0.1, "weight_decay": 0.1, "decay_exclude": "", "clip_norm": 0.5}
     gradients = _gradients(ENCODER, 4)
     tx, _ = _build(**settings, freeze="embedding|layer_[01]/")
@@ -233,7 +233,7 @@ def test_frozen_parameters_stay_and_the_others_go_as_if_alone(name):
 
 
 @pytest.mark.parametrize(("freeze", "found"), [("layers_0", "no parameter"), (".", "every parameter")])
-def test_what_freeze_must_leave(freeze, found):
+def test_freeze_must_leave_some_parameters(freeze, found):
     tx, _ = _build(freeze=freeze)
     with pytest.raises(UserError, match=f"finds {found}; some of the 6 are encoder/embedding_norm/scale, encoder/lay"):
         tx.init(ENCODER)
@@ -258,8 +258,8 @@ def test_freezing_and_layer_decay_together():
         ("sgd", lambda decay: [decay, optax.trace(0.7, nesterov=True)]),
     ],
 )
-def test_off_is_exactly_the_plain_chain(name, parts):
-    """Parameters and optimizer state, bit for bit and of the same structure: older checkpoints can be read."""
+def test_without_freeze_and_layer_decay_the_chain_is_unchanged(name, parts):
+    """Parameters and optimizer state are bitwise equal and of the same structure, so older checkpoints can be read."""
     settings = {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.7, "nesterov": True}
     tx, rate = _build(name=name, weight_decay=0.1, clip_norm=1.0, **settings)
     decay = optax.add_decayed_weights(0.1, mask=lambda params: decay_mask(params, "bias|norm"))
@@ -307,7 +307,7 @@ def _muon_dimensions(params):
         ),
     ],
 )
-def test_without_decay_it_is_optaxs_own(settings, alias):
+def test_without_decay_matches_optax(settings, alias):
     tx, rate = _build(**{"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.0, **settings})
     gradients = jax.tree.map(lambda *x: jnp.stack(x), *_gradients(NETWORK, 4))
 
@@ -326,7 +326,7 @@ def test_without_decay_it_is_optaxs_own(settings, alias):
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lamb"])  # its trust ratio scales the decay
-def test_a_decay_is_a_penaltys_gradient_or_decoupled(name):
+def test_weight_decay_is_a_penalty_or_decoupled(name):
     settings = {"name": name, "learning_rate": 0.1}
     (tx, _), (plain, _) = _build(**settings, weight_decay=0.5), _build(**settings)
     params = {"dense": {"kernel": jnp.arange(1.0, 7.0).reshape(3, 2), "bias": jnp.ones(2)}}
@@ -378,8 +378,8 @@ def test_muon_updates_hidden_kernels():
     assert found == {*(f"encoder/layer_{i}/mlp_in/kernel" for i in range(3)), "pooler/kernel", "dense_0/kernel"}
 
 
-def test_muons_updates_are_as_large_as_adamws():
-    """Newton-Schulz makes singular values of 0.7 to 1.2 from whatever the gradient has."""
+def test_muon_updates_are_as_large_as_those_of_adamw():
+    """Newton-Schulz maps singular values of any gradient to 0.7 to 1.2."""
     tx, _ = _build(name="muon", learning_rate=0.1)
     params = {"dense": {"kernel": jnp.zeros((8, 32))}}
     updates, _ = jax.jit(tx.update)(*_gradients(params, 1), tx.init(params), params)
@@ -406,8 +406,8 @@ def test_sharding_rules_for_adafactor_name_its_statistics():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_first_state_does_not_depend_on_the_parameters_values(name):
-    """So that pretrained ones may take their place."""
+def test_initial_state_does_not_depend_on_parameter_values(name):
+    """Pretrained parameters may therefore replace them."""
     tx, _ = _build(name=name, weight_decay=0.1)
     states = [tx.init(jax.tree.map(lambda x, k=k: k * x, NETWORK)) for k in (1, 2)]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -434,7 +434,7 @@ SUITABLE = {
 }
 
 
-def test_there_is_a_learning_rate_for_each():
+def test_every_optimizer_has_a_learning_rate():
     assert SUITABLE.keys() == OPTIMIZERS.keys()
 
 
@@ -446,15 +446,15 @@ def _parameters_of_two_seeds():
 
 
 @pytest.mark.parametrize("name", _quick("rmsprop", "lion", "adafactor", "muon", "schedule_free_adamw"))
-def test_a_network_learns_digits(name):
-    """Two seeds in accumulated batches, the output layer's bias frozen: in 30 steps the loss falls to a quarter."""
+def test_network_learns_digits(name):
+    """Two seeds with accumulated batches and a frozen output bias: the loss falls to a quarter in 30 steps."""
     config = _mlp(name, weight_decay=1e-3, freeze="classifier/bias", **SUITABLE[name])
     config.train.seeds = 2
     experiment = prepare(config)
     first, losses = _parameters_of_two_seeds(), []
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), experiment.state)
     state = dataclasses.replace(state, params=first, opt_state=jax.vmap(experiment.method.tx.init)(first))
-    train_step = jax.jit(experiment.train_step.__wrapped__)  # for one device: it compiles in half the time
+    train_step = jax.jit(experiment.train_step.__wrapped__)  # for one device, which halves the compilation time
     for batch in tiny.batches(experiment, 30):
         state, scores = train_step(state, batch)
         losses.append(np.asarray(scores["loss"].total / scores["loss"].weight))
@@ -466,8 +466,8 @@ def test_a_network_learns_digits(name):
 
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
-def test_the_state_comes_back_from_a_checkpoint(name, tmp_path):
-    """What is parted among two optimizers, and frozen, and factored."""
+def test_state_is_restored_from_a_checkpoint(name, tmp_path):
+    """Including partitioned, frozen and factored state."""
     config = _mlp(name, freeze="classifier/bias", **SUITABLE[name])
     config.model.hidden_sizes = (128,)
     experiment = prepare(config)
@@ -485,7 +485,7 @@ def test_the_state_comes_back_from_a_checkpoint(name, tmp_path):
     tiny.assert_trees_equal(restored, state)
 
 
-def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
+def test_c_and_alpha_are_weight_decays_of_the_mean_loss():
     section = {**defaults().optimizer.to_dict(), "name": "sgd"}
     assert weight_decay({**section, "weight_decay": 0.1}, "regression", "alpha", 50) == 0.1
     assert weight_decay({**section, "C": 0.5}, "classification", "C", 50) == 1 / 25
@@ -498,18 +498,18 @@ def test_c_and_alpha_are_a_weight_decay_beside_the_mean_loss():
         weight_decay({**section, "weight_decay": 0.1, "alpha": 0.0}, "regression", "alpha", 50)
 
 
-def test_c_and_alpha_are_for_penalties():
+def test_c_and_alpha_need_an_l2_penalty():
     section = {**defaults().optimizer.to_dict(), "C": 1.0}
     for name, entry in OPTIMIZERS.items():
         if entry.decoupled_decay:
-            with pytest.raises(UserError, match=f"'{name}' decays weights apart .*: lbfgs, adam, sgd, rmsprop"):
+            with pytest.raises(UserError, match=f"'{name}' uses decoupled weight decay .*: lbfgs, adam, sgd, rmsprop"):
                 weight_decay({**section, "name": name}, "classification", "C", 50)
         else:
             assert weight_decay({**section, "name": name}, "classification", "C", 50) == 1 / 50
     assert refits.PENALIZED == ("closed_form", "lbfgs", "adam", "sgd", "rmsprop")
 
 
-def test_an_optimizer_takes_the_keys_that_it_names():
+def test_optimizer_reads_only_its_own_keys():
     section = {**defaults().optimizer.to_dict(), "name": "sgd"}
     for key in ("b1", "b2", "eps", "C", "tolerance"):
         del section[key]

@@ -57,7 +57,7 @@ def _parsed(key, text):
         ("section.any", "{0: 1}", {0: 1}),
     ],
 )
-def test_a_value_is_of_its_keys_type(key, text, value):
+def test_values_have_the_type_of_their_key(key, text, value):
     assert repr(_parsed(key, text)) == repr(value)
 
 
@@ -90,7 +90,7 @@ def test_a_value_is_of_its_keys_type(key, text, value):
         ("section.any", "b'x'", "or None"),
     ],
 )
-def test_what_is_not_understood_names_key_value_and_type(key, text, wanted):
+def test_invalid_value_names_key_value_and_type(key, text, wanted):
     with pytest.raises(UserError) as caught:
         _parsed(key, text)
     message = str(caught.value)
@@ -101,7 +101,7 @@ def test_what_is_not_understood_names_key_value_and_type(key, text, wanted):
 
 
 @pytest.mark.parametrize("key", ["flag", "count", "rate", "text", "sizes", "names", "rules"])
-def test_only_a_placeholder_may_be_none(key):
+def test_only_optional_keys_may_be_none(key):
     with pytest.raises(UserError, match=key):
         _parsed(key, "None")
 
@@ -117,7 +117,7 @@ def test_only_a_placeholder_may_be_none(key):
         (CANCER, "optimizer.C"),
     ],
 )
-def test_none_where_a_preset_has_a_value(spec, key):
+def test_none_removes_a_value_of_the_preset(spec, key):
     loaded = load(spec, [f"{key}=None"])
     value = loaded.config
     for part in key.split("."):
@@ -127,29 +127,29 @@ def test_none_where_a_preset_has_a_value(spec, key):
 
 
 @pytest.mark.parametrize("key", ["optimizer.name", "data.transform.label", "optimizer.weight_decay", "eval.splits"])
-def test_none_is_not_the_word(key):
+def test_none_is_not_a_string(key):
     with pytest.raises(UserError, match=key):
         load(DIGITS, [f"{key}=None"])
 
 
-def test_one_of_a_pair_may_be_none_where_the_other_is_given():
+def test_one_of_a_pair_may_be_none_if_the_other_is_given():
     config = load(DIGITS, ["train.epochs=None", "train.steps=3"]).config
     assert (config.train.epochs, config.train.steps) == (None, 3)
     with pytest.raises(UserError, match=r"train.steps"):
         load(DIGITS, ["train.epochs=None"])
 
 
-def test_no_penalty_leaves_another():
-    """optimizer.C=None takes back C, not the weight decay beside which there is none."""
+def test_removing_a_penalty_keeps_another():
+    """optimizer.C=None removes C, not the weight decay."""
     assert load(DIGITS, ["optimizer.C=None"]).config.optimizer.weight_decay == 0.1
 
 
-def test_the_last_of_several_values_counts():
+def test_last_of_several_values_applies():
     config = load(BERT, ["data.transform.pad_to=(40,)", "data.transform.pad_to=(50, 60)"]).config
     assert config.data.transform.pad_to == (50, 60)
 
 
-def test_class_weights_as_scikit_learn_takes_them():
+def test_class_weights_as_in_scikit_learn():
     assert load(CANCER, ["task.class_weight={0: 1, 1: 2}"]).config.task.class_weight == (1, 2)
     assert load(CANCER, ["task.class_weight={1: 2}"]).config.task.class_weight == (1.0, 2)
     for weights in ("{2: 1}", "{'a': 1}", "{True: 1}", "{0: None}", "{0: 'a'}"):

@@ -14,27 +14,27 @@ from research.runs.rundir import RunDir
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    import matplotlib.font_manager  # noqa: F401 - which keeps a list of fonts there, and takes seconds to make it
+    import matplotlib.font_manager  # noqa: F401 - builds a font cache in the home directory, which takes seconds
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_tilde_is_the_home_directory(home):
+def test_tilde_is_the_home_directory(home):
     assert expanded("~/a") == home / "a"
     assert RunDir("~/runs/x").path == home / "runs/x"
     assert expanded("a/~") == Path("a/~")
 
 
-def test_a_user_without_a_home_is_one_line():
+def test_user_without_a_home_directory_is_a_one_line_error():
     for read in (RunDir, load, lambda path: read_tokenizer(path, lowercase=True)):
         with pytest.raises(UserError, match="~nosuchuser"):
             read("~nosuchuser/x.txt")
 
 
 @pytest.mark.parametrize("key", ["init_from", "data.data_dir", "data.transform.tokenizer"])
-def test_nor_has_a_keys_path(key):
+def test_path_in_a_key_without_a_home_directory_is_a_one_line_error(key):
     with pytest.raises(UserError, match="~nosuchuser"):
         load("configs/bert_sst2.py", [f"{key}=~nosuchuser/x"])
 
@@ -49,14 +49,14 @@ def test_nor_has_a_keys_path(key):
         ("glue", ["--workdirs=~/r", "--out=~/o"]),
     ],
 )
-def test_every_command_expands_it(home, module, arguments):
-    """There is no run, which is said with the path that was looked at."""
+def test_every_command_expands_the_tilde(home, module, arguments):
+    """The run does not exist; the error gives the expanded path."""
     with pytest.raises(UserError, match=f"{home}/r is not a run directory"):
         importlib.import_module(f"research.{module}").main(arguments)
     assert not list(home.iterdir())
 
 
-def test_outputs_expand_it(home):
+def test_output_paths_expand_the_tilde(home):
     from research.analysis.ladder import LADDERS, run_ladder
     from research.analysis.leaderboard import submit
 
@@ -67,7 +67,7 @@ def test_outputs_expand_it(home):
         submit({}, Path("~/o"), which="last", overwrite=False, say=print)
 
 
-def test_a_config_in_a_folder_with_a_colon(home):
+def test_config_in_a_folder_with_a_colon(home):
     config = Path(__file__).parents[1] / "configs/linear_line.py"
     (home / "a:b").mkdir()
     shutil.copy(config, home / "a:b/own.py")
@@ -81,13 +81,13 @@ def test_a_config_in_a_folder_with_a_colon(home):
 
 
 @pytest.mark.parametrize("path", ["README.md", "configs", "", "x" * 300, "configs/bert_sst2.py/x.py"])
-def test_what_is_no_config_file_is_one_line(path, monkeypatch):
+def test_invalid_config_file_is_a_one_line_error(path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     with pytest.raises(UserError, match="config file"):
         load(path)
 
 
-def test_a_path_that_is_too_long_is_one_line():
+def test_too_long_a_path_is_a_one_line_error():
     run = RunDir("x" * 300)
     with pytest.raises(UserError, match="can't be written"):
         run.start({})

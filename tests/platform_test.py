@@ -16,7 +16,7 @@ def _restore():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_compiled_programs_go_to_the_users_cache_by_processor(monkeypatch, tmp_path):
+def test_compiled_programs_are_cached_per_processor(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)
     keep_compiled_programs()
@@ -29,14 +29,14 @@ def test_compiled_programs_go_to_the_users_cache_by_processor(monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("own", ["", "/somewhere"])
-def test_a_choice_of_the_users_stays(own):
+def test_setting_of_the_user_is_kept(own):
     jax.config.update("jax_compilation_cache_dir", own)
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == own
 
 
-def test_the_compiler_knows_its_options():
-    """A name that this jaxlib does not have is an error of XLA's."""
+def test_compiler_accepts_the_options():
+    """XLA raises an error for an option that this jaxlib does not have."""
     options = compiler_options("convolutions")
     assert options
     x = jnp.ones((2, 4, 4, 3))
@@ -50,13 +50,13 @@ def test_other_devices_have_no_options(monkeypatch):
     assert compiler_options("convolutions") is None
 
 
-def test_an_unknown_setting_of_the_compiler_names_the_nearest():
+def test_unknown_compiler_setting_names_the_nearest():
     with pytest.raises(UserError, match="compiler 'convolution' is unknown; did you mean 'convolutions'"):
         compiler_options("convolution")
 
 
-def test_a_compiler_that_computes_wrong_sums_is_refused(monkeypatch):
-    """And the message says what to install. A GPU's programs are not the CPU compiler's."""
+def test_compiler_that_computes_wrong_sums_is_rejected(monkeypatch):
+    """The message says what to install. Programs for a GPU do not use the CPU compiler."""
     monkeypatch.setattr(jaxlib, "__version__", "0.10.2")
     with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 .*jax==0\.10\.1"):
         prepare(tiny.logistic())
@@ -65,11 +65,11 @@ def test_a_compiler_that_computes_wrong_sums_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("release", ["0.10.1", "0.11.2", "0.12.0.1"])
-def test_others_are_not(monkeypatch, release):
+def test_other_compilers_are_accepted(monkeypatch, release):
     monkeypatch.setattr(jaxlib, "__version__", release)
     check_compiler()
 
 
-def test_a_jaxlib_that_was_not_measured_has_no_options(monkeypatch):
+def test_untested_jaxlib_has_no_options(monkeypatch):
     monkeypatch.setattr(jaxlib, "__version__", "0.13.0")
     assert compiler_options("convolutions") is None

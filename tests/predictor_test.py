@@ -1,4 +1,4 @@
-"""A run predicts what it evaluated, from raw inputs and its directory alone."""
+"""A predictor reproduces the records of evaluation from raw inputs and the run directory alone."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ FAMILIES = {
 
 @pytest.fixture
 def no_data(monkeypatch):
-    """From then on no dataset can be read."""
+    """Makes any later access to a dataset fail."""
 
     def gone(*_, **__):
         raise AssertionError("the dataset was read")
@@ -70,7 +70,7 @@ QUICK = ("packed text", "pixels", "features")
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.extended] * (name not in QUICK)) for name in FAMILIES]
 )
-def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
+def test_predictions_match_evaluation(family, no_data, tmp_path):
     config = FAMILIES[family]()
     split = config.eval.splits[0]
     train_and_evaluate(config, tmp_path, show=False)
@@ -83,12 +83,12 @@ def test_predictions_are_those_of_evaluation(family, no_data, tmp_path):
     assert len(found) == len(written) > 10
     for record, other in zip(found, written, strict=True):
         record.pop("label_name", None)
-        if family == "seeds":  # the records have a list of both, the predictor is of the first
+        if family == "seeds":  # the records have a list of both seeds, the predictor only the first
             other = {name: value[0] if isinstance(value, list) else value for name, value in other.items()}
             assert record["prediction"] == other["prediction"]
-            np.testing.assert_allclose(record["scores"], other["scores"], rtol=1e-5)  # another program
+            np.testing.assert_allclose(record["scores"], other["scores"], rtol=1e-5)  # a different program
             continue
-        if family != "masked text":  # whose labels are its tokens
+        if family != "masked text":  # whose labels are tokens
             other.pop("label")
         assert record == other
 
@@ -100,7 +100,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_what_a_predictor_reads_is_told(run):
+def test_signature_lists_the_inputs(run):
     predictor = Predictor.open(run)
     signature = predictor.signature
     assert (signature.kind, signature.inputs, signature.label) == ("text", ("sentence",), "label")
@@ -136,14 +136,14 @@ def test_the_batch_size_changes_rounding_only(run, monkeypatch):
     ("columns", "key"),
     [({}, "'sentence'"), ({"text": ["a"]}, "'sentence'"), ({"sentence": [3]}, "3")],
 )
-def test_what_it_can_not_read_is_one_line(columns, key, run):
+def test_invalid_input_is_a_one_line_error(columns, key, run):
     with pytest.raises(UserError, match=key) as error:
         Predictor.open(run).predict(columns)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("features", [[[1.0, 2.0], [3.0]], [["a"] * 10], [[1.0] * 9], [[float("nan")] * 10]])
-def test_features_that_do_not_fit_are_one_line(features, tmp_path):
+def test_mismatched_features_are_a_one_line_error(features, tmp_path):
     train_and_evaluate(_linear(), tmp_path, show=False)
     with pytest.raises(UserError, match="input") as error:
         Predictor.open(tmp_path).predict({"features": features})
@@ -153,18 +153,18 @@ def test_features_that_do_not_fit_are_one_line(features, tmp_path):
 def test_only_classes_have_names(run):
     predictor = Predictor.open(run)
     assert predictor._named({"prediction": 1})["label_name"] == "positive"
-    for prediction in (2, 0.5, [0, 1]):  # no name for such a class; a number; the tokens of a masked text
+    for prediction in (2, 0.5, [0, 1]):  # a class without a name; a number; the tokens of a masked text
         assert "label_name" not in predictor._named({"prediction": prediction})
 
 
-def test_a_run_that_lost_its_assets_is_one_line(run, tmp_path):
+def test_missing_assets_are_a_one_line_error(run, tmp_path):
     lost = shutil.copytree(run, tmp_path / "lost")
     (lost / "assets/tokenizer.json").unlink()
     with pytest.raises(UserError, match="assets"):
         Predictor.open(lost)
 
 
-def test_a_run_of_before_has_no_signature_and_predicts(tmp_path):
+def test_older_run_without_a_signature_predicts(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     columns = data.raw("digits", None)["test"]
     before = Predictor.open(tmp_path).predict(columns)
@@ -197,11 +197,11 @@ def get_config(preset):
 """
 
 
-def test_a_source_of_the_configs_own_is_found_again(monkeypatch, tmp_path):
+def test_source_registered_by_the_config_is_found_again(monkeypatch, tmp_path):
     from research import evaluate, train
 
     monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
-    monkeypatch.setattr(train, "_stop_on_signals", list)  # whose handlers would stay
+    monkeypatch.setattr(train, "_stop_on_signals", list)  # whose handlers would remain registered
     (tmp_path / "mine.py").write_text(CONFIG)
     assert train.main([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]) == 0
     assert evaluate.main([f"--workdir={tmp_path}/run", "--split=test"]) == 0

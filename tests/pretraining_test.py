@@ -1,4 +1,4 @@
-"""Masked language modelling from end to end, small; and a fine-tuning run with frozen layers."""
+"""Small end-to-end masked language modelling, and a fine-tuning run with frozen layers."""
 
 import json
 
@@ -32,8 +32,8 @@ def _stop_after(steps):
 
 
 @pytest.mark.slow
-def test_a_run_learns_and_an_interrupted_one_ends_as_it(tmp_path):
-    """With dropout, an epoch's end and evaluations on both sides of the interruption."""
+def test_run_learns_and_an_interrupted_one_ends_equally(tmp_path):
+    """With dropout, the end of an epoch, and evaluations before and after the interruption."""
     whole = _run(tiny.mlm(steps=40), tmp_path / "whole")
     # After each of 23 steps, and in the evaluations at steps 10 and 20 between their two batches.
     assert _run(tiny.mlm(steps=40), tmp_path / "cut", should_stop=_stop_after(25))["step"] == 23
@@ -72,7 +72,7 @@ def test_evaluation_is_exact_at_any_batch_size():
     assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-6)
 
 
-def test_each_processs_rows_are_masked_as_those_of_one_process():
+def test_rows_of_each_process_are_masked_as_in_one_process():
     experiment = prepare(tiny.mlm())
     (whole,) = tiny.batches(experiment, 1)
     for part in range(2):
@@ -91,21 +91,21 @@ def test_each_processs_rows_are_masked_as_those_of_one_process():
         ("model", {"name": "bert"}, "model.num_classes is missing"),
     ],
 )
-def test_what_does_not_fit_is_one_line(section, change, message, tmp_path):
+def test_mismatched_settings_are_one_line_errors(section, change, message, tmp_path):
     config = tiny.mlm()
     (config.data.transform if section == "data" else config.model).update(change)
     with pytest.raises(UserError, match=message):
         _run(config, tmp_path)
 
 
-def test_rows_can_not_be_packed(tmp_path):
+def test_rows_cannot_be_packed(tmp_path):
     with pytest.raises(UserError, match=r"give train\.batch_size"):
         _run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_run_with_frozen_layers_goes_on_where_it_was(tmp_path):
-    """Its optimizer has no state for them, which a checkpoint must be able to hold and to give back."""
+def test_fine_tuning_run_with_frozen_layers_resumes(tmp_path):
+    """The optimizer has no state for frozen layers, and checkpoints must support that."""
     config = tiny.bert(steps=4)
     config.optimizer.update(freeze="embedding|attention", layer_decay=0.8)
     assert _run(config, tmp_path, should_stop=_stop_after(2))["step"] == 2

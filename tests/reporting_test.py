@@ -9,14 +9,14 @@ from research.runs.rundir import RunDir
 
 
 class _Bar(tqdm):
-    """The bar as it is of a run that takes longer than half a second."""
+    """The progress bar of a run that takes longer than half a second."""
 
     def __init__(self, **options):
         super().__init__(**{**options, "delay": 0})
 
 
 @pytest.mark.parametrize(("metric", "shown"), [("spearman", "test spearman=0.2500"), ("loss", "test loss=1.0000")])
-def test_the_bar_shows_the_metric_that_ranks(metric, shown, tmp_path, monkeypatch, capsys):
+def test_progress_bar_shows_the_ranking_metric(metric, shown, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reporting, "tqdm", _Bar)
     run = RunDir(tmp_path)
     run.start({})
@@ -44,8 +44,8 @@ def _curve(folder, monkeypatch, metric, lines):
     return {axis.get_ylabel(): {line.get_label(): list(line.get_ydata()) for line in axis.lines} for axis in axes}
 
 
-def test_a_curve_has_what_is_finite(tmp_path, monkeypatch):
-    """A metric without any value has no empty picture."""
+def test_curve_shows_finite_values_only(tmp_path, monkeypatch):
+    """A metric without any value has no axes."""
     lines = [
         {"step": step, "split": split, "loss": None if split == "hidden" else 1.0, "r2": r2, "perplexity": perplexity}
         for step, perplexity in ((1, math.inf), (2, 5.0))

@@ -10,7 +10,7 @@ from research.runs.rundir import RunDir, without_retired
 
 
 def _start(path, config):
-    """As a training does: starts, and gives the directory free at its end."""
+    """Like a training run: starts, and releases the directory at the end."""
     run = RunDir(path)
     try:
         run.start(config)
@@ -20,21 +20,21 @@ def _start(path, config):
 
 
 def _trained(path):
-    """A run that has made a step."""
+    """A run that has completed a step."""
     _start(path, CONFIG).append_metrics({"step": 1, "split": "train"})
 
 
 CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
 
 
-def test_a_run_is_taken_up_again_by_the_same_config(tmp_path):
+def test_same_config_resumes_the_run(tmp_path):
     _trained(tmp_path / "run")
-    _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # changes no result
+    _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # does not affect the result
     kept = {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
     assert RunDir.open(tmp_path / "run").config()["train"] == {**kept, "seeds": None}
 
 
-def test_a_run_from_before_there_were_parts_and_seeds_has_none(tmp_path):
+def test_older_run_has_default_train_fraction_and_seeds(tmp_path):
     _start(tmp_path, {**CONFIG, "data": {"name": "digits"}})
     config = RunDir.open(tmp_path).config()
     assert config["data"] == {"name": "digits", "train_fraction": 1.0}
@@ -44,7 +44,7 @@ def test_a_run_from_before_there_were_parts_and_seeds_has_none(tmp_path):
 OTHER = {**CONFIG, "train": {**CONFIG["train"], "lr": 0.2}}
 
 
-def test_another_configs_run_is_refused_untouched(tmp_path):
+def test_run_of_another_config_is_rejected_unchanged(tmp_path):
     _trained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"train.lr is 0.1 there and 0.2 here"):
@@ -55,8 +55,8 @@ def test_another_configs_run_is_refused_untouched(tmp_path):
 @pytest.mark.parametrize(
     ("there", "here"), [("~/weights", "HOME/weights"), ("HOME/a/../weights", "~/weights"), ("hub/id", "hub/id")]
 )
-def test_one_folder_of_weights_is_one_however_it_is_written(there, here, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # which need not be there, nor the weights
+def test_spelling_of_a_weights_folder_does_not_matter(there, here, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # neither it nor the weights need to exist
     run, home = tmp_path / "run", str(tmp_path / "home")
     _start(run, {"init_from": there.replace("HOME", home)}).append_metrics({"step": 1, "split": "train"})
     _start(run, {"init_from": here.replace("HOME", home)})
@@ -65,7 +65,7 @@ def test_one_folder_of_weights_is_one_however_it_is_written(there, here, tmp_pat
             _start(run, {"init_from": other})
 
 
-def test_a_run_that_never_began_makes_way(tmp_path):
+def test_run_that_never_started_is_replaced(tmp_path):
     """A config that was refused can be corrected in the same workdir."""
     (_start(tmp_path, CONFIG).assets / "tokenizer.json").write_text("of the refused config")
     _start(tmp_path, OTHER)
@@ -73,7 +73,7 @@ def test_a_run_that_never_began_makes_way(tmp_path):
     assert not list((tmp_path / "assets").iterdir())
 
 
-def test_two_trainings_cannot_share_a_directory(tmp_path):
+def test_two_runs_cannot_share_a_directory(tmp_path):
     first = RunDir(tmp_path)
     first.start(CONFIG)
     with pytest.raises(UserError, match="in use by another training"):
@@ -82,20 +82,20 @@ def test_two_trainings_cannot_share_a_directory(tmp_path):
     _start(tmp_path, CONFIG)
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path):
+def test_folder_with_other_files_is_rejected(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not empty and not a run directory"):
         RunDir(tmp_path).start(CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_workdir_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         RunDir(tmp_path / "file" / "run").start(CONFIG)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_folder_without_a_run_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"has no config.json"):
         RunDir.open(tmp_path)
 
@@ -104,7 +104,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     ("evaluated", "kept"),
     [(("validation",), [(1, "train"), (2, "train"), (2, "validation")]), ((), [(1, "train"), (2, "train")])],
 )
-def test_metrics_that_a_resumed_run_writes_again_are_dropped(evaluated, kept, tmp_path):
+def test_metrics_after_the_checkpoint_are_truncated(evaluated, kept, tmp_path):
     run = _start(tmp_path, CONFIG)
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "split": "train"})
@@ -117,8 +117,8 @@ def test_metrics_that_a_resumed_run_writes_again_are_dropped(evaluated, kept, tm
     assert len(run.metrics("validation")) == len(evaluated)
 
 
-def test_a_key_without_effect_is_left_out_of_an_older_config(tmp_path):
-    """So that the run resumes with today's config, which lacks the key."""
+def test_retired_key_is_removed_from_an_older_config(tmp_path):
+    """The run then resumes with a current config, which lacks the key."""
     run = _start(tmp_path, {**CONFIG, "task": {"name": "regression", "label_shift": 150.0}})
     run.append_metrics({"step": 1, "split": "train"})
     run.close()
@@ -126,7 +126,7 @@ def test_a_key_without_effect_is_left_out_of_an_older_config(tmp_path):
     _start(tmp_path, {**CONFIG, "task": {"name": "regression"}})
 
 
-def test_a_process_that_is_no_writer_writes_nothing(tmp_path):
+def test_process_that_is_not_the_writer_writes_nothing(tmp_path):
     run = RunDir(tmp_path / "run", writer=False)
     run.start(CONFIG)
     run.append_metrics({"step": 1, "split": "train"})
@@ -136,14 +136,14 @@ def test_a_process_that_is_no_writer_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_predictions_are_one_record_a_line(tmp_path):
+def test_predictions_are_one_record_per_line(tmp_path):
     run = _start(tmp_path, CONFIG)
     path = run.write_predictions("test", [{"index": 0}, {"index": 1}])
     assert path.relative_to(run.path).as_posix() == "predictions/test.jsonl"
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1]
 
 
-def test_a_latency_is_measured_once(tmp_path):
+def test_latency_is_measured_once(tmp_path):
     run = _start(tmp_path, CONFIG)
     assert run.latency() is None
     run.write_latency({"1": 0.5})
@@ -154,8 +154,8 @@ def test_flatten():
     assert flatten({"a": {"b": 1, "c": {"d": (2,)}}, "e": 3}) == {"a.b": 1, "a.c.d": (2,), "e": 3}
 
 
-def test_predictions_of_a_part_of_a_split_have_a_file_of_their_own(tmp_path):
-    """Without characters that a shell or a file system takes for something else."""
+def test_predictions_of_a_part_of_a_split_have_a_separate_file(tmp_path):
+    """Its name has no characters that are special in a shell or a file system."""
     parts = ("t", "t[:5]", "t[5:]", "t[:-5]", "t[-5:]", "t[:5%]", "t[5%:]", "t[-5%:]", "t[1:5]", "t[1:5%]", "t[1.5%:]")
     names = [name for part in parts for name in (part, f"{part}-best", f"mine_a-{part}")]
     run = _start(tmp_path, CONFIG)
@@ -170,7 +170,7 @@ def test_predictions_of_a_part_of_a_split_have_a_file_of_their_own(tmp_path):
 
 
 def _strict(text):
-    """As a reader that knows no NaN and no Infinity."""
+    """Parses JSON strictly, without NaN and Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -178,7 +178,7 @@ def _strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-def test_what_is_not_finite_is_null():
+def test_values_that_are_not_finite_are_null():
     value = {"a": float("nan"), "b": [1.5, (float("-inf"), "NaN")], "c": None, 1: {"d": float("inf")}}
     assert _strict(to_json(value)) == {"a": None, "b": [1.5, [None, "NaN"]], "c": None, "1": {"d": None}}
     assert to_json({"a": [1, 0.1]}, indent=2) == json.dumps({"a": [1, 0.1]}, indent=2)
@@ -202,14 +202,14 @@ def test_every_file_of_a_run_is_strict_json(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), (0.5, float("nan")), {1, 2}, b"x"])
-def test_a_config_that_json_cannot_hold_is_refused_before_anything_is_written(value, tmp_path):
+def test_config_not_representable_in_json_is_rejected_first(value, tmp_path):
     with pytest.raises(UserError, match=r"train.rate is "):
         RunDir(tmp_path / "run").start({"train": {"rate": value}})
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", [dict, ConfigDict, FrozenConfigDict])
-def test_keys_without_effect_are_left_out_of_any_kind_of_config(kind):
+def test_retired_keys_are_removed_from_any_config_type(kind):
     config = kind({"seed": 1, "task": {"name": "regression", "label_shift": 2.5}, "data": {"transform": {"size": 3}}})
     expected = {"seed": 1, "task": {"name": "regression"}, "data": {"transform": {"size": 3}}}
     assert ConfigDict(without_retired(config)).to_dict() == expected

@@ -1,4 +1,4 @@
-"""Runs of several seeds: each is the run that it is alone, and what is said of all of them together."""
+"""Runs of several seeds: each matches its single run; summaries over the seeds."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def _mlp(**train):
 
 
 def _unpacked(**train):
-    """Rows of one sentence, of two lengths: the seeds' batches are padded alike. Masks of dropout are of the length."""
+    """Unpacked rows of two lengths: all seeds are padded equally, and dropout masks depend on the length."""
     config = tiny.bert(batch_size=8, **train)
     config.model.update(dropout=0.0, attention_dropout=0.0)
     config.data.transform.pad_to = (8, 64)
@@ -51,7 +51,7 @@ def _unpacked(**train):
 
 
 def _grouped_resnet(**train):
-    """Seeds side by side, as on accelerators; in programs of convolutions for a CPU they come one after another."""
+    """Batched seeds, as on accelerators; convolutional programs on a CPU compute them one after another."""
     config = tiny.resnet(**train)
     config.compiler = "default"
     return config
@@ -75,7 +75,7 @@ def _with_seeds(config, seed=3, seeds=2):
 
 
 def _trained(config, steps=4):
-    """The state after some steps, and each step's loss."""
+    """The state after some steps, and the loss of each step."""
     experiment = prepare(config)
     state, losses = experiment.init(), []
     for batch in tiny.batches(experiment, steps):
@@ -88,8 +88,8 @@ def _trained(config, steps=4):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", MAKE)
-def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
-    """The order, the augmentation and the masks; but that unpacked text is padded to the longest of all seeds."""
+def test_batches_of_a_seed_match_its_single_run(name, monkeypatch):
+    """Order, augmentation and masks; except that unpacked text is padded to the longest of all seeds."""
     tiny.few_documents(monkeypatch)
     together = tiny.batches(prepare(_with_seeds(MAKE[name](accumulate=2), seeds=3)), 10)
     for k in range(3):
@@ -118,9 +118,11 @@ def test_each_seeds_batches_are_those_of_its_run_alone(name, monkeypatch):
         pytest.param("unpacked", {}, marks=pytest.mark.slow),
     ],
 )
-def test_each_seed_is_trained_as_alone(name, train):
-    """Parameters, batch statistics and averages. Measured over ten steps: at most 8e-7, the linear model's 6e-7 of its
-    largest, for XLA sums in another order."""
+def test_training_of_a_seed_matches_its_single_run(name, train):
+    """Parameters, batch statistics and averages.
+
+    Measured over ten steps: at most 8e-7, for the linear model 6e-7 of the largest entry, because XLA sums in a
+    different order."""
     together, losses = _trained(_with_seeds(MAKE[name](**train)))
     alone, expected = _trained(_with_seeds(MAKE[name](**train), 4, None))
     np.testing.assert_allclose(losses[:, 1], expected, rtol=1e-5)
@@ -135,7 +137,7 @@ def test_each_seed_is_trained_as_alone(name, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["packed", "resnet"])
-def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
+def test_one_and_eight_devices_train_seeds_equally(name, monkeypatch):
     losses, make_mesh = {}, sharding.make_mesh
     for count in (1, 8):
         devices = jax.devices()[:count]
@@ -144,7 +146,7 @@ def test_one_and_eight_devices_train_the_seeds_alike(name, monkeypatch):
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
 
 
-def test_rules_count_dimensions_behind_the_seeds():
+def test_rules_do_not_count_the_seed_axis():
     config = _with_seeds(tiny.logistic())
     config.mesh.update(fsdp=4, rules=(("linear/kernel", ("fsdp",)),))
     experiment = prepare(config)
@@ -159,7 +161,7 @@ def _run(config, workdir, **options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Three seeds of an MLP, from 3 on, evaluated twice."""
+    """Seeds 3, 4 and 5 of an MLP, evaluated twice."""
     path = tmp_path_factory.mktemp("seeds")
     config = _with_seeds(_mlp(ema_decay=0.5), seeds=3)
     config.eval.every_steps = 5
@@ -168,8 +170,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.extended
-def test_the_summary_has_means_and_intervals(run, tmp_path):
-    """Measured: the losses of a seed are within 2e-7 of those of its run alone; its predictions are the same."""
+def test_summary_has_means_and_intervals(run, tmp_path):
+    """Measured: the losses of a seed are within 2e-7 of those of its single run; its predictions are equal."""
     summary = run.summary()
     assert (summary["seed"], summary["seeds"]) == (3, 3)
     assert summary["param_count"] == 64 * 8 + 8 + 8 * 10 + 10
@@ -200,14 +202,14 @@ def test_the_summary_has_means_and_intervals(run, tmp_path):
             assert np.shape(record["scores"]) == (3, 10)
 
 
-def test_a_run_of_several_seeds_is_evaluated_again(run):
+def test_run_of_several_seeds_is_evaluated_again(run):
     found = TrainedRun(run, "last").evaluate("validation")
     assert found["metrics"] == run.summary()["metrics"]["validation"]
     assert found["intervals"] == run.summary()["intervals"]["validation"]
 
 
 @pytest.mark.extended
-def test_correlations_are_of_each_seed(monkeypatch):
+def test_correlations_are_computed_per_seed(monkeypatch):
     tiny.tfds(monkeypatch)
     config = _with_seeds(tiny.bert_glue_task("stsb"), seeds=2)
     config.eval.batch_rows = 8
@@ -225,7 +227,7 @@ def test_correlations_are_of_each_seed(monkeypatch):
 @pytest.mark.parametrize(
     "make", [_mlp, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny.bert, tiny.mixed_resnet))]
 )
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
+def test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path):
     def asked_after(steps):
         asked = iter(range(1, 10**6))
         return lambda: next(asked) >= steps
@@ -239,8 +241,8 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(make, tmp_path):
     assert rest["intervals"] == whole["intervals"]
 
 
-def test_pretrained_weights_are_every_seeds_and_the_rest_is_its_own():
-    """Also where a leaf is split over devices, and given up."""
+def test_pretrained_weights_are_shared_and_fresh_ones_differ():
+    """Also if a leaf is sharded over devices and donated."""
     config = _with_seeds(_mlp(), seeds=3)
     config.init_from = "somewhere"
     config.mesh.update(fsdp=4, rules=(("dense_0/kernel", ("fsdp",)),))
@@ -261,7 +263,7 @@ def test_pretrained_weights_are_every_seeds_and_the_rest_is_its_own():
     assert all(jax.tree.leaves(same))
 
 
-def test_a_loss_that_is_not_finite_names_the_seed(tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_names_the_seed(tmp_path, monkeypatch):
     config = _with_seeds(_linear(steps=5), seeds=3)
 
     def spoilt(*arguments):
@@ -283,18 +285,18 @@ def test_a_loss_that_is_not_finite_names_the_seed(tmp_path, monkeypatch):
         (2**32 - 2, 3, r"seed=4294967294 with train.seeds=3 goes up to 4294967296; the largest seed is 4294967295"),
     ],
 )
-def test_numbers_of_seeds_that_can_not_be_are_one_line(seed, seeds, message):
+def test_invalid_numbers_of_seeds_are_one_line_errors(seed, seeds, message):
     with pytest.raises(UserError, match=message):
         prepare(_with_seeds(tiny.logistic(), seed, seeds))
 
 
-def test_the_largest_seeds_are_those_of_runs_alone():
+def test_largest_seeds_match_single_runs():
     found = prepare(_with_seeds(_mlp(), 2**32 - 2)).init().params
     expected = prepare(_with_seeds(_mlp(), 2**32 - 1, None)).init().params
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, atol=1e-6), found, expected)
 
 
-def test_what_takes_one_seed_refuses_several(run, tmp_path):
+def test_commands_for_one_seed_reject_several(run, tmp_path):
     (tmp_path / "run").mkdir()
     config = {**run.config(), "data": {"name": "glue/cola"}}
     (tmp_path / "run/config.json").write_text(json.dumps(config))
@@ -311,13 +313,13 @@ def test_what_takes_one_seed_refuses_several(run, tmp_path):
 
 
 @pytest.mark.extended
-def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_path, monkeypatch):
-    """Fewer for an evaluation's batch, which is the larger one here; the number that it names fits."""
+def test_too_many_seeds_for_memory_name_the_number_that_fits(tmp_path, monkeypatch):
+    """Fewer fit with an evaluation batch, which is the larger one here; the number in the message does fit."""
     monkeypatch.setattr(memory, "available", lambda held=0: 400_000)
-    with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB a device for the state, and there are 0.00"):
+    with pytest.raises(UserError, match=r"train.seeds=1000 needs \S+ GiB per device for the state, but 0.00"):
         prepare(_with_seeds(_mlp(), seeds=1000))
     monkeypatch.setattr("research.training.experiment.memory.check_state", lambda *_: None)
-    with pytest.raises(UserError, match=r"GiB a device for a step, .*: at most train.seeds=\d+ fits") as caught:
+    with pytest.raises(UserError, match=r"GiB per device for a step, .*: at most train.seeds=\d+ fits") as caught:
         _run(_with_seeds(_mlp(), seeds=100), tmp_path / "many")
     most = int(str(caught.value).split("train.seeds=")[2].split()[0])
     assert 1 <= most < 100
@@ -326,7 +328,7 @@ def test_more_seeds_than_memory_holds_are_one_line_that_says_how_many_fit(tmp_pa
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
-def test_the_interval_is_scipys(values):
+def test_interval_matches_scipy(values):
     found = interval(values)
     assert found["mean"] == mean(values) == pytest.approx(np.mean(values))
     spread = scipy.stats.sem(values)
@@ -337,7 +339,7 @@ def test_the_interval_is_scipys(values):
         assert found["low"] == found["high"] == found["mean"]
 
 
-def test_there_is_no_interval_of_one_value_or_of_what_has_none():
+def test_one_value_or_undefined_values_have_no_interval():
     assert interval([0.5]) == {"values": [0.5], "mean": 0.5, "low": None, "high": None}
     assert interval([0.5, None]) == {"values": [0.5, None], "mean": None, "low": None, "high": None}
     assert interval([0.5, np.inf])["high"] is None

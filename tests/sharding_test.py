@@ -16,13 +16,13 @@ from research.devices.sharding import (
 )
 
 
-def test_the_data_axis_takes_what_the_others_leave():
+def test_data_axis_takes_the_remaining_devices():
     assert dict(make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert batch_parts(make_mesh(fsdp=2)) == 8
     assert batch_parts(make_mesh(tensor=2)) == 4
 
 
-def test_sizes_that_do_not_fit_the_devices_are_refused():
+def test_mesh_sizes_must_match_the_devices():
     with pytest.raises(UserError, match="there are 8 devices"):
         make_mesh(data=3)
 
@@ -35,7 +35,7 @@ STATE = {
 }
 
 
-def test_the_first_matching_rule_wins_and_the_rest_is_replicated():
+def test_first_matching_rule_applies_and_the_rest_is_replicated():
     rules = [("params/kernel", ("fsdp",)), ("kernel", (None, "fsdp"))]
     placed = state_shardings(STATE, rules, make_mesh(fsdp=2))
     assert placed["params"]["kernel"].spec == PartitionSpec("fsdp")
@@ -50,12 +50,12 @@ def test_the_first_matching_rule_wins_and_the_rest_is_replicated():
         (("bias", (("data", "fsdp"),)), "6 of params/bias into 8 parts"),
     ],
 )
-def test_rules_that_do_not_fit_are_refused(rule, message):
+def test_invalid_rules_are_rejected(rule, message):
     with pytest.raises(UserError, match=message):
         state_shardings(STATE, [rule], make_mesh(fsdp=2))
 
 
-def test_a_batch_is_split_over_the_devices(rng):
+def test_batch_is_split_over_the_devices(rng):
     mesh = make_mesh()
     array = rng.standard_normal((16, 3))
     placed = put_batch({"x": array}, mesh)["x"]
@@ -63,8 +63,8 @@ def test_a_batch_is_split_over_the_devices(rng):
     assert [shard.data.shape for shard in placed.addressable_shards] == [(2, 3)] * 8
 
 
-def test_rows_land_where_they_belong_on_a_mesh_in_any_order(rng):
-    """A mesh may order its devices as the hardware likes: row i of the global array is still row i."""
+def test_rows_are_placed_correctly_on_a_mesh_in_any_order(rng):
+    """A mesh may order its devices to suit the hardware; row i of the global array is still row i."""
     array = rng.standard_normal((16, 3)).astype(np.float32)
     for devices in (jax.devices(), jax.devices()[::-1], jax.devices()[::2] + jax.devices()[1::2]):
         mesh = make_mesh(fsdp=2, tensor=2, devices=devices)
@@ -72,7 +72,7 @@ def test_rows_land_where_they_belong_on_a_mesh_in_any_order(rng):
         np.testing.assert_array_equal(put_batch({"x": array}, mesh)["x"], array)
 
 
-def test_the_rows_of_several_seeds_are_split_behind_them(rng):
+def test_rows_of_several_seeds_are_split_along_the_row_axis(rng):
     array = rng.standard_normal((3, 16, 2)).astype(np.float32)
     for devices in (jax.devices(), jax.devices()[::-1]):
         placed = put_batch({"x": array}, make_mesh(fsdp=2, tensor=2, devices=devices), axis=1)["x"]
@@ -97,17 +97,17 @@ def test_the_rows_of_several_seeds_are_split_behind_them(rng):
         3,
     ],
 )
-def test_rules_of_another_form_are_one_line(rules):
+def test_malformed_rules_are_one_line_errors(rules):
     with pytest.raises(UserError, match=r"mesh\.rules"):
         state_shardings(STATE, rules, make_mesh(fsdp=2))
 
 
-def test_rules_as_json_gives_them_back():
+def test_rules_read_from_json():
     placed = state_shardings(STATE, [["kernel", [["data", "fsdp"]]]], make_mesh(fsdp=2))
     assert placed["params"]["kernel"].spec == PartitionSpec(("data", "fsdp"))
 
 
-def test_batches_are_placed_one_ahead():
+def test_batches_are_prefetched_one_ahead():
     made = []
 
     def batches():

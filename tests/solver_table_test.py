@@ -1,4 +1,4 @@
-"""Fitting the rows of a table that are read, against fitting all of it and against scikit-learn."""
+"""Fitting only the used rows of a table, against fitting all of it and against scikit-learn."""
 
 import functools
 
@@ -28,7 +28,7 @@ BUCKETS = 2000
 
 
 def _examples(rng, classes, count=60):
-    """Bags of up to 8 of the buckets 1, 21, 41, … -> examples, and their features: [N, BUCKETS]."""
+    """Bags of up to 8 terms from the buckets 1, 21, 41, … -> examples, and their features: [N, BUCKETS]."""
     lengths = rng.integers(1, 9, count)
     ids = [1 + 20 * rng.choice(BUCKETS // 20, length, replace=False) for length in lengths]
     values = [rng.uniform(0.1, 1, length).astype(np.float32) for length in lengths]
@@ -71,8 +71,8 @@ def _peer(dense, labels, weights=None):
 
 
 @pytest.mark.extended
-def test_the_rows_that_are_read_have_the_solution_of_the_whole_table_and_scikit_learns(rng):
-    """On eight devices, in packed rows, the classes weighted; against the whole table on one device."""
+def test_used_rows_match_the_full_table_and_scikit_learn(rng):
+    """On eight devices, with packed rows and class weights; against the full table on one device."""
     examples, dense = _examples(rng, 3)
     weights = (1.0, 2.0, 0.5)
     (narrow, found), (whole, expected) = (
@@ -80,7 +80,7 @@ def test_the_rows_that_are_read_have_the_solution_of_the_whole_table_and_scikit_
         for parts in (8, 1)
     )
     assert narrow["kernel"].shape == (BUCKETS, 3)
-    # Both gradients are below 1e-9, and the penalty's curvature is 0.01: at most 2e-7 apart.
+    # Both gradients are below 1e-9, and the curvature of the penalty is 0.01: differences of at most 2e-7.
     np.testing.assert_allclose(narrow["kernel"], whole["kernel"], atol=2e-7)
     assert found["objective"] == pytest.approx(expected["objective"], rel=1e-12)
     assert found["converged"] == expected["converged"] == 1
@@ -89,15 +89,15 @@ def test_the_rows_that_are_read_have_the_solution_of_the_whole_table_and_scikit_
 
 
 @pytest.mark.slow
-def test_so_do_unpacked_bags_of_two_classes(rng):
+def test_used_rows_match_for_unpacked_bags_of_two_classes(rng):
     examples, dense = _examples(rng, 2)
     found, _ = _fit(Stream.unpacked(examples), 2, narrow=True, task=Classification())
     np.testing.assert_allclose(found["kernel"].T, _peer(dense, examples.labels), atol=1e-6)
 
 
 @pytest.mark.parametrize(("decay", "exclude", "rest"), [(0.01, "bias", 0), (0.01, "kernel", 1), (0.0, "", 1)])
-def test_rows_that_nothing_reads_are_0_where_they_are_penalised_and_stay_elsewhere(decay, exclude, rest):
-    """Of 6 rows 1 and 4 are read, and 0 by padding; one more is counted than are read."""
+def test_unused_rows_are_0_if_penalized_and_unchanged_otherwise(decay, exclude, rest):
+    """Of 6 rows, 1 and 4 are used, and 0 by padding; the count is one more than the number of used rows."""
     module, table = SparseLogisticRegression(2, 6), solvers.Table("kernel", "ids", "num_features", 4)
     params = {"kernel": jnp.arange(6.0)[:, None], "bias": jnp.zeros(1)}
     narrow, start, batch, widened = table.narrowed(
@@ -110,7 +110,7 @@ def test_rows_that_nothing_reads_are_0_where_they_are_penalised_and_stay_elsewhe
     np.testing.assert_array_equal(end, [10, 11, 2 * rest, 3 * rest, 14, 5 * rest])
 
 
-def test_the_rows_of_a_table_are_counted_padding_included(rng):
+def test_rows_of_a_table_are_counted_including_padding(rng):
     examples, dense = _examples(rng, 2)
     module, stream = SparseLogisticRegression(2, BUCKETS), Stream.packed(examples)
     table = solvers.Table.of(module, lambda: make_batch(stream.examples, stream.rows))
@@ -119,8 +119,8 @@ def test_the_rows_of_a_table_are_counted_padding_included(rng):
     assert solvers.Table.of(LogisticRegression(2), None) is None
 
 
-def test_a_run_fits_the_buckets_that_its_training_examples_have(monkeypatch):
-    """Of 2**20: they have the state's weights and one mark each, L-BFGS's vectors are of those that are read."""
+def test_run_fits_the_buckets_of_its_training_examples(monkeypatch):
+    """Of 2**20 buckets; the vectors of L-BFGS cover only those that are used."""
     tiny.few_sentences(monkeypatch)
     experiment = prepare(load("configs/logistic_sst2.py:embedded").config)
     (batch,) = tiny.batches(experiment, 1)
@@ -131,8 +131,8 @@ def test_a_run_fits_the_buckets_that_its_training_examples_have(monkeypatch):
 
 
 @pytest.mark.extended
-def test_the_scale_of_coordinates_is_the_hessians_diagonal(rng, monkeypatch):
-    """From many random directions; exact for a bucket that one example has."""
+def test_scale_of_coordinates_is_the_diagonal_of_the_hessian(rng, monkeypatch):
+    """Estimated from many random directions; exact for a bucket that occurs in one example."""
     monkeypatch.setattr("research.solvers.quasi_newton.PROBES", 1000)
     examples, dense = _examples(rng, 3)
     stream = Stream.packed(examples)
@@ -146,11 +146,11 @@ def test_the_scale_of_coordinates_is_the_hessians_diagonal(rng, monkeypatch):
     of_kernel = np.repeat((dense**2).mean(axis=0)[:, None] * 2 / 9 + 0.01, 3, axis=1)  # p (1 − p) = 2 / 9
     expected = {"kernel": of_kernel, "bias": np.full(3, 2 / 9)}
     found, wanted = ravel_pytree(diagonal)[0], ravel_pytree(expected)[0]
-    # Of 1000 directions: 5 % were seen, and 0.1 % of the mean is added.
+    # With 1000 directions, errors of 5 % were seen, and 0.1 % of the mean is added.
     np.testing.assert_allclose(found, wanted, rtol=0.15)
 
 
-def test_where_the_penalty_is_most_of_the_curvature_the_coordinates_are_the_parameters(rng):
+def test_dominant_penalty_keeps_the_parameters_as_coordinates(rng):
     examples, _ = _examples(rng, 3)
     stream = Stream.packed(examples)
     batch = make_batch(stream.examples, stream.rows)

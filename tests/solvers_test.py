@@ -1,4 +1,4 @@
-"""The solvers against scikit-learn in float64, and what becomes of problems without a good solution."""
+"""The solvers against scikit-learn in float64, and their behaviour on problems without a good solution."""
 
 import dataclasses
 import functools
@@ -68,7 +68,7 @@ def _linear(*overrides, preset="closed_form"):
         ("lbfgs", ("optimizer.alpha=1.0", "optimizer.tolerance=1e-7"), linear_model.Ridge(alpha=1.0)),
     ],
 )
-def test_least_squares_are_scikit_learns(preset, overrides, peer):
+def test_least_squares_matches_scikit_learn(preset, overrides, peer):
     experiment, kernel, bias, training, records = _solve(_linear(*overrides, preset=preset))
     features, labels = _columns(experiment, "train")
     peer.fit(features, labels)
@@ -100,7 +100,7 @@ def test_least_squares_are_scikit_learns(preset, overrides, peer):
         pytest.param("digits", 0.03, "balanced", 1.0, marks=pytest.mark.slow),
     ],
 )
-def test_logistic_regression_is_scikit_learns(name, c, class_weight, fraction):
+def test_logistic_regression_matches_scikit_learn(name, c, class_weight, fraction):
     config = load(f"configs/logistic_{name}.py:{'lbfgs' if name == 'digits' else 'embedded'}").config
     config.optimizer.update(C=c, tolerance=1e-9)
     config.task.class_weight = class_weight
@@ -122,10 +122,10 @@ def test_logistic_regression_is_scikit_learns(name, c, class_weight, fraction):
         losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
         return (c * per_example @ losses + (coefficients**2).sum() / 2) / (c * per_example.sum())
 
-    # A softmax of several classes does not change when all intercepts move together; nor does the penalty.
+    # Shifting all intercepts changes neither the softmax of several classes nor the penalty.
     intercept = bias if len(bias) == 1 else bias - bias.mean() + peer.intercept_.mean()
     scale = np.abs(peer.coef_).max()
-    # Measured: at most 3e-6 of the largest; digits has pixels that hardly vary.
+    # Measured: at most 3e-6 of the largest; some pixels of digits hardly vary.
     np.testing.assert_allclose(kernel, peer.coef_, rtol=1e-4, atol=1e-5 * scale)
     np.testing.assert_allclose(intercept, peer.intercept_, rtol=1e-4, atol=1e-5 * scale)
     assert training["objective"] == pytest.approx(objective(kernel, bias), rel=1e-12)
@@ -137,10 +137,10 @@ def test_logistic_regression_is_scikit_learns(name, c, class_weight, fraction):
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("name", "c"), [("breast_cancer", 0.1), ("iris", 1.0)])
-def test_squared_hinge_is_scikit_learns_linear_svc(name, c):
+def test_squared_hinge_matches_linear_svc(name, c):
     config = load(f"configs/logistic_{name}.py").config
     config.task = {"name": "squared_hinge", "class_weight": None}
-    # LinearSVC penalises the intercept as well.
+    # LinearSVC also penalizes the intercept.
     config.optimizer.update(C=c, tolerance=1e-9, decay_exclude="")
     experiment, kernel, bias, _, records = _solve(config)
     features, labels = _columns(experiment, "train")
@@ -156,8 +156,8 @@ def test_squared_hinge_is_scikit_learns_linear_svc(name, c):
 
 
 @pytest.mark.slow
-def test_class_weights_of_several_machines_are_scikit_learns():
-    """Each machine's own class weighs as given, the rest 1."""
+def test_class_weights_of_squared_hinge_match_scikit_learn():
+    """For each one-versus-rest classifier, its own class has the given weight and the rest 1."""
     config = load("configs/logistic_iris.py").config
     config.task = {"name": "squared_hinge", "class_weight": (1.0, 5.0, 2.0)}
     config.optimizer.update(C=1.0, tolerance=1e-9, decay_exclude="")
@@ -174,14 +174,14 @@ def test_class_weights_of_several_machines_are_scikit_learns():
         # 7e-7; the normal equations are singular to float32.
         ("auto", 0.003, 1e-5),
         ("qr", 0.003, 1e-5),
-        # 1e-4: of the difference's own digits few are left in float32.
+        # 1e-4: float32 keeps few digits of the difference.
         ("auto", 1e-4, 1e-3),
         # 1e-5; 5e-3 without the refinement.
         ("auto", 0.1, 1e-4),
     ],
 )
-def test_least_squares_of_many_rows_keeps_what_two_like_columns_say(rng, factorization, apart, error):
-    """100,000 rows, float32, a and a + `apart` noise, y = 3a - 2b: the rank is not judged by the number of rows."""
+def test_least_squares_of_many_rows_separates_similar_columns(rng, factorization, apart, error):
+    """100,000 float32 rows of a and a + `apart` noise, y = 3a - 2b: the rank does not depend on the number of rows."""
     a = rng.standard_normal(100_000)
     features = np.stack([a, a + apart * rng.standard_normal(len(a))], axis=1).astype(np.float32)
     labels = (features @ np.array([3.0, -2.0])).astype(np.float32)
@@ -194,8 +194,8 @@ def test_least_squares_of_many_rows_keeps_what_two_like_columns_say(rng, factori
 
 @pytest.mark.extended
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_directions_that_the_data_does_not_determine_are_counted(dtype, rng):
-    """A column twice, a sum of two, and one that is always 0, which counts as determined: its coefficient is 0."""
+def test_undetermined_directions_are_counted(dtype, rng):
+    """A repeated column, a sum of two, and a zero column, which counts as determined: its coefficient is 0."""
     a, b = rng.standard_normal((2, 2_000))
     features = np.column_stack([a, b, a, a + b, np.zeros(len(a))]).astype(dtype)
     with x64("float64" if dtype is np.float64 else "float32"):
@@ -228,7 +228,7 @@ def _least_squares(factorization, dtype=np.float64):
 
 
 def _peer(features, labels):
-    """Of all solutions the one whose coefficients have the smallest norm; scikit-learn's cuts off at 1e-6."""
+    """The minimum-norm solution; scikit-learn truncates singular values at 1e-6."""
     mean = features.mean(axis=0)
     coefficients, *_ = np.linalg.lstsq(features - mean, labels - labels.mean(), rcond=None)
     return coefficients, labels.mean() - mean @ coefficients
@@ -254,7 +254,7 @@ def _fitted(features, labels, start=0.0, factorization="auto"):
     size=st.sampled_from([(30, 4), (12, 12)]),
     factorization=st.sampled_from(["auto", "qr"]),
 )
-def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition, size, factorization):
+def test_ill_conditioned_least_squares_reaches_the_minimum(seed, condition, size, factorization):
     rng = np.random.default_rng(seed)
     left, _ = np.linalg.qr(rng.standard_normal(size))
     right, _ = np.linalg.qr(rng.standard_normal((size[1], size[1])))
@@ -263,14 +263,14 @@ def test_ill_conditioned_least_squares_reach_the_least_objective(seed, condition
     kernel, bias, _ = _fitted(features, labels, factorization=factorization)
     coefficients, intercept = _peer(features, labels)
     best = np.mean((labels - features @ coefficients - intercept) ** 2)
-    # With as many columns as examples the best is a rounding error.
+    # With as many columns as examples the minimum is a rounding error.
     assert np.mean((labels - features @ kernel - bias) ** 2) == pytest.approx(best, rel=1e-8, abs=1e-12)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("factorization", ["auto", "qr"])
 @pytest.mark.parametrize("start", [0.0, 2.0])
-def test_fewer_examples_than_features_have_the_solution_of_smallest_norm(rng, start, factorization):
+def test_fewer_examples_than_features_give_the_minimum_norm_solution(rng, start, factorization):
     features, labels = rng.standard_normal((20, 40)), rng.standard_normal(20)
     kernel, bias, training = _fitted(features, labels, start, factorization)
     coefficients, intercept = _peer(features, labels)
@@ -292,7 +292,7 @@ def test_constant_repeated_and_huge_columns(rng):
     assert training["converged"] == 1
 
 
-def test_cholesky_of_dependent_columns_is_a_warning_and_leaves_the_parameters(monkeypatch, rng, tmp_path):
+def test_cholesky_of_dependent_columns_warns_and_keeps_the_parameters(monkeypatch, rng, tmp_path):
     labels = rng.standard_normal(5)
     _source(monkeypatch, "diabetes", rng.standard_normal((5, 20)), labels)
     summary = train_and_evaluate(_linear("optimizer.factorization=cholesky"), tmp_path, show=False)
@@ -314,20 +314,23 @@ def test_too_few_iterations_and_separable_classes_are_warnings(monkeypatch, rng,
     assert summary["training"]["iterations"] == 2
     assert [text.split(":")[0] for text in summary["warnings"]] == [
         "lbfgs did not converge",
-        "all training examples are right and nothing is penalised",
+        "all training examples are classified correctly without a penalty",
     ]
     assert "give more than optimizer.max_iterations=2" in summary["warnings"][0]
 
 
 @pytest.mark.extended
-def test_a_tolerance_that_the_type_can_not_have_is_a_warning(tmp_path):
+def test_tolerance_below_the_precision_is_a_warning(tmp_path):
     config = load("configs/logistic_iris.py", ["optimizer.tolerance=1e-12"]).config
     (text,) = train_and_evaluate(config, tmp_path, show=False)["warnings"]
-    assert "float32 can't get further: give dtype=float64 or a larger optimizer.tolerance than 1e-12" in text
+    assert (
+        "the limit of float32 precision is reached: give dtype=float64 or a larger optimizer.tolerance than 1e-12"
+        in text
+    )
 
 
 @pytest.mark.extended
-def test_features_that_depend_on_each_other_are_a_warning(monkeypatch, rng, tmp_path):
+def test_dependent_features_are_a_warning(monkeypatch, rng, tmp_path):
     x = rng.standard_normal((50, 2))
     _source(monkeypatch, "twice", np.column_stack([x, x[:, 0]]), x @ [1.0, 2.0])
     (warning,) = train_and_evaluate(_linear("data.name=twice"), tmp_path, show=False)["warnings"]
@@ -349,12 +352,12 @@ def test_more_parameters_than_examples_are_a_warning(tmp_path):
     [
         pytest.param({"optimizer": {"C": 1.0}}, [], marks=pytest.mark.slow),
         ({"optimizer": {"C": None}}, ["the loss has no minimum"]),
-        # It has one.
+        # It has a minimum.
         pytest.param({"optimizer": {"C": None}, "task": {"label_smoothing": 0.1}}, [], marks=pytest.mark.slow),
         ({"optimizer": {"C": None}, "task": {"name": "squared_hinge"}}, ["many parameters have no loss"]),
     ],
 )
-def test_only_what_separable_classes_leave_open_is_a_warning(monkeypatch, rng, tmp_path, change, warnings):
+def test_only_separable_classes_without_an_optimum_are_a_warning(monkeypatch, rng, tmp_path, change, warnings):
     labels = np.arange(40) % 2
     _source(monkeypatch, "breast_cancer", rng.standard_normal((40, 3)) + 20 * labels[:, None], labels)
     config = load("configs/logistic_breast_cancer.py").config
@@ -366,14 +369,14 @@ def test_only_what_separable_classes_leave_open_is_a_warning(monkeypatch, rng, t
     assert all(what in text for what, text in zip(warnings, found, strict=True))
 
 
-def test_numbers_that_are_too_large_for_the_type_are_said(monkeypatch, rng, tmp_path):
+def test_overflow_is_reported(monkeypatch, rng, tmp_path):
     _source(monkeypatch, "diabetes", rng.standard_normal((50, 3)), 1e25 * rng.standard_normal(50))
     with pytest.raises(UserError, match="too large for the type; scale them or give dtype=float64"):
         train_and_evaluate(_linear(), tmp_path, show=False)
 
 
 @pytest.mark.extended
-def test_an_ill_conditioned_problem_takes_few_iterations_and_ends_at_the_types_precision(rng):
+def test_ill_conditioned_problem_converges_to_machine_precision(rng):
     """Columns from 1 to 0.001."""
     features = (rng.standard_normal((400, 8)) * np.logspace(0, -3, 8)).astype(np.float32)
     labels = (0.5 * features @ np.logspace(0, 3, 8) + rng.logistic(size=400) > 0).astype(np.int32)
@@ -394,24 +397,24 @@ def test_an_ill_conditioned_problem_takes_few_iterations_and_ends_at_the_types_p
         )
         return jax.jit(step)(state, jax.tree.map(jax.numpy.asarray, batch))[1]["iterations"].compute()
 
-    assert iterations(1e-5) <= 40  # 22; 187 in the parameters themselves
-    assert iterations(1e-14) <= 100  # float32 can't have that; 35
+    assert iterations(1e-5) <= 40  # 22; 187 without scaled coordinates
+    assert iterations(1e-14) <= 100  # beyond float32 precision; 35
 
 
 @pytest.mark.slow
-def test_the_curvature_of_packed_bags_takes_little_memory(monkeypatch):
+def test_curvature_of_packed_bags_takes_little_memory(monkeypatch):
     config = load("configs/logistic_sst2.py:embedded").config
     config.model.num_features = config.data.transform.buckets = 1000
     experiment = prepare(config)
     (batch,) = tiny.batches(experiment, 1)
     compiled = experiment.train_step.lower(experiment.state, jax.tree.map(jax.numpy.asarray, batch)).compile()
-    # 11 MiB; 54 with all columns of the Hessian at once, 5.7 GiB with all rows too.
+    # 11 MiB; 54 MiB with all columns of the Hessian at once, 5.7 GiB with all rows as well.
     assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
 
 
 @pytest.mark.slow
 def test_blocks_of_rows_change_nothing():
-    """150 · 0.6 = 90 rows in one block, and in 3 for each of eight devices, the last filled up."""
+    """150 · 0.6 = 90 rows in one block, and in 3 blocks for each of eight devices, the last one padded."""
     one, several = (
         _solve(load("configs/logistic_iris.py", [f"train.accumulate={parts}", "optimizer.tolerance=1e-8"]).config)
         for parts in (1, 3)
@@ -421,7 +424,7 @@ def test_blocks_of_rows_change_nothing():
     assert one[3]["accuracy"] == several[3]["accuracy"]
 
 
-def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
+def test_run_in_float64_uses_it_throughout(tmp_path, capsys):
     config = load("configs/logistic_iris.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
     summary = train_and_evaluate(config, tmp_path)
     assert f"  solver: {summary['training']['iterations']:.0f} iterations" in capsys.readouterr().out
@@ -442,14 +445,14 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
         ("logistic_iris.py", {"train": {"steps": 2}}, r"give train.batch_size=-1 and train.steps=1"),
         ("logistic_iris.py", {"train": {"ema_decay": 0.5}}, "train.ema_decay is 0.5"),
         ("logistic_iris.py", {"optimizer": {"clip_norm": 1.0}}, "optimizer.clip_norm is 1.0"),
-        ("logistic_iris.py", {"optimizer": {"name": "adamw"}}, "optimizer.C is 1.0; 'adamw' decays weights apart"),
+        ("logistic_iris.py", {"optimizer": {"name": "adamw"}}, "optimizer.C is 1.0; 'adamw' uses decoupled"),
         ("logistic_iris.py", {"optimizer": {"name": "lbfg"}}, "optimizer.name 'lbfg' is unknown; did you mean 'lbfgs'"),
         ("logistic_iris.py", {"optimizer": {"weight_decay": 0.1}}, "weight_decay=0.1 and optimizer.C=1.0 are given"),
         ("logistic_iris.py", {"optimizer": {"C": 0.0}}, "optimizer.C is 0.0"),
         ("logistic_iris.py", {"optimizer": {"C": float("nan")}}, "optimizer.C is nan"),
-        ("logistic_iris.py", {"optimizer": {"alpha": 1.0, "C": None}}, "does not take it, give optimizer.C"),
-        ("linear_diabetes.py:lbfgs", {"optimizer": {"C": 1.0}}, "does not take it, give optimizer.alpha"),
-        ("logistic_iris.py", {"optimizer": {"name": "closed_form"}}, "'closed_form' takes regression"),
+        ("logistic_iris.py", {"optimizer": {"alpha": 1.0, "C": None}}, "does not support it; set optimizer.C"),
+        ("linear_diabetes.py:lbfgs", {"optimizer": {"C": 1.0}}, "does not support it; set optimizer.alpha"),
+        ("logistic_iris.py", {"optimizer": {"name": "closed_form"}}, "'closed_form' supports regression"),
         ("logistic_iris.py", {"task": {"class_weight": "balance"}}, "task.class_weight is 'balance'; known: balanced"),
         ("logistic_iris.py", {"task": {"class_weight": (1.0, 2.0)}}, r"task.class_weight is \(1.0, 2.0\)"),
         ("logistic_iris.py", {"task": {"class_weight": 2.0}}, r"task.class_weight is 2.0"),
@@ -471,7 +474,7 @@ def test_a_run_in_float64_is_one_throughout(tmp_path, capsys):
         ),
     ],
 )
-def test_what_a_solver_can_not_do_is_one_line(config, change, message):
+def test_unsupported_settings_are_one_line_errors(config, change, message):
     config = load(f"configs/{config}").config
     if "model" in change:
         config.model = change.pop("model")
@@ -481,8 +484,8 @@ def test_what_a_solver_can_not_do_is_one_line(config, change, message):
 
 
 @pytest.mark.extended
-def test_the_majority_baseline_is_the_majority_class(monkeypatch, rng, tmp_path):
-    """Though it has one example of 11,301 more than the others; in 20 Newsgroups it has one more than another."""
+def test_majority_baseline_predicts_the_majority_class(monkeypatch, rng, tmp_path):
+    """Although it has only one example of 11,301 more than the others, as in 20 Newsgroups."""
     labels = rng.permutation(np.repeat(np.arange(20), [566 if c == 10 else 565 for c in range(20)]))
     _source(monkeypatch, "digits", np.zeros((len(labels), 8, 8, 1)), labels)
     config = load("configs/majority.py").config
@@ -492,13 +495,13 @@ def test_the_majority_baseline_is_the_majority_class(monkeypatch, rng, tmp_path)
     assert predictions == {10}
 
 
-def test_one_class_is_no_classification(monkeypatch, rng):
+def test_one_class_is_an_error(monkeypatch, rng):
     _source(monkeypatch, "iris", rng.standard_normal((9, 2)), np.ones(9, int))
     with pytest.raises(UserError, match="all 9 training examples of iris have the label 1"):
         prepare(load("configs/logistic_iris.py").config)
 
 
-def test_nor_is_a_part_that_has_one_class(monkeypatch, rng):
+def test_part_with_one_class_is_an_error(monkeypatch, rng):
     labels = np.ones(100, int)
     labels[sample_subset(100, 0.1, seed=0)] = 0
     _source(monkeypatch, "iris", rng.standard_normal((100, 2)), labels)

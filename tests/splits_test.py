@@ -1,4 +1,4 @@
-"""What a run makes of its dataset's splits: which of them, which part, and how much of their examples."""
+"""How a run uses the splits of its dataset: which splits, which parts, and truncation."""
 
 import json
 
@@ -27,8 +27,8 @@ def _run(config, workdir, show=False):
     return train_and_evaluate(config, workdir, show=show)
 
 
-def test_a_split_that_nothing_uses_is_not_made(monkeypatch, tmp_path):
-    """Nor are its labels looked at, before something asks for it; each split's tokens are cached by themselves."""
+def test_unused_split_is_not_encoded(monkeypatch, tmp_path):
+    """Nor are its labels checked before it is used; the tokens of each split are cached separately."""
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     columns = dict(data.SOURCES["sentiment"][1]())
     columns["unsupervised"] = {**columns["validation"], "label": [-7] * len(columns["validation"]["label"])}
@@ -85,7 +85,7 @@ def test_parts_of_splits_are_evaluated_with_the_indices_of_the_whole(tmp_path, c
 
 
 def _bag(**transform):
-    """Packed bags of the generated sentences, one small step."""
+    """Packed bags of the generated sentences, with one small step."""
     config = logistic_sst2.get_config("embedded")
     config.model.num_features = 512
     config.data.transform.update(buckets=512, **transform)
@@ -104,7 +104,7 @@ def _texts(**transform):
 
 @pytest.mark.extended
 def test_parts_of_packed_texts(tmp_path):
-    """`train_fraction` leaves a part of `train` what it says: that of the whole split."""
+    """`train_fraction` does not change the meaning of a part of `train`: it refers to the whole split."""
     config = _bag()
     config.eval.splits = ("validation", "validation[5:9]", "train[:10]")
     config.data.train_fraction = 0.1
@@ -114,12 +114,12 @@ def test_parts_of_packed_texts(tmp_path):
     part, whole = run.predictions("validation[5:9]"), run.predictions("validation")[5:9]
     for here, there in zip(part, whole, strict=True):
         assert (here["index"], here["label"]) == (there["index"], there["label"])
-        # Other rows, another order of additions: no difference was seen in these few.
+        # Different rows mean a different order of summation; no difference was seen here.
         np.testing.assert_allclose(here["scores"], there["scores"], atol=1e-6)
 
 
 @pytest.mark.parametrize(("make", "limit", "unit"), [(_bag, 12, "terms"), (_texts, 20, "tokens")])
-def test_what_max_length_cuts_is_counted(make, limit, unit):
+def test_truncated_examples_are_counted(make, limit, unit):
     splits = ("validation", "validation[:20%]")
 
     def prepared(max_length):
@@ -138,7 +138,7 @@ def test_what_max_length_cuts_is_counted(make, limit, unit):
         assert f" {lengths.max()} {unit}, data.transform.max_length is {limit};" in line
 
 
-def test_what_max_length_cuts_is_a_warning(tmp_path, capsys):
+def test_truncated_examples_are_a_warning(tmp_path, capsys):
     summary = _run(_bag(max_length=12), tmp_path, show=True)
     printed = capsys.readouterr().out.splitlines()
     cut = [line for line in summary["warnings"] if "data.transform.max_length is 12;" in line]

@@ -1,4 +1,4 @@
-"""What an entry point does not import: a start would wait for it."""
+"""Entry points do not import slow libraries that they do not need."""
 
 import json
 import os
@@ -48,9 +48,9 @@ json.dump(found, sys.stderr)
 
 
 @pytest.mark.extended
-def test_what_entry_points_do_not_import(tmp_path):
-    """Help without JAX; a linear model without the libraries of others; an encoder without scikit-learn."""
-    load.raw("diabetes", None)["train"]  # from here on it is in the cache
+def test_entry_points_do_not_import_heavy_libraries(tmp_path):
+    """Help without JAX; a linear model without libraries for other models; an encoder without scikit-learn."""
+    load.raw("diabetes", None)["train"]  # from here on it is cached
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-c", CODE % str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment

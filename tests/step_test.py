@@ -36,9 +36,9 @@ def _step(experiment, **changes):
 
 
 def _difference(a, b):
-    """The largest difference of two trees' leaves, relative to the largest entry of each leaf.
+    """The largest difference between the leaves of two trees, relative to the largest entry of each leaf.
 
-    Entries below 1e-7 count as that: rounding leaves 1e-12 of the gradient of a key's bias, which is 0.
+    Largest entries below 1e-7 count as 1e-7: the gradient of a key bias, which is 0, rounds to 1e-12.
     """
     return max(
         float(jnp.max(jnp.abs(x - y)) / jnp.maximum(jnp.max(jnp.abs(x)), 1e-7))
@@ -47,10 +47,10 @@ def _difference(a, b):
 
 
 def _sgd(config):
-    """With SGD the update is the gradient. AdamW's first one magnifies rounding where the gradient is near zero."""
+    """With SGD the update is the gradient; AdamW's first update amplifies rounding where the gradient is near zero."""
     config.optimizer.update(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, warmup_fraction=0.0)
     if "dropout" in config.model:
-        config.model.update(dropout=0.0, attention_dropout=0.0)  # masks depend on the shape
+        config.model.update(dropout=0.0, attention_dropout=0.0)  # dropout masks depend on the shape
     return prepare(config)
 
 
@@ -58,7 +58,7 @@ def _sgd(config):
     "make", [*(pytest.param(make, marks=pytest.mark.extended) for make in (tiny.bert, tiny.resnet)), tiny.logistic]
 )
 def test_padding_rows_change_nothing(few, make):
-    """Not the loss, not the gradient, not the batch statistics."""
+    """Neither the loss, the gradient nor the batch statistics change."""
     experiment = _sgd(make(batch_size=16))
     state = experiment.init()
     (batch,) = tiny.batches(experiment, 1)
@@ -73,8 +73,8 @@ def test_padding_rows_change_nothing(few, make):
 
 
 @pytest.mark.extended
-def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
-    """11 examples in 4 parts of at most 4: with a multiple of rows for 8 devices, whole parts are padding."""
+def test_part_with_only_padding_keeps_batch_statistics(few):
+    """11 examples in 4 parts of at most 4: with rows padded for 8 devices, some parts are only padding."""
     experiment = _sgd(tiny.resnet(batch_size=3, accumulate=4))
     (batch,) = tiny.batches(experiment, 1)
     assert len(batch["weight"]) == 32
@@ -87,8 +87,8 @@ def test_a_part_of_padding_only_leaves_batch_statistics_alone(few):
     ("make", "accumulate"),
     [(tiny.logistic, 1), (tiny.logistic, 2), pytest.param(tiny.mlm, 2, marks=pytest.mark.slow)],
 )
-def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monkeypatch):
-    """Its classes weigh 0, or nothing is hidden: no loss, and the parameters stay."""
+def test_batch_of_weight_zero_has_zero_gradient(few, make, accumulate, monkeypatch):
+    """If its classes have weight 0, or nothing is masked, the loss is 0 and the parameters are unchanged."""
     tiny.few_documents(monkeypatch)
     experiment = _sgd(make(batch_size=16, accumulate=accumulate))
     (batch,) = tiny.batches(experiment, 1)
@@ -100,8 +100,8 @@ def test_a_batch_that_weighs_nothing_has_no_gradient(few, make, accumulate, monk
 
 
 @pytest.mark.extended
-def test_batch_statistics_are_of_all_examples_whatever_they_weigh_in_the_loss(few):
-    """In parts as in one."""
+def test_batch_statistics_ignore_loss_weights(few):
+    """With and without accumulation."""
     experiment = _sgd(tiny.resnet(batch_size=16, accumulate=2))
     task = Classification(class_weight=(0.0,) * 10)
     (batch,) = tiny.batches(experiment, 1)
@@ -112,7 +112,7 @@ def test_batch_statistics_are_of_all_examples_whatever_they_weigh_in_the_loss(fe
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulation_is_the_same_update(few, accumulate):
+def test_accumulation_gives_the_same_update(few, accumulate):
     config = tiny.logistic(batch_size=16)
     config.optimizer.name = "sgd"
     experiment = prepare(config)
@@ -125,7 +125,7 @@ def test_accumulation_is_the_same_update(few, accumulate):
     np.testing.assert_allclose(part_scores["loss"].total, scores["loss"].total, rtol=1e-6)
 
 
-def test_the_gradient_is_the_losss(few):
+def test_gradient_matches_finite_differences(few):
     """Against central finite differences of the mean loss, in float64-summed float32: error about 1e-3."""
     config = tiny.logistic(batch_size=32)
     config.optimizer.update(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0)
@@ -152,7 +152,7 @@ def test_the_gradient_is_the_losss(few):
     "make", [tiny.logistic, *(pytest.param(x, marks=pytest.mark.slow) for x in (tiny.bert, tiny.resnet))]
 )
 def test_one_and_eight_devices_have_the_same_losses(few, make, monkeypatch):
-    """Dropout and batch statistics included, over 20 steps."""
+    """Including dropout and batch statistics, over 20 steps."""
     losses = {}
     for count in (1, 8):
         devices = jax.devices()[:count]
@@ -194,8 +194,8 @@ def test_bfloat16_compute_keeps_float32_parameters(few):
 
 
 @pytest.mark.extended
-def test_the_average_is_of_all_parameters_and_batch_statistics_so_far():
-    """Weights decay^i that sum to one, worked out in float64. Measured: 2e-7 of each array's largest entry."""
+def test_average_covers_parameters_and_batch_statistics():
+    """Weights decay^i that sum to one, computed in float64. Measured: 2e-7 of the largest entry of each array."""
     config = tiny.resnet()
     config.train.ema_decay = 0.75
     experiment = prepare(config)
@@ -227,8 +227,8 @@ def test_without_an_average_the_update_is_the_same():
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 1 - 2**-20])
 @pytest.mark.parametrize("steps", [1, 1000])
-def test_the_averages_weights_sum_to_one(decay, steps):
-    """So the average of a constant is that constant. Measured: 6e-7."""
+def test_weights_of_the_average_sum_to_one(decay, steps):
+    """The average of a constant is therefore that constant. Measured: 6e-7."""
     latest = {"w": jnp.array([1.0, -3.0])}
     tx = optax.set_to_zero()
     state = TrainState(jnp.int32(0), latest, {}, tx.init(latest), {"params": {"w": jnp.zeros(2)}, "model_state": {}})
@@ -242,7 +242,7 @@ def test_the_averages_weights_sum_to_one(decay, steps):
     np.testing.assert_allclose(averaged(state, decay).params["w"], latest["w"], rtol=2e-6)
 
 
-def test_entries_one_after_another_are_those_side_by_side():
+def test_unrolled_matches_vmap():
     def function(a, b, c):
         return {"product": a["x"] @ b, "sum": jnp.sum(a["x"]) + c}
 

@@ -1,4 +1,4 @@
-"""Runs that version 0.1 wrote still open: one that is complete, and one that was stopped at step 10 of 20."""
+"""Runs written by version 0.1 still open: a complete one, and one that was stopped at step 10 of 20."""
 
 import json
 import shutil
@@ -23,26 +23,26 @@ def stored(tmp_path):
     return lambda name: shutil.copytree(STORED / name, tmp_path / name)
 
 
-def test_it_evaluates_and_predicts_as_it_did(stored):
+def test_stored_run_evaluates_and_predicts_as_before(stored):
     folder = stored("iris-0.1")
     before = RunDir.open(folder).predictions("test")
     evaluated = TrainedRun(RunDir.open(folder, writer=True), "last").evaluate("test")
     assert evaluated["metrics"] == pytest.approx(json.loads((folder / "summary.json").read_text())["metrics"]["test"])
     found = Predictor.open(folder).predict(data.raw("iris", None)["test"])
     assert [record["prediction"] for record in found] == [record["prediction"] for record in before]
-    # Another processor, or another release of XLA, rounds otherwise.
+    # Rounding depends on the processor and the XLA release.
     np.testing.assert_allclose(
         [record["scores"] for record in found], [record["scores"] for record in before], rtol=1e-5
     )
 
 
-def test_its_coefficients_are_there(stored):
+def test_stored_run_has_coefficients(stored):
     found = coefficients(stored("iris-0.1"))
     assert found.values.shape == (4, 3)
-    assert found.columns == ("setosa", "versicolor", "virginica")  # its encoder.json, which has the names, is lacking
+    assert found.columns == ("setosa", "versicolor", "virginica")  # it lacks encoder.json, which has the names
 
 
-def test_what_is_complete_is_not_trained_again(stored):
+def test_completed_run_is_not_trained_again(stored):
     folder = stored("iris-0.1")
     summary = json.loads((folder / "summary.json").read_text())
     assert train_and_evaluate(RunDir.open(folder).config(), folder, show=False) == summary
@@ -51,7 +51,7 @@ def test_what_is_complete_is_not_trained_again(stored):
     assert not is_finished({"status": "stopped_early", "reason": "train.max_minutes is over"})
 
 
-def test_what_was_stopped_resumes(stored):
+def test_stopped_run_resumes(stored):
     folder = stored("bert-0.1")
     assert not is_finished(RunDir.open(folder).summary())
     summary = train_and_evaluate(RunDir.open(folder).config(), folder, show=False)

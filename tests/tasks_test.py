@@ -25,7 +25,7 @@ def _classification_batch(rng, shape):
 
 
 @pytest.mark.parametrize("shape", [(50,), (10, 5)])
-def test_classification_is_scikit_learns(rng, shape):
+def test_classification_matches_scikit_learn(rng, shape):
     logits, batch = _classification_batch(rng, shape)
     scores = metrics.compute(Classification().scores(logits, batch))
     probabilities = np.asarray(jax.nn.softmax(logits)).reshape(-1, 4).astype(np.float64)
@@ -62,7 +62,7 @@ def test_targets_of_mixed_examples_are_distributions(rows, smoothing):
     np.testing.assert_allclose(targets, expected, atol=5e-7)
 
 
-def test_the_loss_of_mixed_examples_is_mixed_and_their_accuracy_is_that_of_labels(rng):
+def test_mixed_examples_have_mixed_losses_and_plain_accuracy(rng):
     logits, batch = _classification_batch(rng, (50,))
     other = {**batch, "labels": jnp.asarray(rng.integers(0, 4, 50))}
     share = jnp.asarray(rng.random(50), jnp.float32)
@@ -79,8 +79,8 @@ def test_the_loss_of_mixed_examples_is_mixed_and_their_accuracy_is_that_of_label
 @pytest.mark.extended
 @pytest.mark.parametrize("task", [Classification(), SquaredHinge()])
 @pytest.mark.parametrize("logits", [[1e-9, 2e-9], [30.0, 60.0, 61.0], [-2.0, 5e-8, 6e-8, 0.0]])
-def test_the_prediction_is_that_of_the_accuracy(task, logits):
-    """Though the float32 softmax of these logits gives two classes the same probability."""
+def test_prediction_matches_the_accuracy(task, logits):
+    """Although the float32 softmax of these logits gives two classes the same probability."""
     outputs = jnp.asarray([logits], jnp.float32)
     batch = {"labels": jnp.array([np.argmax(logits)]), "weight": jnp.ones(1)}
     assert task.scores(outputs, batch)["accuracy"].compute() == 1
@@ -99,7 +99,7 @@ def test_hidden_labels_have_predictions_but_no_scores(rng):
 @pytest.mark.parametrize("shape", [(50,), (10, 5)])
 def test_two_classes_have_f1_and_matthews(rng, shape):
     logits = jnp.asarray(rng.standard_normal((*shape, 2)), jnp.float32)
-    labels = rng.integers(-1, 2, shape)  # some are hidden
+    labels = rng.integers(-1, 2, shape)  # some labels are hidden
     weight = rng.integers(0, 2, shape)
     scores = Classification().scores(
         logits, {"labels": jnp.asarray(labels), "weight": jnp.asarray(weight, jnp.float32)}
@@ -110,10 +110,10 @@ def test_two_classes_have_f1_and_matthews(rng, shape):
     assert scores["matthews"].compute() == pytest.approx(sklearn.metrics.matthews_corrcoef(true, predicted), abs=1e-6)
 
 
-def test_only_two_classes_have_f1_and_one_is_no_classification(rng):
+def test_only_two_classes_have_f1_and_one_class_is_an_error(rng):
     logits, batch = _classification_batch(rng, (6,))
     assert set(Classification().scores(logits, batch)) == {"loss", "accuracy"}
-    with pytest.raises(ValueError, match="two classes at least"):
+    with pytest.raises(ValueError, match="at least two classes"):
         Classification().scores(logits[:, :1], batch)
 
 
@@ -146,7 +146,7 @@ def test_hidden_labels_of_a_regression_have_predictions_but_no_scores(rng):
     assert {metric(records, np.full(40, -1.0)) for metric in task.split_metrics.values()} == {None}
 
 
-def test_regression_takes_one_output(rng):
+def test_regression_needs_one_output(rng):
     outputs = jnp.asarray(rng.standard_normal((4, 3, 1)), jnp.float32)
     batch = {"labels": jnp.zeros((4, 3)), "weight": jnp.ones((4, 3))}
     assert Regression().predictions(outputs, batch)["prediction"].shape == (4, 3)
@@ -156,7 +156,7 @@ def test_regression_takes_one_output(rng):
         Regression().scores(jnp.zeros((4, 3, 2)), batch)
 
 
-def test_masked_lm_scores_the_used_slots_of_real_rows(rng):
+def test_masked_lm_scores_only_used_slots(rng):
     logits = jnp.asarray(rng.standard_normal((3, 4, 6)), jnp.float32)
     labels = np.array([[2, 5, -1, -1], [0, -1, -1, -1], [1, 1, 1, 1]])  # the last row is padding
     positions = rng.integers(0, 9, (3, 4))
@@ -177,7 +177,7 @@ def test_masked_lm_scores_the_used_slots_of_real_rows(rng):
     np.testing.assert_array_equal(records["prediction"][:, 0], np.argmax(logits, axis=-1))
 
 
-def test_regression_is_scikit_learns(rng):
+def test_regression_matches_scikit_learn(rng):
     labels, outputs = rng.standard_normal((2, 30)).astype(np.float32)
     batch = {"labels": jnp.asarray(labels), "weight": jnp.ones(30)}
     scores = metrics.compute(Regression().scores(jnp.asarray(outputs), batch))
@@ -187,7 +187,7 @@ def test_regression_is_scikit_learns(rng):
     )
 
 
-def test_classes_weigh_in_the_loss_only(rng):
+def test_class_weights_affect_the_loss_only(rng):
     logits, batch = _classification_batch(rng, (30,))
     labels, weight = np.asarray(batch["labels"]), np.asarray(batch["weight"])
     task = with_class_weights(Classification(class_weight="balanced"), labels, 4)
@@ -205,7 +205,7 @@ def test_classes_weigh_in_the_loss_only(rng):
     "given",
     [("a", "b"), (1, None), (1, float("nan")), (1, float("inf")), (True, 1), (1,), (1, 2, 3), {"0": 1}, 2, "all", ()],
 )
-def test_class_weights_that_are_not_a_number_for_each_class_are_one_line(given):
+def test_invalid_class_weights_are_one_line_errors(given):
     with pytest.raises(UserError, match=r"task\.class_weight is "):
         with_class_weights(Classification(class_weight=given), np.array([0, 1]), 2)
 

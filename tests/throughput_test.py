@@ -20,12 +20,12 @@ from research.training.summary import seconds_of_a_seed
         ({"status": "failed"}, None),
     ],
 )
-def test_what_a_seed_took(summary, seconds):
+def test_training_seconds_per_seed(summary, seconds):
     assert seconds_of_a_seed(summary) == seconds
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that only advances on request."""
 
     def __init__(self):
         self.now = 1000.0
@@ -35,7 +35,7 @@ class Clock:
 
 
 class Step:
-    """As `Compiled`: compiling takes time, and a step has operations."""
+    """Like `Compiled`: compilation takes time, and a step has a number of operations."""
 
     def __init__(self, clock, flops):
         self._clock = clock
@@ -48,7 +48,7 @@ class Step:
 
 
 class Score:
-    """What a step gives, and whether the device is done with it."""
+    """The result of a step, and whether the device has finished it."""
 
     def __init__(self, ready):
         self.ready = ready
@@ -69,7 +69,7 @@ def _on(monkeypatch, kind):
 
 
 def _text(examples, tokens, places):
-    """A batch of rows of 8: so many real examples and tokens."""
+    """A batch of 8-token rows with these numbers of examples and tokens."""
     segments = np.zeros(places, np.int32)
     segments[:tokens] = 1
     weight = np.zeros((places // 8, 2), np.float32)
@@ -78,7 +78,7 @@ def _text(examples, tokens, places):
 
 
 def _run(clock, *, steps=4, batch=None, processes=1, ready=True, step=None):
-    """`steps` of 2 s, each after a wait of 0.5 s, the first of which compiles for 7 s; 5 s of evaluation in between."""
+    """`steps` of 2 s, each after a wait of 0.5 s; the first compiles for 7 s; an evaluation takes 5 s."""
     step = step or Step(clock, flops=6e12)
     measured = Throughput(step)
     for i in range(steps):
@@ -95,20 +95,20 @@ def _run(clock, *, steps=4, batch=None, processes=1, ready=True, step=None):
 
 
 def test_figures_of_known_counts_and_times(clock, monkeypatch):
-    """4 steps in 10 s, without the 7 of compiling and the 5 of evaluating."""
+    """4 steps in 10 s, without 7 s of compilation and 5 s of evaluation."""
     _on(monkeypatch, "NVIDIA H100 80GB HBM3")
     assert _run(clock).report() == {
         "examples_per_second": pytest.approx(4 * 3 / 10),
         "tokens_per_second": pytest.approx(4 * 12 / 10),
         "token_efficiency": pytest.approx(12 / 16),
         "step_time_ms": pytest.approx(2500),
-        "data_wait_fraction": pytest.approx(3 * 0.5 / 10),  # not the first, in which the pipeline starts
+        "data_wait_fraction": pytest.approx(3 * 0.5 / 10),  # excluding the first, during which the pipeline starts
         "compile_seconds": pytest.approx(7.0),
         "mfu": pytest.approx(4 * 6e12 / 10 / PEAK_FLOPS["NVIDIA H100"]),
     }
 
 
-def test_all_processes_examples_count_but_each_device_has_its_own_operations(clock, monkeypatch):
+def test_examples_of_all_processes_count_and_operations_are_per_device(clock, monkeypatch):
     _on(monkeypatch, "TPU v4")
     report = _run(clock, processes=8).report()
     assert report["examples_per_second"] == pytest.approx(8 * 4 * 3 / 10)
@@ -117,16 +117,16 @@ def test_all_processes_examples_count_but_each_device_has_its_own_operations(clo
     assert report["mfu"] == pytest.approx(4 * 6e12 / 10 / 275e12)
 
 
-def test_padding_is_no_example_and_images_have_no_tokens(clock):
+def test_padding_is_not_counted_and_images_have_no_tokens(clock):
     report = _run(clock, batch={"weight": np.array([1, 1, 1, 0], np.float32)}).report()
     assert report["examples_per_second"] == pytest.approx(4 * 3 / 10)
     assert (report["tokens_per_second"], report["token_efficiency"]) == (None, None)
 
 
-def test_a_wait_while_the_device_is_busy_is_not_wasted(clock):
+def test_waiting_while_the_device_is_busy_is_not_counted(clock):
     measured = _run(clock, ready=False)
     assert measured.data_wait_fraction == 0
-    assert measured.seconds == pytest.approx(10)  # but it is training's time
+    assert measured.seconds == pytest.approx(10)  # but it is part of the training time
 
 
 def test_compiling_within_an_evaluation_is_subtracted_once(clock):
@@ -160,13 +160,13 @@ def test_nothing_to_report_before_the_first_step(clock):
         ("NVIDIA GeForce RTX 3090", None),
     ],
 )
-def test_the_peak_is_that_of_the_device(clock, monkeypatch, kind, peak):
-    """An unknown device has no utilization: no peak is guessed."""
+def test_peak_is_that_of_the_device(clock, monkeypatch, kind, peak):
+    """The utilization on an unknown device is None; no peak is guessed."""
     _on(monkeypatch, kind)
     assert _run(clock).report()["mfu"] == (None if peak is None else pytest.approx(4 * 6e12 / 10 / peak))
 
 
-def test_a_step_is_compiled_once_for_each_shape_and_its_operations_are_counted(monkeypatch):
+def test_step_is_compiled_once_per_shape_and_its_operations_are_counted(monkeypatch):
     """A product of [R, 32] and [32, 16] has 2 · R · 32 · 16 operations; one in a loop runs `repeats` times."""
     traced = []
 

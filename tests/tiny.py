@@ -1,4 +1,4 @@
-"""Small configs that the tests share: the real ones, shrunk until they compile in seconds."""
+"""Small configs shared by the tests: the configs of the project, shrunk until they compile in seconds."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from research.data.sources import python_docs, sentiment, tfds_source
 
 
 def bert(**train):
-    """The embedded BERT with dropout, tiny: packed, unless a `batch_size` is given."""
+    """A tiny version of the embedded BERT with dropout; packed, unless a `batch_size` is given."""
     config = bert_sst2.get_config("embedded")
     config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1)
     config.eval.every_steps = 5
@@ -17,7 +17,7 @@ def bert(**train):
 
 
 def mlm(**train):
-    """Masked language modelling with dropout, tiny: rows of 16 tokens."""
+    """Tiny masked language modelling with dropout, in rows of 16 tokens."""
     config = bert_mlm.get_config("embedded")
     config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, vocab_size=300)
     config.data.transform.update(row_length=16, vocab_size=300)
@@ -27,26 +27,26 @@ def mlm(**train):
 
 
 def resnet(**train):
-    """The ResNet on digits, with its batch statistics, tiny."""
+    """A tiny ResNet on digits, with batch statistics."""
     config = resnet_digits.get_config("embedded")
     config.model.update(stage_sizes=(1, 1), width=4)
     return _train(config, **{"steps": 10, "batch_size": 16, **train})
 
 
 def mixed_resnet(**train):
-    """The same on images that are cropped, flipped and mixed."""
+    """The same, with crops, flips and mixup."""
     config = resnet(**train)
     config.data.transform.augment.update(crop_padding=1, flip=True, mixup=0.2, cutmix=1.0)
     return config
 
 
 def logistic(**train):
-    """Logistic regression on digits: compiles at once."""
+    """Logistic regression on digits, which compiles quickly."""
     return _train(logistic_digits.get_config("embedded"), **{"steps": 10, "batch_size": 16, **train})
 
 
 def bert_glue_task(task, **train):
-    """A task of GLUE, tiny, for the stand-in that `glue` makes."""
+    """A tiny GLUE task, for the substitute dataset that `glue` makes."""
     config = bert_glue.get_config(task)
     config.init_from = None
     config.dtype = "float32"
@@ -86,7 +86,7 @@ GLUE_INPUTS = {
 
 
 def glue_columns(name):
-    """A small stand-in for a TFDS dataset "glue/<task>": its columns and splits, out of order, test labels hidden."""
+    """A small substitute for the TFDS dataset "glue/<task>": its columns and splits, unordered, test labels hidden."""
     task = name.removeprefix("glue/")
     rng = np.random.default_rng(len(task))
     sizes = {"train": 80, "validation": 40, "test": 30}
@@ -113,7 +113,7 @@ def glue_columns(name):
 
 
 def image_columns(shape):
-    """A small stand-in for a TFDS dataset of images, as PNG files."""
+    """A small substitute for a TFDS dataset of PNG images."""
     from tests.data.tiny_images import encoded, pixels
 
     images = [encoded(pixels(i, *shape)) for i in range(8)]
@@ -121,7 +121,7 @@ def image_columns(shape):
 
 
 def tfds_columns(name, data_dir):
-    """As `tfds_source.load`."""
+    """Like `tfds_source.load`."""
     if name.startswith("glue/"):
         return glue_columns(name)
     if name.startswith("wikitext/"):
@@ -134,14 +134,14 @@ def tfds_columns(name, data_dir):
 
 
 def tfds(monkeypatch):
-    """Puts the stand-ins where TFDS's datasets are read."""
+    """Replaces TFDS's datasets by the substitutes."""
     monkeypatch.setattr(tfds_source, "load", tfds_columns)
     monkeypatch.setattr(tfds_source, "missing", lambda name, data_dir: None)
     monkeypatch.setattr(tfds_source, "state", lambda name, data_dir: None)
 
 
 def few_documents(monkeypatch, documents=30):
-    """Makes Python's documentation small: sentences of the generated corpus."""
+    """Replaces Python's documentation by a few sentences of the generated corpus."""
     sentences = sentiment.generate(20 * documents, validation=False, seed=0)["sentence"]
     few = {f"document {i}": "\n".join(sentences[i::documents]) for i in range(documents)}
     monkeypatch.setattr(python_docs, "documents", lambda: few)

@@ -10,7 +10,7 @@ def _run(*arguments):
     return subprocess.run(["bash", "tpu_setup.sh", *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_passes():
     shellcheck = Path(sys.executable).with_name("shellcheck")
     command = str(shellcheck) if shellcheck.is_file() else shutil.which("shellcheck")
     assert command, "shellcheck is part of the test extra"
@@ -18,7 +18,7 @@ def test_shellcheck_has_nothing_to_say():
     assert result.returncode == 0, result.stdout
 
 
-def test_a_dry_run_prints_what_it_would_do_on_every_worker():
+def test_dry_run_prints_the_commands_for_every_worker():
     result = _run(
         "--name=my-tpu",
         "--zone=us-central2-b",
@@ -36,8 +36,8 @@ def test_a_dry_run_prints_what_it_would_do_on_every_worker():
         assert part in command
 
 
-def test_the_device_check_and_the_run_are_well_formed(tmp_path):
-    """What bash and Python make of the quoted commands, with a stand-in for gcloud that runs them here."""
+def test_device_check_and_run_are_well_formed(tmp_path):
+    """Parses the quoted commands with bash and Python, with a substitute for gcloud that checks them locally."""
     fake = tmp_path / "gcloud"
     fake.write_text(
         "#!/bin/bash\n"
@@ -53,7 +53,7 @@ def test_the_device_check_and_the_run_are_well_formed(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_local_needs_no_gcloud():
+def test_local_does_not_need_gcloud():
     result = _run("--local", "--dry-run", "--config=")
     assert result.returncode == 0
     assert "gcloud" not in result.stdout
@@ -68,7 +68,7 @@ def test_local_needs_no_gcloud():
         (["--nam=t"], "unknown argument '--nam=t'"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message):
+def test_invalid_input_is_a_one_line_error(arguments, message):
     result = _run(*arguments)
     assert result.returncode == 2
     assert message in result.stderr

@@ -29,9 +29,9 @@ LINEAR = ("linear", "logistic", "sparse_logistic")
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """Coefficients of D features in C columns: one for regression and for two classes (the second's), else one a class.
+    """Coefficients of D features in C columns: one for regression or two classes (the second), otherwise one per class.
 
-    Standard errors, and what follows from them, are for unpenalised models: s² (XᵀX)⁻¹ with Student's t for least
+    Standard errors, and what follows from them, are for unpenalized models: s² (XᵀX)⁻¹ with Student's t for least
     squares, the inverse Hessian of the log-likelihood with the normal distribution for logistic regression (Wald;
     Hastie et al. 2009, sections 3.2 and 4.4). They are None if a penalty or class weights would make them wrong, if the
     features are sparse or depend on each other, if there are over 2,000 parameters, or if these are not at the optimum.
@@ -61,7 +61,7 @@ class Coefficients:
 
 
 def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
-    """The coefficients of the `last` or `best` checkpoint of a run; for several seeds, those of the first.
+    """The coefficients of the `last` or `best` checkpoint of a run; for several seeds, of the first.
 
     They refer to the data that the run trained on: for a bundled dataset the split `train` of
     `research.data.sources.bundled`, or the `data.train_fraction` of it.
@@ -72,7 +72,7 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     trained = TrainedRun(run, which)
     name = trained.config.model.name
     if name not in LINEAR:
-        raise UserError(f"model {name!r} has no coefficients; {', '.join(LINEAR)} have")
+        raise UserError(f"model {name!r} has no coefficients; models with coefficients: {', '.join(LINEAR)}")
     with x64(trained.config.dtype):
         params = trained.model.single.state.params
         linear = params.get("linear", params)
@@ -159,10 +159,10 @@ def _errors(
 
 
 def _design(trained: TrainedRun, columns: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """What was trained on: features and a column of ones [N, D + 1], and labels [N]; None if it has no errors.
+    """The training data: features and a column of ones [N, D + 1], and labels [N]; None without standard errors.
 
-    It has none if a penalty, class weights or label smoothing bias the fit, if the dataset is unavailable, if the
-    features are sparse or linearly dependent, and if the parameters are too many.
+    There are none if a penalty, class weights or label smoothing bias the fit, if the dataset is unavailable, if the
+    features are sparse or linearly dependent, or if there are too many parameters.
     """
     config, task = trained.config, trained.model.task
     penalized = any(config.optimizer[key] for key in ("weight_decay", "C", "alpha"))
@@ -188,7 +188,7 @@ _Curvature = tuple[np.ndarray, np.ndarray, Any]
 
 
 def _least_squares(design: np.ndarray, labels: np.ndarray, outputs: np.ndarray) -> _Curvature | None:
-    """That of least squares with outputs [N, 1]; None without degrees of freedom."""
+    """For least squares with outputs [N, 1]; None without degrees of freedom."""
     from scipy import stats
 
     freedom = len(design) - design.shape[1]
@@ -200,7 +200,7 @@ def _least_squares(design: np.ndarray, labels: np.ndarray, outputs: np.ndarray) 
 
 
 def _logistic(design: np.ndarray, labels: np.ndarray, outputs: np.ndarray) -> _Curvature | None:
-    """That of logistic regression with outputs [N, C], one of two classes; None if a class is separable."""
+    """For logistic regression with outputs [N, C], one column for two classes; None if a class is separable."""
     from scipy import stats
 
     count = outputs.shape[1]

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from research.analysis.curves import Curve, confusion, precision_recall, roc
 from research.base.errors import UserError
 
-MOST_LINES = 10  # that a legend can name and the eye distinguish
+MOST_LINES = 10  # lines with a name in the legend; more would be hard to distinguish
 MOST_COEFFICIENTS = 30
 MOST_COUNTED = 20  # classes: with more, numbers in the cells are unreadable
-MOST_BINS = 100  # of a histogram; one outlier might require millions
-LONGEST_NAME = 40  # characters of a name beside an axis or in a legend
+MOST_BINS = 100  # in a histogram; a single outlier might require millions
+LONGEST_NAME = 40  # characters of a name next to an axis or in a legend
 _TITLE_POINTS = 11
 _LETTER = 0.075  # upper bound in inches on the average width of a letter of 8 points
 
@@ -55,13 +55,13 @@ def _literal(text: str) -> str:
 
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name that fits beside an axis: the beginning and the end of a longer one."""
+    """Shortens a name to fit next to an axis: keeps the beginning and the end."""
     half = (longest - 1) // 2
     return _literal(name if len(name) <= longest else f"{name[:half]}…{name[-half:]}")
 
 
 def _width_beside(texts: Sequence[str]) -> float:
-    """The width in inches of a legend of these texts beside an axis."""
+    """The width in inches of a legend of these texts next to an axis."""
     return 0.6 + _LETTER * max(map(len, texts))
 
 
@@ -187,12 +187,12 @@ def areas(
 def _one_versus_rest(
     found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: Literal["lower left", "lower right"]
 ) -> tuple[Figure, Axes]:
-    """Plots the curves by class, with a legend in an empty corner, or beside the axis.
+    """Plots the curves by class, with a legend in an empty corner, or next to the axis.
 
     Raises UserError if there is no curve.
     """
     if not found:
-        raise UserError("no class has a curve: the labels must be of two classes at least")
+        raise UserError("no class has a curve: the labels must include at least two classes")
     texts = [f"{_short(class_name(c, names))}, {area} {line.area:.4f}" for c, line in found.items()]
     mean = f"mean of {len(found)} classes, {area} {np.mean([line.area for line in found.values()]):.4f}"
     named = len(found) <= MOST_LINES

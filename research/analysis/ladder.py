@@ -143,11 +143,11 @@ def run_ladder(
             if summary["status"] != "completed":
                 raise UserError(f"{workdir} is {summary['status']}: {summary['reason']}")
             rows[name] = {"rung": name, **measure(RunDir.open(workdir, writer=True), summary, ladder.split)}
-        except Exception as error:  # whatever makes one model fail, the others go on
+        except Exception as error:  # whatever makes one model fail, continue with the others
             reason = " ".join((str(error) or type(error).__name__).split())
             failed.append(name)
             measured = "failed" not in rows.get(name, {"failed": None})
-            say(f"rung {name} failed: {reason}" + ("; its row in the table is that of before" if measured else ""))
+            say(f"rung {name} failed: {reason}" + ("; the table keeps its earlier row" if measured else ""))
             if not measured:
                 rows[name] = {"rung": name, "failed": reason}
         order = [*(one for one in ladder.rungs if one in rows), *(one for one in rows if one not in ladder.rungs)]
@@ -250,8 +250,8 @@ def table(rows: list[dict[str, Any]], split: str) -> str:
         other = 1.96 * math.sqrt(best * (1 - best) / examples)
         lines += [
             "",
-            f"Accuracy: {'; '.join(runs)}. All of them on the same {examples:,} examples: on others like them the "
-            f"largest would be within ± {other:.4f}, 95 % sure. Training: the steps alone, of one seed. Latency: "
-            f"median of {TIMES} evaluation steps, {', '.join(devices)}.",
+            f"Accuracy: {'; '.join(runs)}. All on the same {examples:,} examples; on another sample of "
+            f"this size, the largest would be within ± {other:.4f} with 95 % probability. Training: the steps alone, "
+            f"of one seed. Latency: median of {TIMES} evaluation steps, {', '.join(devices)}.",
         ]
     return "\n".join(lines) + "\n"

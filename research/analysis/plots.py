@@ -56,7 +56,7 @@ class PlotContext:
     def columns(self) -> dict[str, np.ndarray]:
         """index, label, prediction [N] and, for a classifier, scores [N, C], of examples whose label is not hidden.
 
-        For a run of several seeds, those of the first. Raises UserError if all labels are hidden, or if a number is not
+        For a run of several seeds, of the first. Raises UserError if all labels are hidden, or if a number is not
         finite.
         """
         _, records = self.trained.predictions(self.of_split)
@@ -82,7 +82,7 @@ class PlotContext:
         if len(wrong):
             value = values[tuple(wrong[0])]
             raise UserError(
-                f"{name} of example {index[wrong[0][0]]} of split {self.of_split!r} is {value}; a plot takes finite "
+                f"{name} of example {index[wrong[0][0]]} of split {self.of_split!r} is {value}; a plot requires finite "
                 "numbers"
             )
 
@@ -92,16 +92,18 @@ class PlotContext:
         return self.trained.label_names(self.columns["scores"].shape[1])
 
     def needs(self, predicts: str) -> None:
-        """Raises UserError where the task does not predict a "class", or a "number".
+        """Raises UserError if the task does not predict a "class", or a "number".
 
-        Of a task that does not state it, its records say so: classes have scores.
+        For a task that does not declare this, the records decide: classes have scores.
         """
         stated = _predicts(self.config.task)
         if stated is None:
             scores = self.columns.get("scores")
             stated = "class" if scores is not None and scores.ndim == 2 else "number"
         if stated != predicts:
-            raise UserError(f"the run's task {self.config.task.name} predicts a {stated}; this plot is of a {predicts}")
+            raise UserError(
+                f"the run's task {self.config.task.name} predicts a {stated}; this plot requires a {predicts}"
+            )
 
 
 def _hidden_label(task: Any) -> float | None:
@@ -125,7 +127,8 @@ def _fit(subject: PlotContext) -> Drawing:
     first = np.asarray(raw[0])
     if len(inputs) != 1 or first.size != 1 or first.dtype.kind not in "fiu":
         raise UserError(
-            f"this plot is of one number for each label; the run's have {', '.join(inputs)} of shape {first.shape}"
+            f"this plot requires a single input number per example; this run has {', '.join(inputs)} of shape "
+            f"{first.shape}"
         )
     x = np.asarray([raw[int(i)] for i in columns["index"]], np.float64).reshape(-1)
     subject.check_finite(inputs[0], x, columns["index"])
@@ -137,7 +140,7 @@ def _residuals(subject: PlotContext) -> Drawing:
     subject.needs("number")
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     if len(labels) < 2:
-        raise UserError(f"split {subject.of_split!r} has one label; a distribution of residuals takes two at least")
+        raise UserError(f"split {subject.of_split!r} has one label; a distribution of residuals requires at least two")
     difference = labels - predictions
     numbers = {"mean": float(difference.mean()), "standard_deviation": float(difference.std())}
     return figures.residuals(labels, predictions), numbers
@@ -149,7 +152,7 @@ def _coefficients(subject: PlotContext) -> Drawing:
     if not (values.size and np.isfinite(values).all()):
         raise UserError(
             f"{np.count_nonzero(~np.isfinite(values))} of the {values.size} coefficients are not finite; this plot "
-            "takes one at least, and finite ones"
+            "requires at least one, and finite values"
         )
     # In its own units a feature that hardly varies may have a large coefficient.
     shown = np.argsort(np.abs(standardized), kind="stable")[-figures.MOST_COEFFICIENTS :]
@@ -177,7 +180,7 @@ def _ranked(subject: PlotContext) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = subject.columns["label"], subject.columns["scores"]
     if (labels == labels[0]).all():
         only = figures.class_name(labels[0], subject.classes)
-        raise UserError(f"split {subject.of_split!r} has only {only}; this plot takes two classes")
+        raise UserError(f"split {subject.of_split!r} has only {only}; this plot requires two classes")
     return labels, scores
 
 

@@ -30,7 +30,7 @@ from research.training.method import is_deterministic
 from research.training.stopping import is_finished
 from research.training.trained_run import TrainedRun
 
-# Optimizers that minimise a penalized loss. A decoupled weight decay, as AdamW's, is not a penalty on a loss.
+# Optimizers that minimize a penalized loss. A decoupled weight decay, as AdamW's, is not a penalty on a loss.
 PENALIZED = (*SOLVERS, *optimizers.PENALIZED)
 
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
@@ -42,9 +42,13 @@ Initial = Callable[[Any], Any] | None
 def check_path(config: Any) -> None:
     """Raises UserError if a config can't have a regularization path, which needs coefficients and a penalty on them."""
     if config.model.name not in LINEAR:
-        raise UserError(f"model {config.model.name!r} has no coefficients; {', '.join(LINEAR)} have")
+        raise UserError(
+            f"model {config.model.name!r} has no coefficients; models with coefficients: {', '.join(LINEAR)}"
+        )
     if config.optimizer.name not in PENALIZED:
-        raise UserError(f"optimizer {config.optimizer.name!r} has no penalty; {', '.join(PENALIZED)} have")
+        raise UserError(
+            f"optimizer {config.optimizer.name!r} has no penalty; optimizers with a penalty: {', '.join(PENALIZED)}"
+        )
 
 
 def penalty(config: Any) -> tuple[str, float | None]:
@@ -71,8 +75,8 @@ def regularization_path(run: RunDir, values: Sequence[float] | None = None, *, s
       "penalty" (its name), "now" (the run's own, None without one), "metric", "split", "step", "names" [D], "points",
       ascending, each with "value", "metric" and "coefficients" [D], or "failed" if it diverged; "best", the "value" and
       "metric" of the point that eval.mode ranks first, if tied the one with the strongest penalty; "unpenalized", the
-      metric of a run without a penalty, else None. The coefficients are those of the features as the model reads them,
-      which are penalised; if there are many, the 30 that grow largest.
+      metric of a run without a penalty, else None. The coefficients refer to the features as the model reads them, and
+      are the penalized ones; if there are many, the 30 that grow largest.
 
     Raises:
       UserError: the model is not linear, the optimizer has no penalty, no refit succeeded, the metric has no value for
@@ -176,7 +180,9 @@ def learning_curve(
         folder = run.refits / "learning_curve" / f"{fraction!r}-seed{seed}"
         summary = train_and_evaluate(config, folder, initial=initial, show=False)
         found.setdefault(fraction, []).append(summary["metrics"])
-        shutil.rmtree(RunDir(folder).checkpoints, ignore_errors=True)  # those of a large model would fill the disk
+        shutil.rmtree(
+            RunDir(folder).checkpoints, ignore_errors=True
+        )  # checkpoints of a large model would fill the disk
     points = [
         {"fraction": fraction, "examples": round(fraction * size), "metrics": _intervals(metrics, metric)}
         for fraction, metrics in found.items()
@@ -197,5 +203,5 @@ def _config(run: RunDir) -> ConfigDict:
 
 
 def _progress(items: Sequence[Any], what: str, show: bool) -> Iterable[Any]:
-    every = 0.2 if sys.stderr.isatty() else 20.0  # seconds; a log file wants few lines
+    every = 0.2 if sys.stderr.isatty() else 20.0  # seconds; keeps log files short
     return tqdm(items, what, unit="refit", disable=not show, dynamic_ncols=True, mininterval=every, file=sys.stderr)

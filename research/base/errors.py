@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: the thing, its value, the limit and the way out.
+    """Invalid input. The message is one line: the thing, its value, the limit and the remedy.
 
     The command-line shells print it without a stack trace and exit with code 2.
     """

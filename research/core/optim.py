@@ -114,7 +114,7 @@ def _complete(
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"optimizer.clip_norm is {clip_norm}; it must be above 0")
     if not 0 < layer_decay <= 1:
-        raise UserError(f"optimizer.layer_decay is {layer_decay}; it must be above 0 and at most 1, which is off")
+        raise UserError(f"optimizer.layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 disables it)")
     for key, pattern in (("decay_exclude", decay_exclude), ("freeze", freeze)):
         regex(f"optimizer.{key}", pattern)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
@@ -133,7 +133,7 @@ def _complete(
 
 
 def weight_decay(section: Mapping[str, Any], task: str, penalty: str | None, weight: float) -> float:
-    """The weight decay that `weight_decay`, `C` or `alpha` stands for, with a mean loss over a total `weight`.
+    """The weight decay equivalent to `weight_decay`, `C` or `alpha`, with a mean loss over a total `weight`.
 
     scikit-learn's LogisticRegression minimises ‖w‖² / 2 + C · Σ loss, and its Ridge Σ (y − ŷ)² + alpha · ‖w‖².
     Raises UserError if more than one is given, or one that the task or the optimizer does not support.
@@ -149,10 +149,10 @@ def weight_decay(section: Mapping[str, Any], task: str, penalty: str | None, wei
             continue
         if key != penalty:
             other = penalty or "weight_decay"
-            raise UserError(f"optimizer.{key} is {value}; task {task!r} does not take it, give optimizer.{other}")
+            raise UserError(f"optimizer.{key} is {value}; task {task!r} does not support it; set optimizer.{other}")
         if section["name"] in OPTIMIZERS and section["name"] not in PENALIZED:
             raise UserError(
-                f"optimizer.{key} is {value}; {section['name']!r} decays weights apart from the loss, so give "
+                f"optimizer.{key} is {value}; {section['name']!r} uses decoupled weight decay; set "
                 f"optimizer.weight_decay, or name another optimizer: lbfgs, {', '.join(PENALIZED)}"
             )
         if value < 0 or (key == "C" and value == 0):

@@ -94,7 +94,7 @@ def muon(*, b1: float, b2: float, eps: float, momentum: float, nesterov: bool) -
     def init(params: Any) -> Any:
         if not any(jax.tree.leaves(hidden_kernels(params))):
             raise UserError(
-                "optimizer 'muon' needs a two-dimensional kernel below the output layer, and none is trained here; "
+                "optimizer 'muon' needs a two-dimensional kernel below the output layer, and this run trains none; "
                 "'adamw' takes any parameters"
             )
         return parted.init(params)
@@ -139,10 +139,10 @@ def schedule_free_point(params: Any, state: Any) -> Any:
 
 
 def hidden_kernels(params: Any) -> Any:
-    """True for what Muon updates: two-dimensional kernels, except the output layer's, `classifier` or `linear`.
+    """True for the parameters that Muon updates: two-dimensional kernels, except those of output layers.
 
-    A kernel with no layer above it also belongs to an output layer. Embeddings, convolutions, norms and biases are not
-    two-dimensional kernels.
+    Output layers are called `classifier` or `linear`, or are top-level parameters. Embeddings, convolutions, norms and
+    biases are not two-dimensional kernels.
     """
 
     def hidden(path: Any, x: Any) -> bool:
@@ -160,7 +160,7 @@ class Optimizer:
       direction: makes the transformation from gradients to steps; its parameters are keys of the config's `optimizer`
         section.
       decoupled_decay: whether weight decay is added to the step, separate from the loss; otherwise it is added to the
-        gradient, as that of an L2 penalty, and the penalized loss is what is minimised.
+        gradient, as for an L2 penalty, and the penalized loss is minimized.
       after_decay: the transformation between a decoupled decay and the learning rate.
       around: (the complete transformation, the schedule, keys of the section) -> the transformation to use instead.
       gradient_point: (parameters, optimizer state) -> the point at which the gradient is taken; None: the parameters.

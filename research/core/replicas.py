@@ -13,7 +13,7 @@ class Replicas:
     """The models that a state holds.
 
     Attributes:
-      count: the length of the leading axis that all leaves have for them; None: one model, without that axis.
+      count: the length of the leading replica axis of all leaves; None: one model, without that axis.
       unrolled: whether to compute them one after another; see `vmap_or_unroll`.
     """
 
@@ -38,7 +38,7 @@ class Replicas:
         return mapped
 
     def split(self, tree: Any, axis: int = 0) -> Iterator[Any]:
-        """The part of each model, of arrays that have the axis for them at `axis`."""
+        """Splits arrays along the replica axis `axis`: one part per model."""
         if self.count is None:
             yield tree
         else:
@@ -51,7 +51,7 @@ class Replicas:
         return next(self.split(tree))
 
     def join(self, values: list[Any]) -> Any:
-        """A value per model as it is reported: the list, or its entry for a state without the axis."""
+        """Values as reported: the list, or its only entry for a state without the replica axis."""
         return values[0] if self.count is None else values
 
 
@@ -59,7 +59,7 @@ def vmap_or_unroll(function: Callable[..., Any], count: int, in_axes: tuple[int 
     """`jax.vmap` of a function over `count` entries, `in_axes` 0 or None for each argument; or the same, `unrolled`.
 
     An unrolled program has the operations of each entry one after another. It takes several times as long to compile,
-    but a convolution remains one; `jax.vmap` makes it a grouped convolution, which XLA runs half as fast on a CPU.
+    but keeps convolutions; `jax.vmap` turns them into grouped ones, which XLA runs half as fast on a CPU.
     """
     if not unrolled:
         return jax.vmap(function, in_axes)

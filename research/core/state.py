@@ -19,7 +19,7 @@ from research.base.leaves import path_name
 class TrainState:
     """step: int32 scalar, updates done so far; params: the parameters, float32 or float64;
     model_state: other collections (batch statistics), possibly empty; opt_state: the optimizer's;
-    average: weighted sums of params and model_state, which `averaged` makes means of; empty where none is kept."""
+    average: weighted sums of params and model_state, which `averaged` converts to means; empty without an average."""
 
     step: jax.Array
     params: Any
@@ -39,7 +39,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step. Only the shapes of `batch` matter, not its values.
 
-    `average`: whether to keep an average of the parameters. `dtype`: that of the parameters.
+    `average`: whether to keep an average of the parameters. `dtype`: the dtype of the parameters.
     """
     variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
     params = jax.tree.map(lambda x: x.astype(dtype), variables.pop("params"))

@@ -36,7 +36,7 @@ def train_step(
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    # The mean for one part, sums for several, divided at the end: dividing all gradients takes time.
+    # One part uses the mean; several use sums, divided once at the end, because dividing all gradients takes time.
     def part_loss(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Any]:
         outputs, model_state = module.apply(
             {"params": params, **model_state},
@@ -78,7 +78,7 @@ def _accumulated(
 
     def body(carry: Any, part: Any) -> tuple[Any, Any]:
         more, (scores, model_state) = gradient(carry[1], *part)
-        # A part that is all padding has no batch statistics: it leaves everything unchanged.
+        # A part of only padding has no batch statistics and is skipped.
         real = jnp.any(part[0]["weight"] > 0)
         kept = jax.tree.map(
             lambda new, old: jnp.where(real, new, old), (metrics.add(carry[0], more), model_state), carry
@@ -93,7 +93,7 @@ def _accumulated(
 
 
 def _or_one(weight: jax.Array) -> jax.Array:
-    """`weight` as a divisor: 1 where it is 0, as the sums are 0 there too, and so is their mean."""
+    """`weight`, or 1 where it is 0: the sums are then 0, so the mean is 0 too."""
     return jnp.where(weight > 0, weight, 1)
 
 

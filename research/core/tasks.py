@@ -50,7 +50,7 @@ class Task(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
-    """What else can be done with a task, which states it as `CAPABILITIES`; without it, nothing more.
+    """Optional capabilities of a task, declared as `CAPABILITIES`; none if it declares nothing.
 
     Attributes:
       predicts: "class", "number" or "token": the plots that apply, and the checks of labels.
@@ -64,7 +64,7 @@ class Capabilities:
 
 
 def capabilities(task: Any) -> Capabilities:
-    """Those of a task, or of its class."""
+    """The capabilities of a task or of its class."""
     found: Capabilities = getattr(task, "CAPABILITIES", Capabilities())
     return found
 
@@ -98,7 +98,7 @@ class Classification:
     def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
         logits = at_least_float32(outputs)
         if logits.shape[-1] < 2:
-            raise ValueError("classification takes two classes at least (model.num_classes); of one output: regression")
+            raise ValueError("classification needs at least two classes (model.num_classes); use regression for one")
         labels = batch["labels"]
         weight = batch["weight"] * (labels >= 0)
         targets = self.targets(batch, logits.shape[-1])
@@ -169,7 +169,9 @@ def training_weight(task: Task, labels: np.ndarray) -> float:
         return float(len(labels))
     total = float(np.asarray(weights)[labels].sum())
     if total <= 0:
-        raise UserError(f"task.class_weight is {tuple(weights)}; some training example must weigh more than 0")
+        raise UserError(
+            f"task.class_weight is {tuple(weights)}; at least one training example must have a positive weight"
+        )
     return total
 
 
@@ -194,7 +196,7 @@ class SquaredHinge:
     def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
         outputs, labels = at_least_float32(outputs), batch["labels"]
         if outputs.shape[-1] < 2:
-            raise ValueError("squared_hinge takes two classes at least (model.num_classes)")
+            raise ValueError("squared_hinge needs at least two classes (model.num_classes)")
         weight = batch["weight"] * (labels >= 0)
         margins = _decisions(outputs) * (2 * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) - 1)
         losses = jax.nn.relu(1 - margins) ** 2

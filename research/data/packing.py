@@ -20,7 +20,7 @@ def best_fit(lengths: np.ndarray, capacity: int, order: np.ndarray, unit: str = 
     if longest > capacity:
         raise UserError(
             f"an example has {longest} {unit}, but data.transform.row_length is {capacity}; raise it, or lower "
-            "data.transform.max_length, by which longer examples are cut"
+            "data.transform.max_length to truncate longer examples"
         )
     rows: list[list[int]] = []
     by_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by the tokens they have left

@@ -1,7 +1,7 @@
 """The input pipeline, from a position to a batch. The position, one integer, is its only state, so seeking is free.
 
-A stream is an infinite sequence of rows: those of epoch 0 in shuffled order, then those of epoch 1, … Position p is row
-p mod R of epoch p // R; a batch may cross the end of an epoch, so nothing is dropped.
+A stream is an infinite sequence of rows: the rows of epoch 0 in shuffled order, then the rows of epoch 1, … Position p
+is row p mod R of epoch p // R; a batch may cross the end of an epoch, so nothing is dropped.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ def make_batch(
 ) -> Batch:
     """Makes `rows` of the batch with the examples `members` [B, E], and `weight`: 1 for an example, 0 for none.
 
-    `keys`: those of `Stream.keys` in training; None in evaluation. Only `AugmentedExamples` and `MixedExamples` use
+    `keys`: from `Stream.keys` in training; None in evaluation. Only `AugmentedExamples` and `MixedExamples` use
     them, and only the latter use `others`, the next rows' members and keys, which they need in training.
     An example may have several labels: labels [B, E, …] or [B, …], but weight is [B, E], or [B] if labels are [B].
     """
@@ -200,7 +200,7 @@ class _Step:
         def rows(seed: int, ahead: int) -> tuple[np.ndarray, np.ndarray]:
             members = self.stream.between(start, stop, seed, ahead)
             members = padded(padded(members, self.batch_rows), self.multiple)
-            # No keys where nothing uses them: for thirty seeds they take a millisecond.
+            # Keys are only computed if used: for thirty seeds they take a millisecond.
             return members, self.stream.keys(start, members, seed) if drawn else np.zeros_like(members, np.uint64)
 
         def all_rows(ahead: int) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +255,7 @@ def _made_ahead(make: Callable[[int], Any], start: int, stop: int, workers: int)
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Makes a batch of an evaluation from its number; a class for the same reason as `_Step`."""
+    """Makes a batch of an evaluation from its number; a class so that it can be pickled, like `_Step`."""
 
     stream: Stream
     size: int

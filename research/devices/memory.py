@@ -90,11 +90,11 @@ def _check(need: int, held: int, replicas: int | None, what: str) -> None:
     limit = available(held)
     if limit is None or need <= limit:
         return
-    who, way = "this run", "give a smaller model"
+    who, way = "this run", "use a smaller model"
     if replicas is not None:
         fits = replicas * limit // need
         who, way = f"train.seeds={replicas}", f"at most train.seeds={fits} fits" if fits else "not even one seed fits"
     raise UserError(
-        f"{who} needs {need / 2**30:,.2f} GiB a device for {what}, and there are {limit / 2**30:.2f} GiB: {way}, or "
-        "smaller batches (train.batch_size, batch_rows, eval.batch_size)"
+        f"{who} needs {need / 2**30:,.2f} GiB per device for {what}, but {limit / 2**30:.2f} GiB are available: {way}, "
+        "or smaller batches (train.batch_size, batch_rows, eval.batch_size)"
     )

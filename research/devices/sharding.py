@@ -34,7 +34,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if data * fsdp * tensor != len(devices):
         raise UserError(
             f"mesh.data={data} × mesh.fsdp={fsdp} × mesh.tensor={tensor} is {data * fsdp * tensor}, but there are "
-            f"{len(devices)} devices; set mesh.data=-1 to use what is left"
+            f"{len(devices)} devices; set mesh.data=-1 to use the remaining devices"
         )
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
@@ -60,7 +60,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf: that of the first rule whose regex matches the leaf's path, else replicated.
+    """A NamedSharding for every leaf: from the first rule whose regex matches its path; otherwise it is replicated.
 
     Raises UserError if a rule is not of the form `Rule`, has more entries than the leaf has dimensions, names an
     unknown axis or one twice, or does not divide the leaf's shape. A rule with fewer entries than dimensions does not

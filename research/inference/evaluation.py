@@ -21,7 +21,7 @@ from research.devices import sharding
 from research.devices.compiled import Compiled
 from research.devices.platform import compiler_options
 
-# With several processes, `should_stop` is checked only after this many batches, as agreeing on it takes time.
+# With several processes, `should_stop` is checked only after this many batches, because the check synchronizes them.
 ASK_EVERY = 16
 
 Records = list[dict[str, Any]]
@@ -96,7 +96,7 @@ def evaluate(
 
     With replicas, metrics and all predictions in the records are lists with an entry for each.
 
-    A metric is None where the split's labels are hidden. Where the state keeps an average of the parameters, its
+    A metric is None if the split's labels are hidden. If the state keeps an average of the parameters, its
     metrics are included as ema_….
 
     Args:

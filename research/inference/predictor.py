@@ -29,7 +29,7 @@ class Predictor:
 
     @classmethod
     def open(cls, workdir: str | Path, checkpoint: str = "last") -> "Predictor":
-        """Opens the `last` or the `best` checkpoint of a run; for several seeds, that of the first.
+        """Opens the `last` or the `best` checkpoint of a run; for several seeds, the first one's.
 
         Needs neither the run's dataset nor network access. Compiled programs are kept in the user's cache, unless JAX
         is configured to keep them elsewhere. Raises UserError if `workdir` is not a complete run directory.
@@ -101,5 +101,5 @@ class Predictor:
 
 
 def _with_labels(batch: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Adds labels of 0 to a batch without any: the program is that of evaluation, which computes scores."""
+    """Adds zero labels to a batch without labels, because the evaluation program computes scores."""
     return {"labels": np.zeros(batch["weight"].shape, dtype), **batch}

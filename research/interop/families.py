@@ -169,7 +169,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str
     family = FAMILIES[config.get("model_type", UNNAMED)]
     for key, expected in _EXPECTED.items():
         if config.get(key, expected) not in (expected, None):
-            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is known here")
+            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is supported")
 
     model = dict(family.fixed)
     for key, theirs in family.keys.items():

@@ -48,7 +48,7 @@ class Architecture:
       models: the names in MODELS of models that can start from its weights. The first is the classifier that is loaded
         and exported.
       model_types: transformers' names of its architectures.
-      companion_files: files of which one must accompany the weights; empty: none is needed.
+      companion_files: one of these files must accompany the weights; empty: none is needed.
       heads: modules specific to the task they were trained on; in a run they are always fresh.
       optional: modules that weights may lack.
       free: keys of the classifier's `model` that weights do not determine, with the values they are loaded with.

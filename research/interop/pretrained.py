@@ -209,7 +209,7 @@ class _Files:
         """The number of classes of the head, read only if needed. Raises UserError if config.json does not have it."""
         if not isinstance(self._names, dict) or not self._names:
             raise UserError(
-                f"{self._where} has id2label {self._names!r}; it must be an object of a name for each class"
+                f"{self._where} has id2label {self._names!r}; it must be an object with a name for each class"
             )
         return len(self._names)
 

@@ -56,7 +56,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     where = folder / "config.json"
     for key, expected in _EXPECTED.items():
         if config.get(key, expected) != expected:
-            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is known here")
+            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is supported")
     settings = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
     for key, default in _DEFAULTS.items():
         value = settings[key]
@@ -69,7 +69,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     known = _hidden_sizes(block, width, len(depths))
     if settings["hidden_sizes"] != known:
         raise UserError(
-            f"{where} has hidden_sizes {settings['hidden_sizes']}; only {known} is known here for {len(depths)} stages "
+            f"{where} has hidden_sizes {settings['hidden_sizes']}; only {known} is supported for {len(depths)} stages "
             f"after an embedding_size of {width}"
         )
     mean, std = _normalization(folder)
@@ -126,7 +126,7 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     settings = {key: value for key, value in settings.items() if value is not None}
     for key in ("do_rescale", "do_normalize"):
         if not settings.get(key, True):
-            raise UserError(f"{path} has {key} {settings[key]!r}; only True is known here")
+            raise UserError(f"{path} has {key} {settings[key]!r}; only True is supported")
     factor = settings.get("rescale_factor", 1 / _WHITE)
     found = []
     for key, default in (("image_mean", _MEAN), ("image_std", _STD)):

@@ -43,13 +43,13 @@ def missing(init_from: str) -> str | None:
     except HFValidationError:
         return f"{where}, nor a hub id (OWNER/NAME)"
     if constants.HF_HUB_OFFLINE:
-        return f"{where}, not among the hub's files here, and HF_HUB_OFFLINE forbids to download it"
+        return f"{where}, not in the local hub cache, and HF_HUB_OFFLINE forbids to download it"
     import requests
 
     try:  # the hub's own client would retry for a long time
         requests.head(hf_hub_url(init_from, "config.json"), timeout=_PROBE_SECONDS)
     except requests.RequestException:
-        return f"{where}, not among the hub's files here, and {constants.ENDPOINT} can't be reached to download it"
+        return f"{where}, not in the local hub cache, and {constants.ENDPOINT} can't be reached to download it"
     return None
 
 
@@ -71,7 +71,7 @@ def _downloaded(hub_id: str) -> Path | None:
 
 
 def folder(init_from: str) -> Path:
-    """The folder that holds the weights; those of a hub id are downloaded first if necessary.
+    """The folder that holds the weights; for a hub id, downloads them first if necessary.
 
     Raises UserError if they are unavailable, within seconds if there is no network.
     """

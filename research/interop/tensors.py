@@ -83,7 +83,7 @@ class Tensors:
         try:
             return safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} can't be read, it may be cut off: {error}") from error
+            raise UserError(f"{path} can't be read; it may be truncated: {error}") from error
 
     def match(
         self, naming: Naming, shapes: Mapping[str, tuple[int, ...]], *, optional: Collection[str]
@@ -134,7 +134,9 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         files = read_json(folder / INDEX).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-            raise UserError(f"{folder / INDEX} has weight_map {files!r}; it must be an object of the tensors' files")
+            raise UserError(
+                f"{folder / INDEX} has weight_map {files!r}; it must be an object with the file of each tensor"
+            )
         return [folder / Path(name).name for name in sorted(set(files.values()))]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
     raise UserError(

@@ -17,8 +17,8 @@ class CNN(nn.Module):
     """Two 3×3 convolutions of 32 and 64 channels, each with a ReLU and a 2×2 max-pool; a dense layer of 64 with a ReLU
     and dropout; a linear classifier.
 
-    `padding` of the convolutions: "VALID", none, or "SAME", for images smaller than 10×10. `mean` and `std` are those
-    of the stored images: see `normalized`.
+    `padding` of the convolutions: "VALID", none, or "SAME", for images smaller than 10×10. `mean` and `std` refer to
+    the stored images; see `normalized`.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "dropout": RATE, "mean": ANY, "std": POSITIVE}
@@ -40,7 +40,7 @@ class CNN(nn.Module):
         if min(x.shape[1:3]) < smallest:
             raise ValueError(
                 f"images of {x.shape[1]}×{x.shape[2]} are too small for model 'cnn' with padding {self.padding}: "
-                f"{smallest}×{smallest} at least"
+                f"at least {smallest}×{smallest}"
             )
         for i, features in enumerate((32, 64)):
             conv = nn.Conv(

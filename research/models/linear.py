@@ -73,7 +73,7 @@ class SparseLogisticRegression(nn.Module):
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
-        """Reads bags packed in rows -> logits [R, E, num_classes], float32; those of an empty place are the bias.
+        """Reads bags packed in rows -> logits [R, E, num_classes], float32; empty places get the bias.
 
         Reads ids, int [R, L] below num_features; their values, float [R, L] (0 in padding); segments, int [R, L], the
         number of the bag in its row, 1 to E; and the shape of weight [R, E]. Weights are read in `dtype` and summed in

@@ -19,7 +19,7 @@ class BatchNorm(nn.Module):
     counted once, where Flax's `mask` sums a mask of the input's size. And training on a batch of padding only gives
     zeros, where an empty mean would be NaN.
 
-    The statistics are those of the whole batch across devices, in at least float32.
+    Statistics cover the whole batch across devices, in at least float32.
     """
 
     dtype: Any

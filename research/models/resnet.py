@@ -68,7 +68,7 @@ class ResNet(nn.Module):
     """Stages of residual blocks, global average pooling and a linear classifier.
 
     The last normalization of a block starts with scale 0, so that a block starts as its shortcut (Goyal et al. 2017,
-    section 5.1). Batch statistics are those of the whole batch, excluding padding rows.
+    section 5.1). Batch statistics cover the whole batch, excluding padding rows.
 
     Attributes:
       block: "basic" or "bottleneck".
@@ -79,7 +79,7 @@ class ResNet(nn.Module):
       norm: "batch" or "group", see research/models/norms.py.
       stochastic_depth: drop rate of the last block's branch; block l of L has l / L times that rate (Huang et al. 2016,
         section 3). 0 drops none.
-      mean, std: those of the stored images: see `normalized`.
+      mean, std: of the stored images; see `normalized`.
       test_flip: whether evaluation averages the logits of an image and its mirror image.
     """
 

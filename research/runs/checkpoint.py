@@ -77,7 +77,7 @@ def _path_for_orbax(folder: Path) -> Iterator[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Preserved:
-    """A preservation policy for Orbax: keeps those of the existing steps that `needed` selects."""
+    """A preservation policy for Orbax: keeps the existing steps that `needed` selects."""
 
     needed: Callable[[Sequence[int]], set[int]]
 

@@ -1,7 +1,7 @@
 """Solvers: optimizers that fit the whole training set in one step, for models with a single optimum.
 
-A solver minimises the task's mean loss + weight_decay / 2 · Σ p² over the parameters p that `decay_exclude` does not
-match, so an intercept is not penalised. It processes the batch in blocks of rows, each small enough to stay in the
+A solver minimizes the task's mean loss + weight_decay / 2 · Σ p² over the parameters p that `decay_exclude` does not
+match, so an intercept is not penalized. It processes the batch in blocks of rows, each small enough to stay in the
 processor's cache, so that the second use of a row, for the gradient, does not read it from memory again.
 """
 
@@ -123,14 +123,14 @@ def warnings(
         return found
     if section.name == "closed_form" and examples < parameters:
         found.append(
-            f"{examples} training examples do not determine {parameters} parameters: of all that fit them these have "
-            "the smallest norm; give optimizer.alpha"
+            f"{examples} training examples do not determine {parameters} parameters; this is the solution of smallest "
+            "norm: give optimizer.alpha"
         )
     elif training.get("undetermined"):
         wider = "" if dtype == "float64" else " or dtype=float64"
         found.append(
-            f"{dtype} can't tell {training['undetermined']:.0f} of {parameters} directions of the parameters "
-            "apart, for training features depend on each other: of all solutions this one has the smallest norm; give "
+            f"in {dtype}, {training['undetermined']:.0f} of {parameters} directions of the parameters are not "
+            "determined, because features are linearly dependent; this is the solution of smallest norm: give "
             f"optimizer.alpha{wider}"
         )
     if training.get("accuracy") == 1:
@@ -141,8 +141,8 @@ def warnings(
             what = "the loss has no minimum"
         if what:
             found.append(
-                f"all training examples are right and nothing is penalised: the classes can be separated, so {what}, "
-                "and where the solver stopped is an accident; give optimizer.C"
+                f"all training examples are classified correctly without a penalty: the classes are separable, so "
+                f"{what}, and the result depends on where the solver stopped; give optimizer.C"
             )
     return found
 
@@ -150,9 +150,12 @@ def warnings(
 def _way_out(section: Any, dtype: str, weight_decay: float, training: Mapping[str, Any]) -> str:
     wider = "" if dtype == "float64" else "dtype=float64 or "
     if section.name == "closed_form":
-        other = "optimizer.factorization=qr" if section.factorization == "cholesky" else "features of a like scale"
+        other = "optimizer.factorization=qr" if section.factorization == "cholesky" else "features of similar scale"
         return f"columns depend on each other, or differ in scale: give {wider}{other}"
     if training["iterations"] >= section.max_iterations:
         way = "a larger optimizer.tolerance" + ("" if weight_decay else " or some regularization")
         return f"give more than optimizer.max_iterations={section.max_iterations}, or {way}"
-    return f"{dtype} can't get further: give {wider}a larger optimizer.tolerance than {section.tolerance:g}"
+    return (
+        f"the limit of {dtype} precision is reached: give {wider}a larger "
+        f"optimizer.tolerance than {section.tolerance:g}"
+    )

@@ -25,7 +25,7 @@ def closed_form(
     """The least-squares solution of a model that is linear in its parameters, whatever their initial values.
 
     If the solution is not unique (fewer examples than features, columns that repeat others or are constant), `qr`
-    takes the limit of a vanishing penalty: the solution with the smallest norm of the penalised parameters. `cholesky`
+    takes the limit of a vanishing penalty: the solution with the smallest norm of the penalized parameters. `cholesky`
     of the normal equations is several times as fast, loses twice the digits, and needs a unique solution; otherwise the
     parameters are 0. `auto` is cholesky where that is accurate enough, and qr elsewhere.
 
@@ -40,7 +40,7 @@ def closed_form(
             for p, m in zip(*map(jax.tree.leaves, (params, decay_mask(params, problem.decay_exclude))), strict=True)
         ]
     )
-    # Columns that are not penalised come first: the others are then fitted to what these leave over.
+    # Columns that are not penalized come first: the others are then fitted to what these leave over.
     order = np.argsort(decayed, kind="stable")
     columns = slice(None) if (np.diff(order) == 1).all() else order  # reordering the Jacobian copies it
 
@@ -76,13 +76,13 @@ def closed_form(
 
 @dataclasses.dataclass(frozen=True)
 class _Equations:
-    """Least squares in P parameters; those that are not penalised come first."""
+    """Least squares in P parameters; those that are not penalized come first."""
 
     problem: Problem
     rows: Callable[[Batch], tuple[jax.Array, jax.Array, jax.Array]]  # a block's Jacobian, residuals at 0 and weights
     weight: jax.Array  # of all examples
     penalty: jax.Array  # [P], the weight decay or 0
-    free: int  # the number of parameters that are not penalised
+    free: int  # the number of parameters that are not penalized
     gradient: Callable[[jax.Array], jax.Array]  # that of the objective, [P] at [P], by another pass over the data
 
 
@@ -146,9 +146,9 @@ def _qr(equations: _Equations) -> _Solution:
     below = jnp.column_stack([jnp.diag(jnp.sqrt(penalty / 2)), jnp.zeros_like(penalty)])
     triangle = jnp.linalg.qr(jnp.concatenate([stacked, below]), mode="r")
     factor, right = triangle[:size, :size], triangle[:size, size]
-    penalised, lost = _minimum_norm(factor[free:, free:], right[free:])
-    rest, lost_free = _minimum_norm(factor[:free, :free], right[:free] - factor[:free, free:] @ penalised)
-    return jnp.concatenate([rest, penalised]), -2 * factor.T @ right, lost + lost_free
+    penalized, lost = _minimum_norm(factor[free:, free:], right[free:])
+    rest, lost_free = _minimum_norm(factor[:free, :free], right[:free] - factor[:free, free:] @ penalized)
+    return jnp.concatenate([rest, penalized]), -2 * factor.T @ right, lost + lost_free
 
 
 def _minimum_norm(factor: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:

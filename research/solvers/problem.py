@@ -1,4 +1,4 @@
-"""The problem that a solver minimises, with its values and gradients."""
+"""The problem that a solver minimizes, with its values and gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Problem:
         return jax.lax.scan(lambda total, block: (metrics.add(total, function(block)), None), zeros, self.batch)[0]
 
     def decayed(self, params: Any) -> Any:
-        """The penalised parameters, with 0 for the others."""
+        """The penalized parameters, with 0 for the others."""
         return jax.tree.map(lambda p, mask: p * mask, params, decay_mask(params, self.decay_exclude))
 
     def value(self, params: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """Models with a table of parameters, from which a batch reads some rows by number: only these rows are fitted.
 
-A row that no training example reads has no gradient. If it is penalised its solution is 0; otherwise any value is as
+A row that no training example reads has no gradient. If it is penalized its solution is 0; otherwise any value is as
 good as its initial one. In SST-2 a bag of words in 2**20 buckets reads 78,000 of them: the solver's vectors are that
 much shorter, and the rows that are read are contiguous in the processor's cache.
 
@@ -55,10 +55,10 @@ class Table:
         # Past the end if fewer rows are read than were counted.
         (rows,) = jnp.nonzero(read, size=self.rows, fill_value=len(table))
         new_numbers = jnp.cumsum(read, dtype=numbers.dtype) - 1
-        penalised = weight_decay > 0 and decay_mask(params, decay_exclude)[self.parameter]
+        penalized = weight_decay > 0 and decay_mask(params, decay_exclude)[self.parameter]
 
         def widened(found: Any) -> Any:
-            start = jnp.zeros_like(table) if penalised else table
+            start = jnp.zeros_like(table) if penalized else table
             return {**found, self.parameter: start.at[rows].set(found[self.parameter], mode="drop")}
 
         size: dict[str, Any] = {self.attribute: self.rows}

@@ -24,7 +24,7 @@ def _capabilities(config: Any) -> Capabilities:
 
 
 def check_keys(config: Any) -> None:
-    """Raises UserError where a value is out of its range, or two do not go together."""
+    """Raises UserError where a value is out of its range, or two are incompatible."""
     check_values(config.to_dict())
     if config["eval"]["metric"].startswith(AVERAGE) and config["train"]["ema_decay"] == 0:
         raise UserError(
@@ -108,7 +108,7 @@ def check_classes(config: Any, labels: np.ndarray) -> None:
     if _capabilities(config).predicts == "class" and (labels == labels[0]).all():
         raise UserError(
             f"all {len(labels)} training examples of {config.data.name} have the label {labels[0]}; a classifier needs "
-            "two"
+            "two classes"
         )
 
 
@@ -139,8 +139,8 @@ def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: boo
             f"train.ema_decay is {config.train.ema_decay}, unsupported by {name!r}, which makes one step; set it to 0"
         )
     lookup(solvers.FACTORIZATIONS, section.factorization, "optimizer.factorization")
-    if name == "closed_form" and not isinstance(task, Regression):  # whose squares it solves
-        raise UserError(f"task.name is {config.task.name!r}; 'closed_form' takes regression, 'lbfgs' any task")
+    if name == "closed_form" and not isinstance(task, Regression):  # closed_form solves least squares
+        raise UserError(f"task.name is {config.task.name!r}; 'closed_form' supports regression only, 'lbfgs' any task")
 
 
 def check_solved(name: str, module: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -154,7 +154,9 @@ def check_solved(name: str, module: nn.Module, batch: Mapping[str, Any]) -> None
 
     variables = jax.eval_shape(init)
     if set(variables) != {"params"}:
-        raise UserError(f"optimizer {name!r} fits parameters only, and the model also keeps {', '.join(variables)}")
+        raise UserError(
+            f"optimizer {name!r} fits parameters only, but the model also has state: {', '.join(variables)}"
+        )
     if name != "closed_form":
         return
     start, unravel = ravel_pytree(jax.jit(init)()["params"])

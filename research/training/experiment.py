@@ -184,7 +184,7 @@ def _initialization(
         return init, jax.eval_shape(functools.partial(init, config.seed))
     except KeyError as error:
         raise UserError(
-            f"model {config.model.name!r} needs {error}, but data.transform {config.data.transform.name!r} makes "
+            f"model {config.model.name!r} needs {error}, but data.transform {config.data.transform.name!r} provides "
             f"{', '.join(batch)}"
         ) from error
     except UserError:  # from the optimizer, which inspects the parameters

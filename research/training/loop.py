@@ -170,7 +170,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
             progress = progress.after(experiment.length.batch_rows, experiment.length.total_rows)
             reporter.step(scores)
             if progress.step < total_steps:
-                reason = _log_and_look(parts, state, progress, throughput, deadline)
+                reason = _log_and_check_stop(parts, state, progress, throughput, deadline)
             if reason or any(_due(progress.step, every) for every in save_every):
                 reporter.flush(progress.step)  # waits for the device, which counts as training time
                 with throughput.aside():
@@ -196,10 +196,10 @@ def _check_memory(experiment: Experiment, state: TrainState) -> None:
         experiment.eval_step.compiled(state, put_batch(batch, experiment.mesh))
 
 
-def _log_and_look(
+def _log_and_check_stop(
     parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput, deadline: float
 ) -> Reason | None:
-    """Logs if that is due -> the reason to stop here, or None."""
+    """Logs if due -> the reason to stop at this step, or None."""
     section = parts.experiment.config.train
     logging = _due(progress.step, section.log_every)
     if logging:
@@ -210,7 +210,7 @@ def _log_and_look(
             parts.reporter.flush(progress.step)
             _save(parts, state, progress)
             raise
-    if jax.process_count() > 1 and not logging:  # asking the other processes takes time
+    if jax.process_count() > 1 and not logging:  # synchronizing processes takes time
         return None
     if parts.should_stop():
         return Reason.ASKED

@@ -20,7 +20,7 @@ from research.training import checks
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The problem that a method is made for: the task, the training examples in rows, and the batches and steps."""
+    """The problem for which a method is built: the task, the training examples in rows, and the batches and steps."""
 
     task: Task
     stream: pipeline.Stream
@@ -35,7 +35,7 @@ class Method:
     """A way to fit the parameters.
 
     Attributes:
-      tx: the gradient transformation that holds the optimizer's part of the state.
+      tx: the gradient transformation; its state is `opt_state`.
       learning_rate: the schedule, by step; None if there is no learning rate.
       weight_decay: the factor of the penalty, with a mean loss.
       deterministic: whether the resulting parameters do not depend on the seed.

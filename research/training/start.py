@@ -1,4 +1,4 @@
-"""Where a run starts: at its last checkpoint, or before the first step, perhaps from other weights."""
+"""The initial state of a run: its last checkpoint, or fresh variables, optionally with pretrained weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def restore_or_init(
     if initial:
         variables = {"params": state.params, **state.model_state}
         variables = _initial_of_each(initial, variables, experiment.replicas)
-        # The optimizer's state is the same: none of the optimizers looks at the parameters before the first step.
+        # The optimizer's state is the same: no optimizer reads the parameters before the first step.
         state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
     return state, Progress()
 

@@ -23,7 +23,7 @@ class Reason(enum.StrEnum):
     ERROR = "error"
 
 
-# How a summary explains a reason; for those not listed it has the error's message.
+# How a summary explains a reason; reasons not listed use the error's message.
 PROSE = {
     Reason.STALLED: "eval.metric stopped improving",
     Reason.OUT_OF_TIME: "the time limit train.max_minutes is reached",

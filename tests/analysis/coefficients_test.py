@@ -1,4 +1,4 @@
-"""Coefficients in the data's units, and their standard errors, against the textbook's formulas on the raw features."""
+"""Coefficients in the units of the data and their standard errors, against textbook formulas on the raw features."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def _run(tmp_path, name, *overrides):
 
 
 @pytest.mark.extended
-def test_least_squares_have_the_classical_errors(tmp_path):
+def test_least_squares_has_the_classical_standard_errors(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
     design = np.column_stack([features, np.ones(len(features))])
     solution, *_ = np.linalg.lstsq(design, labels, rcond=None)
@@ -39,14 +39,14 @@ def test_least_squares_have_the_classical_errors(tmp_path):
 
 
 @pytest.mark.extended
-def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatch, rng):
+def test_two_classes_have_standard_errors_of_the_inverse_hessian(tmp_path, monkeypatch, rng):
     features = rng.standard_normal((200, 3)) * [1, 10, 100] + [0, 5, 1]
     labels = (features @ [1, 0.1, -0.01] + rng.logistic(size=200) > 0).astype(int)
     columns = {"features": features, "label": labels}
     splits = dict.fromkeys(("train", "validation", "test"), columns)
     monkeypatch.setitem(data.SOURCES, "breast_cancer", ("sklearn", lambda: splits))
     config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-10"]).config
-    config.optimizer.C = None  # any penalty makes the errors too small
+    config.optimizer.C = None  # a penalty would make the standard errors too small
     train_and_evaluate(config, tmp_path, show=False)
     two = coefficients(tmp_path)
     design = np.column_stack([features, np.ones(len(features))])
@@ -58,7 +58,7 @@ def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatc
     np.testing.assert_allclose(two.intervals[0][:, 0], two.values[:, 0] - reach, rtol=1e-6)
     np.testing.assert_allclose(two.intervals[1][:, 0], two.values[:, 0] + reach, rtol=1e-6)
     assert two.names == ("feature 0", "feature 1", "feature 2")
-    assert two.columns == ("benign",)  # what a larger number speaks for
+    assert two.columns == ("benign",)  # the class that a larger value favours
     with monkeypatch.context() as few:
         few.setattr("research.analysis.coefficients.MOST_PARAMETERS", 3)
         assert coefficients(tmp_path).errors is None
@@ -69,8 +69,8 @@ def test_two_classes_have_the_errors_of_the_inverse_hessian(tmp_path, monkeypatc
 
 
 @pytest.mark.extended
-def test_three_classes_have_the_errors_of_their_differences(tmp_path, monkeypatch, rng):
-    """What is determined are b1 − b0 and b2 − b0, D + 1 parameters each; the coefficients are those that sum to 0."""
+def test_three_classes_have_standard_errors_of_their_differences(tmp_path, monkeypatch, rng):
+    """Only b1 − b0 and b2 − b0 are determined, with D + 1 parameters each; the coefficients are those that sum to 0."""
     features = rng.standard_normal((300, 2)) * [1, 10] + [0, 5]
     logits = np.column_stack([np.zeros(300), features @ [1, 0.1], features @ [-1, 0.05]])
     labels = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
@@ -92,7 +92,7 @@ def test_three_classes_have_the_errors_of_their_differences(tmp_path, monkeypatc
 
 
 @pytest.mark.extended
-def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
+def test_coefficients_in_data_units_give_the_same_predictions(tmp_path):
     found, features, labels = _run(tmp_path, "logistic_iris.py", "optimizer.tolerance=1e-10")
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -108,7 +108,7 @@ def test_several_classes_fold_back_to_the_same_predictions(tmp_path):
 
 
 @pytest.mark.extended
-def test_errors_are_of_what_was_trained_on(tmp_path):
+def test_standard_errors_use_the_training_examples(tmp_path):
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form", "data.train_fraction=0.5")
     part = sample_subset(len(labels), 0.5, seed=0)
     design, labels = np.column_stack([features[part], np.ones(len(part))]), labels[part]
@@ -118,7 +118,7 @@ def test_errors_are_of_what_was_trained_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_several_seeds_the_first(tmp_path):
+def test_several_seeds_report_the_first(tmp_path):
     train_and_evaluate(tiny.logistic(steps=5, seeds=2), tmp_path / "two", show=False)
     train_and_evaluate(tiny.logistic(steps=5), tmp_path / "one", show=False)
     two, one = coefficients(tmp_path / "two"), coefficients(tmp_path / "one")
@@ -128,7 +128,7 @@ def test_of_several_seeds_the_first(tmp_path):
 
 
 @pytest.mark.extended
-def test_features_of_a_hashed_bag_are_its_buckets(tmp_path, monkeypatch):
+def test_hashed_features_are_named_by_bucket(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded").config
     config.model.num_features = config.data.transform.buckets = 512
@@ -142,15 +142,15 @@ def test_features_of_a_hashed_bag_are_its_buckets(tmp_path, monkeypatch):
 
 
 @pytest.mark.extended
-def test_other_models_have_none(tmp_path):
+def test_other_models_have_no_coefficients(tmp_path):
     config = load("configs/mlp_mnist.py:embedded", ["train.steps=1", "model.hidden_sizes=(2,)"]).config
     train_and_evaluate(config, tmp_path, show=False)
     with pytest.raises(UserError, match="model 'mlp' has no coefficients"):
         coefficients(tmp_path)
 
 
-def test_the_shell_prints_the_table(tmp_path, capsys):
-    """The p-values of diabetes are those of the regression on the raw features."""
+def test_command_prints_the_table(tmp_path, capsys):
+    """The p-values on diabetes match a regression on the raw features."""
     found, features, labels = _run(tmp_path, "linear_diabetes.py:closed_form")
     capsys.readouterr()
     assert shell.main([f"--workdir={tmp_path}"]) == 0
@@ -163,7 +163,7 @@ def test_the_shell_prints_the_table(tmp_path, capsys):
     freedom = len(labels) - 11
     errors = np.sqrt(squares / freedom * np.diag(np.linalg.inv(design.T @ design)))
     expected = [solution, errors, 2 * stats.t(freedom).sf(np.abs(solution) / errors)]
-    # Four digits are printed.
+    # The table prints four digits.
     np.testing.assert_allclose(np.array(list(cells.values()))[:, [0, 1, 4]], np.transpose(expected), rtol=1e-3)
     assert shell.main([f"--workdir={tmp_path}", "--most=2"]) == 0
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[2:5]] == ["s1", "s5", "intercept"]
@@ -172,7 +172,7 @@ def test_the_shell_prints_the_table(tmp_path, capsys):
 
 
 @pytest.mark.extended
-def test_a_separable_class_has_no_errors(tmp_path):
-    """One of iris's three. Where the solver stops, a Newton step may be small beside errors without bound."""
+def test_separable_class_has_no_standard_errors(tmp_path):
+    """One class of iris is separable: its errors are unbounded, although the last Newton step may be small."""
     found, *_ = _run(tmp_path, "logistic_iris.py", "optimizer.C=None", "optimizer.tolerance=1e-8")
     assert found.errors is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from research.analysis.curves import confusion, precision_recall, roc
 from research.analysis.figures import areas
 
-# Few different scores, so that many are equal.
+# Few distinct scores, so that there are many ties.
 SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40)
 
 
@@ -18,14 +18,14 @@ def _arrays(scored):
 
 @settings(max_examples=200, deadline=None)
 @given(scored=SCORED)
-def test_roc_is_scikit_learns(scored):
+def test_roc_matches_scikit_learn(scored):
     scores, positive = _arrays(scored)
     curve = roc(scores, positive)
     if positive.all() or not positive.any():
         assert curve is None
         return
     x, y, _ = sklearn.metrics.roc_curve(positive, scores, drop_intermediate=False)
-    # Ratios of small integers: equal but for the last digit.
+    # Ratios of small integers: equal except for the last digit.
     np.testing.assert_allclose(curve.x, x, rtol=1e-14)
     np.testing.assert_allclose(curve.y, y, rtol=1e-14)
     assert curve.area == pytest.approx(sklearn.metrics.roc_auc_score(positive, scores), abs=1e-14)
@@ -33,7 +33,7 @@ def test_roc_is_scikit_learns(scored):
 
 @settings(max_examples=200, deadline=None)
 @given(scored=SCORED)
-def test_precision_recall_is_scikit_learns(scored):
+def test_precision_recall_matches_scikit_learn(scored):
     scores, positive = _arrays(scored)
     curve = precision_recall(scores, positive)
     if not positive.any():
@@ -45,7 +45,7 @@ def test_precision_recall_is_scikit_learns(scored):
     assert curve.area == pytest.approx(sklearn.metrics.average_precision_score(positive, scores), abs=1e-14)
 
 
-def test_of_several_classes_each_stands_against_the_rest(rng):
+def test_several_classes_are_one_versus_rest(rng):
     labels, scores = rng.integers(0, 3, 60), rng.dirichlet(np.ones(4), 60)
     found = areas(labels, scores, roc)
     assert list(found) == [0, 1, 2]  # class 3 does not occur
@@ -55,7 +55,7 @@ def test_of_several_classes_each_stands_against_the_rest(rng):
     assert list(areas(labels % 2, two, roc)) == [1]
 
 
-def test_confusion_is_scikit_learns(rng):
+def test_confusion_matches_scikit_learn(rng):
     labels, predictions = rng.integers(0, 4, (2, 100))
     expected = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(5))
     np.testing.assert_array_equal(confusion(labels, predictions, 5), expected)

@@ -11,8 +11,8 @@ from research.training.loop import train_and_evaluate
 
 
 @pytest.mark.parametrize("name", LADDERS)
-def test_every_rung_is_a_config_that_evaluates_the_ladders_split(name):
-    """On the same data, and with as many classes."""
+def test_every_rung_evaluates_the_split_of_its_ladder(name):
+    """On the same data, with the same number of classes."""
     of_name = LADDERS[name]
     assert next(iter(of_name.rungs)) == "majority"
     loaded = [config.load(rung.config, rung.overrides).config for rung in of_name.rungs.values()]
@@ -36,7 +36,7 @@ def _train(rung, seeds, workdir):
 
 
 @pytest.mark.extended
-def test_a_ladder_measures_what_it_trained_and_goes_on_after_a_failure(tmp_path, monkeypatch):
+def test_ladder_measures_its_runs_and_continues_after_a_failure(tmp_path, monkeypatch):
     said = []
     rows, failed = run_ladder(Ladder("test", RUNGS), tmp_path, seeds=2, train=_train, say=said.append)
     assert [row["rung"] for row in rows] == list(RUNGS)
@@ -84,8 +84,8 @@ def _row(name, **values):
     return row | {"train_seconds": 1.0, "latency_ms": {"one": 1.0, "batch": 1.0}, "device": "cpu"} | values
 
 
-def test_the_rows_of_other_rungs_stay(tmp_path):
-    """In the ladder's order; what an older ladder had comes last. What was measured stays, though it fails now."""
+def test_rows_of_other_rungs_are_kept(tmp_path):
+    """In the ladder's order, rungs of an older ladder last. A rung that fails now keeps its earlier measurement."""
     before = [_row("gone"), _row("last"), {"rung": "middle", "failed": "then"}, _row("first")]
     (tmp_path / "table.json").write_text(json.dumps(before))
 
@@ -105,8 +105,8 @@ def test_the_rows_of_other_rungs_stay(tmp_path):
     assert (tmp_path / "table.json").read_text() == "[{"
 
 
-def test_a_time_that_is_not_known_is_no_number():
-    """A run that was taken up again with nothing left to train."""
+def test_unknown_time_is_a_dash():
+    """For example in a resumed run with nothing left to train."""
     rows = [_row("one"), _row("other", train_seconds=None)]
     assert table(rows, "test").splitlines()[2:4] == [
         "| one | 0.5000 | 1 | 1.0 s | 1 | 1.00 ms | 1.00 ms |",
@@ -116,7 +116,7 @@ def test_a_time_that_is_not_known_is_no_number():
     assert [text.get_text() for text in axis.texts] == ["one"]
 
 
-def test_a_run_that_was_interrupted_is_no_rung(tmp_path):
+def test_interrupted_run_is_an_error(tmp_path):
     def train(*_):
         return {"status": "preempted", "reason": "asked to stop"}
 
@@ -124,7 +124,7 @@ def test_a_run_that_was_interrupted_is_no_rung(tmp_path):
     assert "is preempted: asked to stop" in row["failed"]
 
 
-def test_an_error_of_the_user_is_a_row_too(tmp_path):
+def test_user_error_becomes_a_row(tmp_path):
     def train(*_):
         raise UserError("needs weights")
 
@@ -133,8 +133,8 @@ def test_an_error_of_the_user_is_a_row_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_shell_prints_one_table(tmp_path, monkeypatch, capsys):
-    """A solver takes no seeds; the weights of the last rung can't be had here."""
+def test_command_prints_one_table(tmp_path, monkeypatch, capsys):
+    """Solvers take no seeds; the weights of the last rung are unavailable here."""
     rungs = {
         "majority": Rung("configs/majority.py:embedded"),
         "logistic": Rung("configs/logistic_digits.py:embedded", ("train.steps=2",)),

@@ -1,4 +1,4 @@
-"""Each plot of small runs: what applies, and that the numbers beside it are those of scikit-learn."""
+"""Every plot, on small runs: which ones apply, and that their numbers match scikit-learn."""
 
 import itertools
 import json
@@ -45,12 +45,12 @@ def _columns(run, split="validation"):
     return {name: np.array([record[name] for record in records]) for name in records[0]}
 
 
-def test_the_shell_names_what_there_is():
+def test_help_lists_the_plots():
     assert plot.WHAT.split(", ") == list(PLOTS)
 
 
 @pytest.mark.extended
-def test_a_classifiers_curves_are_scikit_learns(digits):
+def test_curves_of_a_classifier_match_scikit_learn(digits):
     subject = PlotContext(digits)
     columns = _columns(digits)
     labels, scores = columns["label"], columns["scores"]
@@ -66,7 +66,7 @@ def test_a_classifiers_curves_are_scikit_learns(digits):
     assert np.trace(counts) / len(labels) == digits.summary()["metrics"]["validation"]["accuracy"]
 
 
-def test_a_line_is_drawn_in_the_datas_own_units(line):
+def test_line_is_drawn_in_the_units_of_the_data(line):
     fit = _numbers(draw(PlotContext(line), "fit"))
     slope, intercept = np.polyfit(fit["x"], fit["prediction"], 1)
     # 200 points with a noise of 0.5: standard errors of 0.03 and 0.05.
@@ -81,7 +81,7 @@ def test_a_line_is_drawn_in_the_datas_own_units(line):
     )
 
 
-def test_coefficients_are_the_checkpoints(digits, line):
+def test_coefficients_come_from_the_checkpoint(digits, line):
     numbers = _numbers(draw(PlotContext(line), "coefficients"))
     assert numbers["names"] == ["feature 0"]
     (slope,), (standardized,), (intercept,) = (numbers[key] for key in ("values", "standardized", "intercept"))
@@ -89,7 +89,7 @@ def test_coefficients_are_the_checkpoints(digits, line):
     assert slope == pytest.approx(SLOPE, abs=0.1)
     assert intercept == pytest.approx(INTERCEPT, abs=0.15)
     assert numbers["low"][0] < slope < numbers["high"][0]
-    assert standardized == pytest.approx(SLOPE * 1.15, rel=0.1)  # of a feature whose deviation, 4 / √12, is 1
+    assert standardized == pytest.approx(SLOPE * 1.15, rel=0.1)  # deviation 4 / √12
     shown = _numbers(draw(PlotContext(digits), "coefficients"))
     assert shown["of"] == 640
     assert "low" not in shown
@@ -98,11 +98,11 @@ def test_coefficients_are_the_checkpoints(digits, line):
     feature, of_class = shown["names"][-1].split(", class ")
     row, column = (int(part) for part in feature.removeprefix("pixel_").split("_"))
     assert kernel[8 * row + column, int(of_class)] == pytest.approx(shown["standardized"][-1], rel=1e-7)
-    assert shown["values"][-1] == pytest.approx(shown["standardized"][-1] / 6)  # the pixels' deviation
+    assert shown["values"][-1] == pytest.approx(shown["standardized"][-1] / 6)  # the standard deviation of the pixels
 
 
-def test_what_can_be_compared_comes_first():
-    """Standardized beside raw only where they rank differently."""
+def test_comparable_coefficients_come_first():
+    """Standardized coefficients are shown in addition to raw ones only if they rank differently."""
     names, values = ["a", "constant"], np.array([3.0, 0.0])
     intervals = values - 1, values + 1
     for scale, labels in (([2.0, 0.0], ["of one standard deviation", "of one unit"]), ([2.0, 2.0], ["of one unit"])):
@@ -118,7 +118,7 @@ def test_what_can_be_compared_comes_first():
 
 
 @pytest.mark.extended
-def test_decision_values_are_ranked_as_probabilities_are(tmp_path):
+def test_decision_values_are_ranked_like_probabilities(tmp_path):
     config = logistic_breast_cancer.get_config()
     config.task = {"name": "squared_hinge", "class_weight": None}
     run = _run(config, tmp_path)
@@ -129,7 +129,7 @@ def test_decision_values_are_ranked_as_probabilities_are(tmp_path):
     assert counts == sklearn.metrics.confusion_matrix(columns["label"], columns["prediction"]).tolist()
 
 
-def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypatch):
+def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line, monkeypatch):
     monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)
     found = {name: (path, why) for name, path, why in draw_all(PlotContext(digits))}
     assert list(found) == list(PLOTS)
@@ -139,10 +139,10 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
         "precision_recall",
         "confusion",
     }
-    assert found["fit"][1] == "the run's task classification predicts a class; this plot is of a number"
+    assert found["fit"][1] == "the run's task classification predicts a class; this plot requires a number"
     assert (
         found["regularization_path"][1]
-        == "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
+        == "optimizer 'adamw' has no penalty; optimizers with a penalty: closed_form, lbfgs, adam, sgd, rmsprop"
     )
     assert found["learning_curve"][1].endswith("--what=learning_curve draws it")
     found = {name: why for name, path, why in draw_all(PlotContext(line)) if not path}
@@ -152,17 +152,20 @@ def test_all_that_applies_is_drawn_and_the_rest_says_why(digits, line, monkeypat
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("fit", "the run's task classification predicts a class; this plot is of a number"),
-        ("regularization_path", "optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"),
+        ("fit", "the run's task classification predicts a class; this plot requires a number"),
+        (
+            "regularization_path",
+            "optimizer 'adamw' has no penalty; optimizers with a penalty: closed_form, lbfgs, adam, sgd, rmsprop",
+        ),
         ("rock", "did you mean 'roc'"),
     ],
 )
-def test_what_does_not_apply_is_an_error_where_it_was_asked_for(digits, what, message):
+def test_inapplicable_plot_on_request_is_an_error(digits, what, message):
     with pytest.raises(UserError, match=message):
         draw(PlotContext(digits), what)
 
 
-def test_the_shell_draws_what_it_is_asked_for(line, capsys):
+def test_command_draws_the_requested_plots(line, capsys):
     assert plot.main([f"--workdir={line.path}", "--what=residuals,fit", "--split=test"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [f"{name}: {line.plots / name}-test.png" for name in ("residuals", "fit")]
@@ -172,19 +175,19 @@ def test_the_shell_draws_what_it_is_asked_for(line, capsys):
         plot.main([f"--workdir={line.path}", "--split=tets"])
 
 
-def test_all_that_can_be_drawn_is_and_the_rest_is_an_error(line, capsys):
+def test_requested_plots_are_drawn_before_the_error(line, capsys):
     with pytest.raises(UserError) as error:
         plot.main([f"--workdir={line.path}", "--what=roc,residuals,confusion,fit"])
     assert str(error.value) == (
-        "roc, confusion not drawn: the run's task regression predicts a number; this plot is of a class"
+        "roc, confusion not drawn: the run's task regression predicts a number; this plot requires a class"
     )
     out = capsys.readouterr().out.splitlines()
     assert out == [f"{name}: {line.plots / name}.png" for name in ("residuals", "fit")]
 
 
 @pytest.mark.extended
-def test_a_plot_says_what_of(digits, monkeypatch):
-    """And one of another split or checkpoint does not take the place of the first."""
+def test_plot_names_its_data_and_checkpoint(digits, monkeypatch):
+    """A plot of another split or checkpoint does not replace the first."""
     titles = []
     add = figures.add_title
     monkeypatch.setattr(figures, "add_title", lambda figure, text: add(figure, text) or titles.append(text))
@@ -204,7 +207,7 @@ def test_a_plot_says_what_of(digits, monkeypatch):
     assert titles[3:5] == ["logistic: 30 largest of 640", "digits, last checkpoint, step 20"]
 
 
-def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch):
+def test_refits_use_the_first_split_and_the_last_checkpoint(line, monkeypatch):
     numbers = {"metric": "loss", "split": "validation", "step": 7, "repeats": 1, "points": []}
     curve = {"metrics": {"validation": {"mean": 1.0, "low": None, "high": None}}, "examples": 2}
     monkeypatch.setattr(plots.refits, "learning_curve", lambda run, **_: {**numbers, "points": [curve]})
@@ -214,7 +217,7 @@ def test_refits_are_of_the_first_split_and_the_last_checkpoint(line, monkeypatch
 
 
 @pytest.mark.extended
-def test_classes_have_names_where_they_are_known(tmp_path, digits):
+def test_classes_are_named_if_names_are_known(tmp_path, digits):
     run = _run(logistic_breast_cancer.get_config(), tmp_path)
     subject = PlotContext(run)
     assert subject.classes == ("malignant", "benign")
@@ -227,7 +230,7 @@ def test_classes_have_names_where_they_are_known(tmp_path, digits):
         assert [text.get_text() for text in axis.get_yticklabels()] == list(names or "01")
 
 
-def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_page(rng):
+def test_confusion_matrix_of_many_classes_fits_a_page(rng):
     sizes = []
     for classes in (20, 21, 1000):
         figure = figures.confusion_matrix(*rng.integers(0, classes, (2, 50)), classes)
@@ -236,8 +239,8 @@ def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_page(rng):
     assert sizes[0] == sizes[1] == sizes[2]
 
 
-def test_a_learning_curve_has_its_band_where_it_is_known():
-    """A solver's last point has none."""
+def test_learning_curve_has_a_band_where_it_is_known():
+    """The last point of a solver has no band."""
     ends = [(1.0, 3.0), (1.5, 2.5), (None, None)]
     points = [
         {"examples": n, "metrics": {"train": {"mean": 2.0, "low": low, "high": high}}}
@@ -252,7 +255,7 @@ def test_a_learning_curve_has_its_band_where_it_is_known():
     assert drawn == [[[10, 1], [10, 3]], [[20, 1.5], [20, 2.5]]]
 
 
-def test_a_path_marks_the_best_and_the_runs_own():
+def test_path_marks_the_best_value_and_that_of_the_run():
     values, paths = [0.1, 1.0, 10.0], np.array([[1.0], [2.0], [3.0]])
     texts = []
     for own in ({"now": 1.0}, {"now": None, "unpenalized": 0.7}):
@@ -266,7 +269,7 @@ def test_a_path_marks_the_best_and_the_runs_own():
 
 
 def _subject(records, **task):
-    """A subject whose split has these records; of several seeds where their predictions are lists."""
+    """A context whose split has these records; with several seeds if their predictions are lists."""
     seeds = 2 if isinstance(records[0]["prediction"], list) else None
     config = {"task": task, "train": {"seeds": seeds}, "eval": {"splits": ("test",)}, "data": {"name": "own"}}
     subject = PlotContext(None)
@@ -279,8 +282,8 @@ def _subject(records, **task):
 
 @pytest.mark.parametrize("seeds", [None, 2])
 @pytest.mark.parametrize("hidden", [-1.0, -0.1])
-def test_hidden_labels_of_a_regression_are_left_out(hidden, seeds):
-    """Records have them as the data does, in float32."""
+def test_hidden_labels_of_a_regression_are_excluded(hidden, seeds):
+    """Records store hidden labels as the data does, in float32."""
     labels = np.array([0.5, hidden, 2.0], np.float32).tolist()
     records = [
         {"index": i, "label": label, "prediction": [float(i), 9.0] if seeds else float(i)}
@@ -296,7 +299,7 @@ def test_hidden_labels_of_a_regression_are_left_out(hidden, seeds):
 
 
 @pytest.mark.parametrize("task", [{}, {"hidden_label": None}])
-def test_a_label_of_minus_one_is_shown_where_none_is_hidden(task):
+def test_label_minus_one_is_shown_if_none_are_hidden(task):
     records = [{"index": i, "label": label, "prediction": 0.0} for i, label in enumerate((-1.0, 1.0))]
     assert _subject(records, name="regression", **task).columns["label"].tolist() == [-1.0, 1.0]
 
@@ -315,7 +318,7 @@ def _classified(labels, seeds=None):
 
 
 @pytest.mark.parametrize("seeds", [None, 2])
-def test_hidden_labels_of_a_classifier_are_left_out(seeds):
+def test_hidden_labels_of_a_classifier_are_excluded(seeds):
     subject = _subject(_classified([1, -1, 0, -1], seeds), name="classification")
     assert subject.columns["index"].tolist() == [0, 2]
     assert plots.PLOTS["confusion"].draw(subject)[1] == {"counts": [[0, 1], [0, 1]]}
@@ -323,13 +326,13 @@ def test_hidden_labels_of_a_classifier_are_left_out(seeds):
 
 
 @pytest.mark.parametrize("what", ["roc", "precision_recall", "confusion"])
-def test_a_split_of_hidden_labels_has_no_plot(what):
+def test_split_with_hidden_labels_has_no_plot(what):
     with pytest.raises(UserError, match="'test' are hidden"):
         plots.PLOTS[what].draw(_subject(_classified([-1, -1]), name="classification"))
 
 
-def test_a_figure_leaves_hidden_labels_out(rng):
-    """A notebook may give what a run's predictions hold."""
+def test_figure_excludes_hidden_labels(rng):
+    """A notebook may pass the predictions of a run unchanged."""
     labels, scores = rng.integers(0, 3, 30), rng.random((30, 3))
     hidden = np.where(np.arange(30) % 3 == 0, -1, labels)
     shown = hidden >= 0
@@ -346,7 +349,7 @@ def test_a_figure_leaves_hidden_labels_out(rng):
 
 @pytest.mark.parametrize("what", ["roc", "precision_recall"])
 @pytest.mark.parametrize("only", [0, 1])
-def test_a_split_of_one_class_has_no_curve(what, only):
+def test_split_of_one_class_has_no_curve(what, only):
     with pytest.raises(UserError, match=f"'test' has only class {only}"):
         plots.PLOTS[what].draw(_subject(_classified([only, -1, only]), name="classification"))
     with pytest.raises(UserError, match="two classes"):
@@ -354,8 +357,8 @@ def test_a_split_of_one_class_has_no_curve(what, only):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_what_is_not_finite_has_no_plot(value):
-    """None: what JSON has in place of nan."""
+def test_values_that_are_not_finite_have_no_plot(value):
+    """None is how JSON stores nan."""
     records = [{"index": i, "label": 1.0, "prediction": x} for i, x in enumerate((0.5, value))]
     with pytest.raises(UserError, match="prediction of example 1 of split 'test'"):
         plots.PLOTS["residuals"].draw(_subject(records, name="regression"))
@@ -378,7 +381,7 @@ def test_coefficients_that_are_not_finite_have_no_plot(monkeypatch):
             plots._coefficients(SimpleNamespace(run=SimpleNamespace(path=""), which="last"))
 
 
-def test_a_metric_without_value_has_no_learning_curve(monkeypatch):
+def test_metric_without_a_value_has_no_learning_curve(monkeypatch):
     none = {"values": [None], "mean": None, "low": None, "high": None}
     some = {**none, "mean": 0.5}
     found = {"metric": "r2", "split": "test", "points": [{"examples": 5, "metrics": {"test": none, "train": none}}]}
@@ -392,12 +395,12 @@ def test_a_metric_without_value_has_no_learning_curve(monkeypatch):
 
 
 class TestBins:
-    def test_they_are_numpys(self, rng):
+    def test_bins_match_numpy(self, rng):
         for size in (2, 50, 1000):
             values = rng.normal(size=size)
             np.testing.assert_allclose(figures.bin_edges(values), np.histogram_bin_edges(values, "auto"), rtol=1e-12)
 
-    def test_an_outlier_does_not_ask_for_millions(self, rng):
+    def test_outlier_does_not_require_millions_of_bins(self, rng):
         values = np.append(rng.normal(size=1000), 1e9)
         edges = figures.bin_edges(values)
         assert len(edges) == figures.MOST_BINS + 1
@@ -437,7 +440,7 @@ def _long_figures():
 
 
 @pytest.mark.extended
-def test_nothing_is_cut_off_and_no_marks_overlap():
+def test_nothing_is_clipped_and_no_tick_labels_overlap():
     for figure in _long_figures():
         figures.add_title(figure, LONG)
         figure.draw_without_rendering()
@@ -451,8 +454,8 @@ def test_nothing_is_cut_off_and_no_marks_overlap():
 
 
 @pytest.mark.extended
-def test_of_several_seeds_the_first_is_drawn(tmp_path):
-    """Its run is that of the seed alone, up to rounding."""
+def test_several_seeds_draw_the_first(tmp_path):
+    """It matches a run of that seed alone, up to rounding."""
     run = _run(tiny.logistic(steps=5, seeds=2), tmp_path / "two")
     alone = _run(tiny.logistic(steps=5), tmp_path / "one")
     two, one = (_numbers(draw(PlotContext(of), "roc"))["auc"] for of in (run, alone))

@@ -1,4 +1,4 @@
-"""Refits on a line, whose every fit has a closed form, and by solvers, against scikit-learn."""
+"""Refits on a line, for which every fit has a closed form, and refits by solvers, against scikit-learn."""
 
 import json
 import math
@@ -35,9 +35,9 @@ def _not_again(*_, **__):
 
 
 @pytest.mark.extended
-def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
+def test_regularization_path_matches_ridge_regression(run, monkeypatch):
     """The gradient 2 (w − cov(x, y)) + 2 α / N · w of a standardized feature is zero at w = cov / (1 + α / N)."""
-    near = 200.0001  # of two values that nearly are the same each has its own fit
+    near = 200.0001  # nearly equal values have separate fits
     found = regularization_path(run, [200.0, 2.0, 10000.0, near], show=False)
     columns = line()["train"]
     x, y = columns["features"][:, 0], columns["label"]
@@ -45,7 +45,7 @@ def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
     *points, diverged = found["points"]
     assert [point["value"] for point in points] == [2.0, 200.0, near]
     for point in points:
-        # 0.8^100 of the way is left; float32 sums differ from these by 1e-7.
+        # The remaining error is 0.8^100; float32 sums differ by 1e-7.
         assert point["coefficients"] == pytest.approx([covariance / (1 + point["value"] / 200)], rel=1e-5)
     assert points[0]["metric"] < points[1]["metric"]
     assert "training diverged" in diverged["failed"]
@@ -57,8 +57,8 @@ def test_a_regularization_path_is_ridge_regression(run, monkeypatch):
     assert regularization_path(run, [200, 2, near], show=False)["points"] == points
 
 
-def test_only_what_diverged_is_a_point_that_failed(run):
-    """Another process that holds a point ends the path: it would seem to be a penalty that can't be fitted."""
+def test_only_divergence_makes_a_failed_point(run):
+    """If another process holds a point, the path stops; otherwise the penalty would seem impossible to fit."""
     folder = run.refits / "regularization_path/alpha=3.0"
     other = RunDir(folder)
     other.start(linear_line.get_config().to_dict())
@@ -72,7 +72,7 @@ def test_only_what_diverged_is_a_point_that_failed(run):
 
 
 @pytest.mark.extended
-def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
+def test_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
     found = learning_curve(run, fractions=(1.0, 0.1), repeats=2, show=False)
     assert [point["examples"] for point in found["points"]] == [20, 200]
     assert (found["split"], found["step"]) == ("validation", 100)
@@ -84,7 +84,7 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
             fit = np.polyfit(train["features"][part, 0], train["label"][part], 1)
             errors = np.polyval(fit, validation["features"][:, 0]) - validation["label"]
             expected.append(np.mean(errors**2))
-        # 20 examples whose feature's variance differs from 1 converge a little slower.
+        # The feature's variance on 20 examples differs from 1, so convergence is a little slower.
         assert point["metrics"]["validation"]["values"] == pytest.approx(expected, rel=1e-4)
         assert set(point["metrics"]["validation"]) == {"values", "mean", "low", "high"}
         assert set(point["metrics"]) == {"validation", "train"}
@@ -94,7 +94,7 @@ def test_a_learning_curve_is_least_squares_on_each_part(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
+def test_path_over_alpha_matches_scikit_learn_ridge(tmp_path):
     config = load("configs/linear_diabetes.py:ridge", ["dtype=float64"]).config
     train_and_evaluate(config, tmp_path, show=False)
     run = RunDir.open(tmp_path, writer=True)
@@ -105,12 +105,12 @@ def test_a_path_over_alpha_is_scikit_learns_ridge(tmp_path):
     for point in found["points"]:
         peer = Ridge(alpha=point["value"]).fit(features, labels)
         expected = dict(zip(feature_names("diabetes"), peer.coef_, strict=True))
-        # Measured: 2e-9 of a column that nearly depends on the others.
+        # Measured: 2e-9, for a column that almost depends on the others.
         assert dict(zip(found["names"], point["coefficients"], strict=True)) == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.slow
-def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
+def test_path_over_c_matches_scikit_learn_logistic_regression(tmp_path):
     config = load("configs/logistic_breast_cancer.py", ["dtype=float64", "optimizer.tolerance=1e-9"]).config
     train_and_evaluate(config, tmp_path, show=False)
     run = RunDir.open(tmp_path, writer=True)
@@ -127,7 +127,7 @@ def test_a_path_over_c_is_scikit_learns_logistic_regression(tmp_path):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("batch_size", [-1, 200])
-def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
+def test_solver_fits_all_of_each_part(tmp_path, batch_size):
     config = linear_line.get_config()
     config.optimizer.name = "closed_form"
     config.train.update(steps=1, batch_size=batch_size)
@@ -148,13 +148,13 @@ def test_a_solver_fits_each_part_whole(tmp_path, batch_size):
 
 
 @pytest.mark.slow
-def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
+def test_solver_fits_all_of_packed_parts(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded").config
     config.model.num_features = config.data.transform.buckets = 512
     config.data.transform.row_length = 128
     config.eval.update(metric="loss", mode="min")
-    config.train.batch_rows = prepare(config).length.batch_rows  # -1, as a number
+    config.train.batch_rows = prepare(config).length.batch_rows  # the number that −1 stands for
     train_and_evaluate(config, tmp_path, show=False)
     found = learning_curve(RunDir.open(tmp_path, writer=True), fractions=(0.2, 1.0), repeats=1, show=False)
     assert [point["examples"] for point in found["points"]] == [40, 200]
@@ -164,7 +164,7 @@ def test_a_solver_fits_packed_parts_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.extended
-def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch):
+def test_batch_of_packed_rows_is_at_most_its_part(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch)
     config = load("configs/logistic_sst2.py:embedded", ["optimizer.name=sgd"]).config
     config.model.num_features = config.data.transform.buckets = 512
@@ -177,7 +177,7 @@ def test_a_batch_of_packed_rows_is_no_larger_than_its_part(tmp_path, monkeypatch
     assert (few, whole) == (round(0.2 * rows), rows)
 
 
-def test_penalties_lie_about_the_runs_own():
+def test_penalties_are_centred_on_that_of_the_run():
     assert penalties(0.5)[4] == pytest.approx(0.5)
     assert penalties(0.5)[::8] == pytest.approx([0.005, 50])
     assert penalties(None)[4] == 1.0
@@ -195,7 +195,7 @@ def test_penalties_lie_about_the_runs_own():
         ("classification", {"weight_decay": 0.1}, ("weight_decay", 0.1)),
     ],
 )
-def test_a_penalty_that_is_not_given_is_scikit_learns(task, given, expected):
+def test_default_penalty_is_that_of_scikit_learn(task, given, expected):
     config = linear_line.get_config()
     config.task.name = task
     config.optimizer.update(given)
@@ -203,7 +203,7 @@ def test_a_penalty_that_is_not_given_is_scikit_learns(task, given, expected):
 
 
 @pytest.mark.parametrize(("mode", "penalty", "best"), [("max", "C", 1.0), ("min", "C", 0.1), ("max", "alpha", 10.0)])
-def test_of_equally_good_penalties_the_strongest_is_best(run, monkeypatch, mode, penalty, best):
+def test_strongest_of_equally_good_penalties_is_best(run, monkeypatch, mode, penalty, best):
     metric = {0.1: 0.5, 1.0: 0.7, 10.0: 0.7}
 
     def fitted(config, folder, *, show):
@@ -223,7 +223,7 @@ def test_of_equally_good_penalties_the_strongest_is_best(run, monkeypatch, mode,
 
 
 @pytest.mark.parametrize(("metric", "best"), [((None, 0.7, 0.6), 1.0), ((math.nan, None, 0.6), 10.0)])
-def test_a_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
+def test_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
     values = dict(zip((0.1, 1.0, 10.0), metric, strict=True))
 
     def fitted(config, folder, *, show):
@@ -242,8 +242,8 @@ def test_a_penalty_without_a_metric_is_not_best(run, monkeypatch, metric, best):
 
 
 @pytest.mark.slow
-def test_refits_are_not_ended_early(tmp_path):
-    """By the patience or the time that the run had."""
+def test_refits_do_not_stop_early(tmp_path):
+    """The run's patience and time limit do not apply to them."""
     config = linear_line.get_config()
     config.eval.every_steps = 10
     train_and_evaluate(config, tmp_path, show=False)
@@ -261,11 +261,12 @@ def test_refits_are_not_ended_early(tmp_path):
     assert [(summary["status"], summary["step"]) for summary in ended] == [("completed", 100)] * 2
 
 
-def test_what_has_no_path_says_so(tmp_path):
+def test_runs_without_a_path_give_the_reason(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
     run = RunDir.open(tmp_path)
     with pytest.raises(
-        UserError, match="optimizer 'adamw' has no penalty; closed_form, lbfgs, adam, sgd, rmsprop have"
+        UserError,
+        match="optimizer 'adamw' has no penalty; optimizers with a penalty: closed_form, lbfgs, adam, sgd, rmsprop",
     ):
         regularization_path(run, show=False)
     monkeypatched = {**run.summary(), "status": "preempted"}

@@ -14,7 +14,7 @@ def _splits(rng):
     }
 
 
-def test_standardize_is_scikit_learns_fitted_on_train(rng, tmp_path):
+def test_standardize_matches_scikit_learn_fitted_on_train(rng, tmp_path):
     splits = _splits(rng)
     examples = standardize(splits, ArtifactCache(tmp_path), inputs=("x",), label="y")
     scaler = StandardScaler().fit(splits["train"]["x"])
@@ -22,11 +22,11 @@ def test_standardize_is_scikit_learns_fitted_on_train(rng, tmp_path):
         np.testing.assert_allclose(examples[name].columns["features"], scaler.transform(split["x"]), atol=1e-6)
     again = standardize(
         {"train": splits["test"]}, ArtifactCache(tmp_path), inputs=("x",), label="y"
-    )  # the kept mean, not a new one
+    )  # the saved mean, not a new one
     np.testing.assert_array_equal(again["train"].columns["features"], examples["test"].columns["features"])
 
 
-def test_a_constant_column_becomes_zero():
+def test_constant_column_becomes_zero():
     assert np.full(309, 0.1).std() > 0  # rounding
     examples = standardize(
         {"train": {"x": np.full((309, 2), 0.1), "y": [0] * 309}}, ArtifactCache(), inputs=("x",), label="y"
@@ -43,14 +43,14 @@ def test_values_that_are_not_finite_are_named(rng, bad, split):
         standardize(splits, ArtifactCache(), inputs=("x",), label="y")[split]
 
 
-def test_yes_and_no_are_classes():
+def test_booleans_are_classes():
     columns = {"x": np.eye(2), "y": np.array([False, True])}
     labels = standardize({"train": columns}, ArtifactCache(), inputs=("x",), label="y")["train"].labels
     assert np.issubdtype(labels.dtype, np.integer)
     assert labels.tolist() == [0, 1]
 
 
-def test_features_whose_deviation_is_not_finite_are_one_line():
+def test_features_with_infinite_deviation_are_a_one_line_error():
     columns = {"x": np.array([[1e308], [-1e308]]), "y": [0, 1]}
     with pytest.raises(UserError, match="the std of x"):
         standardize({"train": columns}, ArtifactCache(), inputs=("x",), label="y")["train"]

@@ -23,7 +23,7 @@ def _images(count, height=8, width=6, channels=3):
     return np.random.default_rng(0).integers(1, 256, (count, height, width, channels), dtype=np.uint8)
 
 
-def test_off_by_default_and_then_the_identity():
+def test_default_is_the_identity():
     images = _images(5)
     np.testing.assert_array_equal(OFF(images, _keys(5), PLAIN), images)
     assert not OFF.mixes
@@ -38,7 +38,7 @@ def test_off_by_default_and_then_the_identity():
     padding=st.integers(1, 4),
     border=st.sampled_from(["zero", "reflect"]),
 )
-def test_a_padded_crop_is_a_window_of_the_padded_image(height, width, channels, padding, border):
+def test_padded_crop_is_a_window_of_the_padded_image(height, width, channels, padding, border):
     images = _images(20, height, width, channels)
     if border == "reflect":
         padding = min(padding, height - 1, width - 1)
@@ -56,7 +56,7 @@ def test_a_padded_crop_is_a_window_of_the_padded_image(height, width, channels, 
         assert any(np.array_equal(crop, wider[y : y + height, x : x + width]) for y, x in places)
 
 
-def test_every_place_is_as_likely_and_half_are_mirrored():
+def test_positions_are_uniform_and_half_are_flipped():
     images = np.zeros((9000, 5, 5, 1), np.uint8)
     images[:, 2, 2] = 1
     crops = padded_crops(images, _keys(9000), padding=1, border="zero")
@@ -67,11 +67,11 @@ def test_every_place_is_as_likely_and_half_are_mirrored():
     mirrored = flipped(pairs, _keys(9000))[:, 0, 0, 0] == 2
     assert abs(mirrored.sum() - 4500) < 5 * 2250**0.5
     np.testing.assert_array_equal(flipped(pairs, _keys(9000)).sum(axis=2), 3)
-    assert (pairs[:, 0, 0, 0] == 1).all()  # not changed itself
+    assert (pairs[:, 0, 0, 0] == 1).all()  # the input is unchanged
 
 
-def test_mirroring_needs_enough_pixels():
-    with pytest.raises(UserError, match=r"crop_padding is 6; images of 8×6 can be mirrored by 5 at the most"):
+def test_reflection_padding_needs_enough_pixels():
+    with pytest.raises(UserError, match=r"crop_padding is 6; images of 8×6 can be mirrored by at most 5"):
         padded_crops(_images(1), _keys(1), padding=6, border="reflect")
 
 
@@ -96,8 +96,8 @@ def test_resized_crops_lie_inside_the_image(sides, scale, ratio, seed):
     assert (left + wide <= widths).all()
 
 
-def test_resized_crops_have_the_areas_and_ratios_asked_for():
-    """Of a large image the first attempts fit: uniform areas, log-uniform ratios; a tall strip takes its centre."""
+def test_resized_crops_have_the_requested_areas_and_ratios():
+    """For a large image the first attempt fits: uniform areas, log-uniform ratios. A tall strip uses its centre."""
     sides = np.full(4000, 1000)
     top, left, tall, wide = resized_crop_boxes(sides, sides, _keys(4000), scale=(0.08, 0.5), ratio=(0.75, 4 / 3)).T
     area, ratio = tall * wide / 1e6, np.log(wide / tall) / np.log(4 / 3)
@@ -118,7 +118,7 @@ def test_resized_crops_have_the_areas_and_ratios_asked_for():
     assert whole.tolist() == [[0, 0, 30, 35]]
 
 
-def test_resized_crops_are_brought_to_the_size_that_evaluation_sees():
+def test_resized_crops_have_the_size_used_in_evaluation():
     images = [np.full((height, 30, 3), height, np.uint8) for height in (20, 40)]
     options = {"scale": (0.3, 1.0), "ratio": (0.75, 4 / 3)}
     found = resized_crops(images, _keys(2), view=EvalTransform(16, 12, "bilinear"), **options)
@@ -133,7 +133,7 @@ def test_resized_crops_are_brought_to_the_size_that_evaluation_sees():
     assert same.shape == (1, 20, 30, 3)
 
 
-def test_a_rectangle_is_erased_from_some():
+def test_rectangle_is_erased_from_some_images():
     images = np.zeros((4000, 16, 16, 3), np.uint8)
     found = erased(images, _keys(4000), 0.25)
     touched = (found > 0).any(axis=(1, 2, 3))
@@ -142,7 +142,7 @@ def test_a_rectangle_is_erased_from_some():
     for image in found[touched]:
         ys, xs = np.nonzero((image > 0).any(axis=2))
         box = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-        assert (box > 0).mean() > 0.8  # a box of noise, of which one in 256 is 0
+        assert (box > 0).mean() > 0.8  # a box of noise, in which one value in 256 is 0
         areas.append(box.shape[0] * box.shape[1] / 256)
     assert 0.01 < min(areas) < 0.03
     assert 0.3 < max(areas) < 0.36
@@ -160,7 +160,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_what_becomes_of_an_image_depends_on_its_key_alone(name):
+def test_augmentation_depends_on_the_key_alone(name):
     images, keys, change = _images(24), _keys(24), SETTINGS[name]
     whole = change(images, keys, PLAIN)
     assert whole.shape == images.shape
@@ -173,7 +173,7 @@ def test_what_becomes_of_an_image_depends_on_its_key_alone(name):
 
 
 def test_uses_of_a_key_are_independent():
-    """Whether an image is mirrored says nothing about where it is cropped, nor about what is erased of it."""
+    """Flips, crop positions and erased rectangles are independent."""
     images = np.zeros((4000, 7, 7, 1), np.uint8)
     images[:, 3, 3], images[:, 3, 5] = 100, 200
     change = dataclasses.replace(OFF, crop_padding=1, flip=True)
@@ -186,7 +186,7 @@ def test_uses_of_a_key_are_independent():
 
 
 def test_augmentations_never_change():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     images = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3, 1)
     change = dataclasses.replace(OFF, crop_padding=1, flip=True)
     assert change(images, _keys(6), PLAIN)[:, 2, :, 0].tolist() == [
@@ -222,6 +222,6 @@ def test_augmentations_never_change():
         ({"random_resized_crop": (0.5, 1.0), "crop_padding": 4}, r"crop_padding is 4 and random_resized_crop \(0.5"),
     ],
 )
-def test_bad_settings_are_one_line(change, message):
+def test_invalid_settings_are_one_line_errors(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(OFF, **change)

@@ -26,7 +26,7 @@ def _bag(folder=None, splits=SPLITS, **options):
 
 
 def _dense(examples, buckets, arrange=Stream.unpacked):
-    """What a batch of all examples says their features are: [N, buckets]."""
+    """The features of all examples in one batch: [N, buckets]."""
     stream = arrange(examples)
     batch = make_batch(stream.examples, stream.rows)
     dense = np.zeros((len(examples), buckets), np.float32)
@@ -40,7 +40,7 @@ def _dense(examples, buckets, arrange=Stream.unpacked):
 
 
 @pytest.mark.parametrize("arrange", [Stream.packed, Stream.unpacked])
-def test_the_features_are_scikit_learns(arrange):
+def test_features_match_scikit_learn(arrange):
     oracle = make_pipeline(
         HashingVectorizer(
             n_features=512, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, norm=None
@@ -48,7 +48,7 @@ def test_the_features_are_scikit_learns(arrange):
         TfidfTransformer(sublinear_tf=True),
     ).fit(TRAIN)
     for split, texts in (("train", TRAIN), ("test", TEST)):
-        # Both divide in float32: at most an ulp or two apart, 1.2e-7 each.
+        # Both divide in float32: at most one or two ulps of 1.2e-7 apart.
         np.testing.assert_allclose(
             _dense(_bag()[split], 512, arrange), oracle.transform(texts).toarray(), rtol=1e-6, atol=0
         )
@@ -66,7 +66,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("a dull film is not so bad".split()), 
 @settings(max_examples=60, deadline=None)
 @given(train=TEXTS, test=TEXTS, longest=st.integers(1, 3), buckets=st.sampled_from([1, 8, 2**18]))
 def test_tf_idf_of_buckets_by_hand(train, test, longest, buckets):
-    """(1 + ln tf)(1 + ln (1 + n) / (1 + df)), of length one, counted by bucket; an empty text has nothing."""
+    """(1 + ln tf)(1 + ln (1 + n) / (1 + df)), normalized, counted per bucket; an empty text has no features."""
     splits = {name: {"s": texts, "y": [0] * len(texts)} for name, texts in (("train", train), ("test", test))}
     examples = _bag(splits=splits, ngrams=(1, longest), buckets=buckets, max_length=64, pad_to=(64,), row_length=64)
     documents = Counter(itertools.chain.from_iterable(_terms(text, longest, buckets) for text in train))
@@ -84,24 +84,24 @@ def test_tf_idf_of_buckets_by_hand(train, test, longest, buckets):
             here = batch["segments"][place[0]] == place[1] + 1
             ids, values = batch["ids"][place[0], here], batch["values"][place[0], here]
             assert ids.tolist() == sorted(expected)
-            # float32 logarithms and products: 2e-7 was the largest error seen, relative to values up to 1.
+            # float32 logarithms and products: the largest error seen was 2e-7, relative to values up to 1.
             np.testing.assert_allclose(values, [expected[term] for term in sorted(expected)], rtol=1e-6, atol=0)
 
 
-def test_the_idf_is_kept_and_other_data_are_weighed_by_it(tmp_path):
+def test_saved_idf_is_used_for_other_data(tmp_path):
     own = _bag(tmp_path)
     assert np.load(tmp_path / "idf.npy").shape == (512,)
     other = {"test": {"s": [*TEST, "", "dull dull dull"], "y": [1, 1, 0, 0]}}
     there = _dense(_bag(tmp_path, other)["test"], 512)
     np.testing.assert_array_equal(there[:2], _dense(own["test"], 512))
     assert not there[2].any()
-    # Its own `train` would give another idf.
+    # Its own `train` would give a different idf.
     changed = {**SPLITS, "train": {"s": ["a dull film"], "y": [0]}}
     assert (_dense(_bag(None, changed)["test"], 512) != there[:2]).any()
     np.testing.assert_array_equal(_dense(_bag(tmp_path, changed)["test"], 512), there[:2])
 
 
-def test_other_runs_find_the_bags_in_the_cache(tmp_path, monkeypatch):
+def test_other_runs_read_the_bags_from_the_cache(tmp_path, monkeypatch):
     options = {"ngrams": (1, 2), "buckets": 512, "max_length": 16, "pad_to": (16,), "row_length": 32}
     first = dict(bag_of_words(SPLITS, ArtifactCache(tmp_path / "1", "s"), inputs=("s",), label="y", **options))
     monkeypatch.setattr(HashingVectorizer, "transform", None)
@@ -113,7 +113,7 @@ def test_other_runs_find_the_bags_in_the_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arrange", [Stream.packed, Stream.unpacked])
-def test_a_long_text_keeps_its_heaviest_terms(arrange):
+def test_long_text_keeps_its_largest_weights(arrange):
     whole = _dense(_bag()["train"], 512)
     cut = _dense(_bag(max_length=3, pad_to=(3, 8), row_length=3)["train"], 512, arrange)
     assert ((cut == 0) | (cut == whole)).all()
@@ -121,7 +121,7 @@ def test_a_long_text_keeps_its_heaviest_terms(arrange):
     assert ((cut > 0).sum(axis=1) == 3).all()
 
 
-def test_a_row_that_cannot_hold_the_longest_example_is_named():
+def test_row_too_short_for_the_longest_example_is_an_error():
     with pytest.raises(UserError, match=r"7 terms, but data.transform.row_length is 6"):
         Stream.packed(_bag(row_length=6)["train"])
     with pytest.raises(UserError, match=r"max_length is 17; it must be at least 1 and at most .* pad_to=\(8, 16\)"):
@@ -136,12 +136,12 @@ def test_a_row_that_cannot_hold_the_longest_example_is_named():
         ({"buckets": 0}, "data.transform.buckets is 0; it must be at least 1"),
     ],
 )
-def test_what_makes_no_bag_is_one_line(options, message):
+def test_invalid_settings_are_one_line_errors(options, message):
     with pytest.raises(UserError, match=message):
         _bag(**options)
 
 
-def test_the_lengths_before_the_cut_are_kept():
+def test_lengths_before_truncation_are_kept():
     whole = _bag(splits={**SPLITS, "test": {"s": [*TEST, ""], "y": [0, 1, 0]}})
     cut = _bag(splits={**SPLITS, "test": {"s": [*TEST, ""], "y": [0, 1, 0]}}, max_length=3)
     for split in ("train", "test"):

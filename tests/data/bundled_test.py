@@ -6,7 +6,7 @@ from research.data.sources.bundled import BUNDLED, CLASS_NAMES
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_the_splits_are_the_whole_dataset_once(name):
+def test_splits_partition_the_dataset(name):
     splits = BUNDLED[name]()
     features, labels = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
     together = np.concatenate([split["features"].reshape(len(split["features"]), -1) for split in splits.values()])
@@ -21,12 +21,12 @@ def test_the_splits_never_change():
     np.testing.assert_array_equal(*again)
 
 
-def test_classes_are_spread_evenly():
+def test_splits_are_stratified():
     for split in BUNDLED["digits"]().values():
         assert np.bincount(split["label"]).min() >= 0.09 * len(split["label"])
 
 
-def test_classes_are_called_as_scikit_learn_calls_them():
+def test_class_names_are_those_of_scikit_learn():
     import sklearn.datasets
 
     named = {}

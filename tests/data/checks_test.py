@@ -16,7 +16,7 @@ from research.data.examples import ArrayExamples, BagExamples, Ragged, TextExamp
         ([0.0, 2.0**31], True, "label 2147483648.0 of example 1 of split 's' is out of range"),
     ],
 )
-def test_labels_that_do_not_fit_are_named(labels, training, message):
+def test_invalid_labels_are_named(labels, training, message):
     with pytest.raises(UserError, match=message):
         check_labels("s", np.array(labels), 2, training=training)
 
@@ -51,15 +51,15 @@ LABELS = np.zeros(2, np.int32)
         ),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(examples, message):
+def test_invalid_inputs_are_named(examples, message):
     with pytest.raises(UserError, match=message):
         check_inputs("s", examples, vocab_size=9, max_positions=8, num_features=5)
 
 
-def test_inputs_that_fit_pass():
+def test_valid_inputs_pass():
     check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,), 4), vocab_size=10, max_positions=2, num_features=None)
 
 
-def test_an_example_longer_than_the_model_has_positions_is_named():
+def test_example_longer_than_max_positions_is_named():
     with pytest.raises(UserError, match=r"an example of 2 tokens: model.max_positions is 1"):
         check_inputs("s", TextExamples(IDS, IDS, LABELS, (4,), 4), vocab_size=10, max_positions=1, num_features=None)

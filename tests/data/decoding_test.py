@@ -27,7 +27,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (6, 5), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
 
-def test_a_png_is_what_was_encoded():
+def test_png_round_trips():
     np.testing.assert_array_equal(decode(encoded(COLOUR), 3), COLOUR)
     np.testing.assert_array_equal(decode(encoded(GREY), 1), GREY[:, :, None])
     np.testing.assert_array_equal(decode(np.frombuffer(encoded(GREY), np.uint8), 1), GREY[:, :, None])
@@ -39,7 +39,7 @@ def test_a_jpeg_is_decoded():
     assert np.abs(found.astype(int) - smooth).max() < 12  # measured 6
 
 
-def test_grey_and_colour_become_each_other():
+def test_grey_and_colour_are_converted():
     np.testing.assert_array_equal(decode(encoded(GREY), 3), np.repeat(GREY[:, :, None], 3, axis=2))
     luma = COLOUR @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     np.testing.assert_allclose(decode(encoded(COLOUR), 1)[:, :, 0], luma, atol=1)
@@ -60,7 +60,7 @@ def test_palettes_are_looked_up(options):
     np.testing.assert_array_equal(decode(_file(image, **options), 3), COLOUR)
 
 
-def test_of_16_bits_the_upper_eight_are_kept():
+def test_upper_eight_of_16_bits_are_kept():
     values = np.array([[0, 255, 256, 30_000, 65_535]], np.uint16)
     assert decode(encoded(values), 1)[:, :, 0].tolist() == [[0, 0, 1, 117, 255]]
     assert decode(encoded(values), 3)[:, :, 2].tolist() == [[0, 0, 1, 117, 255]]
@@ -71,9 +71,9 @@ def test_one_bit_is_black_and_white():
     assert decode(encoded(bits), 1)[:, :, 0].tolist() == [[255, 0, 255]]
 
 
-def test_the_orientation_of_a_camera_is_not_looked_at():
+def test_camera_orientation_is_ignored():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     assert decode(_file(Image.fromarray(COLOUR), exif=exif), 3).shape == (6, 5, 3)
 
 
@@ -88,7 +88,7 @@ def test_the_orientation_of_a_camera_is_not_looked_at():
         (_file(Image.fromarray(np.full((2, 2), 2**17, np.int32)), "TIFF"), "more than 16 bits"),
     ],
 )
-def test_what_is_wrong_is_one_line(file, message):
+def test_invalid_images_are_one_line_errors(file, message):
     with pytest.raises(ValueError, match=message) as caught:
         decode(file, 3)
     assert "\n" not in str(caught.value)
@@ -101,12 +101,12 @@ def test_what_is_wrong_is_one_line(file, message):
         ((None, None), (9, 6), (9, 6)),
         ((None, 4), (9, 6), (4, 4)),
         ((4, None), (9, 6), (6, 4)),
-        ((4, None), (7, 9), (4, 5)),  # 36 / 7 is cut down, as torchvision does
+        ((4, None), (7, 9), (4, 5)),  # 36 / 7 is rounded down, as in torchvision
         ((6, 4), (30, 20), (4, 4)),
         ((6, 4), (4, 4), (4, 4)),
     ],
 )
-def test_the_size_in_which_evaluation_sees_an_image(view, shape, expected):
+def test_size_of_an_image_in_evaluation(view, shape, expected):
     view = EvalTransform(*view, "bilinear")
     assert view.shape(*shape) == expected
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -114,7 +114,7 @@ def test_the_size_in_which_evaluation_sees_an_image(view, shape, expected):
     assert view.all(np.stack([image, image])).shape == (2, *expected, 3)
 
 
-def test_the_centre_is_cut_out_and_nothing_done_to_what_fits():
+def test_centre_is_cropped_and_fitting_images_are_unchanged():
     image = np.arange(7 * 8, dtype=np.uint8).reshape(7, 8, 1)
     np.testing.assert_array_equal(EvalTransform(None, 4, "bilinear")(image), image[2:6, 2:6])  # round(1.5) is 2
     batch = np.stack([image, image])
@@ -124,7 +124,7 @@ def test_the_centre_is_cut_out_and_nothing_done_to_what_fits():
 
 @pytest.mark.parametrize(("interpolation", "support"), [("bilinear", 1), ("bicubic", 2)])
 def test_shrinking_is_antialiased(interpolation, support):
-    """Stripes one pixel wide become grey, up to what the edges add; without antialiasing they stay black and white."""
+    """Stripes one pixel wide become grey, except at the edges; without antialiasing they stay black and white."""
     stripes = np.tile(np.array([0, 255], np.uint8), (40, 20))[:, :, None]
     small = EvalTransform(10, None, interpolation)(stripes)[:, support:-support]
     assert small.min() > 110  # measured 127
@@ -133,7 +133,7 @@ def test_shrinking_is_antialiased(interpolation, support):
     assert rows.min() > 110
 
 
-def test_bad_sizes_are_one_line():
+def test_invalid_sizes_are_one_line_errors():
     with pytest.raises(UserError, match=r"interpolation is 'cubic'; known: bilinear, bicubic"):
         EvalTransform(None, None, "cubic")
     with pytest.raises(UserError, match=r"data.transform.size is 0; it must be at least 1"):

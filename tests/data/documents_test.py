@@ -25,7 +25,7 @@ OPTIONS = {
     "lowercase": True,
 }
 TEXTS = ["The plot is dull.", "", "A superb, superb film\nwith a plot.", "dull"]
-# As TFDS gives WikiText: a line a record, headings between "=".
+# As in TFDS's WikiText: one record per line, headings between "=".
 LINES = [
     b"",
     b" = A lobster = \n",
@@ -51,7 +51,7 @@ def _decoded(encoder, documents):
 @settings(max_examples=200, deadline=None)
 @given(records=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20))
 def test_records_join_to_documents_with_one_separator_between_two(records):
-    """Against the plain way: a list of lists, a record at a time."""
+    """Against a simple implementation: a list of lists, one record at a time."""
     tokens = iter(range(1000))
     texts = [[next(tokens) for _ in range(length)] for length, _ in records]
     begins = [begin for _, begin in records]
@@ -100,7 +100,7 @@ def test_each_record_is_a_document(tmp_path):
 def test_articles_of_wikitext_begin_at_their_headings():
     options = {**OPTIONS, "heading": WIKITEXT_HEADING, "replace": WIKITEXT_REPLACE, "vocab_size": 200}
     encoder, found = tokenized({"train": {"text": LINES}}, ArtifactCache(), **options)
-    # The decoder's own spacing around signs apart:
+    # Except for the decoder's spacing around punctuation:
     assert [text.replace(" ", "") for text in _decoded(encoder, found["train"])] == [
         "=alobster=the[UNK]iswell-known,1,000kg==description==x=3=y[SEP]",
         "=another==ofatable=itisred.[SEP]",
@@ -118,7 +118,7 @@ class Unread(dict):
     __iter__ = __getitem__
 
 
-def test_the_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
+def test_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     kept = ArtifactCache(source="these documents")
     first = dict(tokenized({"train": {"text": TEXTS}}, kept, **OPTIONS)[1])
@@ -130,9 +130,9 @@ def test_the_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
             tokenized(Unread(), kept, **{**OPTIONS, **other})[1]["train"]
 
 
-def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):
+def test_custom_tokenizer_must_have_the_special_tokens_of_bert(tmp_path):
     own = train_wordpiece(["dull superb"] * 9, vocab_size=60, lowercase=True)
-    own.enable_padding(length=30)  # what a file asks for in this way has no effect
+    own.enable_padding(length=30)  # settings of the file that have no effect here
     own.enable_truncation(3)
     own.save(str(tmp_path / "own.json"))
     options = {**OPTIONS, "tokenizer": str(tmp_path / "own.json")}
@@ -146,7 +146,7 @@ def test_a_tokenizer_of_ones_own_must_have_berts_special_tokens(tmp_path):
 
 
 @pytest.mark.realdata
-def test_rows_of_wikitext_hold_it_whole(tmp_path):
+def test_rows_of_wikitext_hold_all_of_it(tmp_path):
     """Merity et al. 2016, table 1: 600, 60 and 60 articles; 2,088,628, 217,646 and 245,569 words."""
     columns = tfds_source.load("wikitext/wikitext-2-v1", None)
     lines = {split: [text.decode() for text in column["text"]] for split, column in columns.items()}
@@ -163,7 +163,7 @@ def test_rows_of_wikitext_hold_it_whole(tmp_path):
         rows, _ = examples.rows(np.arange(len(examples)))
         assert (rows[:, 0] == encoder.token_to_id("[CLS]")).all()
         inner = rows[:, 1:-1].ravel()[: len(examples.documents.values)]
-        # The plain way: the whole split as one text.
+        # A simple implementation: the whole split as one text.
         text = "\n".join(lines[split])
         for old, new in bert_mlm.WIKITEXT_REPLACE:
             text = text.replace(old, new)

@@ -21,15 +21,15 @@ def _splitmix64(state, count):
 
 @settings(max_examples=50, deadline=None)
 @given(key=st.integers(0, _MASK), count=st.integers(1, 20))
-def test_numbers_are_those_of_splitmix64(key, count):
+def test_numbers_match_splitmix64(key, count):
     expected = _splitmix64(key, 3 * count)
     for stream in range(3):
         drawn = stateless_rng.numbers(np.array([key], np.uint64), count, stream)
         assert drawn.tolist() == [expected[stream * count : (stream + 1) * count]]
 
 
-def test_the_first_numbers_are_the_published_ones():
-    """Of seed 1234567, from the test vectors of several implementations."""
+def test_first_numbers_match_published_test_vectors():
+    """For seed 1234567, from the test vectors of several implementations."""
     drawn = stateless_rng.numbers(np.array([1234567], np.uint64), 3)
     assert drawn.tolist() == [[6457827717110365317, 3203168211198807973, 9817491932198370423]]
 
@@ -61,12 +61,12 @@ def test_uniform_and_below_cover_their_range_evenly():
     counts = np.bincount(stateless_rng.below(numbers, 10).ravel(), minlength=10)
     assert len(counts) == 10
     assert np.abs(counts - 5000).max() < 5 * (50_000 * 0.1 * 0.9) ** 0.5  # 5 standard deviations
-    # Neighbouring numbers, and the same place of neighbouring keys, are not correlated.
+    # Neighbouring numbers are uncorrelated, as are equal positions of neighbouring keys.
     for a, b in ((uniform[:, :-1], uniform[:, 1:]), (uniform[:-1], uniform[1:])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / a.size**0.5
 
 
-def test_they_never_change():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+def test_numbers_never_change():
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     keys = stateless_rng.keys(3, np.array([5]), np.array([[11]]))
     assert keys.tolist() == [[1863053595389605708]]

@@ -22,18 +22,18 @@ def _columns(images, labels=None):
 
 
 def _splits(tmp_path):
-    assert TinyImages.name == "tiny_images"  # imported, so TFDS knows it
+    assert TinyImages.name == "tiny_images"  # importing it registers the dataset with TFDS
     return tfds_source.load("tiny_images", str(tmp_path))
 
 
-def test_tfds_gives_images_as_their_files_bytes(tmp_path):
+def test_tfds_returns_images_as_file_bytes(tmp_path):
     train = _splits(tmp_path)["train"]
     assert train["image"] == [encoded(pixels(index)) for index in range(7)]
     assert train["image"].shards.path(6).startswith(str(tmp_path))
 
 
-def test_images_of_one_size_are_decoded_and_others_kept_as_they_are(tmp_path):
-    for _ in range(2):  # made, then read from the cache
+def test_images_of_one_size_are_decoded_and_others_stay_encoded(tmp_path):
+    for _ in range(2):  # computed, then read from the cache
         found = read(_splits(tmp_path), ArtifactCache(source="tiny images"), **OPTIONS)
         (train, labels), (test, test_labels) = found["train"], found["test"]
         assert isinstance(train, Decoded)
@@ -49,7 +49,7 @@ def test_images_of_one_size_are_decoded_and_others_kept_as_they_are(tmp_path):
         assert labels.dtype == np.int32
 
 
-def test_the_second_time_nothing_is_read(tmp_path):
+def test_second_time_nothing_is_read(tmp_path):
     class Unread(dict):
         def __getitem__(self, *_):
             raise AssertionError("the columns were read")
@@ -65,8 +65,8 @@ def test_the_second_time_nothing_is_read(tmp_path):
             read(Unread(), kept, **{**OPTIONS, **other})["train"]
 
 
-def test_what_takes_too_much_memory_stays_encoded(tmp_path, monkeypatch):
-    """One byte too many; and a dataset that is not read into memory at all."""
+def test_images_exceeding_the_memory_limit_stay_encoded(tmp_path, monkeypatch):
+    """One byte over the limit, and a dataset that is not read into memory at all."""
     splits = _splits(tmp_path)
     found = read(splits, ArtifactCache(), **OPTIONS)
     assert isinstance(found["train"][0], Decoded)
@@ -86,8 +86,8 @@ def test_what_takes_too_much_memory_stays_encoded(tmp_path, monkeypatch):
         np.testing.assert_array_equal(again["test"][0].take(np.array([1]))[0], pixels(8, 7))
 
 
-def test_a_store_travels_as_the_names_of_its_files(tmp_path, monkeypatch):
-    """A worker process must not be sent the images; what is read by TFDS travels too."""
+def test_store_is_pickled_as_file_names(tmp_path, monkeypatch):
+    """Images are not sent to worker processes; stores read by TFDS can be pickled too."""
     large = _columns([encoded(pixels(i, 60, 50)) for i in range(9)])
     uneven = _columns([encoded(pixels(i, 60 + i, 50)) for i in range(9)])
     found = read({"large": large, "uneven": uneven}, ArtifactCache(source="travel"), **OPTIONS)
@@ -102,8 +102,8 @@ def test_a_store_travels_as_the_names_of_its_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("height", [6, 7])
-def test_an_image_that_cannot_be_decoded_is_named(height, tmp_path, monkeypatch):
-    """Before training, whether the sizes differ or not; where nothing is in memory, when it is asked for."""
+def test_undecodable_image_is_named(height, tmp_path, monkeypatch):
+    """Before training, whether the sizes differ or not; if nothing is in memory, on access."""
     images = [encoded(pixels(0, height)), *(encoded(pixels(i)) for i in range(1, 600))]
     images[399] = images[399][:60]
     named = r"image 399 of split 'test' \(a\.array_record-00001\) can't be decoded: .*truncated"
@@ -111,7 +111,7 @@ def test_an_image_that_cannot_be_decoded_is_named(height, tmp_path, monkeypatch)
         read({"test": _columns(images)}, ArtifactCache(), **OPTIONS)["test"]
 
 
-def test_a_bad_image_that_is_read_later_is_named_then(tmp_path, monkeypatch):
+def test_undecodable_image_is_named_when_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(image_store, "DECODED_BYTES", 0)
     splits = _splits(tmp_path)
@@ -123,7 +123,7 @@ def test_a_bad_image_that_is_read_later_is_named_then(tmp_path, monkeypatch):
         store.take(np.array([4]))
 
 
-def test_arrays_are_taken_as_they_are():
+def test_arrays_are_used_unchanged():
     bytes_, floats = pixels(0)[None], np.linspace(0, 16, 90).reshape(1, 6, 5, 3)
     splits = {"a": {"image": bytes_, "label": [1]}, "b": {"image": floats, "label": [0.5]}}
     found = read(splits, ArtifactCache(), **OPTIONS)
@@ -146,11 +146,11 @@ def test_arrays_are_taken_as_they_are():
         (np.full((1, 1, 2, 1), np.nan), 1, r"images of split 's' holds nan at \[0, 0, 0, 0\]"),
     ],
 )
-def test_arrays_that_do_not_fit_are_one_line(images, channels, message):
+def test_invalid_arrays_are_one_line_errors(images, channels, message):
     with pytest.raises(UserError, match=message):
         read({"s": {"image": images, "label": [0]}}, ArtifactCache(), **{**OPTIONS, "channels": channels})["s"]
 
 
-def test_the_file_of_a_record():
+def test_file_of_a_record():
     shards = Shards(("a", "b", "c", "d"), (2, 0, 3, 1))
     assert [shards.path(index) for index in range(6)] == ["a", "a", "c", "c", "c", "d"]

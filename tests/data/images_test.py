@@ -50,7 +50,7 @@ def _training(examples, *, batch_rows=8, start=0, steps=15, seed=0, rows=None, *
 
 
 def _as_rows(batches):
-    """Every row of the batches, as bytes."""
+    """Each row of the batches, as bytes."""
     return [
         tuple(batch[name][row].tobytes() for name in sorted(batch))
         for batch in batches
@@ -59,8 +59,8 @@ def _as_rows(batches):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_training_sees_does_not_depend_on_the_batch_nor_on_a_resume(change):
-    """120 rows over five epochs of 23: in batches of 8, of 5, begun in the middle, and by eight processes."""
+def test_training_images_do_not_depend_on_batching_or_resuming(change):
+    """120 rows over five epochs of 23: in batches of 8, of 5, started in the middle, and from eight processes."""
     examples = _transform(_columns(), augment=CHANGES[change])
     whole = _as_rows(_training(examples))
     assert _as_rows(_training(examples, batch_rows=5, steps=24)) == whole
@@ -78,13 +78,13 @@ def test_worker_processes_make_the_same_batches():
     assert _as_rows(_training(examples, workers=2)) == _as_rows(_training(examples))
 
 
-def test_what_is_not_changed_at_random_draws_no_keys():
+def test_deterministic_transforms_draw_no_keys():
     assert not isinstance(_transform(_columns()), AugmentedExamples | MixedExamples)
     for change in CHANGES.values():
         assert isinstance(_transform(_columns(), augment=change), AugmentedExamples | MixedExamples)
 
 
-def test_off_by_default_training_sees_what_evaluation_sees():
+def test_training_and_evaluation_agree_by_default():
     examples = _transform(_columns())
     for batch in _training(examples, steps=3):
         assert set(batch) == {"images", "labels", "weight"}
@@ -93,7 +93,7 @@ def test_off_by_default_training_sees_what_evaluation_sees():
             assert any(np.array_equal(row, tiny_images.pixels(index, 8, 8)) for index in range(23))
 
 
-def test_evaluation_sees_images_as_they_are():
+def test_evaluation_images_are_unchanged():
     examples = _transform(_columns(), augment=CHANGES["both"])
     for members, batch in evaluation_batches(Stream.unpacked(examples), batch_rows=6, rows=Rows()):
         assert set(batch) == {"images", "labels", "weight"}
@@ -109,10 +109,10 @@ def test_evaluation_sees_images_as_they_are():
     seed=st.integers(0, 9),
     change=st.sampled_from([{"mixup": 0.7}, {"cutmix": 1.0}, {"crop_padding": 1, "flip": True, "mixup": 1.0}]),
 )
-def test_an_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, change):
-    """Each as it is when it is not mixed; the epoch's last with its first."""
+def test_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, change):
+    """Each image is the unmixed one; the last image of the epoch is mixed with the first."""
     examples = _transform(_columns(count), augment=change)
-    # The same, before anything is mixed.
+    # The same images without mixing.
     plain = Stream.unpacked(AugmentedImages(examples.store, examples.labels, examples.view, examples.augment))
     position = 0
     for batch in _training(examples, batch_rows=batch_rows, steps=4, seed=seed):
@@ -132,8 +132,8 @@ def test_an_image_is_mixed_with_the_next_of_its_epoch(count, batch_rows, seed, c
             position += 1
 
 
-def test_a_mixed_batch_has_the_same_entries_to_the_end():
-    """Padding too: the last step of a run in epochs, on a multiple of rows."""
+def test_mixed_batches_always_have_the_same_entries():
+    """Padding included: the last step of a run given in epochs, padded to a multiple of rows."""
     examples = _transform(_columns(5), augment={"mixup": 0.2})
     stream = Stream.unpacked(examples)
     batches = training_batches(stream, batch_rows=4, start_step=0, steps=2, total_rows=5, seed=0, rows=Rows(multiple=3))
@@ -152,8 +152,8 @@ def test_a_mixed_batch_has_the_same_entries_to_the_end():
     assert last["weight"].tolist() == [1, 0, 0, 0, 0, 0]
 
 
-def test_few_images_are_made_twice(monkeypatch):
-    """Of a batch and the other images of its rows, all but one are the same."""
+def test_few_images_are_computed_twice(monkeypatch):
+    """A batch and its mixing partners share all images except one."""
     examples = _transform(_columns(), augment={"mixup": 0.2, "flip": True})
     made = []
     take = type(examples.store).take
@@ -166,7 +166,7 @@ def test_few_images_are_made_twice(monkeypatch):
     assert made == [9, 9]
 
 
-def test_images_of_differing_sizes_are_brought_to_one(tmp_path):
+def test_images_of_different_sizes_are_resized_to_one(tmp_path):
     splits = tfds_source.load("tiny_images", str(tmp_path))
     section = dict(defaults.image(channels=3))
     del section["name"]
@@ -182,7 +182,7 @@ def test_images_of_differing_sizes_are_brought_to_one(tmp_path):
             assert batch["images"].shape[1:] == (4, 4, 3)
 
 
-def test_features_are_pixels_less_the_mean():
+def test_features_are_standardized_pixels():
     columns, grey = _columns(4), np.linspace(0, 16, 4 * 64).reshape(4, 8, 8, 1)
     options = {"inputs": ("image",), "label": "label"}
     found = pixels({"s": columns}, ArtifactCache(), **options, channels=3, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))[
@@ -228,12 +228,12 @@ def test_float_images_are_cropped_flipped_and_mixed():
         ({"augment": {"crop_padding": -1}}, "data.transform.augment.crop_padding is -1"),
     ],
 )
-def test_settings_that_do_not_fit_are_one_line(options, message):
+def test_invalid_settings_are_one_line_errors(options, message):
     with pytest.raises(UserError, match=message):
         _transform(FLOATS, **options)
 
 
-def test_a_missing_key_and_labels_that_are_no_classes_are_named():
+def test_missing_key_and_labels_that_are_not_classes_are_named():
     augment = dict(defaults.image(channels=3).augment)
     del augment["flip"]
     section = {**defaults.image(channels=3), "augment": augment}
@@ -244,9 +244,9 @@ def test_a_missing_key_and_labels_that_are_no_classes_are_named():
         _transform({**FLOATS, "label": [0.5, 1.0, 2.0]}, augment={"mixup": 0.2})
 
 
-def test_a_border_that_is_wider_than_the_images_is_refused_before_training():
+def test_too_wide_a_border_is_rejected_before_training():
     changes = {"crop_padding": 8, "crop_border": "reflect"}
-    with pytest.raises(UserError, match=r"crop_padding is 8; images of 8×8 can be mirrored by 7 at the most"):
+    with pytest.raises(UserError, match=r"crop_padding is 8; images of 8×8 can be mirrored by at most 7"):
         _transform(_columns(), augment=changes)
     _transform(_columns(), augment={**changes, "crop_border": "zero"})
 

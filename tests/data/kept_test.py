@@ -15,7 +15,7 @@ def cache(tmp_path, monkeypatch):
 
 
 class Counting:
-    """Makes an array and a text, and counts how often."""
+    """Computes an array and a text, and counts how often."""
 
     def __init__(self):
         self.times = 0
@@ -29,7 +29,7 @@ class Counting:
         return "wörds\r\n"
 
 
-def test_arrays_are_made_once_for_a_key_and_a_source():
+def test_arrays_are_computed_once_per_key_and_source():
     make = Counting()
     for _ in range(3):
         arrays = ArtifactCache(source="s").arrays("name", make.arrays, key=(1, "x"))
@@ -74,7 +74,7 @@ DAMAGES = [_truncate, *FLIPS, lambda path: path.write_bytes(b""), lambda path: p
         ("checksums.json", lambda path: path.unlink()),
     ],
 )
-def test_a_damaged_cache_is_made_anew(cache, name, damage):
+def test_damaged_cache_is_recomputed(cache, name, damage):
     make = Counting()
     ArtifactCache(source="s").arrays("name", make.arrays, key=())
     (path,) = cache.rglob(name)
@@ -83,17 +83,17 @@ def test_a_damaged_cache_is_made_anew(cache, name, damage):
         np.testing.assert_array_equal(
             ArtifactCache(source="s").arrays("name", make.arrays, key=())["a"], np.arange(1000)
         )
-    assert make.times == 2  # made anew, and whole again
+    assert make.times == 2  # recomputed, and valid again
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(cache):
+def test_unwritable_cache_is_skipped(cache):
     cache.write_text("a file where the folder should be")
     np.testing.assert_array_equal(
         ArtifactCache(source="s").arrays("n", Counting().arrays, key=())["a"], np.arange(1000)
     )
 
 
-def test_a_runs_text_is_its_own(tmp_path):
+def test_text_of_a_run_is_read_from_the_run(tmp_path):
     make = Counting()
     kept = ArtifactCache(tmp_path / "run", "s")
     assert [kept.text("t.txt", make.text, key=(1,)) for _ in range(2)] == ["wörds\r\n"] * 2
@@ -101,9 +101,9 @@ def test_a_runs_text_is_its_own(tmp_path):
     (tmp_path / "run/t.txt").write_text("of this run")
     assert kept.text("t.txt", make.text, key=(1,)) == "of this run"
     assert ArtifactCache(tmp_path / "other", "s").text("t.txt", make.text, key=(1,)) == "wörds\r\n"
-    assert make.times == 1  # another run shares it by the cache
+    assert make.times == 1  # another run reads it from the cache
     assert ArtifactCache(tmp_path / "third", "s").text("t.txt", make.text) == "wörds\r\n"
-    assert make.times == 2  # without a key it does not
+    assert make.times == 2  # without a key it is not shared
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):
@@ -114,7 +114,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert str(cache_folder()) == os.path.expanduser("~/.cache/research")
 
 
-def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
+def test_user_without_a_home_directory_has_a_cache(monkeypatch):
     monkeypatch.delenv("RESEARCH_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
@@ -125,7 +125,7 @@ def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
     assert cache_folder().name == f"research-{os.getuid()}"
 
 
-def test_an_array_is_read_from_the_run_and_else_shared_by_the_cache(tmp_path):
+def test_array_is_read_from_the_run_or_else_from_the_cache(tmp_path):
     make = Counting()
     for run, source, times in (("a", None, 1), ("a", None, 1), ("b", "s", 2), ("c", "s", 2), ("b", "t", 2)):
         array = ArtifactCache(tmp_path / run, source).array("n", lambda: make.arrays()["a"], key=(1,))

@@ -6,13 +6,13 @@ from research.data import load as data
 from research.data.sources import tfds_source
 
 
-def test_an_unknown_split_names_those_there_are():
+def test_unknown_split_lists_the_splits():
     dataset = data.load(linear_diabetes.get_config().data)
     with pytest.raises(UserError, match="did you mean 'validation'"):
         dataset.split("validaton")
 
 
-def test_an_empty_split_is_an_error(monkeypatch):
+def test_empty_split_is_an_error(monkeypatch):
     columns = data.SOURCES["diabetes"][1]()
     columns["test"] = {name: values[:0] for name, values in columns["test"].items()}
     monkeypatch.setitem(data.SOURCES, "diabetes", ("sklearn", lambda: columns))
@@ -20,7 +20,7 @@ def test_an_empty_split_is_an_error(monkeypatch):
         data.load(linear_diabetes.get_config().data).split("test")
 
 
-def test_the_fingerprint_sees_one_value(monkeypatch):
+def test_fingerprint_depends_on_every_value(monkeypatch):
     section = linear_diabetes.get_config().data
     before = data.load(section).fingerprint
     assert data.load(section).fingerprint == before
@@ -31,26 +31,26 @@ def test_the_fingerprint_sees_one_value(monkeypatch):
     assert data.load(section).fingerprint != before
 
 
-def test_a_transform_key_that_is_unknown_names_the_nearest():
+def test_unknown_transform_key_names_the_nearest():
     section = linear_diabetes.get_config().data
     section.transform.inptus = ("features",)
     with pytest.raises(UserError, match=r"data.transform.inptus .* did you mean 'inputs'"):
         data.load(section)
 
 
-def test_a_dataset_that_is_not_there_says_so(tmp_path):
-    """TFDS itself says "TFRECORD is not supported", or retries for minutes."""
+def test_missing_dataset_is_an_error(tmp_path):
+    """TFDS itself reports "TFRECORD is not supported", or retries for minutes."""
     with pytest.raises(
         UserError, match=r"glue/sst2 is not prepared in .* and can't be downloaded: https?://.* can't be"
     ):
         tfds_source.load("glue/sst2", str(tmp_path))
 
 
-def test_a_dataset_nobody_knows_says_so(tmp_path):
+def test_unknown_dataset_is_an_error(tmp_path):
     with pytest.raises(UserError, match="TFDS has no builder of that name"):
         tfds_source.load("no_such_thing", str(tmp_path))
 
 
-def test_missing_looks_only_for_what_the_config_needs(tmp_path):
+def test_missing_checks_only_what_the_config_needs(tmp_path):
     assert data.missing({"name": "digits", "data_dir": str(tmp_path)}) is None
     assert "not prepared" in data.missing({"name": "no_such_thing", "data_dir": str(tmp_path)})

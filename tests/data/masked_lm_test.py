@@ -13,7 +13,7 @@ from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch,
 from research.data.text.masked_lm import MaskedExamples, Masking
 from tests.encoded import masked_lm
 
-# Ids 0 to 4 are special ([MASK] is 4), 5 to 29 begin a word, 30 to 49 go on with it.
+# Ids 0 to 4 are special ([MASK] is 4), 5 to 29 begin a word, 30 to 49 continue one.
 SPECIAL, CONTINUES = np.arange(50) < 5, np.arange(50) >= 30
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 
@@ -43,7 +43,7 @@ ROWS = st.integers(1, 6).flatmap(
 
 
 def _words(row):
-    """The row's words, each the list of its places: the plain way, a token at a time."""
+    """The words of the row as lists of positions, computed one token at a time."""
     words = []
     for place, token in enumerate(row):
         if SPECIAL[token]:
@@ -57,8 +57,8 @@ def _words(row):
 
 @settings(max_examples=200, deadline=None)
 @given(rows=ROWS, rate=st.floats(0.05, 0.6), seed=st.integers(0, 99), whole_words=st.booleans())
-def test_what_is_hidden(rows, rate, seed, whole_words):
-    """Never a special token; as many as the rate says, of whole words at most as many; the rest stays as it is."""
+def test_tokens_that_are_masked(rows, rate, seed, whole_words):
+    """No special tokens; as many as the rate requires, or at most as many for whole words; the others are unchanged."""
     masking = _masking(rate, whole_words)
     tokens = np.array(rows, np.int32)
     keys = _keys(len(tokens), seed)
@@ -70,7 +70,7 @@ def test_what_is_hidden(rows, rate, seed, whole_words):
         wanted = min(usable, max(1, round(usable * rate)))
         if whole_words:
             assert all(len({bool(here[place]) for place in word}) == 1 for word in words)
-            # What was left out would have been too much: every word left is longer than what is missing.
+            # The remaining words would exceed the limit: each is longer than the number of tokens left to mask.
             missing = wanted - here.sum()
             assert missing >= 0
             assert all(len(word) > missing for word in words if not here[word[0]])
@@ -94,20 +94,20 @@ def _within(count, total, p):
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_fifteen_percent_of_which_80_10_10(whole_words):
+def test_fifteen_percent_are_masked_80_10_10(whole_words):
     masking = _masking(whole_words=whole_words)
     tokens = np.random.default_rng(1).integers(5, 50, (2000, 64)).astype(np.int32)
     if whole_words:
-        tokens %= 30  # then words are short enough to fill every row's share
+        tokens %= 30  # so that words are short enough to reach the rate in every row
         tokens[tokens < 5] = 30
     keys = _keys(2000)
     chosen, after = masking.chosen(tokens, keys), masking(tokens, keys)["tokens"]
     assert chosen.sum() == 2000 * round(0.15 * 64)
     assert abs(chosen.mean() - 0.15) < 0.007  # 10 of 64 is 0.156
-    assert all(_within(count, 2000, chosen.mean()) for count in chosen.sum(axis=0))  # whichever the place
+    assert all(_within(count, 2000, chosen.mean()) for count in chosen.sum(axis=0))  # whatever the position
     masked, changed = after[chosen] == MASK, after[chosen] != tokens[chosen]
     assert _within(masked.sum(), chosen.sum(), 0.8)
-    assert _within((changed & ~masked).sum(), chosen.sum(), 0.1 * 44 / 45)  # 1 in 45 is what it was
+    assert _within((changed & ~masked).sum(), chosen.sum(), 0.1 * 44 / 45)  # 1 in 45 is the original token
     other = after[chosen][changed & ~masked]
     assert not SPECIAL[other].any()
     counts = np.bincount(other, minlength=50)[5:]
@@ -115,8 +115,8 @@ def test_fifteen_percent_of_which_80_10_10(whole_words):
     assert all(_within(count, len(other), 1 / 45) for count in counts if not whole_words)
 
 
-def test_neighbouring_rows_and_epochs_hide_other_tokens():
-    """Of 10 hidden among 64, two draws share 10 · 10 / 64 = 1.6 on average."""
+def test_rows_and_epochs_have_different_masks():
+    """With 10 of 64 masked, two draws share 10 · 10 / 64 = 1.6 on average."""
     masking, tokens = _masking(), np.full((500, 64), 7, np.int32)
     members = np.arange(500)[:, None]
     first, second = (masking.chosen(tokens, stateless_rng.keys(0, np.full(500, e), members)[:, 0]) for e in (0, 1))
@@ -137,7 +137,7 @@ def _training(examples, *, batch_rows=8, start=0, steps=40, seed=0, rows=None):
 
 
 def _as_rows(batches):
-    """Every row of the batches, as bytes."""
+    """Each row of the batches, as bytes."""
     return [
         tuple(batch[name][row].tobytes() for name in sorted(batch))
         for batch in batches
@@ -146,11 +146,11 @@ def _as_rows(batches):
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_masks_do_not_depend_on_the_batch_nor_on_a_resume(whole_words):
-    """320 rows over five epochs of 67: in batches of 8, of 5, begun in the middle, and by two processes."""
+def test_masks_do_not_depend_on_batching_or_resuming(whole_words):
+    """320 rows over five epochs of 67: in batches of 8, of 5, started in the middle, and from two processes."""
     examples = _examples(whole_words=whole_words)
     whole = _as_rows(_training(examples))
-    assert len(set(whole)) >= 0.98 * len(whole)  # hardly a mask comes twice: a row of long words allows few
+    assert len(set(whole)) >= 0.98 * len(whole)  # masks are rarely repeated: a row of long words allows few
     assert _as_rows(_training(examples, batch_rows=5, steps=64)) == whole
     assert _as_rows(_training(examples, start=13)) == whole[13 * 8 :]
     shares = [list(_training(examples, rows=Rows(of=lambda n, i=i: np.arange(n)[i::2]))) for i in range(2)]
@@ -159,7 +159,7 @@ def test_masks_do_not_depend_on_the_batch_nor_on_a_resume(whole_words):
     assert _as_rows(_training(examples, seed=1)) != whole
 
 
-def test_evaluation_hides_the_same_tokens_every_time_and_in_any_batch():
+def test_evaluation_masks_are_the_same_in_any_batch():
     stream = Stream.unpacked(_examples())
     runs = [
         _as_rows(batch for _, batch in evaluation_batches(stream, batch_rows=size, rows=Rows())) for size in (67, 67, 1)
@@ -167,11 +167,11 @@ def test_evaluation_hides_the_same_tokens_every_time_and_in_any_batch():
     assert runs[0] == runs[1] == runs[2]
     assert len(runs[0]) == len(stream.examples)
     whole = stream.examples.batch(stream.rows)["masked_positions"]
-    assert len(np.unique(whole, axis=0)) > 0.9 * len(whole)  # each row has a mask of its own
+    assert len(np.unique(whole, axis=0)) > 0.9 * len(whole)  # each row has its own mask
 
 
-def test_batches_are_what_the_model_expects():
-    examples = _examples(size=100, row_length=32)  # 30 a row: the last one has 10 and 20 of padding
+def test_batches_match_the_model():
+    examples = _examples(size=100, row_length=32)  # 30 per row: the last one has 10, and 20 of padding
     batch = make_batch(examples, np.array([[3], [0], [-1]]))
     shapes = {name: array.shape for name, array in batch.items()}
     assert shapes == {
@@ -187,8 +187,8 @@ def test_batches_are_what_the_model_expects():
     np.testing.assert_array_equal(examples.rows(np.arange(1))[0][0, 1:31], examples.documents.values[:30])
 
 
-def test_other_examples_are_as_they_were():
-    """Keys change nothing for examples that draw nothing."""
+def test_unaugmented_examples_ignore_keys():
+    """Keys have no effect on examples without randomness."""
     examples = ArrayExamples({"features": np.arange(5.0)[:, None], "labels": np.arange(5)})
     members = np.array([[4], [2], [-1]])
     plain, keyed = make_batch(examples, members), make_batch(examples, members, slice(None), _keys(3)[:, None])
@@ -199,12 +199,12 @@ def test_other_examples_are_as_they_were():
 
 
 def test_masks_never_change():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     batch = next(iter(_training(_examples(), batch_rows=2)))
     assert batch["masked_positions"].tolist() == [[2, 12, 15, 17, 0], [15, 20, 21, 23, 0]]
 
 
-def test_a_worker_process_is_not_sent_the_corpus(tmp_path):
+def test_corpus_is_not_sent_to_worker_processes(tmp_path):
     for name, array in (("tokens", np.full(100_000, 7, np.int32)), ("offsets", np.array([0, 100_000]))):
         np.save(tmp_path / f"{name}.npy", array)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets")]
@@ -228,7 +228,7 @@ OPTIONS = {
 SPLITS = {"train": {"text": ["superb superbly dull dully"] * 5}, "test": {"text": ["dull"]}}
 
 
-def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
+def test_transform_finds_special_tokens_and_word_pieces():
     examples = masked_lm(SPLITS, ArtifactCache(), **OPTIONS)
     assert {split: len(found) for split, found in examples.items()} == {
         "train": -(-len(examples["train"].documents.values) // 6),
@@ -252,7 +252,7 @@ def test_the_transform_finds_special_tokens_and_pieces_in_the_vocabulary():
         ({"inputs": ("sentence",)}, "has no column 'sentence'; it has text"),
     ],
 )
-def test_bad_settings_are_one_line(change, message):
+def test_invalid_settings_are_one_line_errors(change, message):
     with pytest.raises(UserError, match=message):
         masked_lm(SPLITS, ArtifactCache(), **{**OPTIONS, **change})
 
@@ -266,6 +266,6 @@ def test_bad_settings_are_one_line(change, message):
         {"inputs": ("text", "text")},
     ],
 )
-def test_settings_of_another_form_name_their_key(change):
+def test_settings_of_the_wrong_type_name_their_key(change):
     with pytest.raises(UserError, match=rf"data\.transform\.{next(iter(change))}"):
         masked_lm(SPLITS, ArtifactCache(), **{**OPTIONS, **change})

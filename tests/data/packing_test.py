@@ -10,7 +10,7 @@ LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 
 
 def _by_hand(lengths, capacity, order):
-    """Best fit as its definition says: into the fullest row that still holds the example."""
+    """Best fit by definition: into the fullest row that still has room for the example."""
     rows = []
     for i in order:
         room = [(capacity - sum(lengths[j] for j in row), row) for row in rows]
@@ -24,8 +24,8 @@ def _by_hand(lengths, capacity, order):
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=LENGTHS, capacity=st.integers(20, 50), seed=st.integers(0, 9))
-def test_rows_are_best_fits(lengths, capacity, seed):
-    """Which of several equally full rows takes an example is free: the fillings must agree, not the members."""
+def test_rows_match_best_fit(lengths, capacity, seed):
+    """The choice among equally full rows is arbitrary: the row lengths must agree, not the members."""
     order = np.random.default_rng(seed).permutation(len(lengths))
     rows = best_fit(np.array(lengths), capacity, order)
     members = [[i for i in row if i >= 0] for row in rows.tolist()]
@@ -33,21 +33,21 @@ def test_rows_are_best_fits(lengths, capacity, seed):
     filled = [sum(lengths[i] for i in row) for row in members]
     assert max(filled) <= capacity
     assert sorted(filled) == sorted(sum(lengths[i] for i in row) for row in _by_hand(lengths, capacity, order))
-    for row in rows:  # the empty places are the last ones
+    for row in rows:  # empty places come last
         assert (row >= 0).tolist() == sorted((row >= 0).tolist(), reverse=True)
 
 
-def test_an_example_longer_than_a_row_says_what_to_change():
+def test_example_longer_than_a_row_names_the_keys():
     with pytest.raises(UserError, match=r"has 21 tokens, but data.transform.row_length is 20; raise it, or lower"):
         best_fit(np.array([3, 21]), 20, np.arange(2))
 
 
-def test_an_example_without_tokens_is_refused():
+def test_example_without_tokens_is_rejected():
     with pytest.raises(ValueError, match="without tokens"):
         best_fit(np.array([3, 0]), 20, np.arange(2))
 
 
-def test_texts_like_sst2s_leave_little_empty(rng):
+def test_texts_like_sst2_leave_little_padding(rng):
     """Geometric lengths of mean 13; measured 0.995."""
     lengths = np.minimum(rng.geometric(1 / 11, 20_000) + 2, 66)
     rows = best_fit(lengths, 128, np.arange(len(lengths)))

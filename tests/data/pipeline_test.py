@@ -36,7 +36,7 @@ def _members(rows):
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packed=st.booleans(), start=st.integers(0, 100), length=st.integers(1, 60))
-def test_any_stretch_of_the_stream_is_the_same_however_it_is_reached(lengths, packed, start, length):
+def test_any_range_of_the_stream_is_the_same_however_it_is_reached(lengths, packed, start, length):
     stream = _stream(lengths, packed)
     whole = stream.between(0, start + length, seed=3)
     np.testing.assert_array_equal(stream.between(start, start + length, seed=3), whole[start:])
@@ -45,7 +45,7 @@ def test_any_stretch_of_the_stream_is_the_same_however_it_is_reached(lengths, pa
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packed=st.booleans(), epoch=st.integers(0, 5))
-def test_an_epoch_has_every_example_once_in_rows_that_hold_them(lengths, packed, epoch):
+def test_epoch_has_every_example_once_in_rows_that_fit(lengths, packed, epoch):
     stream = _stream(lengths, packed)
     rows = stream.epoch(0, epoch)
     assert rows.shape == stream.rows.shape
@@ -55,7 +55,7 @@ def test_an_epoch_has_every_example_once_in_rows_that_hold_them(lengths, packed,
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packed=st.booleans(), position=st.integers(0, 100))
-def test_examples_before_a_position_are_counted_right(lengths, packed, position):
+def test_examples_before_a_position_are_counted(lengths, packed, position):
     stream = _stream(lengths, packed)
     assert stream.examples_before(position, seed=1) == len(_members(stream.between(0, position, seed=1)))
 
@@ -67,8 +67,8 @@ def test_epochs_and_seeds_have_different_orders(packed):
     assert len(set(orders)) == 4
 
 
-def test_packed_examples_meet_others_in_every_epoch():
-    """Row mates are drawn anew: of 300 pairs in one row, few share a row again an epoch later."""
+def test_packed_examples_share_rows_with_others_in_every_epoch():
+    """Row mates are redrawn: of 300 pairs in one row, few share a row again an epoch later."""
     stream = _stream([4] * 300, packed=True)
     first, second = (
         {pair for row in stream.epoch(0, epoch).tolist() for pair in itertools.combinations(sorted(row), 2)}
@@ -78,8 +78,8 @@ def test_packed_examples_meet_others_in_every_epoch():
     assert len(first & second) < 20
 
 
-def test_every_example_is_as_likely_to_come_first():
-    """600 epochs of 12 examples: those of one length must be in the first row about equally often."""
+def test_every_example_is_equally_likely_to_come_first():
+    """600 epochs of 12 examples: examples of equal length are in the first row about equally often."""
     stream = _stream([3, 6] * 6, packed=True)
     counts = np.zeros(12)
     for epoch in range(600):
@@ -88,8 +88,8 @@ def test_every_example_is_as_likely_to_come_first():
         assert np.abs(same_length - same_length.mean()).max() < 5 * same_length.mean() ** 0.5
 
 
-def test_the_order_never_changes():
-    """A golden figure: runs of an earlier version of this project would no longer repeat if this failed."""
+def test_order_never_changes():
+    """A golden value: if it changed, runs of earlier versions would not be reproducible."""
     order = [3, 7, 4, 0, 2, 6, 5, 1]
     stream = Stream.unpacked(_arrays(8))
     assert stream.epoch(0, 0)[:, 0].tolist() == order
@@ -110,7 +110,7 @@ def test_the_order_never_changes():
     fractions=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)),
     position=st.integers(0, 100),
 )
-def test_a_fraction_is_nested_in_a_larger_one_and_each_epoch_has_it_once(lengths, packed, seed, fractions, position):
+def test_fractions_are_nested_and_each_epoch_has_them_once(lengths, packed, seed, fractions, position):
     size = len(lengths)
     less, more = (sample_subset(size, max(fraction, 1 / size), seed) for fraction in sorted(fractions))
     assert set(less) <= set(more) <= set(range(size))
@@ -123,7 +123,7 @@ def test_a_fraction_is_nested_in_a_larger_one_and_each_epoch_has_it_once(lengths
     assert stream.examples_before(position, seed) == len(_members(stream.between(0, position, seed)))
 
 
-def test_fractions_differ_by_seed_and_the_whole_is_as_without():
+def test_fractions_differ_by_seed_and_one_is_the_whole_split():
     halves = {tuple(sample_subset(100, 0.5, seed)) for seed in range(3)}
     assert len(halves) == 3
     lengths = [3, 4, 5, 2] * 5
@@ -199,7 +199,7 @@ def _assert_equal(batches, others):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_starting_at_a_step_gives_that_steps_batch(packed):
+def test_starting_at_a_step_gives_the_batch_of_that_step(packed):
     stream = _stream([3, 9, 4, 1, 12] * 9, packed)
     _assert_equal(_training(stream, 6), _training(stream)[6:])
 
@@ -216,7 +216,7 @@ def test_worker_processes_make_the_same_batches():
 
 @pytest.mark.parametrize("mine", [[0, 1, 2, 3], [2, 3, 8, 9, 14, 15], [5]])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_processs_rows_are_those_of_the_whole_batch(mine, packed):
+def test_rows_of_a_process_are_those_of_the_global_batch(mine, packed):
     stream = _stream([i % 9 + 1 for i in range(80)], packed)
     members = padded(stream.between(0, 14, seed=0), 16)
     whole = make_batch(stream.examples, members)
@@ -225,7 +225,7 @@ def test_a_processs_rows_are_those_of_the_whole_batch(mine, packed):
         np.testing.assert_array_equal(part[name], whole[name][mine])
 
 
-def test_an_error_in_the_pipeline_reaches_the_loop():
+def test_error_in_the_pipeline_reaches_the_loop():
     class Broken(ArrayExamples):
         def batch(self, members, rows=slice(None)):
             raise OSError("disk gone")
@@ -236,7 +236,7 @@ def test_an_error_in_the_pipeline_reaches_the_loop():
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packed=st.booleans())
-def test_text_batches_hold_the_texts_and_nothing_else(lengths, packed):
+def test_text_batches_hold_exactly_the_texts(lengths, packed):
     stream = _stream(lengths, packed)
     batch = make_batch(stream.examples, padded(stream.rows, 7))
     filled = np.where(stream.rows >= 0, np.array(lengths)[stream.rows], 0).sum(axis=1)
@@ -258,16 +258,16 @@ def test_text_batches_hold_the_texts_and_nothing_else(lengths, packed):
     assert batch["starts"].shape == batch["labels"].shape == batch["weight"].shape
 
 
-def test_padded_length_is_the_smallest_that_holds_all():
+def test_padded_length_is_the_smallest_that_fits():
     assert padded_length(np.array([3, 9]), (32, 16, 8)) == 16
     assert padded_length(np.array([40]), (8, 16)) == 16
 
 
-def test_sequences_mapped_from_disk_travel_as_the_names_of_their_files():
-    """A worker process must not be sent a corpus."""
+def test_memory_mapped_sequences_are_pickled_as_file_names():
+    """A corpus is not sent to worker processes."""
     values = np.arange(100_000, dtype=np.int32)
     kept = ArtifactCache(source="travel")
-    for _ in range(2):  # made, then read
+    for _ in range(2):  # computed, then read
         arrays = kept.arrays("tokens", lambda: {"values": values, "offsets": np.array([0, 60_000, 100_000])}, key=())
     ragged = Ragged(arrays["values"], arrays["offsets"])
     message = pickle.dumps(ragged)

@@ -26,7 +26,7 @@ def _found(name, root):
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        # imdb_reviews has one config, its default; TFDS knows it.
+        # imdb_reviews has one config, its default, known to TFDS.
         ("imdb_reviews", "imdb_reviews/plain_text/1.0.0"),
         ("imdb_reviews/plain_text", "imdb_reviews/plain_text/1.0.0"),
         ("imdb_reviews/plain_text/1.0.0", "imdb_reviews/plain_text/1.0.0"),
@@ -35,29 +35,29 @@ def _found(name, root):
         ("imdb_reviews/1.0.0", "imdb_reviews/plain_text/1.0.0"),
         ("imdb_reviews:1.0.1", None),
         ("imdb_reviews/bytes", None),
-        # No config; of several versions the newest, by number.
+        # No config; the newest of several versions, by number.
         ("mnist", "mnist/3.0.10"),
         ("mnist/3.0.1", "mnist/3.0.1"),
         ("mnist:3.0.1", "mnist/3.0.1"),
         ("mnist/3.0.2", None),
-        # glue's default config is cola, which is not there: another task is not taken in its place.
+        # glue's default config, cola, is missing: no other task is used instead.
         ("glue", None),
         ("glue/sst2", "glue/sst2/2.0.0"),
         ("glue/sst2:2.0.0", "glue/sst2/2.0.0"),
-        # TFDS does not know this one, but its files say what its default is.
+        # Unknown to TFDS, but its files name the default.
         ("of_ones_own", "of_ones_own/b/1.0.0"),
         ("of_ones_own/a", "of_ones_own/a/1.0.0"),
-        # Nor this one, which has one config.
+        # Also unknown, with one config.
         ("alone", "alone/only-1.5/1.0.0"),
-        # A config that looks like a version, as cnn_dailymail's do.
+        # A config that looks like a version, as in cnn_dailymail.
         ("numbered/3.0.0", "numbered/3.0.0/3.4.0"),
         ("numbered/3.0.0:3.4.0", "numbered/3.0.0/3.4.0"),
-        # A preparation that was cut off.
+        # An interrupted preparation.
         ("cut_off", None),
     ],
 )
 @pytest.mark.parametrize("written", ["absolute", "~"])
-def test_a_name_means_a_folder(name, folder, written, tmp_path, monkeypatch):
+def test_name_resolves_to_a_folder(name, folder, written, tmp_path, monkeypatch):
     _make(tmp_path, "imdb_reviews/plain_text/1.0.0", "mnist/3.0.1", "mnist/3.0.9", "mnist/3.0.10", "glue/sst2/2.0.0")
     _make(tmp_path, "of_ones_own/a/1.0.0", "of_ones_own/b/1.0.0", "alone/only-1.5/1.0.0", "numbered/3.0.0/3.4.0")
     _make(tmp_path, "cut_off/1.0.0.incompleteX1")
@@ -77,13 +77,13 @@ def test_of_several_configs_one_must_be_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a//b", "a/", "a/b/c", "a:1", "a b", "a/*", "a/x=1"])
-def test_a_bad_name_is_one_line(name, tmp_path):
+def test_invalid_name_is_a_one_line_error(name, tmp_path):
     with pytest.raises(UserError, match="is not a valid dataset name; write NAME, NAME/CONFIG") as error:
         tfds_source.missing(name, str(tmp_path))
     assert "\n" not in str(error.value)
 
 
-def test_what_is_not_there_is_told_from_what_is(tmp_path):
+def test_error_lists_what_is_prepared(tmp_path):
     _make(tmp_path, "imdb_reviews/plain_text/1.0.0", *(f"other_{i}/1.0.0" for i in range(9)))
     reason = tfds_source.missing("imdb_review/text", str(tmp_path))
     assert f"not prepared in {tmp_path} (looked for imdb_review/text/VERSION/dataset_info.json; " in reason
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_told_from_what_is(tmp_path):
         ("mnist:1.0.0", r"Dataset mnist cannot be loaded at version 1.0.0, only: 3.0.1"),
     ],
 )
-def test_what_tfds_does_not_know_is_a_whole_sentence(name, message, tmp_path):
+def test_unknown_to_tfds_is_a_complete_sentence(name, message, tmp_path):
     assert re.search(message, tfds_source.missing(name, str(tmp_path)))
 
 
@@ -114,7 +114,7 @@ def test_the_first_sentence_of_an_error():
     assert tfds_source.first_sentence(ValueError()) == "ValueError"
 
 
-def test_a_format_that_takes_tensorflow_is_named(tmp_path):
+def test_format_that_needs_tensorflow_is_named(tmp_path):
     tfds_source.load("tiny_reviews", str(tmp_path))
     info = tmp_path / "tiny_reviews/1.0.0/dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
@@ -123,7 +123,7 @@ def test_a_format_that_takes_tensorflow_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny_reviews", "tiny_reviews/1.0.0", "tiny_reviews:1.0.0"])
-def test_a_home_directory_and_a_version_reach_the_data(name, tmp_path, monkeypatch):
+def test_home_directory_and_version_are_resolved(name, tmp_path, monkeypatch):
     assert TinyReviews.name == "tiny_reviews"
     plain = tfds_source.load("tiny_reviews", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -132,5 +132,5 @@ def test_a_home_directory_and_a_version_reach_the_data(name, tmp_path, monkeypat
         columns = data.raw(name, data_dir)
         assert dict(columns) == dict(plain)
         assert data.missing({"name": name, "data_dir": data_dir}) is None
-    with pytest.raises(UserError, match="no such home directory"):
+    with pytest.raises(UserError, match="this home directory does not exist"):
         prepared.data_folder("~nobody_of_this_name/data")

@@ -7,7 +7,7 @@ from research.base.errors import UserError
 from research.data.sources import python_docs
 
 
-def test_docstrings_come_in_the_order_they_stand_in():
+def test_docstrings_are_in_source_order():
     source = b'''"""Of the module."""
 class A:
     """Of a class."""
@@ -32,7 +32,7 @@ if True:
 
 
 @pytest.mark.extended
-def test_there_is_enough_of_it_and_no_docstring_twice():
+def test_corpus_is_large_and_has_no_duplicates():
     found = python_docs.documents()
     assert sum(map(len, found.values())) > 1_200_000
     assert {"topic for", "module json/__init__.py", "module heapq.py"} <= found.keys()
@@ -47,8 +47,8 @@ def test_there_is_enough_of_it_and_no_docstring_twice():
 
 
 @pytest.mark.extended
-def test_it_is_always_the_same():
-    """In another process too, where hashes have another seed."""
+def test_corpus_is_deterministic():
+    """Also in another process, with another hash seed."""
     code = (
         "from research.data.sources.python_docs import python_docs; from research.data.load import _fingerprint as f; "
     )
@@ -58,7 +58,7 @@ def test_it_is_always_the_same():
     assert other.stdout.strip() == _fingerprint(python_docs.python_docs())
 
 
-def test_a_python_without_its_documentation_says_so(monkeypatch):
+def test_python_without_documentation_is_an_error(monkeypatch):
     python_docs.documents.cache_clear()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(UserError, match=r"no pydoc_data\.topics"):

@@ -19,7 +19,7 @@ def _apply(name, image, strength, sign=1):
     return randaugment(image, np.array([NAMES.index(name)]), np.array([sign]), strength)
 
 
-def test_the_operations_are_those_of_the_paper():
+def test_operations_are_those_of_the_paper():
     """Cubuk et al. 2020, section 3.2, in torchvision's order."""
     assert list(NAMES) == [
         *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast"),
@@ -29,20 +29,20 @@ def test_the_operations_are_those_of_the_paper():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_strength_0_does_nothing_and_30_something(name, channels):
+def test_magnitude_0_is_the_identity_and_30_is_not(name, channels):
     image = np.ascontiguousarray(COLOUR[..., :channels] // 2 + 30)
     none, full = _apply(name, image, 0.0), _apply(name, image, 1.0)
     assert none.shape == full.shape == image.shape
-    if name not in ("autocontrast", "equalize"):  # these have no strength
+    if name not in ("autocontrast", "equalize"):  # these have no magnitude
         np.testing.assert_array_equal(none, image)
     if name != "identity" and (name, channels) != ("color", 1):
         assert (full != image).mean() > 0.3
 
 
 def test_geometry():
-    """At strength 1: half a side less a little to and fro, three in ten pixels sheared, thirty degrees."""
+    """At full magnitude: translation by 150/331 of a side, shear by 0.3, rotation by 30 degrees."""
     image = np.zeros((31, 33, 1), np.uint8)
-    image[15, 16] = 255  # the centre of a pixel is at + 0.5
+    image[15, 16] = 255  # pixel centres are at + 0.5
     where = {}
     for name in ("translate_x", "translate_y", "shear_x", "shear_y", "rotate"):
         for sign in (1, -1):
@@ -53,13 +53,13 @@ def test_geometry():
     assert where["translate_x", -1] == (15, 2)
     assert where["translate_y", 1] == (29, 16)
     assert where["translate_y", -1] == (1, 16)
-    # What comes to x' is from x = x' + 0.3 · 15.5, so it moves by 4.65; up, by 0.3 · 16.5.
+    # x' is sampled from x = x' + 0.3 · 15.5, a shift of 4.65; vertically, 0.3 · 16.5.
     assert where["shear_x", 1] == (15, 11)
     assert where["shear_x", -1] == (15, 21)
     assert where["shear_y", 1] == (10, 16)
     assert where["rotate", 1] == where["rotate", -1] == (15, 16)
     corner = np.zeros((31, 31, 1), np.uint8)
-    corner[15, 28] = 255  # 13 to the right of the centre; by 30 degrees to the left: 11.3 to the right, 6.5 up
+    corner[15, 28] = 255  # 13 right of the centre, rotated left by 30 degrees: 11.3 right, 6.5 up
     ys, xs = np.nonzero(_apply("rotate", corner, 1.0)[..., 0])
     assert (abs(ys - 8.5).max(), abs(xs - 26.3).max()) <= (1, 1)
 
@@ -84,12 +84,12 @@ def test_colours():
     dull = RAMP // 4 + 50
     stretched = _apply("autocontrast", dull, 0.3)
     assert stretched.min() == 0
-    assert stretched.max() >= 254  # pillow cuts fractions off
+    assert stretched.max() >= 254  # Pillow truncates
     even = np.bincount(_apply("equalize", np.tile(dull, (8, 8, 1)), 0.3).ravel() // 64, minlength=4)
     assert even.tolist() == [4096] * 4
 
 
-def test_each_operation_is_as_likely_as_any_other(monkeypatch):
+def test_operations_are_equally_likely(monkeypatch):
     seen = []
 
     def spy(image, chosen, signs, strength):

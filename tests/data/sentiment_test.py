@@ -7,20 +7,20 @@ from sklearn.linear_model import LogisticRegression
 from research.data.sources import sentiment, sentiment_words
 
 
-def test_it_is_the_same_every_time():
+def test_corpus_is_deterministic():
     a, b = (sentiment.generate(300, validation=False, seed=1) for _ in range(2))
     assert a == b
     assert a != sentiment.generate(300, validation=False, seed=2)
 
 
-def test_validation_templates_are_never_trained_on():
+def test_validation_templates_do_not_occur_in_training():
     train = sentiment.generate(5000, validation=False, seed=0)
     validation = sentiment.generate(1000, validation=True, seed=0)
     assert not set(train["template"]) & set(validation["template"])
     assert not set(train["sentence"]) & set(validation["sentence"])
 
 
-def test_training_sees_every_part_of_the_held_out_templates():
+def test_training_has_every_part_of_the_held_out_templates():
     parts = {part for template in sentiment.templates() if not sentiment.held_out(template) for part in template}
     held = {part for template in sentiment.templates() if sentiment.held_out(template) for part in template}
     assert held <= parts
@@ -42,7 +42,7 @@ def test_labels_are_balanced_and_every_kind_occurs():
     assert min(kinds.values()) > 200
 
 
-def test_words_and_word_pairs_alone_do_not_tell_the_label():
+def test_words_and_word_pairs_do_not_determine_the_label():
     """scikit-learn's logistic regression on tf-idf of words and pairs, at its best C of three, stays below 0.85."""
     train = sentiment.generate(10_000, validation=False, seed=0)
     validation = sentiment.generate(1000, validation=True, seed=0)

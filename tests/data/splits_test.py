@@ -10,7 +10,7 @@ from research.data.splits import BySplit, members, whole
 @pytest.mark.parametrize(
     "bounds", [":5%", "5%:", "-10%:", ":-10%", "33%:66.5%", "5:", ":5", "-5:-1", "1:5", "0%:100%", "99.4%:", "0:1_0"]
 )
-def test_a_part_is_that_of_tfds(bounds, size):
+def test_part_matches_tfds(bounds, size):
     split = f"test[{bounds}]"
     instruction = tfds.core.splits._str_to_relative_instruction(split)
     info = tfds.core.SplitInfo(name="test", shard_lengths=[size], num_bytes=0, filename_template=None)
@@ -27,7 +27,7 @@ def test_a_part_is_that_of_tfds(bounds, size):
     assert whole(split) == "test"
 
 
-def test_a_whole_split_has_no_part():
+def test_whole_split_has_no_part():
     assert members("test", 5) is None
     assert whole("test") == "test"
 
@@ -50,24 +50,24 @@ def test_a_whole_split_has_no_part():
         "t[1.5:]",
     ],
 )
-def test_another_notation_is_one_line(split):
+def test_invalid_notation_is_a_one_line_error(split):
     with pytest.raises(UserError, match="is not valid; write NAME"):
         members(split, 100)
 
 
 @pytest.mark.parametrize("split", ["t[:101]", "t[-101:]", "t[101:]", "t[:101%]", "t[-200%:]"])
-def test_what_reaches_beyond_the_split_is_one_line(split):
+def test_part_beyond_the_split_is_a_one_line_error(split):
     with pytest.raises(UserError, match="reaches beyond the 100 examples of 't'"):
         members(split, 100)
 
 
 @pytest.mark.parametrize("split", ["t[5:5]", "t[9:3]", "t[:0.1%]", "t[100:]"])
-def test_a_part_without_examples_is_one_line(split):
+def test_part_without_examples_is_a_one_line_error(split):
     with pytest.raises(UserError, match="has no examples"):
         members(split, 100)
 
 
-def test_what_is_made_of_a_split_is_made_once_and_only_when_asked_for():
+def test_split_is_computed_once_and_only_on_access():
     made = []
     values = BySplit({"train": 1, "test": 2}, lambda split: made.append(split) or split.upper())
     assert (list(values), len(values), made) == (["train", "test"], 2, [])

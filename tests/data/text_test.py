@@ -28,8 +28,8 @@ def _splits(**columns):
     return {"train": {"sentence": TEXTS, "label": [0, 1, 1, 0], **columns}}
 
 
-def test_the_vocabulary_is_always_the_same():
-    """In other processes too, where hashes have other seeds."""
+def test_vocabulary_is_deterministic():
+    """Also in other processes, with other hash seeds."""
     code = (
         "import hashlib; from research.data.text.wordpiece import train_wordpiece\n"
         "texts = [f'word{i % 50} and w{i % 7}rd number {i}' for i in range(500)]\n"
@@ -43,7 +43,7 @@ def test_the_vocabulary_is_always_the_same():
     assert len(digests) == 1
 
 
-def test_frequent_words_are_whole_and_unknown_ones_are_cut():
+def test_frequent_words_are_whole_and_unknown_ones_are_split():
     texts = ["the film is superb"] * 50 + ["superbly filmed"] * 5
     tokenizer = train_wordpiece(texts, vocab_size=80, lowercase=True)
     assert tokenizer.encode("The film is SUPERB").tokens == ["[CLS]", "the", "film", "is", "superb", "[SEP]"]
@@ -54,7 +54,7 @@ def test_frequent_words_are_whole_and_unknown_ones_are_cut():
 
 
 @pytest.mark.parametrize("vocab_size", [40, 60])
-def test_the_vocabulary_is_no_larger_than_asked(vocab_size):
+def test_vocabulary_is_at_most_the_requested_size(vocab_size):
     tokenizer = train_wordpiece(TEXTS, vocab_size=vocab_size, lowercase=True)
     assert tokenizer.get_vocab_size() <= vocab_size
     assert sorted(tokenizer.get_vocab().values()) == list(range(tokenizer.get_vocab_size()))
@@ -66,7 +66,7 @@ def test_special_tokens_come_first():
     assert tokenizer.encode("the plot").tokens == ["[CLS]", "the", "plot", "[SEP]"]
 
 
-def test_texts_become_tokens_and_back(tmp_path):
+def test_tokens_decode_to_the_text(tmp_path):
     examples = wordpiece(_splits(), ArtifactCache(tmp_path), **OPTIONS)["train"]
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     batch = examples.batch(np.array([[1], [3]]))
@@ -74,14 +74,14 @@ def test_texts_become_tokens_and_back(tmp_path):
     assert batch["labels"].tolist() == [[1], [0]]
 
 
-def test_the_kept_tokenizer_is_used_again(tmp_path):
+def test_saved_tokenizer_is_reused(tmp_path):
     wordpiece(_splits(), ArtifactCache(tmp_path), **OPTIONS)
     kept = (tmp_path / "tokenizer.json").read_text()
     wordpiece({"train": {"sentence": ["quite other words"], "label": [0]}}, ArtifactCache(tmp_path), **OPTIONS)
     assert (tmp_path / "tokenizer.json").read_text() == kept
 
 
-def test_pairs_have_type_ids_and_lose_their_longest_part_first():
+def test_pairs_have_type_ids_and_truncate_the_longest_part_first():
     splits = {"train": {"a": ["dull dull dull dull dull dull"], "b": ["superb"], "label": [0]}}
     examples = wordpiece(splits, ArtifactCache(), **{**OPTIONS, "inputs": ("a", "b")})["train"]
     batch = examples.batch(np.array([[0]]))
@@ -89,12 +89,12 @@ def test_pairs_have_type_ids_and_lose_their_longest_part_first():
     assert (batch["segments"] == 1).all()
 
 
-def test_bytes_that_are_not_utf8_become_replacement_characters():
+def test_invalid_utf8_becomes_replacement_characters():
     assert as_text(b"caf\xe9") == "caf\ufffd"
     assert as_text("café".encode()) == "café"
 
 
-def test_an_unknown_column_names_those_there_are():
+def test_unknown_column_lists_the_columns():
     with pytest.raises(UserError, match="has no column 'sentence'; it has text, label"):
         wordpiece({"train": {"text": TEXTS, "label": [0] * 4}}, ArtifactCache(), **OPTIONS)
 
@@ -113,7 +113,7 @@ class Unread(dict):
     __iter__ = __getitem__
 
 
-def test_the_second_time_tokens_come_from_the_cache(monkeypatch, tmp_path):
+def test_second_time_tokens_come_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path))
     kept = ArtifactCache(source="these texts")
     first = wordpiece(_splits(), kept, **OPTIONS)["train"]
@@ -130,8 +130,8 @@ def _tokens(examples, index):
     return batch["tokens"][batch["segments"] > 0].tolist()
 
 
-def test_odd_texts_have_a_defined_outcome():
-    """Empty: [CLS] [SEP]. 10,000 words: cut to max_length, [SEP] last. Not UTF-8, or a NUL: U+FFFD, an unknown word."""
+def test_unusual_texts_have_a_defined_result():
+    """Empty: [CLS] [SEP]. 10,000 words: truncated to max_length, [SEP] last. Invalid UTF-8 or NUL: U+FFFD, unknown."""
     texts = ["", " \n", "dull " * 10_000, b"dull caf\xe9", "dull"]
     splits = {"train": {"sentence": TEXTS + texts, "label": [0] * 9}, "test": {"sentence": [], "label": []}}
     examples = wordpiece(splits, ArtifactCache(), **OPTIONS)
@@ -144,9 +144,9 @@ def test_odd_texts_have_a_defined_outcome():
     assert SPECIAL_TOKENS.index("[UNK]") not in broken[:2]
 
 
-def test_a_tokenizer_of_ones_own(tmp_path):
+def test_custom_tokenizer(tmp_path):
     own = train_wordpiece(["dull superb"] * 9, vocab_size=60, lowercase=True)
-    own.enable_padding(length=30)  # what a file asks for in this way has no effect
+    own.enable_padding(length=30)  # settings of the file that have no effect here
     own.enable_truncation(3)
     own.save(str(tmp_path / "tokenizer.json"))
     options = {**OPTIONS, "tokenizer": str(tmp_path / "tokenizer.json")}
@@ -162,8 +162,8 @@ def test_a_tokenizer_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_vocabulary_of_ones_own(newline, tmp_path):
-    """One token a line, as BERT's are published; what looks like the end of a line to Unicode only is a token."""
+def test_custom_vocabulary(newline, tmp_path):
+    """One token per line, as BERT's are published; Unicode line separators are tokens."""
     words = ["dull", "Dull", "\x85", "\u2028", "é", "e"]
     (tmp_path / "vocab.txt").write_bytes("".join(f"{word}{newline}" for word in (*SPECIAL_TOKENS, *words)).encode())
     for lowercase, expected in ((True, [2, 5, 5, 10, 3]), (False, [2, 6, 5, 9, 3])):
@@ -175,8 +175,8 @@ def test_a_vocabulary_of_ones_own(newline, tmp_path):
         wordpiece(_splits(), ArtifactCache(), **options)
 
 
-def test_large_sets_are_tokenized_in_pieces_that_join():
-    texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one piece
+def test_large_datasets_are_tokenized_in_chunks():
+    texts = [TEXTS[i % 4] for i in range(20_000)]  # more than one chunk
     examples = wordpiece({"train": {"sentence": texts, "label": [0] * 20_000}}, ArtifactCache(), **OPTIONS)["train"]
     few = wordpiece(_splits(), ArtifactCache(), **OPTIONS)["train"]
     assert len(examples) == 20_000
@@ -206,7 +206,7 @@ LONG = ["dull " * 40, "", "the plot is superb " * 9, "a film", "not " * 7]
 
 
 @pytest.mark.parametrize("inputs", [("a",), ("a", "b")])
-def test_the_lengths_before_the_cut_are_kept(inputs):
+def test_lengths_before_truncation_are_kept(inputs):
     splits = {"train": {"a": LONG, "b": LONG[::-1], "label": [0] * 5}}
     whole = wordpiece(splits, ArtifactCache(), **{**OPTIONS, "inputs": inputs, "max_length": 512, "pad_to": (512,)})[
         "train"
@@ -218,8 +218,8 @@ def test_the_lengths_before_the_cut_are_kept(inputs):
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_every_single_character_in_the_vocabulary_can_be_used(lowercase):
-    """A character is a piece where it begins a word, and ##it where it stands behind another; nothing else is."""
+def test_single_characters_in_the_vocabulary_occur(lowercase):
+    """The vocabulary has `c` if the character begins a word, and `##c` if it follows another one."""
     texts = ["Zebra über-all, 你好 x9?", "naïve co-op", "a\u0301b 中文 ok"]
     tokenizer = train_wordpiece(texts, vocab_size=300, lowercase=lowercase)
     words = [
@@ -234,7 +234,7 @@ def test_every_single_character_in_the_vocabulary_can_be_used(lowercase):
     }
     assert {"你", "文", "-", ","} <= pieces
     assert not {"##你", "##文", "##-", "##,"} & pieces
-    assert 1 not in tokenizer.encode(" ".join(texts)).ids  # nothing is unknown
+    assert 1 not in tokenizer.encode(" ".join(texts)).ids  # no unknown tokens
 
 
 def test_rare_characters_leave_room_for_words():
@@ -243,27 +243,27 @@ def test_rare_characters_leave_room_for_words():
     assert tokenizer.encode(texts[0]).tokens == ["[CLS]", "the", "superb", "film", "[SEP]"]
 
 
-def test_yes_and_no_are_classes():
+def test_booleans_are_classes():
     for values in ([True, False], np.array([True, False])):
         labels = as_labels(values)
         assert (labels.dtype, labels.tolist()) == (np.int32, [1, 0])
 
 
 @pytest.mark.parametrize("inputs", [(), ("sentence", "a", "b")])
-def test_a_wrong_number_of_columns_is_one_line(inputs):
+def test_wrong_number_of_columns_is_a_one_line_error(inputs):
     with pytest.raises(UserError, match=r"data\.transform\.inputs"):
         wordpiece(_splits(), ArtifactCache(), **{**OPTIONS, "inputs": inputs})
 
 
-def test_the_only_column():
+def test_only_column():
     assert only(("a",)) == "a"
     for inputs in ((), ("a", "b")):
         with pytest.raises(UserError, match=r"data\.transform\.inputs"):
             only(inputs)
 
 
-def test_the_vocabulary_is_filled():
-    """Where most characters begin words only, what they would take as ##c is left for longer pieces."""
+def test_vocabulary_is_filled():
+    """If most characters only begin words, the space of their ##c forms goes to longer pieces."""
     words = [f"{a}{b}a{c}" for a in "bcdfg" for b in "hklmn" for c in "prstv"]
     texts = 5 * [" ".join(words)] + 10 * [chr(0x4E00 + i) for i in range(200)]
     assert train_wordpiece(texts, vocab_size=300, lowercase=True).get_vocab_size() == 300

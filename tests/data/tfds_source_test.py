@@ -11,11 +11,11 @@ from tests.data.tiny_reviews import TinyReviews
 
 
 def test_it_downloads_prepares_and_reads_without_tensorflow(tmp_path):
-    assert TinyReviews.name == "tiny_reviews"  # imported, so TFDS knows it
+    assert TinyReviews.name == "tiny_reviews"  # importing it registers the dataset with TFDS
     assert tfds_source.folder("tiny_reviews", str(tmp_path)) is None
-    assert tfds_source.missing("tiny_reviews", str(tmp_path)) is None  # it has nothing to download
+    assert tfds_source.missing("tiny_reviews", str(tmp_path)) is None  # nothing to download
     first = tfds_source.load("tiny_reviews", str(tmp_path))
-    again = tfds_source.load("tiny_reviews", str(tmp_path))  # now from the prepared files
+    again = tfds_source.load("tiny_reviews", str(tmp_path))  # from the prepared files
     assert tfds_source.folder("tiny_reviews", str(tmp_path)) == tmp_path / "tiny_reviews/1.0.0"
     assert first == again
     assert sorted(first["train"]["sentence"]) == sorted(f"review número {i}".encode() for i in range(7))
@@ -24,7 +24,7 @@ def test_it_downloads_prepares_and_reads_without_tensorflow(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_damaged_files_are_one_line(tmp_path):
+def test_damaged_files_are_a_one_line_error(tmp_path):
     tfds_source.load("tiny_reviews", str(tmp_path))
     for path in tmp_path.rglob("*train*array_record*"):
         path.write_bytes(path.read_bytes()[:20])
@@ -32,7 +32,7 @@ def test_damaged_files_are_one_line(tmp_path):
         tfds_source.load("tiny_reviews", str(tmp_path))["train"]
 
 
-def test_a_dataset_beyond_memory_is_read_in_pieces(tmp_path, monkeypatch):
+def test_dataset_larger_than_memory_is_read_in_chunks(tmp_path, monkeypatch):
     whole = dict(tfds_source.load("tiny_reviews", str(tmp_path)))
     monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 0)
     pieces = tfds_source.load("tiny_reviews", str(tmp_path))
@@ -47,7 +47,7 @@ def test_a_dataset_beyond_memory_is_read_in_pieces(tmp_path, monkeypatch):
             assert records[5:5] == []
 
 
-def test_the_state_tells_when_a_file_changed(tmp_path):
+def test_state_changes_with_a_file(tmp_path):
     assert tfds_source.state("tiny_reviews", str(tmp_path)) is None
     tfds_source.load("tiny_reviews", str(tmp_path))
     before = tfds_source.state("tiny_reviews", str(tmp_path))

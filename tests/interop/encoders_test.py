@@ -11,16 +11,16 @@ def _read(folder):
 
 
 class TestTheFolder:
-    """What its config and tokenizer files say."""
+    """The contents of its config and tokenizer files."""
 
-    def test_it_is_read(self, tmp_path):
+    def test_folder_is_read(self, tmp_path):
         tiny_encoder.write(tmp_path)
         assert _read(tmp_path).transform == {"tokenizer": f"{tmp_path}/vocab.txt", "lowercase": True, "vocab_size": 57}
         (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
         assert not _read(tmp_path).transform["lowercase"]
 
     def test_an_embedding_may_have_more_rows_than_the_tokenizer_has_tokens(self, tmp_path):
-        """Published ones are padded to a multiple of 8 or 64."""
+        """Published embeddings are padded to a multiple of 8 or 64."""
         tiny_encoder.write(tmp_path, vocab_size=64)
         found = _read(tmp_path)
         assert (found.model["vocab_size"], found.transform["vocab_size"]) == (64, 57)
@@ -49,7 +49,7 @@ class TestTheFolder:
             ),
         ],
     )
-    def test_what_is_not_good_is_one_line(self, files, message, tmp_path):
+    def test_invalid_folder_is_a_one_line_error(self, files, message, tmp_path):
         tiny_encoder.write(tmp_path)
         for name, content in files.items():
             (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)

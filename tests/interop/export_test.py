@@ -23,7 +23,7 @@ from tests.interop.tiny_encoder import write_run
 
 @pytest.mark.extended
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
-def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_path):
+def test_load_export_load_round_trips_every_byte(family, tmp_path):
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=3)
     assert export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out") == 7
     written = load_file(tmp_path / "out/model.safetensors")
@@ -39,8 +39,8 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(family, tmp_pat
 
 @pytest.mark.extended
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
-def test_an_export_that_is_exported_again_is_the_same_bytes(family, tmp_path):
-    """A regression, whose embedding has more rows than the tokenizer has tokens, as published ones have."""
+def test_exporting_an_export_gives_the_same_bytes(family, tmp_path):
+    """A regression, with more embedding rows than tokens, as in published models."""
     rows = tiny_encoder.CONFIGS[family]["vocab_size"] + 7
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=1, vocab_size=rows)
     source = tmp_path / "F"
@@ -58,7 +58,7 @@ def test_an_export_that_is_exported_again_is_the_same_bytes(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
-def test_the_other_files(family, tmp_path):
+def test_other_files(family, tmp_path):
     tiny_encoder.write(tmp_path / "F", family, num_classes=3)
     export(write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -83,7 +83,7 @@ def test_the_other_files(family, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_ranks_by_averaged_parameters_gives_these(tmp_path, monkeypatch):
+def test_run_ranked_by_averaged_parameters_exports_them(tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch, train=60, validation=20)
     for metric in ("accuracy", "ema_accuracy"):
         config = tiny.bert(steps=3, batch_size=8, ema_decay=0.5)
@@ -96,12 +96,12 @@ def test_a_run_that_ranks_by_averaged_parameters_gives_these(tmp_path, monkeypat
         state, _ = checkpoints.restore(experiment.state, 3)
     for metric, params in (("accuracy", state.params), ("ema_accuracy", averaged(state, 0.5).params)):
         exported = pretrained.load(str(tmp_path / f"{metric}-out"))[1]["params"]
-        # One division or the other of float32 numbers: measured 0 apart.
+        # Both divide float32 numbers; measured difference: 0.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), exported, params)
     assert not np.allclose(state.params["classifier"]["kernel"], averaged(state, 0.5).params["classifier"]["kernel"])
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_command_line(tmp_path, capsys):
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir, out = write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "new/out"
     assert shell.main([f"--workdir={workdir}", f"--out={out}", "--format=hf", "--checkpoint=best"]) == 0
@@ -115,7 +115,7 @@ def test_the_command_line(tmp_path, capsys):
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_the_command_line_says_where_outputs_differ_from_the_runs(tmp_path, capsys):
+def test_command_reports_differences_from_the_run(tmp_path, capsys):
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir = write_run(tmp_path / "W", tmp_path / "F")
     config = json.loads((workdir / "config.json").read_text())
@@ -127,7 +127,7 @@ def test_the_command_line_says_where_outputs_differ_from_the_runs(tmp_path, caps
         assert (printed["dtype"], dtype in printed["note"], "float32" in printed["note"]) == (dtype, True, True)
 
 
-def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
+def test_empty_folder_is_accepted_and_a_file_is_rejected(tmp_path):
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir = write_run(tmp_path / "W", tmp_path / "F")
     (tmp_path / "empty").mkdir()
@@ -139,7 +139,7 @@ def test_an_empty_folder_is_written_to_and_a_file_is_not(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_cannot_be_exported_is_one_line(tmp_path):
+def test_unsupported_run_is_a_one_line_error(tmp_path):
     RunDir(tmp_path / "logistic").start(tiny.logistic().to_dict())
     with pytest.raises(UserError, match="is a run of model 'logistic'; only bert and resnet can be exported"):
         export(tmp_path / "logistic", tmp_path / "out")

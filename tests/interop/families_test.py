@@ -23,7 +23,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("family", [BERT, ROBERTA, DISTILBERT], ids=lambda family: family.model_type)
-def test_what_a_config_says_there_and_back(family):
+def test_config_round_trips(family):
     config = CONFIGS[family.model_type]
     found, model = read_config(config, "config.json")
     assert (found, model) == (family, EXPECTED[family.model_type])
@@ -49,7 +49,7 @@ def test_activations(theirs, ours):
     assert read_config(written, "")[1]["activation"] == ours
 
 
-def test_an_old_file_without_model_type_is_berts():
+def test_old_file_without_model_type_is_bert():
     old = {key: value for key, value in CONFIGS["bert"].items() if key not in ("model_type", "layer_norm_eps")}
     assert read_config(old, "") == (BERT, EXPECTED["bert"])
 
@@ -70,15 +70,15 @@ def test_an_old_file_without_model_type_is_berts():
         ({"hidden_dropout_prob": 2}, "^F: model.dropout is 2.0"),
     ],
 )
-def test_what_is_not_known_is_one_line(change, message):
+def test_unsupported_value_is_a_one_line_error(change, message):
     with pytest.raises(UserError, match=message):
         read_config({**CONFIGS["bert"], **change}, "F")
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_a_null_is_one_line_or_what_leaving_it_out_means(family):
+def test_null_is_an_error_or_the_default(family):
     read = {*FAMILIES[family].keys.values(), *(["pad_token_id"] if family == "roberta" else [])}
-    for key in CONFIGS[family].keys() - {"model_type", "seq_classif_dropout"}:  # the caller's; None is a value of it
+    for key in CONFIGS[family].keys() - {"model_type", "seq_classif_dropout"}:  # from the caller; may be None
         config = {**CONFIGS[family], key: None}
         if key not in read:
             assert read_config(config, "F")[1] == EXPECTED[family]
@@ -87,7 +87,7 @@ def test_a_null_is_one_line_or_what_leaving_it_out_means(family):
             read_config(config, "F")
 
 
-def test_what_is_missing_is_named():
+def test_missing_key_is_named():
     with pytest.raises(UserError, match="F has no num_hidden_layers, which bert needs"):
         read_config({key: value for key, value in CONFIGS["bert"].items() if key != "num_hidden_layers"}, "F")
 
@@ -101,6 +101,6 @@ def test_what_is_missing_is_named():
         ("roberta", {"position_offset": 3}, "model.position_offset is 3, but the padding token's id is 1"),
     ],
 )
-def test_a_model_that_transformers_lacks_is_one_line(family, change, message):
+def test_model_without_a_transformers_equivalent_is_a_one_line_error(family, change, message):
     with pytest.raises(UserError, match=message):
         write_config({**EXPECTED[family], "num_classes": 2, **change}, pad_token_id=CONFIGS[family]["pad_token_id"])

@@ -1,4 +1,4 @@
-"""A config with `init_from`, and runs that start from it."""
+"""Configs with `init_from`, and runs that start from the weights."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def _few(monkeypatch):
 
 
 def _config(init_from, *overrides):
-    """The embedded BERT's config, from other weights; each of its 6 steps is on 8 sentences."""
+    """The config of the embedded BERT, from pretrained weights, with 6 steps of 8 sentences."""
     settings = ["train.batch_size=8", "train.steps=6", "checkpoint.every_steps=3", "eval.every_steps=0"]
     experiment = load("configs/bert_sst2.py:embedded", [f"init_from={init_from}", *settings, *overrides])
     return experiment.config, experiment.given
@@ -40,7 +40,7 @@ def _run(start, workdir, **options):
 
 
 def _first(start, workdir):
-    """The parameters before the first step, and what they would be without weights."""
+    """The parameters before the first step, and those without pretrained weights."""
     experiment = prepare(start.config)
     fresh = jax.device_get(experiment.init().params)
     with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
@@ -48,7 +48,7 @@ def _first(start, workdir):
 
 
 class TestTheConfig:
-    def test_the_model_and_the_tokenizer_are_those_of_the_weights(self, tmp_path):
+    def test_model_and_tokenizer_follow_the_weights(self, tmp_path):
         tiny_encoder.write(tmp_path / "F", "roberta")
         config, given = _config(tmp_path / "F")
         before = config.copy_and_resolve_references()
@@ -63,7 +63,7 @@ class TestTheConfig:
         assert start.note == f"weights: {tmp_path}/F (roberta); fresh: classifier"
         assert not (tmp_path / "W").exists()
 
-    def test_keys_that_were_given_stay(self, tmp_path):
+    def test_keys_that_were_given_are_kept(self, tmp_path):
         tiny_encoder.write(tmp_path, num_classes=2)
         start = _start(tmp_path / "W", tmp_path, "model.dropout=0.3", "model.num_layers=1")
         assert (start.config.model.dropout, start.config.model.num_layers) == (0.3, 1)
@@ -82,16 +82,16 @@ class TestTheConfig:
             (["model.num_heads=3"], "model.num_heads=3 does not divide model.hidden_size=8"),
         ],
     )
-    def test_given_keys_that_do_not_fit_are_one_line(self, overrides, message, tmp_path):
+    def test_conflicting_keys_are_one_line_errors(self, overrides, message, tmp_path):
         tiny_encoder.write(tmp_path)
         with pytest.raises(UserError, match=message):
             _start(tmp_path / "W", tmp_path, *overrides)
 
-    def test_without_init_from_nothing_happens(self):
+    def test_without_init_from_nothing_is_loaded(self):
         experiment = load("configs/bert_sst2.py:embedded")
         assert pretrained.start(experiment.config, experiment.given, "W") == pretrained.Start(experiment.config)
 
-    def test_other_models_take_none(self, tmp_path):
+    def test_other_models_do_not_support_init_from(self, tmp_path):
         experiment = load("configs/logistic_digits.py", [f"init_from={tmp_path}"])
         with pytest.raises(UserError, match="is for models bert, bert_mlm, resnet; this config's is 'logistic'"):
             pretrained.start(experiment.config, experiment.given, "W")
@@ -100,8 +100,8 @@ class TestTheConfig:
 @pytest.mark.parametrize(
     "family", ["bert", *(pytest.param(name, marks=pytest.mark.extended) for name in ("roberta", "distilbert"))]
 )
-def test_a_run_starts_from_the_weights(family, tmp_path):
-    """And from the classifier of its seed."""
+def test_run_starts_from_the_weights(family, tmp_path):
+    """The classifier is initialized from the seed."""
     tensors = tiny_encoder.write(tmp_path / "F", family, num_classes=2)
     start = _start(tmp_path / "W", tmp_path / "F")
     params, fresh = _first(start, tmp_path / "W")
@@ -116,7 +116,7 @@ def test_a_run_starts_from_the_weights(family, tmp_path):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("source", ["files", "run"])
-def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
+def test_parameters_matching_init_fresh_are_not_loaded(source, tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=2)
     weights = pretrained.load(str(tmp_path / "F"))[1]["params"]
     if source == "run":
@@ -141,7 +141,7 @@ def test_what_init_fresh_finds_is_not_taken(source, tmp_path):
         (["init_fresh=("], r"init_fresh='\(' is not a valid regular expression"),
     ],
 )
-def test_an_init_fresh_that_is_no_good_is_one_line(overrides, message, tmp_path):
+def test_invalid_init_fresh_is_a_one_line_error(overrides, message, tmp_path):
     tiny_encoder.write(tmp_path)
     with pytest.raises(UserError, match=message):
         _start(tmp_path / "W", tmp_path, *overrides)
@@ -154,7 +154,7 @@ def test_init_fresh_needs_init_from():
 
 
 @pytest.mark.slow
-def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
+def test_resuming_and_evaluating_do_not_need_the_weights(tmp_path):
     tiny_encoder.write(tmp_path / "F")
     whole = _run(_start(tmp_path / "whole", tmp_path / "F", "model.num_layers=1"), tmp_path / "whole")
 
@@ -178,13 +178,13 @@ def test_neither_going_on_nor_evaluating_needs_the_weights(tmp_path):
     assert metrics == summary["metrics"]["validation"]
 
 
-def test_weights_that_are_gone_are_one_line_where_they_are_needed(tmp_path):
+def test_missing_weights_are_a_one_line_error_if_needed(tmp_path):
     with pytest.raises(UserError, match=r"is not a folder"):
         _start(tmp_path / "W", tmp_path / "F")
 
 
 @pytest.mark.extended
-def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
+def test_weights_may_be_the_last_checkpoint_of_another_run(tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=2)
     trained = pretrained.load(str(tmp_path / "F"), 2)[1]["params"]
     run = tiny_encoder.write_run(tmp_path / "first", tmp_path / "F", num_classes=2)
@@ -205,7 +205,7 @@ def test_the_weights_may_be_another_runs_last_checkpoint(tmp_path):
         _start(tmp_path / "W", run, "model.num_layers=3")
 
 
-def test_a_run_of_another_model_is_one_line(tmp_path):
+def test_run_of_another_model_is_a_one_line_error(tmp_path):
     run = RunDir(tmp_path / "first")
     run.start(tiny.logistic().to_dict())
     run.checkpoints.mkdir()
@@ -213,7 +213,7 @@ def test_a_run_of_another_model_is_one_line(tmp_path):
         _start(tmp_path / "W", tmp_path / "first")
 
 
-# What transformers 5.23 computes in float64 from the same files, to seven digits.
+# Computed by transformers 5.23 in float64 from the same files, to seven digits.
 GOLDEN = {
     "bert": [
         [-0.0821885, 0.3097855, -0.0299217],
@@ -234,8 +234,8 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
-def test_logits_are_those_of_transformers(family, tmp_path):
-    """Measured: at most 1e-7 apart."""
+def test_logits_match_transformers(family, tmp_path):
+    """Measured: differences of at most 1e-7."""
     tiny_encoder.write(tmp_path, family, num_classes=3)
     module, variables = pretrained.load(str(tmp_path), num_classes=3)
     batch = tiny_encoder.batch(tiny_encoder.CONFIGS[family]["vocab_size"], type_ids=family == "bert")
@@ -254,7 +254,7 @@ class TestLanguageModels:
         experiment = load("configs/bert_mlm.py:embedded", settings)
         return experiment.config, experiment.given
 
-    def test_a_classifier_starts_from_a_pretraining_run(self, tmp_path):
+    def test_classifier_starts_from_a_pretraining_run(self, tmp_path):
         config, _ = self._mlm("model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.mlp_size=32")
         train_and_evaluate(config, tmp_path / "mlm", show=False)
         start = _start(tmp_path / "W", tmp_path / "mlm")
@@ -268,8 +268,8 @@ class TestLanguageModels:
         for name in ("pooler", "classifier"):
             tiny.assert_trees_equal(params[name], fresh[name])
 
-    def test_pretraining_goes_on_from_weights(self, tmp_path):
-        """Whose embedding has more rows than the tokenizer has tokens: these take no hidden token's place."""
+    def test_pretraining_continues_from_weights(self, tmp_path):
+        """With more embedding rows than tokens: the extra rows never replace a masked token."""
         tiny_encoder.write(tmp_path / "F", vocab_size=64)
         config, given = self._mlm(f"init_from={tmp_path / 'F'}", "data.transform.row_length=16")
         start = pretrained.start(config, given, tmp_path / "W")
@@ -286,16 +286,16 @@ class TestLanguageModels:
 
 
 @pytest.mark.parametrize("names", ["null", "{}", "3", "[]"])
-def test_labels_without_names_are_one_line_where_they_are_needed(names, tmp_path):
+def test_labels_without_names_are_a_one_line_error_if_needed(names, tmp_path):
     tiny_encoder.write(tmp_path / "F", num_classes=3)
     path = tmp_path / "F/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": json.loads(names)}))
     with pytest.raises(UserError, match=r"config.json has id2label"):
         pretrained.load(str(tmp_path / "F"))
-    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is fresh all the same
+    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is initialized in any case
 
 
-def test_a_key_that_was_given_as_none_does_not_follow_the_weights(tmp_path):
+def test_key_given_as_none_does_not_follow_the_weights(tmp_path):
     tiny_encoder.write(tmp_path / "F", "distilbert")
     assert _start(tmp_path / "W", tmp_path / "F").config.model.classifier_dropout == 0.2
     given = _start(tmp_path / "W", tmp_path / "F", "model.classifier_dropout=None")

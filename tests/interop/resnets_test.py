@@ -1,4 +1,4 @@
-"""ResNets in transformers' layout: read, started from, exported."""
+"""ResNets in transformers' layout: reading, initialization and export."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def _start(workdir, init_from, *overrides):
 
 
 class TestTheFolder:
-    def test_it_is_read(self, tmp_path):
+    def test_folder_is_read(self, tmp_path):
         tiny_resnet.write(tmp_path, "bottleneck")
         found = _read(tmp_path)
         assert found.model.pop("mean") == pytest.approx((102.0, 127.5, 153.0))
@@ -48,26 +48,29 @@ class TestTheFolder:
         }
         assert found.batch["images"].shape == (1, 32, 32, 3)
 
-    def test_what_a_config_leaves_out_is_a_resnet_50_for_imagenet(self, tmp_path):
+    def test_config_defaults_are_those_of_resnet_50(self, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
         model = _read(tmp_path).model
         assert (model["block"], model["stage_sizes"], model["width"]) == ("bottleneck", (3, 4, 6, 3), 64)
         assert model["mean"] == pytest.approx((123.675, 116.28, 103.53))
         assert model["std"] == pytest.approx((58.395, 57.12, 57.375))
 
-    def test_pixels_that_are_scaled_otherwise(self, tmp_path):
+    def test_other_pixel_scaling(self, tmp_path):
         tiny_resnet.write(tmp_path, preprocessor={**tiny_resnet.PREPROCESSOR, "rescale_factor": 0.1})
         assert _read(tmp_path).model["mean"] == pytest.approx((4.0, 5.0, 6.0))
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"downsample_in_bottleneck": True}, "config.json has downsample_in_bottleneck True; only False is known"),
+            (
+                {"downsample_in_bottleneck": True},
+                "config.json has downsample_in_bottleneck True; only False is supported",
+            ),
             (
                 {"downsample_in_first_stage": True},
-                "has downsample_in_first_stage True; only False is known",
+                "has downsample_in_first_stage True; only False is supported",
             ),
-            ({"hidden_act": "gelu"}, "config.json has hidden_act 'gelu'; only 'relu' is known here"),
+            ({"hidden_act": "gelu"}, "config.json has hidden_act 'gelu'; only 'relu' is supported"),
             ({"layer_type": "wide"}, "config.json has layer_type 'wide'; known: basic, bottleneck"),
             ({"depths": [1, "2"]}, r"config.json has depths \[1, '2'\]"),
             ({"depths": 3}, "config.json has depths 3"),
@@ -77,12 +80,12 @@ class TestTheFolder:
             ({"embedding_size": True}, "config.json has embedding_size True"),
             (
                 {"hidden_sizes": [4, 12]},
-                r"hidden_sizes \[4, 12\]; only \[4, 8\] is known here for 2 stages",
+                r"hidden_sizes \[4, 12\]; only \[4, 8\] is supported for 2 stages",
             ),
-            ({"embedding_size": 8}, r"hidden_sizes \[4, 8\]; only \[8, 16\] is known here"),
+            ({"embedding_size": 8}, r"hidden_sizes \[4, 8\]; only \[8, 16\] is supported"),
         ],
     )
-    def test_what_is_not_known_is_one_line(self, change, message, tmp_path):
+    def test_unsupported_value_is_a_one_line_error(self, change, message, tmp_path):
         tiny_resnet.write(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
@@ -93,19 +96,19 @@ class TestTheFolder:
     @pytest.mark.parametrize(
         ("preprocessor", "message"),
         [
-            ({"do_normalize": False}, "preprocessor_config.json has do_normalize False; only True is known here"),
-            ({"do_rescale": False}, "preprocessor_config.json has do_rescale False; only True is known here"),
+            ({"do_normalize": False}, "preprocessor_config.json has do_normalize False; only True is supported"),
+            ({"do_rescale": False}, "preprocessor_config.json has do_rescale False; only True is supported"),
             ({"image_mean": ["x"]}, r"preprocessor_config.json has image_mean \['x'\]"),
             ({"rescale_factor": 0}, "rescale_factor 0"),
         ],
     )
-    def test_another_normalization_is_one_line(self, preprocessor, message, tmp_path):
+    def test_other_normalization_is_a_one_line_error(self, preprocessor, message, tmp_path):
         tiny_resnet.write(tmp_path, preprocessor=preprocessor)
         with pytest.raises(UserError, match=message):
             _read(tmp_path)
 
 
-# What transformers 5.23 computes in float64 from the same files and normalized images, to seven digits.
+# Computed by transformers 5.23 in float64 from the same files and normalized images, to seven digits.
 GOLDEN = {
     "basic": [[-7.0516591, 8.777551, 19.1069218], [-1.5903422, 5.2232376, 8.3783789]],
     "bottleneck": [[-0.3990081, -1.245379, -1.1163904], [-0.3092939, -1.4314396, -1.412105]],
@@ -113,8 +116,8 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("block", tiny_resnet.CONFIGS)
-def test_logits_are_those_of_transformers(block, tmp_path):
-    """From bytes to logits, classifier and all. Measured: 5e-6 relative."""
+def test_logits_match_transformers(block, tmp_path):
+    """From bytes to logits, including the classifier. Measured: 5e-6 relative."""
     tiny_resnet.write(tmp_path, block)
     module, variables = pretrained.load(str(tmp_path))
     batch = {"images": tiny_resnet.images(), "weight": np.ones(2, np.float32)}
@@ -123,7 +126,7 @@ def test_logits_are_those_of_transformers(block, tmp_path):
 
 
 @pytest.mark.parametrize("block", tiny_resnet.CONFIGS)
-def test_loaded_exported_and_loaded_again_every_byte_is_the_same(block, tmp_path):
+def test_load_export_load_round_trips_every_byte(block, tmp_path):
     tensors = tiny_resnet.write(tmp_path / "F", block)
     assert export(tiny_resnet.write_run(tmp_path / "W", tmp_path / "F"), tmp_path / "out") == 7
     written = load_file(tmp_path / "out/model.safetensors")
@@ -143,7 +146,7 @@ def test_loaded_exported_and_loaded_again_every_byte_is_the_same(block, tmp_path
     tiny.assert_trees_equal(once, twice)
 
 
-def test_a_regression_that_is_exported_again_is_the_same_bytes(tmp_path):
+def test_exporting_a_regression_again_gives_the_same_bytes(tmp_path):
     tiny_resnet.write(tmp_path / "F", id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
     export(tiny_resnet.write_run(tmp_path / "once-run", tmp_path / "F"), tmp_path / "once")
     export(tiny_resnet.write_run(tmp_path / "twice-run", tmp_path / "once"), tmp_path / "twice")
@@ -153,8 +156,8 @@ def test_a_regression_that_is_exported_again_is_the_same_bytes(tmp_path):
     assert (config["id2label"], config["problem_type"]) == ({"0": "LABEL_0"}, "regression")
 
 
-def test_a_network_that_transformers_lacks_is_not_exported(tmp_path):
-    """And nothing is written."""
+def test_network_without_a_transformers_equivalent_is_not_exported(tmp_path):
+    """Nothing is written."""
     tiny_resnet.write(tmp_path / "F")
     workdir = tiny_resnet.write_run(tmp_path / "W", tmp_path / "F")
     config = json.loads((workdir / "config.json").read_text())
@@ -167,15 +170,15 @@ def test_a_network_that_transformers_lacks_is_not_exported(tmp_path):
 
 class TestARun:
     def _first(self, start, workdir):
-        """The state before the first step, and what it would be without weights."""
+        """The state before the first step, and that without pretrained weights."""
         experiment = prepare(start.config)
         fresh = jax.device_get(experiment.init())
         with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
             return restore_or_init(experiment, checkpoints, start.initial)[0], fresh
 
     @pytest.mark.parametrize("name", ["resnet", "resnet18"])
-    def test_it_starts_from_the_weights_and_their_batch_statistics(self, name, tmp_path):
-        """Whatever variant the config names. The classifier is its seed's, though it has as many classes."""
+    def test_run_starts_from_the_weights_and_batch_statistics(self, name, tmp_path):
+        """For any variant in the config. The classifier is initialized from the seed, even with as many classes."""
         tiny_resnet.write(tmp_path / "F", "basic", num_channels=1, preprocessor={"image_mean": [0.5], "image_std": [1]})
         experiment = load("configs/resnet_digits.py", [f"init_from={tmp_path / 'F'}", "model.num_classes=10"])
         config = experiment.config
@@ -203,7 +206,7 @@ class TestARun:
         kernel = tensors[STEM].transpose(2, 3, 1, 0)
         np.testing.assert_array_equal(state.params["conv_stem"]["kernel"], kernel)
 
-    def test_it_starts_from_another_run(self, tmp_path):
+    def test_run_starts_from_another_run(self, tmp_path):
         tiny_resnet.write(tmp_path / "F", num_channels=1, preprocessor={"image_mean": [0.5], "image_std": [1]})
         _, expected = pretrained.load(str(tmp_path / "F"))
         run = tiny_resnet.write_run(tmp_path / "first", tmp_path / "F")
@@ -215,8 +218,8 @@ class TestARun:
         tiny.assert_trees_equal(state.model_state["batch_stats"], expected["batch_stats"])
         tiny.assert_trees_equal(pretrained.load(str(run))[1], expected)
 
-    def test_going_on_needs_no_weights(self, tmp_path):
-        """The run's own settings come back, whatever variant its config names."""
+    def test_resuming_does_not_need_the_weights(self, tmp_path):
+        """The settings of the run are restored, for any variant in its config."""
         tiny_resnet.write(tmp_path / "F", "bottleneck")
         workdir = tiny_resnet.write_run(tmp_path / "W", tmp_path / "F")
         config = json.loads((workdir / "config.json").read_text())
@@ -230,8 +233,8 @@ class TestARun:
         assert (model.name, model.block, model.stage_sizes, model.width) == ("resnet", "bottleneck", (1, 2), 4)
         assert model.mean == pytest.approx((102.0, 127.5, 153.0))
 
-    def test_images_of_other_channels_are_one_line(self, tmp_path):
-        """Digits have one, these weights three."""
+    def test_other_number_of_channels_is_a_one_line_error(self, tmp_path):
+        """Digits have one channel, these weights three."""
         tiny_resnet.write(tmp_path / "F")
         with pytest.raises(UserError, match=r"model.mean has 3 values .*; images have 1 channels"):
             prepare(_start(tmp_path / "W", tmp_path / "F").config)
@@ -243,7 +246,7 @@ class TestARun:
         with pytest.raises(UserError, match=r"conv_stem/kernel .*\(7, 7, 3, 4\).*\(7, 7, 1, 4\)"):
             self._first(start, tmp_path / "W")
 
-    def test_a_variant_that_was_named_is_kept(self, tmp_path):
+    def test_named_variant_is_kept(self, tmp_path):
         tiny_resnet.write(tmp_path / "F")
         experiment = load("configs/resnet_digits.py", [f"init_from={tmp_path / 'F'}"])
         config = experiment.config
@@ -252,7 +255,7 @@ class TestARun:
         with pytest.raises(UserError, match=r"has shape \(4,\); the model of this config needs \(64,\)"):
             pretrained.start(config, {*experiment.given, "model.name"}, tmp_path / "W")
 
-    def test_weights_of_an_encoder_are_one_line(self, tmp_path):
+    def test_weights_of_an_encoder_are_a_one_line_error(self, tmp_path):
         tiny_encoder.write(tmp_path / "F")
         with pytest.raises(UserError, match="has weights for models bert, bert_mlm; this config's is 'resnet'"):
             _start(tmp_path / "W", tmp_path / "F")
@@ -271,7 +274,7 @@ class TestARun:
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
+def test_mismatched_tensors_are_named(change, message, tmp_path):
     tiny_resnet.write(tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(change(load_file(path)), path)
@@ -279,8 +282,8 @@ def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
         pretrained.load(str(tmp_path))
 
 
-def test_the_bare_network_has_a_random_head(tmp_path):
-    """ResNetModel's file: no prefix, no classifier."""
+def test_network_without_a_head_gets_a_random_one(tmp_path):
+    """A file of ResNetModel: no prefix, no classifier."""
     tensors = tiny_resnet.write(tmp_path)
     bare = {name.removeprefix("resnet."): x for name, x in tensors.items() if not name.startswith("classifier")}
     save_file({**bare, "more": np.zeros(1)}, tmp_path / "model.safetensors")
@@ -292,7 +295,7 @@ def test_the_bare_network_has_a_random_head(tmp_path):
 
 
 def test_hub_files_need_no_tokenizer(tmp_path, monkeypatch):
-    """What was downloaded of a ResNet is whole without one."""
+    """The download of a ResNet is complete without one."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -304,7 +307,7 @@ def test_hub_files_need_no_tokenizer(tmp_path, monkeypatch):
     assert _read(source.folder("some/resnet")).model["mean"] == pytest.approx((102.0, 127.5, 153.0))
 
 
-def test_a_run_directory_of_a_resnet_says_so(tmp_path):
+def test_run_directory_of_a_resnet_is_rejected_for_bert(tmp_path):
     tiny_resnet.write(tmp_path / "F")
     run = tiny_resnet.write_run(tmp_path / "first", tmp_path / "F")
     assert RunDir.open(run).config()["model"]["name"] == "resnet"

@@ -14,14 +14,14 @@ from tests.interop import tiny_encoder
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An empty cache of the hub's files."""
+    """An empty cache of hub files."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 @pytest.fixture
 def online(monkeypatch):
-    """Whether the hub may be asked; each request that is made comes into the list, and fails."""
+    """Sets whether requests to the hub are allowed; each request is recorded in the list and fails."""
     asked = []
 
     def head(url, timeout):
@@ -34,7 +34,7 @@ def online(monkeypatch):
 
 
 def _downloaded(cache, hub_id):
-    """Files as the hub's client lays them down."""
+    """Files in the layout of the hub's client."""
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("c0ffee")
@@ -42,14 +42,14 @@ def _downloaded(cache, hub_id):
     return repository / "snapshots/c0ffee"
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_folder_is_used_unchanged(tmp_path, monkeypatch):
     assert source.missing(str(tmp_path)) is None
     assert source.folder(str(tmp_path)) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert source.folder("~") == tmp_path
 
 
-def test_what_was_downloaded_is_used_without_asking(hub_cache, online):
+def test_downloaded_files_are_used_without_a_request(hub_cache, online):
     folder = _downloaded(hub_cache, "some/model")
     assert source.missing("some/model") is None
     assert source.folder("some/model").resolve() == folder.resolve()
@@ -57,36 +57,34 @@ def test_what_was_downloaded_is_used_without_asking(hub_cache, online):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
-def test_half_a_download_is_none(name, hub_cache, online):
+def test_partial_download_is_ignored(name, hub_cache, online):
     folder = _downloaded(hub_cache, "some/model")
     (folder / name).unlink()
     assert "can't be reached" in source.missing("some/model")
 
 
-def test_without_network_it_is_one_line(hub_cache, online):
-    with pytest.raises(
-        UserError, match=r"some/model is not a folder, not among the hub's files here, and \S+ can't be"
-    ):
+def test_missing_network_is_a_one_line_error(hub_cache, online):
+    with pytest.raises(UserError, match=r"some/model is not a folder, not in the local hub cache, and \S+ can't be"):
         source.folder("some/model")
     ((url, timeout),) = online
     assert "some/model" in url
     assert timeout <= 5
 
 
-def test_offline_is_not_asked_either(hub_cache, online, monkeypatch):
+def test_offline_mode_makes_no_request(hub_cache, online, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids to download it"):
         source.folder("some/model")
     assert online == []
 
 
-def test_a_folder_that_is_not_there_is_one_line(hub_cache):
+def test_missing_folder_is_a_one_line_error(hub_cache):
     with pytest.raises(UserError, match=r"/no/such/folder is not a folder, nor a hub id \(OWNER/NAME\)"):
         source.folder("/no/such/folder")
 
 
-def test_a_download_that_fails_is_one_line(hub_cache, online, monkeypatch):
-    """The hub answers the first request, then no more."""
+def test_failed_download_is_a_one_line_error(hub_cache, online, monkeypatch):
+    """The hub answers only the first request."""
     monkeypatch.setattr(requests, "head", lambda url, timeout: None)
     with pytest.raises(UserError, match="pretrained weights some/model can't be downloaded: ") as caught:
         source.folder("some/model")
@@ -94,7 +92,7 @@ def test_a_download_that_fails_is_one_line(hub_cache, online, monkeypatch):
 
 
 @pytest.mark.extended
-def test_the_command_line_without_network_ends_within_seconds(tmp_path):
+def test_command_without_network_fails_within_seconds(tmp_path):
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "0",

@@ -20,14 +20,14 @@ def _params(folder, num_classes=3):
 
 
 def _rewrite(folder, change):
-    """Changes the tensors of a folder by a function of {name: tensor}."""
+    """Changes the tensors of a folder with a function of {name: tensor}."""
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path)
 
 
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
-def test_both_forms_of_names(family, tmp_path):
-    """With and without the prefix, and BERT's first names of LayerNorm's two."""
+def test_names_with_and_without_prefix(family, tmp_path):
+    """With and without the prefix, and with BERT's original names of the LayerNorm parameters."""
     written = tiny_encoder.write(tmp_path, family, num_classes=3)
     params = _params(tmp_path)
     name = f"{family}.{'transformer' if family == 'distilbert' else 'encoder'}.layer.1."
@@ -79,13 +79,13 @@ def test_other_types_become_float32(dtype, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
 
 
-def test_the_head_may_be_missing(tmp_path):
+def test_head_may_be_missing(tmp_path):
     tensors = tiny_encoder.write(tmp_path)
     _rewrite(tmp_path, lambda tensors: {name: x for name, x in tensors.items() if "pooler" not in name})
     params = _params(tmp_path)
     table = tensors["bert.embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(params["encoder"]["token_embedding"]["embedding"], table)
-    assert 0 < np.abs(params["pooler"]["kernel"]).max() <= 0.04  # random, of the initializer_range
+    assert 0 < np.abs(params["pooler"]["kernel"]).max() <= 0.04  # random, with the initializer_range
     assert params["classifier"]["kernel"].shape == (8, 3)
 
 
@@ -106,7 +106,7 @@ MLP = "bert.encoder.layer.0.intermediate.dense.weight"
             lambda tensors: {**tensors, f"{QUERY}.weight": np.zeros((8, 9), np.float32)},
             rf"tensor {QUERY}.weight of \S+ has shape \(8, 9\); the model of this config needs \(8, 8\)",
         ),
-        (  # shapes are told as they are in the file
+        (  # the error gives shapes as in the file
             lambda tensors: {**tensors, MLP: np.zeros((8, 12), np.float32)},
             rf"tensor {MLP} of \S+ has shape \(8, 12\); the model of this config needs \(12, 8\)",
         ),
@@ -120,7 +120,7 @@ MLP = "bert.encoder.layer.0.intermediate.dense.weight"
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
+def test_mismatched_tensors_are_named(change, message, tmp_path):
     tiny_encoder.write(tmp_path, num_classes=3)
     _rewrite(tmp_path, change)
     with pytest.raises(UserError, match=message) as caught:
@@ -129,22 +129,22 @@ def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
 
 
 @pytest.mark.parametrize("length", [4, 100, -1])
-def test_a_file_that_was_cut_off_is_one_line(length, tmp_path):
+def test_truncated_file_is_a_one_line_error(length, tmp_path):
     tiny_encoder.write(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"model.safetensors can't be read, it may be cut off"):
+    with pytest.raises(UserError, match=r"model.safetensors can't be read; it may be truncated"):
         _params(tmp_path)
 
 
-def test_a_pickle_is_never_opened(tmp_path):
+def test_pickle_is_never_opened(tmp_path):
     tiny_encoder.write(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has no model.safetensors, only pytorch_model.bin: a pickle .* never opened"):
         _params(tmp_path)
 
 
-def test_each_leaf_stays_where_it_is_on_the_devices():
+def test_leaves_keep_their_sharding():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shardings = [jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("data",), (None, "data"))]
     array = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
@@ -154,8 +154,8 @@ def test_each_leaf_stays_where_it_is_on_the_devices():
         np.testing.assert_array_equal(leaf, array)
 
 
-def test_no_more_than_one_tensor_is_held_twice():
-    """8 tensors of 1 MB each replaced: at no time is more memory in use than for 8 and one that was just read."""
+def test_at_most_one_tensor_is_held_twice():
+    """Replacing 8 tensors of 1 MB never uses more memory than 8 tensors and the one just read."""
     params = {f"layer_{i}": {"kernel": jnp.full((512, 512), i, jnp.float32)} for i in range(8)}
     fresh = jax.tree.leaves(params)
     alive = []

@@ -1,4 +1,4 @@
-"""Small encoders in transformers' layout, written without it: names and shapes are spelt out here once more."""
+"""Small encoders in transformers' layout, written without transformers: names and shapes are given explicitly."""
 
 import json
 import string
@@ -76,9 +76,9 @@ CONFIGS = {
 def tensors(family, num_classes=None, vocab_size=None):
     """{name: float32 tensor} of the encoder and its head, and of a classifier if it has classes.
 
-    `vocab_size`: rows of the word embedding; None for that of CONFIGS.
+    `vocab_size`: rows of the word embedding; None: as in CONFIGS.
 
-    Sines of different frequencies: no random generator whose numbers might change.
+    The values are sines of different frequencies, which do not depend on a random generator.
     """
     config = CONFIGS[family]
     size, width = 8, 12
@@ -127,7 +127,7 @@ def tensors(family, num_classes=None, vocab_size=None):
 
 
 def write(folder, family="bert", *, num_classes=None, **changes):
-    """Writes a whole folder -> its tensors. `changes`: to config.json; its vocab_size is that of the tensors too."""
+    """Writes a complete folder -> its tensors. `changes`: to config.json, including the vocab_size of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIGS[family], **changes}))
     if family == "roberta":
@@ -140,7 +140,7 @@ def write(folder, family="bert", *, num_classes=None, **changes):
 
 
 def _roberta_tokenizer():
-    """Byte-level, without merges."""
+    """A byte-level tokenizer without merges."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "<mask>"]
     tokenizer = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -158,7 +158,7 @@ def write_run(folder, init_from, num_classes=3):
     run.start(config.to_dict())
     transform = config.data.transform
     tokenizer = read_tokenizer(transform.tokenizer, lowercase=transform.lowercase)
-    tokenizer.enable_truncation(4)  # as some published files ask for
+    tokenizer.enable_truncation(4)  # as in some published files
     tokenizer.enable_padding()
     tokenizer.save(str(run.assets / "tokenizer.json"))
     _, variables = pretrained.load(str(init_from), num_classes)
@@ -173,7 +173,7 @@ def write_run(folder, init_from, num_classes=3):
 
 
 def batch(vocab_size, lengths=(7, 4, 1), type_ids=True):
-    """Three examples a row each, of different lengths, the first of two parts."""
+    """Three examples of different lengths, one per row; the first is a pair."""
     tokens = np.zeros((len(lengths), 9), np.int32)
     segments = np.zeros_like(tokens)
     types = np.zeros_like(tokens)

@@ -1,4 +1,4 @@
-"""Small ResNets in transformers' layout, written without it: names and shapes are spelt out here once more."""
+"""Small ResNets in transformers' layout, written without transformers: names and shapes are given explicitly."""
 
 import json
 
@@ -33,7 +33,7 @@ PREPROCESSOR = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
 
 
 def tensors(block, channels=3, num_classes=3):
-    """{name: float32 tensor}, num_batches_tracked apart. Sines: no random generator whose numbers might change."""
+    """{name: float32 tensor}, except num_batches_tracked. The values are sines, not drawn from a random generator."""
     convolutions = {"resnet.embedder.embedder": (4, channels, 7, 7)}
 
     def layer(stage, index, into, out):
@@ -69,7 +69,7 @@ def tensors(block, channels=3, num_classes=3):
 
 
 def write(folder, block="basic", *, preprocessor=PREPROCESSOR, **changes):
-    """Writes a whole folder -> its tensors. `changes`: to config.json; the tensors follow its channels and labels."""
+    """Writes a complete folder -> its tensors. `changes`: to config.json; tensors follow its channels and labels."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIGS[block], **changes}
     (folder / "config.json").write_text(json.dumps(config))

@@ -36,7 +36,7 @@ MODULE = BertClassifier(**SIZES)
 
 
 def _batch(rng, lengths, width=12):
-    """One example a row, with its length."""
+    """One example per row, with its length."""
     real = np.arange(width)[None, :] < np.asarray(lengths)[:, None]
     batch = {
         "tokens": np.where(real, rng.integers(5, 50, real.shape), 0),
@@ -52,7 +52,7 @@ def _batch(rng, lengths, width=12):
 def _random_params():
     batch = _batch(np.random.default_rng(0), [3])
     variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
+    # Biases and LayerNorms are initialized to 0 and 1; other values reveal swapped parameters.
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
 
@@ -67,7 +67,7 @@ def _apply(params, batch, **options):
 
 
 def _reference(params, tokens, type_ids):
-    """Devlin et al. 2018 for one example, written out in float64 numpy, a head at a time."""
+    """Devlin et al. 2018 for one example, in float64 numpy, one head at a time."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     encoder = p["encoder"]
 
@@ -97,8 +97,8 @@ def _reference(params, tokens, type_ids):
     return pooled @ p["classifier"]["kernel"] + p["classifier"]["bias"]
 
 
-def test_it_is_the_papers_formula(rng, params):
-    """Measured: at most 2e-6 apart, on logits of size 1 to 5."""
+def test_matches_the_formula_of_the_paper(rng, params):
+    """Measured: differences of at most 2e-6, for logits of size 1 to 5."""
     lengths = [12, 7, 1]
     batch = _batch(rng, lengths)
     logits = _apply(params, batch)
@@ -108,7 +108,7 @@ def test_it_is_the_papers_formula(rng, params):
         np.testing.assert_allclose(logits[row, 0], expected, atol=1e-5)
 
 
-def test_padding_and_its_contents_change_nothing(rng, params):
+def test_padding_changes_nothing(rng, params):
     batch = _batch(rng, [5, 8])
     padding = batch["segments"] == 0
     noisy = {**batch, **{n: jnp.where(padding, 1, batch[n]) for n in ("tokens", "positions", "type_ids")}}
@@ -117,11 +117,11 @@ def test_padding_and_its_contents_change_nothing(rng, params):
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8), seed=st.integers(0, 2**16))
-def test_packed_is_unpacked(lengths, seed):
-    """Logits and parameter gradients of the same texts in packed rows and one a row.
+def test_packed_and_unpacked_agree(lengths, seed):
+    """Logits and parameter gradients of the same texts in packed rows and in one row each.
 
-    Measured over 300 draws: logits at most 1.4e-6 apart, gradients 2e-5 of the largest entry of each
-    (and 1e-6, for those of the key biases, which are 0 but for rounding).
+    Measured over 300 draws: logits differ by at most 1.4e-6, gradients by 2e-5 of the largest entry of each (and by
+    1e-6 for the key biases, whose gradients are 0 up to rounding).
     """
     rng = np.random.default_rng(seed)
     tokens = Ragged.of([rng.integers(5, 50, length) for length in lengths], np.int32)
@@ -151,8 +151,8 @@ def _logits_and_gradients(params, batch):
     return logits, grads
 
 
-def test_examples_in_one_row_do_not_see_each_other(rng, params):
-    """The design's packed row: the same logits as alone, and no gradient from one example to another."""
+def test_examples_in_a_row_are_independent(rng, params):
+    """Logits equal those of each example alone, and no gradient flows from one example to another."""
     alone = _batch(rng, [5, 4, 3])
     tokens, types = (np.concatenate([alone[n][i, :k] for i, k in enumerate((5, 4, 3))]) for n in ("tokens", "type_ids"))
     packed = {
@@ -169,7 +169,7 @@ def test_examples_in_one_row_do_not_see_each_other(rng, params):
     assert difference[1] > 0
 
 
-def test_dropout_is_on_in_training_only(rng, params):
+def test_dropout_is_active_in_training_only(rng, params):
     batch = _batch(rng, [6])
 
     def train(seed):
@@ -182,15 +182,15 @@ def test_dropout_is_on_in_training_only(rng, params):
 
 @pytest.mark.extended
 def test_bfloat16_is_near_float32(rng, params):
-    """Measured: at most 0.07 apart on logits of size 1 to 5."""
+    """Measured: differences of at most 0.07, for logits of size 1 to 5."""
     batch = _batch(rng, [12, 7])
     half = BertClassifier(**SIZES, dtype=jnp.bfloat16).apply({"params": params}, batch, train=False)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), _apply(params, batch), atol=0.2)
 
 
-def test_weights_start_as_in_the_paper(rng):
-    """A normal of standard deviation 0.02 cut off at two of them, which leaves 0.0176; biases 0, LayerNorm 1."""
+def test_weights_are_initialized_as_in_the_paper(rng):
+    """A normal of standard deviation 0.02 truncated at two deviations, which leaves 0.0176; biases 0, LayerNorm 1."""
     module = BertClassifier(**{**SIZES, "initializer_range": 0.02, "vocab_size": 5000})
     params = module.init(jax.random.key(0), _batch(rng, [3]), train=False)["params"]
     table = np.asarray(params["encoder"]["token_embedding"]["embedding"])

@@ -17,8 +17,8 @@ def test_parameters_for_digits_of_28x28():
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params)) == 121_930
 
 
-def test_the_layers_in_numpy(rng):
-    """Measured: 2e-6 apart."""
+def test_matches_numpy(rng):
+    """Measured: differences of 2e-6."""
     images = rng.integers(0, 256, (2, 12, 12, 1), dtype=np.uint8)
     batch = {"images": jnp.asarray(images)}
     module = _model(mean=(128.0,), std=(64.0,))
@@ -48,12 +48,14 @@ def test_the_layers_in_numpy(rng):
     assert np.abs(logits(train=True) - expected).max() > 1e-2
 
 
-def test_too_small_an_image_is_named():
-    with pytest.raises(ValueError, match=r"images of 8×8 are too small for model 'cnn' with padding VALID: 10×10"):
+def test_too_small_an_image_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"images of 8×8 are too small for model 'cnn' with padding VALID: at least 10×10"
+    ):
         _model().init(jax.random.key(0), {"images": jnp.zeros((1, 8, 8, 1))}, train=False)
 
 
-def test_padding_is_for_smaller_images():
+def test_padding_allows_smaller_images():
     batch = {"images": jnp.zeros((2, 8, 8, 1), jnp.uint8)}
     params = jax.eval_shape(lambda: _model(padding="SAME").init(jax.random.key(0), batch, train=False))["params"]
     assert params["dense"]["kernel"].shape == (2 * 2 * 64, 64)

@@ -17,7 +17,7 @@ def test_bytes_and_floats(rng):
 
 
 def test_bfloat16_is_rounded_last():
-    """200.5 has no bfloat16; (200.5 − 200) / 1 has."""
+    """bfloat16 cannot represent 200.5, but (200.5 − 200) / 1."""
     image = jnp.full((1, 1, 1, 1), 200.5)
     found = normalized(image, (200.0,), (1.0,), jnp.bfloat16)
     assert found.dtype == jnp.bfloat16
@@ -32,6 +32,6 @@ def test_bfloat16_is_rounded_last():
         ((0.0,), (0.0,), r"model.std is \(0.0,\); it must be above 0"),
     ],
 )
-def test_what_does_not_fit_is_named(mean, std, message):
+def test_invalid_settings_are_named(mean, std, message):
     with pytest.raises(ValueError, match=message):
         normalized(jnp.zeros((1, 2, 2, 3)), mean, std, jnp.float32)

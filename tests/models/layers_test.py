@@ -12,8 +12,8 @@ from research.models.layers import Dense, Dropout, affine, gelu, random_bits
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (2, 3, 5, 6)])
-def test_affine_is_a_product_and_a_sum_with_their_gradients(shape, rng):
-    """In float64 by numpy; measured error below 3e-7 of the largest entry."""
+def test_affine_and_its_gradients_match_numpy(shape, rng):
+    """Against numpy in float64; measured error below 3e-7 of the largest entry."""
     x, kernel, bias = rng.normal(size=shape), rng.normal(size=(6, 4)), rng.normal(size=4)
     cotangent = rng.normal(size=(*shape[:-1], 4))
     y, backward = jax.vjp(affine, *(jnp.asarray(a, jnp.float32) for a in (x, kernel, bias)))
@@ -39,8 +39,8 @@ def test_affine_in_bfloat16_accumulates_in_float32(rng):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_affine_by_row_is_affine_of_the_transpose(rng, dtype):
-    """Jitted, where XLA has a product for the layout of each gradient; the numbers are small integers, so exact."""
+def test_affine_by_row_matches_affine_of_the_transpose(rng, dtype):
+    """Jitted, because XLA chooses a product for the layout of each gradient; small integers make results exact."""
     x, kernel = (jnp.asarray(rng.integers(-3, 4, shape), dtype) for shape in ((4, 3, 8), (8, 5)))
     kernel, bias = kernel.astype(jnp.float32), jnp.arange(5.0)
 
@@ -57,7 +57,7 @@ def test_affine_by_row_is_affine_of_the_transpose(rng, dtype):
     np.testing.assert_array_equal(bias_grad_by_row, bias_grad)
 
 
-def test_dense_has_the_parameters_of_flaxs(rng):
+def test_dense_has_the_parameters_of_flax(rng):
     init = nn.initializers.normal(0.1)
     x = jnp.asarray(rng.normal(size=(2, 5, 6)), jnp.float32)
     ours, theirs = Dense(4, dtype=jnp.float32, kernel_init=init), nn.Dense(4, kernel_init=init)
@@ -66,8 +66,8 @@ def test_dense_has_the_parameters_of_flaxs(rng):
     np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-6)
 
 
-def test_gelu_is_exact_and_so_is_its_slope():
-    """Against scipy in float64; measured error 2e-7."""
+def test_gelu_and_its_derivative_are_exact():
+    """Against SciPy in float64; measured error 2e-7."""
     x = np.linspace(-8, 8, 4001)
     y, backward = jax.vjp(gelu, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(y, x * scipy.stats.norm.cdf(x), atol=1e-6)
@@ -81,14 +81,14 @@ def test_gelu_keeps_the_type():
 
 
 def test_every_byte_of_the_random_bits_is_uniform():
-    """Chi-square over 256 values; a sound generator fails one byte in 10^6 times (fixed seeds: never by chance)."""
+    """Chi-square over 256 values; a correct generator fails with probability 1e-6 per byte (seeds are fixed)."""
     for seed in range(4):
         for byte in np.asarray(random_bits(jax.random.key(seed), (256, 1024))).view(np.uint8).reshape(-1, 4).T:
             assert scipy.stats.chisquare(np.bincount(byte, minlength=256)).pvalue > 1e-6
 
 
-def test_random_bits_do_not_know_their_neighbours_nor_another_keys():
-    """Correlations of 2^18 standardized pairs; one in 10^6 passes 4.9 standard errors."""
+def test_random_bits_are_uncorrelated():
+    """Correlations of 2^18 standardized pairs; one in 10^6 exceeds 4.9 standard errors."""
 
     def unit(key):
         x = np.asarray(random_bits(key, (512, 512)), np.float64)
@@ -119,7 +119,7 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(rate):
     np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-6)
 
 
-def test_dropout_is_off_in_evaluation_and_at_rate_zero():
+def test_dropout_is_inactive_in_evaluation_and_at_rate_zero():
     x = jnp.arange(6.0)
     np.testing.assert_array_equal(Dropout(0.5).apply({}, x, train=False), x)
     np.testing.assert_array_equal(Dropout(0.0).apply({}, x, train=True), x)

@@ -17,14 +17,14 @@ def test_linear_is_an_affine_map(rng):
     np.testing.assert_allclose(y, (x @ w)[:, 0] + 0.5, rtol=1e-5)
 
 
-def test_it_starts_at_zero(rng):
+def test_parameters_start_at_zero(rng):
     x = {"features": jnp.asarray(rng.standard_normal((5, 3)), jnp.float32)}
     for module in (LinearRegression(), LogisticRegression(num_classes=4)):
         outputs, _ = module.init_with_output(jax.random.key(0), x, train=False)
         np.testing.assert_array_equal(outputs, 0.0)
 
 
-def test_a_constant_is_the_same_for_all():
+def test_constant_model_ignores_the_input():
     bias = jnp.array([0.5, -1.0, 2.0])
     for shape in ((4,), (2, 3)):
         logits = Constant(num_classes=3).apply({"params": {"bias": bias}}, {"weight": jnp.ones(shape)}, train=False)
@@ -33,7 +33,7 @@ def test_a_constant_is_the_same_for_all():
 
 
 def _bags(rng, lengths, num_features):
-    """Random bags, some of whose terms are in them twice -> examples, and their features: [N, num_features]."""
+    """Random bags, some with repeated terms -> examples, and their features: [N, num_features]."""
     ids = [rng.integers(0, num_features, length) for length in lengths]
     values = [rng.standard_normal(length).astype(np.float32) for length in lengths]
     dense = np.zeros((len(lengths), num_features), np.float32)
@@ -44,9 +44,9 @@ def _bags(rng, lengths, num_features):
 
 
 @pytest.mark.parametrize("num_classes", [2, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 3))])
-def test_bags_packed_or_not_are_a_dense_product(num_classes, rng):
-    """Logits, and the gradient of a mean over the examples; two classes have one column, beside zeros."""
-    lengths = [16, 1, 7, 8, 3, 16, 5, 5, 2, 1, 1, 12]  # full rows, and rows of several bags
+def test_packed_and_unpacked_bags_match_a_dense_product(num_classes, rng):
+    """Logits, and the gradient of a mean over the examples; two classes have one column, and zeros for the other."""
+    lengths = [16, 1, 7, 8, 3, 16, 5, 5, 2, 1, 1, 12]  # full rows, and rows with several bags
     examples, dense = _bags(rng, lengths, 20)
     columns = 1 if num_classes == 2 else num_classes
     params = {
@@ -76,12 +76,12 @@ def test_bags_packed_or_not_are_a_dense_product(num_classes, rng):
         assert logits.shape == (*rows.shape, num_classes)
         pairs = [(logits[rows >= 0], expected[rows[rows >= 0]]), *((found[name], gradient[name]) for name in found)]
         for mine, reference in pairs:
-            # The sums are taken in another order: 2e-7 of the largest value was the largest difference seen.
+            # The order of summation differs: the largest difference seen was 2e-7 of the largest value.
             np.testing.assert_allclose(mine, reference, rtol=0, atol=2e-6 * np.abs(reference).max())
 
 
 def test_bags_in_bfloat16_are_summed_in_float32(rng):
-    """Each term is rounded by its weight only, 2**-9 at the most; a sum in bfloat16 would stop growing at 256."""
+    """Only weights are rounded, by at most 2**-9 relative; a sum in bfloat16 would stop growing at 256."""
     module = SparseLogisticRegression(num_classes=3, num_features=20, dtype=jnp.bfloat16)
     batch = {
         "ids": jnp.zeros((1, 4096), jnp.int32),
@@ -95,8 +95,8 @@ def test_bags_in_bfloat16_are_summed_in_float32(rng):
     np.testing.assert_allclose(logits, 4096 * 1.01, rtol=2**-8)
 
 
-def test_rows_of_bags_stay_on_their_devices(rng):
-    """Only gradients and the mean travel: nothing of the batch or of its terms does."""
+def test_rows_of_bags_are_not_transferred_between_devices(rng):
+    """Only gradients and the mean are communicated, nothing of the batch."""
     stream = Stream.packed(_bags(rng, [5] * 48, 20)[0])
     mesh = make_mesh()
     batch = put_batch(make_batch(stream.examples, padded(stream.rows, 8)), mesh)

@@ -30,7 +30,7 @@ MODULE = BertMaskedLM(**SIZES)
 
 
 def _batch(rng, positions, width=12):
-    """Rows that hide the tokens at `positions`, padded to one number of slots."""
+    """Rows in which the tokens at `positions` are masked, padded to one number of slots."""
     rows, slots = len(positions), max(map(len, positions)) + 1
     labels, places = np.full((rows, slots), -1), np.zeros((rows, slots), np.int32)
     for row, here in enumerate(positions):
@@ -49,7 +49,7 @@ def _batch(rng, positions, width=12):
 
 
 def _everywhere(batch):
-    """The same rows with a slot for every token; what is not hidden has the label −1."""
+    """The same rows with a slot for every token; unmasked tokens have the label −1."""
     rows, width = batch["tokens"].shape
     labels = np.full((rows, width), -1, np.int32)
     for row in range(rows):
@@ -63,7 +63,7 @@ def _everywhere(batch):
 def _params():
     batch = _batch(np.random.default_rng(0), [[3]])
     variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen.
+    # Biases and LayerNorms are initialized to 0 and 1; other values reveal swapped parameters.
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
 
@@ -74,15 +74,15 @@ def _apply(params, batch):
 
 @functools.partial(jax.jit, static_argnames="name")
 def _logits_and(params, batch, name):
-    """The logits, and what the submodule of that name gives."""
+    """The logits, and the output of the submodule of that name."""
     logits, state = MODULE.apply(
         {"params": params}, batch, train=False, capture_intermediates=lambda module, _: module.name == name
     )
     return logits, state["intermediates"][name]["__call__"][0]
 
 
-def test_the_head_is_the_published_ones_formula(rng):
-    """Dense, gelu, LayerNorm, token embedding, bias: written out in float64 numpy."""
+def test_head_matches_the_published_formula(rng):
+    """Dense, gelu, LayerNorm, token embedding and bias, in float64 numpy."""
     batch = _batch(rng, [[2, 7], [4]])
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), _params())
     logits, hidden = _logits_and(_params(), batch, "encoder")
@@ -98,7 +98,7 @@ def test_the_head_is_the_published_ones_formula(rng):
 
 
 @pytest.mark.extended
-def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_ones(rng):
+def test_loss_and_gradients_match_all_positions_with_masked_labels(rng):
     batch = _batch(rng, [[2, 7, 11], [4], [0, 5]])
 
     def loss(params, batch):
@@ -113,8 +113,8 @@ def test_loss_and_gradients_are_those_of_all_places_restricted_to_the_hidden_one
 
 
 @pytest.mark.extended
-def test_the_token_embedding_learns_from_both_its_uses(rng):
-    """As a projection: Σ (softmax − one-hot) · h over the hidden places. As a lookup: only the tokens read."""
+def test_token_embedding_has_gradients_from_both_uses(rng):
+    """As a projection: Σ (softmax − one-hot) · h over the masked positions. As a lookup: only the tokens read."""
     batch = _batch(rng, [[2, 7], [4]])
 
     @jax.jit
@@ -139,8 +139,8 @@ def test_the_token_embedding_learns_from_both_its_uses(rng):
 HEAD = {"num_classes": 2, "pooler": "tanh", "pooler_dropout": 0.0, "classifier_dropout": None}
 
 
-def test_the_encoder_has_the_classifiers_parameters():
-    """So that a classifier can start from a pretrained encoder."""
+def test_encoder_has_the_parameters_of_the_classifier():
+    """A classifier can therefore start from a pretrained encoder."""
     batch = {**_batch(np.random.default_rng(0), [[3]]), "starts": jnp.zeros((1, 1), jnp.int32)}
     shapes = [
         jax.eval_shape(lambda m=module: m.init(jax.random.key(0), batch, train=False))["params"]["encoder"]
@@ -152,7 +152,7 @@ def test_the_encoder_has_the_classifiers_parameters():
 
 
 def test_parameters_of_bert_base():
-    """109,514,298: what transformers counts for BertForMaskedLM of bert-base-uncased, whose table counts once."""
+    """109,514,298, as for transformers' BertForMaskedLM of bert-base-uncased, counting the shared embedding once."""
     from configs import bert_mlm
 
     section = bert_mlm.get_config("base").model.to_dict()
@@ -171,8 +171,8 @@ def test_bfloat16_is_near_float32(rng):
 
 
 @pytest.mark.extended
-def test_it_trains_in_bfloat16(rng):
-    """The gradients are near those of float32, and XLA has products for all of them. Measured: cosine 0.99999."""
+def test_trains_in_bfloat16(rng):
+    """The gradients are close to those of float32. Measured: cosine similarity 0.99999."""
     batch = _batch(rng, [[2, 7], [4]])
 
     def gradient(dtype):

@@ -10,12 +10,12 @@ from research.models.norms import BatchNorm, group_norm
 def _trained(x, real, dtype=jnp.float32):
     module = BatchNorm(dtype)
     variables = module.init(jax.random.key(0), x, real, train=True)
-    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)  # not by making it
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)  # which its construction should not
     return module.apply(variables, x, real, train=True, mutable=["batch_stats"])
 
 
-def test_batch_norm_by_the_formula(rng):
-    """In float64 by numpy, of the real rows; the running variance is the unbiased one. Measured: 2e-7 apart."""
+def test_batch_norm_matches_numpy(rng):
+    """Against numpy in float64, without padding; the running variance is unbiased. Measured: differences of 2e-7."""
     x = rng.normal(2.0, 3.0, (5, 2, 3, 4))
     real = np.asarray([True, True, False, True, False])
     y, updated = _trained(jnp.asarray(x, jnp.float32), jnp.asarray(real))
@@ -27,7 +27,7 @@ def test_batch_norm_by_the_formula(rng):
 
 
 @pytest.mark.extended
-def test_batch_norm_is_flaxs_but_for_the_running_variance(rng):
+def test_batch_norm_matches_flax_except_the_running_variance(rng):
     """Outputs and gradients, in training and in evaluation."""
     x, cotangent = (jnp.asarray(rng.normal(size=(6, 3, 3, 4)), jnp.float32) for _ in range(2))
     real = jnp.asarray([True] * 5 + [False])
@@ -53,7 +53,7 @@ def test_batch_norm_is_flaxs_but_for_the_running_variance(rng):
 
 
 def test_statistics_are_summed_in_float32(rng):
-    """65,536 values of mean 1: bfloat16's sums would stop growing at 256."""
+    """65,536 values of mean 1: sums in bfloat16 would stop growing at 256."""
     x = jnp.asarray(rng.normal(1.0, 0.5, (16, 64, 64, 1)), jnp.bfloat16)
     y, updated = _trained(x, jnp.ones(16, bool), jnp.bfloat16)
     assert y.dtype == jnp.bfloat16
@@ -63,7 +63,7 @@ def test_statistics_are_summed_in_float32(rng):
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_no_row_or_a_single_pixel_leaves_everything_finite(rows):
+def test_no_rows_or_a_single_pixel_give_finite_values(rows):
     x = jnp.full((2, 1, 1, 3), 7.0)
     y, updated = _trained(x, jnp.arange(2) < rows)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated)))
@@ -71,8 +71,8 @@ def test_no_row_or_a_single_pixel_leaves_everything_finite(rows):
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (24, 12), (3, 1), (1, 1)])
-def test_groups_have_two_channels_at_least(rng, channels, groups):
-    """By numpy: each group of an image has mean 0 and variance 1."""
+def test_groups_have_at_least_two_channels(rng, channels, groups):
+    """In numpy, each group of an image has mean 0 and variance 1."""
 
     class Module(nn.Module):
         @nn.compact

@@ -20,7 +20,7 @@ REST = {
 
 
 def _model(**changes):
-    """Tiny: one stage of one block."""
+    """A tiny model: one stage of one block."""
     sizes = {"block": "basic", "stage_sizes": (1,), "width": 4, "stem": "small", "shortcut": "projection"}
     return ResNet(**{**REST, **sizes, **changes})
 
@@ -31,7 +31,7 @@ def _batch(rng, size, rows=2, channels=3):
 
 
 def _init(module, batch):
-    """Variables of numpy's, with scales, biases and statistics that are not 0 and 1: a swapped one would be seen."""
+    """Variables drawn by numpy, with scales, biases and statistics other than 0 and 1, to reveal swapped ones."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -49,14 +49,14 @@ def _abstract(module, batch):
 
 @functools.partial(jax.jit, static_argnames=("module", "train"))
 def _apply(module, variables, batch, *, train=False, key=0):
-    """-> (logits, batch statistics and every module's output)."""
+    """Returns the logits, the batch statistics and the output of every module."""
     rngs = {"dropout": jax.random.key(key)}
     mutable = ["batch_stats", "intermediates"]
     return module.apply(variables, batch, train=train, rngs=rngs, mutable=mutable, capture_intermediates=True)
 
 
 def _shapes(module, batch):
-    """Of every module's output, without computing any."""
+    """The shape of every module's output, without computing it."""
     _, state = jax.eval_shape(
         lambda: module.init_with_output(jax.random.key(0), batch, train=False, capture_intermediates=True, mutable=True)
     )
@@ -80,7 +80,7 @@ def _count(module, batch):
     ],
 )
 def test_parameters_of_the_networks_for_imagenet(rng, name, count):
-    """The counts of torchvision's."""
+    """The counts of torchvision."""
     module = VARIANTS[name](**{**REST, "num_classes": 1000})
     assert _count(module, _batch(rng, 64)) == count
 
@@ -100,14 +100,14 @@ def test_parameters_of_the_networks_for_cifar(rng, name, layers, millions):
     module, batch = VARIANTS[name](**REST), _batch(rng, 32)
     params = _abstract(module, batch)["params"]
     kernels = [x for x in jax.tree.leaves(params) if len(x.shape) > 1]
-    assert len(kernels) == layers  # shortcuts have none
+    assert len(kernels) == layers  # shortcuts have no parameters
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
     assert float(f"{count / 1e6:.2g}") == millions
     if name == "resnet20":
         assert count == 269_722
 
 
-def test_the_stems_resolutions(rng):
+def test_stem_resolutions(rng):
     """A 64×64 image is 16×16 after the ImageNet stem and 64×64 after the small one; each later stage halves it."""
     for stem, first in (("imagenet", 16), ("small", 64)):
         outputs = _shapes(_model(stem=stem, stage_sizes=(1, 1, 1)), _batch(rng, 64))
@@ -115,16 +115,16 @@ def test_the_stems_resolutions(rng):
         assert sizes == [first, first // 2, first // 4]
 
 
-def test_the_stride_of_a_bottleneck_is_on_its_3x3(rng):
-    """ResNet v1.5: the first 1×1 of a stage still sees the whole resolution."""
+def test_stride_of_a_bottleneck_is_in_its_3x3_convolution(rng):
+    """ResNet v1.5: the first 1×1 convolution of a stage still has the full resolution."""
     block = _shapes(_model(block="bottleneck", stage_sizes=(1, 1)), _batch(rng, 8))["stage_1_block_0"]
     assert block["conv_1"]["__call__"][0].shape[1] == 8
     assert block["conv_2"]["__call__"][0].shape[1] == 4
 
 
 @pytest.mark.parametrize(("block", "norms"), [("basic", 2), ("bottleneck", 3)])
-def test_a_block_starts_as_its_shortcut(rng, block, norms):
-    """The scale of its last normalization starts at zero, those of the others at one."""
+def test_block_is_initially_its_shortcut(rng, block, norms):
+    """The scale of its last normalization is initialized to zero, the others to one."""
     module, batch = _model(block=block, stage_sizes=(2,)), _batch(rng, 8)
 
     @jax.jit
@@ -140,8 +140,8 @@ def test_a_block_starts_as_its_shortcut(rng, block, norms):
         np.testing.assert_array_equal(scale, 0 if name in last else 1, err_msg=name)
 
 
-def test_a_padded_shortcut_is_every_second_pixel_and_new_channels_of_zeros(rng):
-    """With a branch of zeros a block is its shortcut, and the ReLU that follows."""
+def test_padded_shortcut_subsamples_and_adds_zero_channels(rng):
+    """With a zero branch, a block is its shortcut followed by ReLU."""
     module, batch = _model(stage_sizes=(1, 1), shortcut="pad"), _batch(rng, 8)
     variables = _init(module, batch)
     for name in ("scale", "bias"):
@@ -154,8 +154,8 @@ def test_a_padded_shortcut_is_every_second_pixel_and_new_channels_of_zeros(rng):
     assert np.any(np.asarray(before[:, ::2, ::2]) > 0)
 
 
-def test_batch_statistics_are_the_same_on_one_and_eight_devices_and_know_no_padding(rng):
-    """Of 16 rows, 5 of padding, against the 11 alone. Measured: at most 2e-7 apart."""
+def test_batch_statistics_ignore_devices_and_padding(rng):
+    """16 rows with 5 of padding, against the 11 alone. Measured: differences of at most 2e-7."""
     module = _model(stage_sizes=(1, 1))
     batch = {name: np.asarray(array) for name, array in _batch(rng, 8, rows=16).items()}
     batch["weight"] = np.asarray([1.0] * 11 + [0.0] * 5, np.float32)
@@ -180,8 +180,8 @@ def test_bfloat16_keeps_float32_statistics(rng):
     assert {x.dtype for x in jax.tree.leaves((variables["params"], updated["batch_stats"]))} == {jnp.dtype("float32")}
 
 
-def test_with_group_norm_an_image_does_not_see_the_others(rng):
-    """In training too, and there is no state."""
+def test_with_group_norm_images_are_independent(rng):
+    """Also in training, and without state."""
     module, batch = _model(norm="group"), _batch(rng, 8)
     variables = _init(module, batch)
     assert set(variables) == {"params"}
@@ -192,7 +192,7 @@ def test_with_group_norm_an_image_does_not_see_the_others(rng):
 
 
 class TestStochasticDepth:
-    """Two blocks on 2,000 examples that are all alike: their outputs tell which branches they kept."""
+    """Two blocks on 2,000 identical examples, whose outputs show which branches were kept."""
 
     ROWS = 2000
     MODULE = _model(stage_sizes=(2,), norm="group", stochastic_depth=0.6)
@@ -204,16 +204,16 @@ class TestStochasticDepth:
         logits, state = _apply(self.MODULE, variables, batch, **options)
         return np.asarray(logits), state["intermediates"]
 
-    def test_each_example_drops_its_own_branches_more_of_the_deep_ones(self):
-        """Rates 0.3 and 0.6: both kept, the first only, the second only, none; 4.9 standard errors each."""
+    def test_stochastic_depth_drops_per_example_and_more_in_deep_blocks(self):
+        """Drop rates 0.3 and 0.6: both kept, only the first, only the second, none; within 4.9 standard errors each."""
         logits, _ = self._outputs(train=True)
         _, kind = np.unique(np.round(logits, 3), axis=0, return_inverse=True)
         shares = sorted(np.bincount(kind) / self.ROWS)
         for share, expected in zip(shares, sorted([0.7 * 0.4, 0.7 * 0.6, 0.3 * 0.4, 0.3 * 0.6]), strict=True):
             assert abs(share - expected) < 4.9 * (expected * (1 - expected) / self.ROWS) ** 0.5
 
-    def test_what_is_kept_is_scaled_up(self):
-        """A first block gives its shortcut, and beside it 1 / (1 − 0.3) of its branch or none of it."""
+    def test_kept_branches_are_scaled_up(self):
+        """The first block returns its shortcut plus 1 / (1 − 0.3) times its branch, or the shortcut alone."""
         _, outputs = self._outputs(train=True)
         shortcut = np.maximum(outputs["norm_stem"]["__call__"][0], 0)
         branch = np.asarray(outputs["stage_0_block_0"]["norm_2"]["__call__"][0])
@@ -222,20 +222,20 @@ class TestStochasticDepth:
         assert 0 < kept.sum() < self.ROWS
         np.testing.assert_allclose(whole[kept], np.maximum(shortcut + branch / 0.7, 0)[kept], atol=1e-5)
 
-    def test_evaluation_drops_none(self):
+    def test_evaluation_drops_no_branches(self):
         logits, outputs = self._outputs()
         np.testing.assert_array_equal(logits, np.broadcast_to(logits[:1], logits.shape))
         branch, whole = outputs["stage_0_block_0"]["norm_2"], outputs["stage_0_block_0"]
         shortcut = np.maximum(outputs["norm_stem"]["__call__"][0], 0)
         np.testing.assert_allclose(whole["__call__"][0], np.maximum(shortcut + branch["__call__"][0], 0), atol=1e-6)
 
-    def test_other_keys_drop_others(self):
+    def test_different_keys_drop_different_branches(self):
         first, again, other = (self._outputs(train=True, key=key)[0] for key in (0, 0, 1))
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, other)
 
 
-def test_a_flip_at_test_time_is_the_mean_of_two(rng):
+def test_flip_at_test_time_averages_two_images(rng):
     batch = _batch(rng, 8, rows=3)
     plain, flipping = _model(), _model(test_flip=True)
     variables = _init(plain, batch)
@@ -247,8 +247,8 @@ def test_a_flip_at_test_time_is_the_mean_of_two(rng):
     np.testing.assert_array_equal(*trained)
 
 
-def test_bytes_are_normalized_inside(rng):
-    """uint8 with the mean and the standard deviation of each channel is what the host would have made of it."""
+def test_bytes_are_normalized_in_the_model(rng):
+    """uint8 images with the mean and standard deviation per channel match images normalized on the host."""
     mean, std = (100.0, 120.0, 140.0), (50.0, 60.0, 70.0)
     images = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     weight = jnp.ones(2)
@@ -274,6 +274,6 @@ def test_unknown_settings_are_named(rng, key, known):
 
 
 @pytest.mark.parametrize("stage_sizes", [(), (1, 0)])
-def test_a_stage_has_a_block_at_least(stage_sizes, rng):
+def test_stages_need_at_least_one_block(stage_sizes, rng):
     with pytest.raises(ValueError, match=r"model.stage_sizes is \(.*\); every stage needs a block"):
         _abstract(_model(stage_sizes=stage_sizes), _batch(rng, 8))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parity
 
 
 def _params(torch_model):
-    """A transformers BertForSequenceClassification's weights as this project's parameters."""
+    """Converts the weights of transformers' BertForSequenceClassification to this project's parameters."""
     weights = {name: tensor.detach().numpy() for name, tensor in torch_model.state_dict().items()}
 
     def dense(name):
@@ -52,7 +52,7 @@ def _params(torch_model):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_logits_and_gradients(seed):
-    """Measured over 20 seeds: logits at most 1e-6 apart, gradients 2e-6 relative."""
+    """Measured over 20 seeds: logits differ by at most 1e-6, gradients by 2e-6 relative."""
     import torch
     import transformers
 
@@ -115,12 +115,12 @@ def test_logits_and_gradients(seed):
         theirs_leaf = expected
         for key in path:
             theirs_leaf = theirs_leaf[key.key]
-        # The key bias' gradient is zero but for rounding: softmax does not see a constant.
+        # The gradient of the key bias is zero up to rounding, as softmax is invariant to constants.
         np.testing.assert_allclose(ours_leaf, theirs_leaf, atol=1e-4 * max(np.abs(theirs_leaf).max(), 1e-3))
 
 
-def test_adamw_with_clipping_and_schedule_is_torchs():
-    """Ten steps of AdamW with a clipped gradient, linear warm-up and decay: at most 1e-6 apart."""
+def test_adamw_with_clipping_and_schedule_matches_torch():
+    """Ten steps of AdamW with a clipped gradient, linear warm-up and decay; differences of at most 1e-6."""
     import torch
     import transformers
 

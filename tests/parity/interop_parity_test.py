@@ -34,7 +34,7 @@ def minilm():
 
 
 def _theirs(family, **settings):
-    """A random model of transformers, whose biases and LayerNorms aren't 0 and 1."""
+    """A random transformers model, with biases and LayerNorms other than 0 and 1."""
     import torch
     import transformers
 
@@ -90,7 +90,7 @@ def _draw(seed):
 
 
 def _ours(folder, batch, labels):
-    """(hidden states [B, L, D], what the pooler gives [B, D], logits [B, C]), the loss's gradients, and parameters."""
+    """(hidden states [B, L, D], pooler output [B, D], logits [B, C]), the gradients of the loss, and the parameters."""
     module, variables = pretrained.load(str(folder), CLASSES)
     params = variables["params"]
 
@@ -117,9 +117,9 @@ def _torch_inputs(family, batch):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_encoders(seed, tmp_path):
-    """Measured over these 24: hidden and pooled states at most 2e-6 apart, logits 6e-7; gradients 2e-6 relative.
+    """Measured over these 24: hidden and pooled states differ by up to 2e-6, logits 6e-7, gradients 2e-6 relative.
 
-    Larger random weights make both drift from float64 alike: with a standard deviation of 0.45 by 2e-5.
+    With larger random weights both deviate equally from float64: by 2e-5 with a standard deviation of 0.45.
     """
     import torch
 
@@ -148,7 +148,7 @@ def test_random_encoders(seed, tmp_path):
         path = path_name(path)
         expected = expected_gradients.pop(tensor_names(FAMILIES[family].naming, f"params/{path}")[0])
         expected = expected.T if path.endswith("kernel") else expected
-        # Those of the key biases are 0 but for rounding: softmax does not see a constant.
+        # The gradients of the key biases are 0 up to rounding, as softmax is invariant to constants.
         scale = 0.1 * largest if path.endswith("key/bias") else np.abs(expected).max()
         np.testing.assert_allclose(ours, expected, atol=1e-4 * scale, err_msg=path)
     assert not expected_gradients
@@ -161,7 +161,7 @@ def _write_vocabulary(folder, size):
 
 @pytest.mark.realdata
 def test_minilm(minilm):
-    """Measured: hidden states at most 3.4e-6 apart, pooled vectors 4e-7, logits of a random classifier 1e-7."""
+    """Measured: hidden states differ by up to 3.4e-6, pooled vectors 4e-7, logits of a random classifier 1e-7."""
     import torch
     import transformers
 
@@ -190,9 +190,9 @@ def test_minilm(minilm):
 @pytest.mark.parametrize("outputs", [CLASSES, 1])
 @pytest.mark.parametrize("family", tiny_encoder.CONFIGS)
 def test_an_exported_run_has_the_same_logits_in_transformers(family, outputs, tmp_path):
-    """From texts to logits, tokenizer and all; one output is a regression's, here with a padded embedding too.
+    """From texts to logits, including the tokenizer; one output means a regression, here also with a padded embedding.
 
-    Measured: at most 3e-7 apart.
+    Measured: differences of at most 3e-7.
     """
     import torch
     import transformers
@@ -226,7 +226,7 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, outputs, tm
         }
         logits = module.apply(variables, batch, train=False)
         np.testing.assert_allclose(logits[:, 0], expected, atol=1e-5)
-        if outputs == 1:  # transformers' own loss takes it for a regression too
+        if outputs == 1:  # transformers' own loss treats it as a regression too
             labels = np.array([0.5, 2.0, 4.5], np.float32)
             ours = Regression().scores(logits, {"labels": labels[:, None], "weight": np.ones((3, 1), np.float32)})
             with torch.no_grad():
@@ -245,8 +245,8 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, outputs, tm
     ("dataset", "columns"), [("glue/sst2", ("sentence",)), ("glue/stsb", ("sentence1", "sentence2"))]
 )
 @pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
-def test_tokens_are_those_of_transformers(dataset, columns, file, minilm):
-    """All splits, cut to 32 tokens, which cuts some of them."""
+def test_tokens_match_transformers(dataset, columns, file, minilm):
+    """All splits, with a limit of 32 tokens, which truncates some texts."""
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(minilm)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parity
 
 
 def _params(torch_model):
-    """A BertForMaskedLM's weights as this project's parameters."""
+    """Converts the weights of BertForMaskedLM to this project's parameters."""
     import torch
     import transformers
 
@@ -31,7 +31,7 @@ def _params(torch_model):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_logits_loss_and_gradients(seed):
-    """Measured over 20 seeds: see the tolerances."""
+    """The tolerances follow measurements over 20 seeds."""
     import torch
     import transformers
 
@@ -51,7 +51,7 @@ def test_logits_loss_and_gradients(seed):
     torch.manual_seed(seed)
     theirs = transformers.BertForMaskedLM(config).eval()
     with torch.no_grad():
-        theirs.cls.predictions.bias.copy_(torch.randn(60))  # it starts at 0, where a forgotten one would go unseen
+        theirs.cls.predictions.bias.copy_(torch.randn(60))  # it is initialized to 0, which would hide an error
     ours = BertMaskedLM(
         vocab_size=60, hidden_size=16, num_heads=4, mlp_size=40, activation="gelu", position_offset=0,
         num_layers=2, max_positions=16, type_vocab_size=2,
@@ -104,5 +104,5 @@ def test_logits_loss_and_gradients(seed):
         theirs_leaf = theirs_grads
         for key in path:
             theirs_leaf = theirs_leaf[key.key]
-        # The key bias' gradient is zero but for rounding: softmax does not see a constant.
+        # The gradient of the key bias is zero up to rounding, as softmax is invariant to constants.
         np.testing.assert_allclose(ours_leaf, theirs_leaf, atol=1e-4 * max(np.abs(theirs_leaf).max(), 1e-3))

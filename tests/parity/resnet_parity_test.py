@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def _theirs(name):
-    """A random network whose scales, biases and statistics aren't 0 and 1, but keep activations of size 1."""
+    """A random network with scales, biases and statistics other than 0 and 1 that keep activations near size 1."""
     import torch
     import transformers
 
@@ -42,7 +42,7 @@ def _theirs(name):
 
 
 def _turned(path, tensor):
-    """A tensor of torch's as the variable at `path`."""
+    """Converts a torch tensor to the variable at `path`."""
     tensor = tensor.detach().numpy()
     axes = {("kernel", 2): (1, 0), ("kernel", 4): (2, 3, 1, 0)}
     return tensor.transpose(axes.get((path.split("/")[-1], tensor.ndim), range(tensor.ndim)))
@@ -53,13 +53,14 @@ def _turned(path, tensor):
 def test_logits_gradients_and_running_statistics(name, train, dtype, tmp_path):
     """Four images of 64×64, ResNet-18 and ResNet-50.
 
-    Measured in float32: logits at most 9e-8 (ResNet-18) and 2e-7 (ResNet-50) apart in evaluation, 2e-6 and 2e-5 in
-    training, running statistics 2e-7 and 2e-5, gradients in evaluation 2e-6 relative to each tensor's largest entry.
-    In float64: logits 4e-14, running statistics 3e-14, gradients 4e-13 relative.
+    Measured in float32: differences of logits of at most 9e-8 (ResNet-18) and 2e-7 (ResNet-50) in evaluation, 2e-6 and
+    2e-5 in training, running statistics 2e-7 and 2e-5, gradients in evaluation 2e-6 relative to each tensor's largest
+    entry. In float64: logits 4e-14, running statistics 3e-14, gradients 4e-13 relative.
 
-    Gradients in training are compared in float64. In float32 a ReLU whose input is 0 but for rounding goes one way here
-    and the other way there, and the last stages have so few pixels that one of them shows: the largest entry of
-    ResNet-50's is 0.05 to 0.2 off, relative, for this project and for torch alike, each against torch in float64.
+    Gradients in training are compared in float64. In float32 a ReLU whose input is 0 up to rounding may be active in
+    one implementation only, and the last stages have so few pixels that a single one matters: the largest entry of
+    ResNet-50's gradients has a relative error of 0.05 to 0.2 in both this project and torch, each compared with torch
+    in float64.
     """
     import torch
 
@@ -106,7 +107,7 @@ def test_logits_gradients_and_running_statistics(name, train, dtype, tmp_path):
 
 @pytest.mark.parametrize(("block", "outputs"), [("basic", 3), ("bottleneck", 3), ("basic", 1)])
 def test_an_exported_run_has_the_same_logits_in_transformers(block, outputs, tmp_path):
-    """From bytes to logits, by transformers' own preprocessing; one output is a regression's.
+    """From bytes to logits, with transformers' own preprocessing; one output means a regression.
 
     Measured: 1e-6 relative.
     """

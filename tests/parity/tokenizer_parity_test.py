@@ -1,4 +1,4 @@
-"""Tokens, type ids and cuts against transformers' tokenizer of the same vocabulary."""
+"""Tokens, type ids and truncation against transformers' tokenizer with the same vocabulary."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ WORDS = "the a dull plot cast is superb superbly not naïve übel film ! ? , don
 
 @pytest.mark.parametrize("max_length", [5, 8, 13, 40])
 @pytest.mark.parametrize("pairs", [False, True])
-def test_texts_are_tokenized_and_cut_as_by_transformers(pairs, max_length, tmp_path, rng):
+def test_tokens_and_truncation_match_transformers(pairs, max_length, tmp_path, rng):
     import transformers
 
     def text():

@@ -165,8 +165,8 @@ def padded_crops(images: np.ndarray, keys: np.ndarray, *, padding: int, border: 
 def _check_padding(padding: int, border: str, height: int, width: int) -> None:
     if border == "reflect" and padding >= min(height, width):
         raise UserError(
-            f"data.transform.augment.crop_padding is {padding}; images of {height}×{width} can be mirrored by "
-            f"{min(height, width) - 1} at the most"
+            f"data.transform.augment.crop_padding is {padding}; images of {height}×{width} can be mirrored by at most "
+            f"{min(height, width) - 1}"
         )
 
 

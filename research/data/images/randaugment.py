@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al. 2020): some of 14 operations, chosen at random, all with the same strength.
 
-The operations and their ranges are those of torchvision's RandAugment with 31 bins of magnitude: a magnitude m of 0 to
-30 is m / 30 of an operation's range. In the paper's code 10 is the end of the ranges. Geometric operations use the
+The operations and their ranges match torchvision's RandAugment with 31 bins of magnitude: a magnitude m of 0 to 30 is
+m / 30 of an operation's range. In the paper's code 10 is the end of the ranges. Geometric operations use the
 nearest pixel and fill with black outside the image, as torchvision does by default; the paper's code fills with grey.
 """
 

@@ -157,7 +157,7 @@ class _Images:
         if isinstance(store, Encoded) and self.view.size is None:
             raise UserError(
                 f"images of split {split!r} differ in size, or are too many to be kept decoded; transform image with "
-                "data.transform.size brings them to one size"
+                "data.transform.size resizes them to one size"
             )
         return ImageExamples(store, given, self.view)
 

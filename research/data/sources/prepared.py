@@ -34,7 +34,7 @@ def data_folder(data_dir: str | None) -> Path:
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
-        raise UserError(f"data.data_dir is {folder!r}, and there is no such home directory") from error
+        raise UserError(f"data.data_dir is {folder!r}, but this home directory does not exist") from error
 
 
 def readings(name: str) -> tuple[Name, ...]:

@@ -1,7 +1,7 @@
 """English text that comes with Python, its documentation, for training without a download.
 
-The texts are those of the running Python: another version, or one built with fewer modules, has different texts, and
-so a different fingerprint and different results.
+The texts depend on the running Python: another version, or one built with fewer modules, has different texts, hence a
+different fingerprint and different results.
 """
 
 import ast

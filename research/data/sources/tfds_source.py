@@ -225,7 +225,7 @@ def _read_only(where: Path) -> Any:
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"the dataset in {where} is prepared as {file_format}, which takes TensorFlow to read; prepare it with "
+            f"the dataset in {where} is prepared as {file_format}, which requires TensorFlow to read; prepare it with "
             'TFDS\'s download_and_prepare(file_format="array_record")'
         )
     return builder

@@ -209,8 +209,7 @@ class MaskedEncoder(Encoder):
         special_ids(self.tokenizer)
         if self.options.whole_words and not any(piece.startswith("##") for piece in self.tokenizer.get_vocab()):
             raise UserError(
-                "data.transform.whole_words: no piece of the tokenizer begins with ##, by which a word's pieces are "
-                "known"
+                "data.transform.whole_words: no piece of the tokenizer begins with ##, which marks the pieces of a word"
             )
 
     @property

@@ -169,7 +169,7 @@ class TextEncoder(Encoder):
         tokenizer.enable_truncation(self.options.max_length, strategy="longest_first")
         if not tokenizer.encode("").ids:
             raise UserError(
-                "data.transform.tokenizer puts no token such as [CLS] before a text; it needs one to classify by"
+                "data.transform.tokenizer puts no token such as [CLS] before a text; classification needs one"
             )
         return tokenizer
 

@@ -1,4 +1,4 @@
-"""A dataset of ten small images, as PNG files, made with TFDS's own builder, which must be a package."""
+"""A TFDS builder, which must be a package, for a dataset of ten small PNG images."""
 
 import io
 
@@ -8,12 +8,12 @@ from PIL import Image
 
 
 def pixels(index, height=6, width=5):
-    """uint8 [H, W, 3], another image for each index."""
+    """uint8 [H, W, 3], a different image for each index."""
     return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def encoded(array, file_format="PNG"):
-    """The bytes of an image file; array: uint8 [H, W, C] or whatever else pillow takes."""
+    """The bytes of an image file; array: uint8 [H, W, C] or any other array that Pillow accepts."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, file_format)
     return file.getvalue()

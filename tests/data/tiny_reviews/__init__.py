@@ -1,4 +1,4 @@
-"""A dataset of ten sentences, made with TFDS's own builder, which must be a package."""
+"""A TFDS builder, which must be a package, for a dataset of ten sentences."""
 
 import tensorflow_datasets as tfds
 
