@@ -1,3 +1,4 @@
+# mypy: disable-error-code="call-overload, union-attr"
 """The part `attention` of accelerator.py: this project's attention and jax.nn.dot_product_attention.
 
 One attention layer with its four projections, forward and backward, on packed rows. The projections alone are also

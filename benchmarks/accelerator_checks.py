@@ -1,3 +1,4 @@
+# mypy: disable-error-code="type-var"
 """The parts `environment` and `correctness` of accelerator.py: the device, and whether its results are correct."""
 
 import argparse

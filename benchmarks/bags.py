@@ -119,8 +119,8 @@ def main() -> None:
     settings = [("ours", f"{name} {buckets}") for name in names for buckets in arguments.buckets]
     settings += [("peer", f"{name} {arguments.buckets[0]}") for name in names]
     results.measure(sides, settings, rounds=arguments.rounds, steps=1)
-    for side in sides.values():
-        side.close()
+    for process in sides.values():
+        process.close()
     print(environment("jax", "scikit-learn", "numpy") + "\n")
     print("| | features | accuracy | seconds per fit | compilation, s | iterations | speed relative to scikit-learn |")
     print("|---|---|---|---|---|---|---|")

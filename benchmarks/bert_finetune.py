@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined, union-attr"
 """Fine-tuning speed on SST-2: this project and PyTorch + transformers, in alternation, in one run.
 
 python benchmarks/bert_finetune.py --tokenizer=TOKENIZER.JSON                # about 32 examples a step

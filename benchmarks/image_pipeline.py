@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 """The image pipeline: decoding, augmentations, batches of CIFAR-10; and cropping on the host and on the device.
 
 python benchmarks/image_pipeline.py

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="func-returns-value"
 """Runs the parts of a long measurement in separate processes with deadlines; findings are printed as JSON lines.
 
 A part that raises, crashes or exceeds its deadline is reported in a line; earlier lines and other parts are kept. Every

@@ -228,8 +228,8 @@ def compare(arguments: argparse.Namespace) -> str:
     peak = sides["ours"].measure("peak", 1)["peak"]
     results = Results()
     results.measure(sides, settings, rounds=arguments.rounds, steps=arguments.steps)
-    for side in sides.values():
-        side.close()
+    for process in sides.values():
+        process.close()
     lines = [
         "| | images a step | images/s | lowest–highest | MFU | memory, GB | over PyTorch's |",
         "|---|---|---|---|---|---|---|",

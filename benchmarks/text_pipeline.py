@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 """The text pipeline on SST-2: tokenization, the cache, packing, seeking.
 
 python benchmarks/text_pipeline.py --tokenizer=TOKENIZER.JSON

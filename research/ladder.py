@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         if config.init_from and arguments.init_from:
             overrides.append(f"init_from={arguments.init_from}")
         experiment = load(rung.config, overrides)
-        start = pretrained.start(experiment.config, experiment.given, workdir)
-        return train_and_evaluate(start.config, workdir, initial=start.initial)
+        start = pretrained.resolve_init_from(experiment.config, experiment.given, workdir)
+        return train_and_evaluate(start.config, workdir, load_variables=start.load_variables)
 
     out = Path(arguments.out or Path("runs") / f"ladder-{arguments.dataset}")
     rows, failed = run_ladder(ladder, out, names=names, seeds=arguments.seeds, train=train, say=_say)

@@ -47,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     run = RunDir.open(arguments.workdir, writer=True)
     saved = ConfigDict(run.config())
 
-    def initial(variables: Any) -> Any:
+    def load_variables(variables: Any) -> Any:
         # All keys count as given: those that follow the weights are already in the run's config.
-        start = pretrained.start(saved, frozenset(flatten(saved.to_dict())), run.refits)
-        assert start.initial is not None
-        return start.initial(variables)
+        start = pretrained.resolve_init_from(saved, frozenset(flatten(saved.to_dict())), run.refits)
+        assert start.load_variables is not None
+        return start.load_variables(variables)
 
-    start = initial if saved.init_from else None
+    start = load_variables if saved.init_from else None
     subject = PlotContext(run, arguments.checkpoint, arguments.split, arguments.repeats, start)
     subject.trained.predictions(subject.of_split)  # fails here without a checkpoint or for an unknown split
     if arguments.what is not None:

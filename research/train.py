@@ -37,20 +37,20 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stop[0]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     workdir = arguments.workdir or Path("runs") / f"{loaded.file.stem}-{loaded.config.preset}-{now}"
-    config, initial = loaded.config, None
+    config, load_variables = loaded.config, None
     if config.init_from or config.init_fresh:
         from research.interop import pretrained  # imports the libraries that read weights
 
-        start = pretrained.start(config, loaded.given, workdir)
+        start = pretrained.resolve_init_from(config, loaded.given, workdir)
         if start.note:
             print(start.note, flush=True)
-        config, initial = start.config, start.initial
+        config, load_variables = start.config, start.load_variables
     summary = train_and_evaluate(
         config,
         workdir,
         note=loaded.note,
         config_file=loaded.file,
-        initial=initial,
+        load_variables=load_variables,
         should_stop=lambda: bool(stop),
     )
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0

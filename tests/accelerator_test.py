@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """Tests what could fail silently in benchmarks/accelerator.sh: operation counts, deadlines, output, stored losses."""
 
 import argparse

@@ -1,5 +1,6 @@
 import functools
 import re
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ def _make(size, *, scale=1.0, split=None):
     return (size, scale, split)
 
 
-TABLE = {"make": _make}
+TABLE: dict[str, Any] = {"make": _make}
 
 
 def test_section_is_passed_as_arguments():
@@ -143,7 +144,7 @@ def test_all_names_are_listed_if_none_is_similar():
     assert lookup({"a": 1}, "a", "letter") == 1
 
 
-VARIANTS = {**TABLE, "large": functools.partial(_make, size=9)}
+VARIANTS: dict[str, Any] = {**TABLE, "large": functools.partial(_make, size=9)}
 
 
 def test_arguments_bound_by_a_variant_are_not_keys():

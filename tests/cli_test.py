@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 """The command lines, as a user runs them."""
 
 import importlib

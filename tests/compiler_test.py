@@ -1,3 +1,4 @@
+# mypy: disable-error-code="operator"
 """Tests compiled programs against known results: a jaxlib that computes wrong sums or products fails here.
 
 Every program is compiled as users compile it, with each set of options that a config's `compiler` can name.
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +244,7 @@ FLOATS = {
     "dense by row": partial(dense, by_row=True),
     **CONVOLUTIONS,
 }
-EXACT = {
+EXACT: dict[Any, Any] = {
     **{(name, "float32"): case for name, case in FLOATS.items()},
     **{
         (case.__name__.replace("_", " "), "float32"): case

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Splits encoded by a transform with these options, fitted to `train`, as in `research.data.load`."""
 
 import functools

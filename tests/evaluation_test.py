@@ -1,3 +1,4 @@
+# mypy: disable-error-code="operator"
 import dataclasses
 
 import numpy as np

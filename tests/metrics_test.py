@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, call-arg"
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -1,6 +1,8 @@
+# mypy: disable-error-code="attr-defined, operator"
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +151,7 @@ def test_invalid_settings_are_one_line_errors(change, message):
 
 
 # An encoder of three layers with a head, as BertClassifier names them.
-ENCODER = {
+ENCODER: dict[str, Any] = {
     "encoder": {
         "token_embedding": {"embedding": jnp.full((4, 2), 2.0)},
         "embedding_norm": {"scale": jnp.full(2, 2.0)},
@@ -421,7 +423,7 @@ def _mlp(name, **changes):
 
 
 # A learning rate for each, and the constants of the papers.
-SUITABLE = {
+SUITABLE: dict[str, Any] = {
     "adamw": {"learning_rate": 0.04},
     "lamb": {"learning_rate": 0.1},
     "adam": {"learning_rate": 0.04},

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 import jax
 import jax.numpy as jnp
 import jaxlib

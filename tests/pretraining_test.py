@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined, misc"
 """Small end-to-end masked language modelling, and a fine-tuning run with frozen layers."""
 
 import json

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Tests on real datasets, prepared where TFDS finds them."""
 
 import zlib

@@ -1,5 +1,6 @@
 import json
 import re
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -24,7 +25,7 @@ def _trained(path):
     _start(path, CONFIG).append_metrics({"step": 1, "split": "train"})
 
 
-CONFIG = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
+CONFIG: dict[str, Any] = {"seed": 0, "train": {"lr": 0.1, "sizes": (1, 2), "log_every": 20}}
 
 
 def test_same_config_resumes_the_run(tmp_path):

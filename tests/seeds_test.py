@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, index"
 """Runs of several seeds: each matches its single run; summaries over the seeds."""
 
 import dataclasses
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import linear_diabetes, mlp_mnist
@@ -248,14 +249,14 @@ def test_pretrained_weights_are_shared_and_fresh_ones_differ():
     config.mesh.update(fsdp=4, rules=(("dense_0/kernel", ("fsdp",)),))
     experiment = prepare(config)
 
-    def initial(variables):
+    def load_variables(variables):
         kernel = variables["params"]["dense_0"].pop("kernel")
         made = jax.make_array_from_callback(kernel.shape, kernel.sharding, lambda index: np.ones((64, 8), "f")[index])
         variables["params"]["dense_0"]["kernel"] = made
         kernel.delete()
         return variables
 
-    state, _ = restore_or_init(experiment, SimpleNamespace(steps=[]), initial)
+    state, _ = restore_or_init(experiment, SimpleNamespace(steps=[]), load_variables)
     fresh = experiment.init()
     np.testing.assert_array_equal(state.params["dense_0"]["kernel"], 1.0)
     tiny.assert_trees_equal(state.params["classifier"], fresh.params["classifier"])
@@ -306,7 +307,7 @@ def test_commands_for_one_seed_reject_several(run, tmp_path):
     for what, call in {
         "the leaderboard": lambda: task_runs([tmp_path / "run"]),
         "an export": lambda: export(tmp_path / "run", tmp_path / "out"),
-        "init_from": lambda: pretrained.start(start, (), tmp_path / "W"),
+        "init_from": lambda: pretrained.resolve_init_from(start, (), tmp_path / "W"),
     }.items():
         with pytest.raises(UserError, match=f"is a run of 3 seeds and {what} takes one: .* --config.seed=3"):
             call()
@@ -327,6 +328,7 @@ def test_too_many_seeds_for_memory_name_the_number_that_fits(tmp_path, monkeypat
     assert _run(_with_seeds(_mlp(steps=1), seeds=most), tmp_path / "most")["status"] == "completed"
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
 def test_interval_matches_scipy(values):
     found = interval(values)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="list-item"
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """The solvers against scikit-learn in float64, and their behaviour on problems without a good solution."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """The train step: padding has no effect, accumulation and the number of devices do not change the update."""
 
 import dataclasses

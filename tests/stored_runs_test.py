@@ -51,6 +51,7 @@ def test_completed_run_is_not_trained_again(stored):
     assert not is_finished({"status": "stopped_early", "reason": "train.max_minutes is over"})
 
 
+@pytest.mark.extended
 def test_stopped_run_resumes(stored):
     folder = stored("bert-0.1")
     assert not is_finished(RunDir.open(folder).summary())

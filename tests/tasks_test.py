@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, attr-defined"
 import jax
 import jax.numpy as jnp
 import numpy as np

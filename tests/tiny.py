@@ -1,3 +1,4 @@
+# mypy: disable-error-code="list-item"
 """Small configs shared by the tests: the configs of the project, shrunk until they compile in seconds."""
 
 import itertools

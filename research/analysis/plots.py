@@ -37,7 +37,7 @@ class PlotContext:
     which: str = "last"  # checkpoint: last, best
     split: str | None = None  # None: the first of the run's eval.splits
     repeats: int = 3  # of each point of a learning curve
-    initial: refits.Initial = None  # as in `train_and_evaluate`, if the run's config has `init_from`
+    load_variables: refits.Initial = None  # as in `train_and_evaluate`, if the run's config has `init_from`
 
     @functools.cached_property
     def trained(self) -> TrainedRun:
@@ -223,7 +223,7 @@ def _regularization_path(subject: PlotContext) -> Drawing:
 
 
 def _learning_curve(subject: PlotContext) -> Drawing:
-    found = refits.learning_curve(subject.run, repeats=subject.repeats, initial=subject.initial)
+    found = refits.learning_curve(subject.run, repeats=subject.repeats, load_variables=subject.load_variables)
     means = [value["mean"] for point in found["points"] for value in point["metrics"].values()]
     if not any(mean is not None and math.isfinite(mean) for mean in means):
         raise UserError(f"eval.metric {found['metric']!r} has no value on {found['split']!r} for any refit")

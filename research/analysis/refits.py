@@ -35,7 +35,7 @@ PENALIZED = (*SOLVERS, *optimizers.PENALIZED)
 
 FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 
-# The function that makes the initial variables, as in `train_and_evaluate`.
+# The function that makes the load_variables variables, as in `train_and_evaluate`.
 Initial = Callable[[Any], Any] | None
 
 
@@ -132,7 +132,7 @@ def learning_curve(
     *,
     fractions: Iterable[float] = FRACTIONS,
     repeats: int = 3,
-    initial: Initial = None,
+    load_variables: Initial = None,
     show: bool = True,
 ) -> dict[str, Any]:
     """Refits the config on `fractions` of what it trained on, `repeats` times with another seed.
@@ -145,7 +145,7 @@ def learning_curve(
     always is, and as a solver's optimum does not depend on the seed, it fits the whole split once.
 
     Args:
-      initial: as in `train_and_evaluate`, if the config has `init_from`.
+      load_variables: as in `train_and_evaluate`, if the config has `init_from`.
 
     Returns:
       "metric", "split" (the one that it ranks on), "step", "repeats" and "points", ascending, each with "fraction",
@@ -178,7 +178,7 @@ def learning_curve(
         if most > 0:
             config.train[counted] = min(most, max(1, round(fraction * rows)))
         folder = run.refits / "learning_curve" / f"{fraction!r}-seed{seed}"
-        summary = train_and_evaluate(config, folder, initial=initial, show=False)
+        summary = train_and_evaluate(config, folder, load_variables=load_variables, show=False)
         found.setdefault(fraction, []).append(summary["metrics"])
         shutil.rmtree(
             RunDir(folder).checkpoints, ignore_errors=True

@@ -29,23 +29,23 @@ from research.runs.rundir import RunDir
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class Initialization:
     """The resolved initialization of a run.
 
     Attributes:
       config: the config including what the weights determine: the architecture, and an encoder's tokenizer or a
         ResNet's `mean` and `std`. A variant of a model is expanded in it.
-      initial: fresh variables, which are donated -> the same with all except the head's replaced by pretrained ones;
-        None if the run does not need it.
+      load_variables: fresh variables, which are donated -> the same with all except the head's replaced by pretrained
+        ones; None if the run does not need it.
       note: one line for the user.
     """
 
     config: ConfigDict
-    initial: Callable[[Any], Any] | None = None
+    load_variables: Callable[[Any], Any] | None = None
     note: str | None = None
 
 
-def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Start:
+def resolve_init_from(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Initialization:
     """Resolves `config.init_from`: a folder, a hub id, or the run directory of a model of the same kind.
 
     The weights determine the keys that depend on them, except those in `given`, which the user set. The head is always
@@ -61,7 +61,7 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
             raise UserError(
                 f"init_fresh={config.init_fresh!r} leaves out some of init_from's weights; init_from is None"
             )
-        return Start(config)
+        return Initialization(config)
     name = expand_variant(MODELS, config.model)["name"]
     kind = next((kind for kind in KINDS if name in kind.models), None)
     if kind is None:
@@ -71,7 +71,7 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
     if run.resumable:
         saved = run.config()
         if same_source(saved["init_from"], config.init_from) and saved["model"]["name"] == name:
-            return Start(_with(config, kind, saved["model"], saved["data"]["transform"], given))
+            return Initialization(_with(config, kind, saved["model"], saved["data"]["transform"], given))
 
     weights = _weights(config.init_from)
     if weights.kind is not kind:
@@ -87,14 +87,14 @@ def start(config: ConfigDict, given: Collection[str], workdir: str | Path) -> St
     fresh = sorted((abstract["params"].keys() & set(kind.heads)) | match.fresh)
     note = f"weights: {weights.what}; fresh: {', '.join([*fresh, *([config.init_fresh] if config.init_fresh else [])])}"
 
-    def initial(variables: Any) -> Any:
+    def load_variables(variables: Any) -> Any:
         for path, shape in _shapes(variables).items():  # images may have more or fewer channels than the weights
             expected = wanted.get(path, shape)
             if shape != expected:
                 raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
-        return match.initial(variables)
+        return match.load_variables(variables)
 
-    return Start(config, initial, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
+    return Initialization(config, load_variables, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
 
 
 def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
@@ -118,7 +118,7 @@ def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tu
             lambda path, leaf: leaf if module_of(path_name(path)) in match.fresh else jnp.zeros_like(leaf), variables
         )
 
-    return module, match.initial(fresh())
+    return module, match.load_variables(fresh())
 
 
 def checkpoints_of(run: RunDir) -> Checkpoints:
@@ -183,9 +183,9 @@ def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, t
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """The function that replaces variables, as in Start; the modules without weights; tensors that are not used."""
+    """`load_variables` as in Initialization; the modules without weights; the tensors that are not used."""
 
-    initial: Callable[[Any], Any]
+    load_variables: Callable[[Any], Any]
     fresh: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
 
@@ -218,10 +218,10 @@ class _Files:
         tensors = self._tensors
         found, unused = tensors.match(self._described.naming, shapes, optional=self.kind.optional)
 
-        def initial(variables: Any) -> Any:
+        def load_variables(variables: Any) -> Any:
             return replaced(variables, lambda path: tensors.read(path, found[path]) if path in found else None)
 
-        return _Match(initial, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))
+        return _Match(load_variables, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))
 
 
 def average_of(run: RunDir) -> float | None:
@@ -261,7 +261,7 @@ class _Run:
                 has = f"has {path} of shape {own[path]}" if path in own else f"lacks {path}"
                 raise UserError(f"the run {self._run.path} {has}; the model of this config needs {shape}")
 
-        def initial(variables: Any) -> Any:
+        def load_variables(variables: Any) -> Any:
             flat = flatten_dict(variables, sep="/")
             wanted = {path: flat[path] for path in shapes}
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
@@ -271,4 +271,4 @@ class _Run:
                 saved = checkpoints.restore_variables(wanted, self._step, average=average_of(self._run))
             return {**variables, **unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")}
 
-        return _Match(initial, fresh)
+        return _Match(load_variables, fresh)

@@ -42,7 +42,7 @@ def train_and_evaluate(
     *,
     note: str | None = None,
     config_file: Path | None = None,
-    initial: Callable[[Any], Any] | None = None,
+    load_variables: Callable[[Any], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     show: bool = True,
 ) -> dict[str, Any]:
@@ -51,8 +51,9 @@ def train_and_evaluate(
     Args:
       note: one line for summary.json saying why a preset replaces another.
       config_file: the file of the config; reopening the run executes it again where it registers the dataset's source.
-      initial: maps fresh variables, {"params": …, "batch_stats": …}, to those to start from, and may donate them;
-        needed where the config has `init_from` (research/interop/pretrained.py). Not called when a run is resumed.
+      load_variables: maps fresh variables, {"params": …, "batch_stats": …}, to those to start from, and may donate
+        them; needed where the config has `init_from` (research/interop/pretrained.py). Not called when a run is
+        resumed.
       should_stop: called after every step (with several processes, every `train.log_every`) and every batch of an
         evaluation; when it returns True, the run saves its state and ends as "preempted".
       show: whether to print and to draw a progress bar.
@@ -65,7 +66,7 @@ def train_and_evaluate(
     """
     config = FrozenConfigDict(without_retired(config))
     with x64(config.dtype):
-        return _run(config, workdir, note, config_file, initial, should_stop, show)
+        return _run(config, workdir, note, config_file, load_variables, should_stop, show)
 
 
 def _run(
@@ -73,7 +74,7 @@ def _run(
     workdir: str | Path,
     note: str | None,
     config_file: Path | None,
-    initial: Callable[[Any], Any] | None,
+    load_variables: Callable[[Any], Any] | None,
     should_stop: Callable[[], bool],
     show: bool,
 ) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _run(
         if config_file and data.is_registered(config.data.name):
             run.write_config_file(config_file)
         with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
-            state, progress = restore_or_init(experiment, checkpoints, initial)
+            state, progress = restore_or_init(experiment, checkpoints, load_variables)
             run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
             learning_rate = experiment.method.learning_rate
             check = FiniteCheck(config.seed, experiment.replicas, learning_rate)

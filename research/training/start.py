@@ -15,30 +15,30 @@ from research.training.experiment import Experiment
 
 
 def restore_or_init(
-    experiment: Experiment, checkpoints: Checkpoints, initial: Callable[[Any], Any] | None = None
+    experiment: Experiment, checkpoints: Checkpoints, load_variables: Callable[[Any], Any] | None = None
 ) -> tuple[TrainState, Progress]:
-    """Restores the last checkpoint, or makes the initial state. Raises UserError if that needs a missing `initial`."""
+    """Restores the last checkpoint, or makes the initial state. Raises UserError if `load_variables` is missing."""
     if checkpoints.steps:
         return checkpoints.restore(experiment.state, checkpoints.steps[-1])
-    if experiment.config.init_from and initial is None:
+    if experiment.config.init_from and load_variables is None:
         raise UserError(
-            f"init_from={experiment.config.init_from!r} is not resolved: train_and_evaluate needs `initial`, from "
-            "research.interop.pretrained.start"
+            f"init_from={experiment.config.init_from!r} is not resolved: train_and_evaluate needs `load_variables`, "
+            "from research.interop.pretrained.resolve_init_from"
         )
     state = experiment.init()
-    if initial:
+    if load_variables:
         variables = {"params": state.params, **state.model_state}
-        variables = _initial_of_each(initial, variables, experiment.replicas)
+        variables = _load_each(load_variables, variables, experiment.replicas)
         # The optimizer's state is the same: no optimizer reads the parameters before the first step.
         state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
     return state, Progress()
 
 
-def _initial_of_each(initial: Callable[[Any], Any], variables: Any, replicas: Replicas) -> dict[str, Any]:
-    """Applies `initial` to each replica's fresh variables, whose untrained parts differ."""
+def _load_each(load_variables: Callable[[Any], Any], variables: Any, replicas: Replicas) -> dict[str, Any]:
+    """Applies `load_variables` to each replica's fresh variables, whose untrained parts differ."""
     if replicas.count is None:
-        return dict(initial(variables))
+        return dict(load_variables(variables))
     placed = jax.tree.map(lambda x: x.sharding, variables)
-    parts = [initial(part) for part in replicas.split(variables)]
+    parts = [load_variables(part) for part in replicas.split(variables)]
     stack = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts), out_shardings=placed)
     return dict(stack(parts))

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, attr-defined, call-arg, misc, operator"
 """Every plot, on small runs: which ones apply, and that their numbers match scikit-learn."""
 
 import itertools

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 import numpy as np
 import pytest
 import tokenizers

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 import numpy as np
 import pytest
 from hypothesis import given, settings

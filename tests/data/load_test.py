@@ -1,3 +1,4 @@
+# mypy: disable-error-code="index"
 import pytest
 
 from configs import linear_diabetes

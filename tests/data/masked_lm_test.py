@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 import pickle
 
 import numpy as np

@@ -1,6 +1,7 @@
 import collections
 
 import numpy as np
+import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -42,6 +43,7 @@ def test_labels_are_balanced_and_every_kind_occurs():
     assert min(kinds.values()) > 200
 
 
+@pytest.mark.extended
 def test_words_and_word_pairs_do_not_determine_the_label():
     """scikit-learn's logistic regression on tf-idf of words and pairs, at its best C of three, stays below 0.85."""
     train = sentiment.generate(10_000, validation=False, seed=0)

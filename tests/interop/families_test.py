@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from research.base.errors import UserError
@@ -6,7 +8,7 @@ from tests.interop.tiny_encoder import CONFIGS
 
 SAME = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "mlp_size": 12, "activation": "gelu", "max_positions": 32}
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "initializer_range": 0.02}
-EXPECTED = {
+EXPECTED: dict[str, Any] = {
     "bert": {
         **SAME, **DROPOUT, "vocab_size": 57, "position_offset": 0, "type_vocab_size": 2, "pooler": "tanh",
         "pooler_dropout": 0.0, "classifier_dropout": None, "layer_norm_eps": 1e-12,

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, call-arg, call-overload"
 """Configs with `init_from`, and runs that start from the weights."""
 
 import json
@@ -32,11 +33,11 @@ def _config(init_from, *overrides):
 
 
 def _start(workdir, init_from, *overrides):
-    return pretrained.start(*_config(init_from, *overrides), workdir)
+    return pretrained.resolve_init_from(*_config(init_from, *overrides), workdir)
 
 
 def _run(start, workdir, **options):
-    return train_and_evaluate(start.config, workdir, initial=start.initial, show=False, **options)
+    return train_and_evaluate(start.config, workdir, initial=start.load_variables, show=False, **options)
 
 
 def _first(start, workdir):
@@ -44,7 +45,7 @@ def _first(start, workdir):
     experiment = prepare(start.config)
     fresh = jax.device_get(experiment.init().params)
     with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
-        return restore_or_init(experiment, checkpoints, start.initial)[0].params, fresh
+        return restore_or_init(experiment, checkpoints, start.load_variables)[0].params, fresh
 
 
 class TestTheConfig:
@@ -52,7 +53,7 @@ class TestTheConfig:
         tiny_encoder.write(tmp_path / "F", "roberta")
         config, given = _config(tmp_path / "F")
         before = config.copy_and_resolve_references()
-        start = pretrained.start(config, given, tmp_path / "W")
+        start = pretrained.resolve_init_from(config, given, tmp_path / "W")
         assert config == before
         model = start.config.model
         assert (model.hidden_size, model.num_layers, model.mlp_size, model.vocab_size) == (8, 2, 12, 261)
@@ -89,12 +90,13 @@ class TestTheConfig:
 
     def test_without_init_from_nothing_is_loaded(self):
         experiment = load("configs/bert_sst2.py:embedded")
-        assert pretrained.start(experiment.config, experiment.given, "W") == pretrained.Start(experiment.config)
+        start = pretrained.resolve_init_from(experiment.config, experiment.given, "W")
+        assert start == pretrained.Initialization(experiment.config)
 
     def test_other_models_do_not_support_init_from(self, tmp_path):
         experiment = load("configs/logistic_digits.py", [f"init_from={tmp_path}"])
         with pytest.raises(UserError, match="is for models bert, bert_mlm, resnet; this config's is 'logistic'"):
-            pretrained.start(experiment.config, experiment.given, "W")
+            pretrained.resolve_init_from(experiment.config, experiment.given, "W")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_invalid_init_fresh_is_a_one_line_error(overrides, message, tmp_path):
 def test_init_fresh_needs_init_from():
     experiment = load("configs/bert_sst2.py:embedded", ["init_fresh=pooler"])
     with pytest.raises(UserError, match="init_from is None"):
-        pretrained.start(experiment.config, experiment.given, "W")
+        pretrained.resolve_init_from(experiment.config, experiment.given, "W")
 
 
 @pytest.mark.slow
@@ -166,7 +168,7 @@ def test_resuming_and_evaluating_do_not_need_the_weights(tmp_path):
     assert RunDir(tmp_path / "W").config()["model"]["hidden_size"] == 8
     shutil.rmtree(tmp_path / "F")
     start = _start(tmp_path / "W", tmp_path / "F", "model.num_layers=1")
-    assert start.initial is None
+    assert start.load_variables is None
     assert start.config.model.hidden_size == 8
     summary = _run(start, tmp_path / "W")
     assert (summary["status"], summary["params_sha256"]) == ("completed", whole["params_sha256"])
@@ -272,7 +274,7 @@ class TestLanguageModels:
         """With more embedding rows than tokens: the extra rows never replace a masked token."""
         tiny_encoder.write(tmp_path / "F", vocab_size=64)
         config, given = self._mlm(f"init_from={tmp_path / 'F'}", "data.transform.row_length=16")
-        start = pretrained.start(config, given, tmp_path / "W")
+        start = pretrained.resolve_init_from(config, given, tmp_path / "W")
         assert start.note.startswith(f"weights: {tmp_path}/F (bert); fresh: output_bias, transform, transform_norm")
         assert start.config.model.hidden_size == 8
         params, fresh = _first(start, tmp_path / "W")
@@ -292,7 +294,7 @@ def test_labels_without_names_are_a_one_line_error_if_needed(names, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": json.loads(names)}))
     with pytest.raises(UserError, match=r"config.json has id2label"):
         pretrained.load(str(tmp_path / "F"))
-    assert _start(tmp_path / "W", tmp_path / "F").initial  # whose head is initialized in any case
+    assert _start(tmp_path / "W", tmp_path / "F").load_variables  # whose head is initialized in any case
 
 
 def test_key_given_as_none_does_not_follow_the_weights(tmp_path):

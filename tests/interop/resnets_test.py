@@ -29,7 +29,7 @@ def _read(folder):
 
 def _start(workdir, init_from, *overrides):
     experiment = load("configs/resnet_digits.py", [f"init_from={init_from}", *overrides])
-    return pretrained.start(experiment.config, experiment.given, workdir)
+    return pretrained.resolve_init_from(experiment.config, experiment.given, workdir)
 
 
 class TestTheFolder:
@@ -174,7 +174,7 @@ class TestARun:
         experiment = prepare(start.config)
         fresh = jax.device_get(experiment.init())
         with Checkpoints(workdir / "checkpoints", metric="accuracy", mode="max") as checkpoints:
-            return restore_or_init(experiment, checkpoints, start.initial)[0], fresh
+            return restore_or_init(experiment, checkpoints, start.load_variables)[0], fresh
 
     @pytest.mark.parametrize("name", ["resnet", "resnet18"])
     def test_run_starts_from_the_weights_and_batch_statistics(self, name, tmp_path):
@@ -186,7 +186,7 @@ class TestARun:
             keys = ("num_classes", "norm", "stochastic_depth", "mean", "std", "test_flip")
             config.model = {"name": name} | {key: config.model[key] for key in keys}
         config.model.stochastic_depth = 0.1
-        start = pretrained.start(config, experiment.given, tmp_path / "W")
+        start = pretrained.resolve_init_from(config, experiment.given, tmp_path / "W")
         model = start.config.model
         assert (model.name, model.block, model.stage_sizes, model.width) == ("resnet", "basic", (1, 2), 4)
         assert (model.stem, model.shortcut, model.stochastic_depth) == ("imagenet", "projection", 0.1)
@@ -227,8 +227,8 @@ class TestARun:
         experiment = load("configs/resnet_digits.py", ["init_from=~/gone/away"])
         keys = ("num_classes", "norm", "stochastic_depth", "mean", "std", "test_flip")
         experiment.config.model = {"name": "resnet18"} | {key: experiment.config.model[key] for key in keys}
-        start = pretrained.start(experiment.config, experiment.given, workdir)
-        assert start.initial is None
+        start = pretrained.resolve_init_from(experiment.config, experiment.given, workdir)
+        assert start.load_variables is None
         model = start.config.model
         assert (model.name, model.block, model.stage_sizes, model.width) == ("resnet", "bottleneck", (1, 2), 4)
         assert model.mean == pytest.approx((102.0, 127.5, 153.0))
@@ -253,7 +253,7 @@ class TestARun:
         keys = ("num_classes", "norm", "stochastic_depth", "mean", "std", "test_flip")
         config.model = {"name": "resnet18"} | {key: config.model[key] for key in keys}
         with pytest.raises(UserError, match=r"has shape \(4,\); the model of this config needs \(64,\)"):
-            pretrained.start(config, {*experiment.given, "model.name"}, tmp_path / "W")
+            pretrained.resolve_init_from(config, {*experiment.given, "model.name"}, tmp_path / "W")
 
     def test_weights_of_an_encoder_are_a_one_line_error(self, tmp_path):
         tiny_encoder.write(tmp_path / "F")
@@ -313,4 +313,4 @@ def test_run_directory_of_a_resnet_is_rejected_for_bert(tmp_path):
     assert RunDir.open(run).config()["model"]["name"] == "resnet"
     experiment = load("configs/bert_sst2.py:embedded", [f"init_from={run}"])
     with pytest.raises(UserError, match="has weights for models resnet; this config's is 'bert'"):
-        pretrained.start(experiment.config, experiment.given, tmp_path / "W")
+        pretrained.resolve_init_from(experiment.config, experiment.given, tmp_path / "W")

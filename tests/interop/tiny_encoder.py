@@ -1,7 +1,9 @@
+# mypy: disable-error-code="arg-type"
 """Small encoders in transformers' layout, written without transformers: names and shapes are given explicitly."""
 
 import json
 import string
+from typing import Any
 
 import numpy as np
 import optax
@@ -18,7 +20,7 @@ from research.runs.rundir import RunDir
 
 VOCABULARY = [*SPECIAL_TOKENS, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "bert": {
         "model_type": "bert",
         "architectures": ["BertModel"],
@@ -153,7 +155,7 @@ def write_run(folder, init_from, num_classes=3):
     """A run directory whose only checkpoint, at step 7, holds the parameters of `init_from`; nothing was trained."""
     overrides = [f"init_from={init_from}", f"model.num_classes={num_classes}"]
     experiment = load("configs/bert_sst2.py:embedded", overrides)
-    config = pretrained.start(experiment.config, experiment.given, folder).config
+    config = pretrained.resolve_init_from(experiment.config, experiment.given, folder).config
     run = RunDir(folder)
     run.start(config.to_dict())
     transform = config.data.transform

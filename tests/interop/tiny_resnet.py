@@ -1,6 +1,8 @@
+# mypy: disable-error-code="arg-type"
 """Small ResNets in transformers' layout, written without transformers: names and shapes are given explicitly."""
 
 import json
+from typing import Any
 
 import numpy as np
 import optax
@@ -12,7 +14,7 @@ from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.rundir import RunDir
 from tests import tiny
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     block: {
         "model_type": "resnet",
         "architectures": ["ResNetForImageClassification"],

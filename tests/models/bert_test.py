@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from research.data.examples import Ragged, TextExamples
 from research.data.pipeline import Stream, make_batch
 from research.models.bert import BertClassifier
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "num_classes": 3,
     "vocab_size": 50,
     "hidden_size": 16,
@@ -51,10 +52,16 @@ def _batch(rng, lengths, width=12):
 @functools.cache
 def _random_params():
     batch = _batch(np.random.default_rng(0), [3])
-    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms are initialized to 0 and 1; other values reveal swapped parameters.
-    keys = iter(jax.random.split(jax.random.key(1), 200))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+    shapes = jax.eval_shape(lambda: MODULE.init(jax.random.key(0), batch, train=False))["params"]
+    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen. In numpy, for XLA
+    # takes long to compile the draws of so many arrays.
+    rng = np.random.default_rng(1)
+
+    def draw(path, x):
+        center, spread = float(path[-1].key == "scale"), 0.1 if x.ndim == 1 else 0.28
+        return jnp.asarray(center + spread * rng.standard_normal(x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture
@@ -62,8 +69,9 @@ def params():
     return _random_params()
 
 
-def _apply(params, batch, **options):
-    return MODULE.apply({"params": params}, batch, train=False, **options)
+@jax.jit
+def _apply(params, batch, rngs=None):
+    return MODULE.apply({"params": params}, batch, train=False, rngs=rngs)
 
 
 def _reference(params, tokens, type_ids):
@@ -172,6 +180,7 @@ def test_examples_in_a_row_are_independent(rng, params):
 def test_dropout_is_active_in_training_only(rng, params):
     batch = _batch(rng, [6])
 
+    @jax.jit
     def train(seed):
         return MODULE.apply({"params": params}, batch, train=True, rngs={"dropout": jax.random.key(seed)})
 
@@ -184,7 +193,8 @@ def test_dropout_is_active_in_training_only(rng, params):
 def test_bfloat16_is_near_float32(rng, params):
     """Measured: differences of at most 0.07, for logits of size 1 to 5."""
     batch = _batch(rng, [12, 7])
-    half = BertClassifier(**SIZES, dtype=jnp.bfloat16).apply({"params": params}, batch, train=False)
+    module = BertClassifier(**SIZES, dtype=jnp.bfloat16)
+    half = jax.jit(lambda params: module.apply({"params": params}, batch, train=False))(params)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), _apply(params, batch), atol=0.2)
 
@@ -192,7 +202,8 @@ def test_bfloat16_is_near_float32(rng, params):
 def test_weights_are_initialized_as_in_the_paper(rng):
     """A normal of standard deviation 0.02 truncated at two deviations, which leaves 0.0176; biases 0, LayerNorm 1."""
     module = BertClassifier(**{**SIZES, "initializer_range": 0.02, "vocab_size": 5000})
-    params = module.init(jax.random.key(0), _batch(rng, [3]), train=False)["params"]
+    batch = _batch(rng, [3])
+    params = jax.jit(lambda: module.init(jax.random.key(0), batch, train=False))()["params"]
     table = np.asarray(params["encoder"]["token_embedding"]["embedding"])
     assert np.std(table) == pytest.approx(0.8796 * 0.02, rel=0.02)
     assert 0.039 < np.abs(table).max() <= 0.04

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 from functools import partial
 
 import jax

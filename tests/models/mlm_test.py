@@ -1,4 +1,6 @@
+# mypy: disable-error-code="arg-type"
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from research.core.tasks import MaskedLM
 from research.models.bert import BertClassifier
 from research.models.mlm import BertMaskedLM
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 16,
     "num_layers": 1,
@@ -62,12 +64,19 @@ def _everywhere(batch):
 @functools.cache
 def _params():
     batch = _batch(np.random.default_rng(0), [[3]])
-    variables = jax.jit(MODULE.init, static_argnames="train")(jax.random.key(0), batch, train=False)["params"]
-    # Biases and LayerNorms are initialized to 0 and 1; other values reveal swapped parameters.
-    keys = iter(jax.random.split(jax.random.key(1), 200))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), variables)
+    shapes = jax.eval_shape(lambda: MODULE.init(jax.random.key(0), batch, train=False))["params"]
+    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen. In numpy, for XLA
+    # takes long to compile the draws of so many arrays.
+    rng = np.random.default_rng(1)
+
+    def draw(path, x):
+        center, spread = float(path[-1].key == "scale"), 0.1 if x.ndim == 1 else 0.28
+        return jnp.asarray(center + spread * rng.standard_normal(x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+@jax.jit
 def _apply(params, batch):
     return MODULE.apply({"params": params}, batch, train=False)
 
@@ -164,7 +173,8 @@ def test_parameters_of_bert_base():
 
 def test_bfloat16_is_near_float32(rng):
     batch = _batch(rng, [[2, 7], [4]])
-    half = BertMaskedLM(**SIZES, dtype=jnp.bfloat16).apply({"params": _params()}, batch, train=False)
+    module = BertMaskedLM(**SIZES, dtype=jnp.bfloat16)
+    half = jax.jit(lambda params: module.apply({"params": params}, batch, train=False))(_params())
     assert half.dtype == jnp.bfloat16
     full = _apply(_params(), batch)
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05 * np.abs(full).max())

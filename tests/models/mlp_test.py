@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 import jax
 import jax.numpy as jnp
 import numpy as np

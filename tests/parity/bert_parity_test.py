@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, call-overload"
 """The encoder and the optimizer against transformers and torch."""
 
 import jax

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, misc"
 """The masked language model against transformers' BertForMaskedLM."""
 
 import jax

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """ResNets against transformers' and torch: logits, gradients, running statistics, exported runs."""
 
 import jax
@@ -91,15 +92,15 @@ def test_logits_gradients_and_running_statistics(name, train, dtype, tmp_path):
     assert logits.dtype == dtype
     np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-10 if exact else 1e-4)
     buffers = dict(theirs.named_buffers())
-    for path, ours in jax.tree_util.tree_leaves_with_path(updated):
-        path = path_name(path)
+    for keys, ours in jax.tree_util.tree_leaves_with_path(updated):
+        path = path_name(keys)
         statistic = _turned(path, buffers[tensor_names(NAMING, path)[0]])
         np.testing.assert_allclose(ours, statistic, atol=1e-10 if exact else 1e-4, err_msg=path)
     if train and not exact:
         return
     expected = dict(theirs.named_parameters())
-    for path, ours in jax.tree_util.tree_leaves_with_path({"params": gradients}):
-        path = path_name(path)
+    for keys, ours in jax.tree_util.tree_leaves_with_path({"params": gradients}):
+        path = path_name(keys)
         grad = _turned(path, expected.pop(tensor_names(NAMING, path)[0]).grad)
         np.testing.assert_allclose(ours, grad, atol=(1e-10 if exact else 1e-4) * np.abs(grad).max(), err_msg=path)
     assert not expected

@@ -1,0 +1,203 @@
+"""What README.md tells its reader to type is typed here.
+
+Flags and overrides of every command are parsed, and its config is built. The commands that need neither data nor
+weights from elsewhere run, small: `runs/…` stands for a run that one of them has left. The Python code runs too.
+"""
+
+import importlib
+import re
+import shlex
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from research import cli, train
+from research.analysis import plots
+from research.base.errors import UserError
+from research.config import load
+from research.data.load import SOURCES
+from research.overrides import declared
+from research.runs.rundir import RunDir
+from research.training import loop
+from research.training.method import is_deterministic
+from tests import fuzz, tiny
+
+TEXT = Path("README.md").read_text()
+BLOCKS = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", TEXT, re.MULTILINE)
+SPANS = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", TEXT)]
+
+
+class Command(NamedTuple):
+    """`python -m research.NAME ARGUMENTS`"""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    def __str__(self):
+        return f"{self.name} {' '.join(self.arguments)}"
+
+    @property
+    def spec(self):
+        """FILE:PRESET of `--config=FILE[:PRESET]`; the full size where an override asks for weights."""
+        spec = next(a.removeprefix("--config=") for a in self.arguments if a.startswith("--config="))
+        if any(a.startswith("--config.init_from=") for a in self.arguments) and spec.endswith(".py"):
+            spec += ":" + importlib.import_module(spec[:-3].replace("/", ".")).FULL
+        return spec
+
+    @property
+    def overrides(self):
+        return [argument for argument in self.arguments if argument.startswith("--config.")]
+
+    def check(self):
+        """The config, if there is one. Raises UserError for an unknown flag, and for a config that can't be built."""
+        module = importlib.import_module(f"research.{self.name}")
+        cli.parse(module.parser(), list(self.arguments), required=(), passed_on="--config." * (module is train) or None)
+        return load(self.spec, self.overrides).config if module is train else None
+
+
+def _typed(text):
+    """The command that a piece of text is, or None. `T` is the README's own abbreviation."""
+    text = re.sub(r"^T (?=--)|^(?=--config=)", "python -m research.train ", text.strip())
+    text = re.sub(r"^(?=configs/(?!defaults)\w+\.py(:\w+)?$)", "python -m research.train --config=", text)
+    found = re.search(r"python -m research\.(\w+) (.*)$", text)
+    if found is None or text.endswith("=…"):
+        return None
+    return Command(found[1], tuple(shlex.split(found[2], comments=True)))
+
+
+def _of_the_table():
+    """`:PRESET` in the first column of a table means each file that stands before it in the row."""
+    for row in re.findall(r"^\| (.*?) \|", TEXT, re.MULTILINE):
+        files = []
+        for span in re.findall(r"`([^`]+)`", row):
+            if found := re.fullmatch(r"(configs/\w+\.py)(:\w+)?", span):
+                files.append(found[1])
+            elif re.fullmatch(r":\w+", span):
+                yield from (f"{file}{span}" for file in files)
+
+
+PIECES = [*(line for block in BLOCKS for line in block.splitlines()), *SPANS, *_of_the_table()]
+COMMANDS = list(dict.fromkeys(command for command in map(_typed, PIECES) if command))
+TRAINING = [command for command in COMMANDS if command.name == "train"]
+# Overrides that stand alone, in a text about any config that has the key.
+OVERRIDES = sorted({span for span in SPANS if span.startswith("--config.") and "KEY" not in span})
+# What tests/fuzz.py does not make small, is made so by the overrides of a config that is like it.
+LIKE = {
+    f"configs/{name}.py": f"configs/{like}.py"
+    for name, like in {
+        "bert_glue": "bert_sst2",
+        "resnet_cifar10": "resnet_digits",
+        "resnet_imagenet": "resnet_digits",
+        "resnet_mnist": "resnet_digits",
+    }.items()
+}
+SNIPPETS = [text for block in BLOCKS if (text := textwrap.dedent(block)).startswith(("import ", "from "))]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_prepared(tmp_path, monkeypatch):
+    """As on a machine without data: whoever runs the tests may have some."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no data"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "no weights"))
+    monkeypatch.setattr(train, "_stop_on_signals", list)
+    tiny.few_sentences(monkeypatch, 60, 40)
+    tiny.few_documents(monkeypatch, 6)
+
+
+def _train(command, workdir):
+    """Runs it with what makes its config small: an override that tests/fuzz.py has for the config, or a like one."""
+    config, file = command.check(), command.spec.partition(":")[0]
+    shrunk = fuzz.CONFIGS.get(f"{file}:{config.preset}")
+    if shrunk is None:
+        like = "configs/logistic_iris.py" if is_deterministic(config.optimizer.name) else LIKE.get(file, file)
+        shrunk = fuzz.CONFIGS[f"{like}:embedded"]
+    known = declared(config)
+    small = [f"--config.{override}" for override in shrunk if override.split("=")[0] in known]
+    assert train.main([*command.arguments, *small, f"--workdir={workdir}"]) == 0
+
+
+def test_they_were_found():
+    assert len(COMMANDS) >= 50
+    assert {command.name for command in COMMANDS} >= {"train", "evaluate", "plot", "coefficients", "export", "glue"}
+    assert len(OVERRIDES) >= 10
+    assert len(SNIPPETS) >= 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_flags_and_config_are_valid(command):
+    command.check()
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_an_override_is_one_of_some_config(override):
+    refused = {}
+    for command in TRAINING:
+        try:
+            loaded = load(command.spec, shlex.split(override) if "=" in override else ())
+            if "=" in override or override.removeprefix("--config.") in declared(loaded.config):
+                return
+        except UserError as error:
+            refused[command.spec] = str(error)
+    pytest.fail(f"no config takes {override}: {refused}")
+
+
+def _runs(command):
+    """Whether it can run anywhere: its data are made on the spot, and it starts from no weights."""
+    config = load(command.spec, command.overrides).config
+    return config.data.name in SOURCES and not config.init_from
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("family", ["bert", "logistic", "linear", "mlp", "cnn|resnet|majority"])
+def test_commands_that_train(family, tmp_path, monkeypatch):
+    """Up to the program that would be compiled, where that takes long: .ci/run trains every embedded preset whole."""
+    if family not in ("linear", "mlp"):
+        monkeypatch.setattr(loop, "train_and_evaluate", fuzz.traced)
+    chosen = [c for c in TRAINING if re.match(f"configs/({family})(_|.py)", c.spec) and _runs(c)]
+    assert chosen
+    for i, command in enumerate(chosen):
+        _train(command, tmp_path / str(i))
+        assert loop.train_and_evaluate is fuzz.traced or RunDir.open(tmp_path / str(i)).summary()["step"] > 0
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Run directories: an encoder's, and a linear model's on the same sentences."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_stop_on_signals", list)
+        tiny.few_sentences(patch, 60, 40)
+        for name in ("bert_sst2", "logistic_sst2"):
+            _train(Command("train", (f"--config=configs/{name}.py:embedded",)), folder / name)
+    return folder
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("kind", ["bert_sst2", "logistic_sst2"])
+def test_commands_that_read_a_run(kind, runs, tmp_path, capsys, monkeypatch):
+    """Each does its work, but for the one that is for other kinds of models and says so."""
+    monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)  # plots that train the config again are not drawn
+    refused = {"bert_sst2": "coefficients", "logistic_sst2": "export"}[kind]
+    for command in COMMANDS:
+        if command.name not in ("evaluate", "plot", "coefficients", "export"):
+            continue
+        arguments = [
+            a.replace("runs/…", str(runs / kind)).replace("FOLDER", f"{tmp_path}/out") for a in command.arguments
+        ]
+        main = importlib.import_module(f"research.{command.name}").main
+        if command.name == refused:
+            with pytest.raises(UserError):
+                main(arguments)
+        else:
+            assert main(arguments) == 0
+            assert capsys.readouterr().out
+
+
+@pytest.mark.extended
+def test_python_code(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet in SNIPPETS:
+        exec(compile(snippet.replace("runs/…", str(runs / "bert_sst2")), "README.md", "exec"), names)
