@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 def table(tmp_path):
     path = tmp_path / "in.csv"
     words = ["fine", "bad", "long", "dull", "good"]
-    rows = [f"{i},a {words[i % 5]} film {'and so on ' * (i % 4)}" for i in range(21)]
+    rows = [f"{i},a {words[i % 5]} film {'and so on ' * (5 * (i % 3))}" for i in range(21)]
     path.write_text("\n".join(["id,sentence", *rows]))
     return path
 
@@ -100,7 +100,7 @@ def test_an_interrupted_call_is_continued(run, table, tmp_path, monkeypatch):
     [
         ('{"sentence": "a"}\n{"sentence": 3}', "row 2"),
         ('{"sentence": "a"}\n{"text": "b"}', "row 2"),
-        ('{"a": "b"}', "'sentence'"),
+        ('{"a": "b"}', "'sentence', which the model reads; it has a"),
     ],
 )
 def test_a_row_that_can_not_be_read_is_named(content, key, run, tmp_path):
@@ -110,6 +110,22 @@ def test_a_row_that_can_not_be_read_is_named(content, key, run, tmp_path):
     with pytest.raises(UserError, match=key) as error:
         bulk.write_predictions(predictor, bulk.open_source(str(path), predictor), None, identity={}, show=False)
     assert "\n" not in str(error.value)
+
+
+def test_columns_of_other_names(run, tmp_path):
+    """A text file's lines are the only input; other columns are named, or are an error that says how."""
+    predictor = Predictor.open(run)
+    (tmp_path / "in.txt").write_text("a fine film\n")
+    (tmp_path / "in.csv").write_text("review\na fine film\n")
+    (expected,) = predictor.predict({"sentence": ["a fine film"]})
+    for source in (
+        bulk.open_source(str(tmp_path / "in.txt"), predictor),
+        bulk.open_source(str(tmp_path / "in.csv"), predictor, columns={"sentence": "review"}),
+    ):
+        ((record,),) = bulk.predict_rows(predictor, source)
+        assert record["scores"] == expected["scores"]
+    with pytest.raises(UserError, match="'sentense' is not an input"):
+        bulk.open_source(str(tmp_path / "in.csv"), predictor, columns={"sentense": "review"})
 
 
 def test_a_folder_of_images(tmp_path):

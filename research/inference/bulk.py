@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from research.base.errors import UserError
 from research.base.paths import atomic_write
+from research.base.registry import nearest
 from research.data.examples import BagExamples, Examples, TextExamples
 from research.data.files import folders, tables
 from research.inference.predictor import Predictor
@@ -34,13 +35,33 @@ class Source:
     state: Any
 
 
-def open_source(path: str, predictor: Predictor, form: str | None = None) -> Source:
+def open_source(
+    path: str, predictor: Predictor, *, form: str | None = None, columns: Mapping[str, str] | None = None
+) -> Source:
     """The rows of a file, of a folder of images, or with "-" of standard input.
 
-    `form`: the format of a table, one of `tables.FORMATS`; None: from the suffix. Raises UserError if there is none.
+    Args:
+      form: the format of a table, one of `tables.FORMATS`; None: from the suffix.
+      columns: the column to read for an input of the model, by the input's name; the others are called as the input.
+        The lines of a text file are the only input of a model that has one.
+
+    Raises:
+      UserError: there is no such file, its format is unknown, or `columns` has a name that is not an input.
     """
+    inputs, renamed = predictor.signature.inputs, dict(columns or {})
+    for name in renamed:
+        if name not in inputs:
+            raise UserError(f"{name!r} is not an input of the model; {nearest(name, inputs)}")
+
+    def rows(file: Path | None) -> Iterator[tables.Row]:
+        for row in tables.read_rows(file, form):
+            if tuple(row) == ("text",) and len(inputs) == 1 and not renamed:
+                yield {inputs[0]: row["text"]}
+            else:
+                yield {**row, **{name: row[column] for name, column in renamed.items() if column in row}}
+
     if path == "-":
-        return Source("standard input", lambda: tables.read_rows(None, form), None, None)
+        return Source("standard input", lambda: rows(None), None, None)
     file = Path(path).expanduser()
     if file.is_dir():
         images = folders.image_files(file)
@@ -56,7 +77,7 @@ def open_source(path: str, predictor: Predictor, form: str | None = None) -> Sou
     if not file.is_file():
         raise UserError(f"{file} is neither a file nor a folder")
     stat = file.stat()
-    return Source(str(file), lambda: tables.read_rows(file, form), tables.count(file), [stat.st_size, stat.st_mtime_ns])
+    return Source(str(file), lambda: rows(file), tables.count(file), [stat.st_size, stat.st_mtime_ns])
 
 
 def predict_rows(
@@ -155,11 +176,19 @@ def _resumed(part: Path, about: Path, call: dict[str, Any]) -> int:
 
 def _encoded(predictor: Predictor, source: Source, piece: list[tables.Row], start: int) -> Examples:
     def encode(rows: list[tables.Row], first: int) -> Examples:
+        for name in predictor.signature.inputs:
+            if not any(name in row for row in rows):
+                raise UserError(
+                    f"{source.name} has no column {name!r}, which the model reads; it has {', '.join(rows[0])}. To read "
+                    f"another one, give --column={name}=COLUMN"
+                )
         return predictor.encode(tables.to_columns(rows, predictor.signature.inputs, source.name, first), source.name)
 
     try:
         return encode(piece, start)
     except UserError:
+        if not any(name in row for row in piece for name in predictor.signature.inputs):
+            raise
         for i, row in enumerate(piece):  # which one it is
             try:
                 encode([row], start + i)
