@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from research.base.errors import UserError
+from research.base.errors import UserError, first_line
 from research.base.registry import ALIASES, nearest
 from research.devices.platform import prepare_process
 
@@ -53,7 +53,7 @@ def start_distributed(arguments: argparse.Namespace) -> None:
     try:
         jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"can't join the other processes: {str(error).splitlines()[0]}") from error
+        raise UserError(f"can't join the other processes: {first_line(error)}") from error
 
 
 def parse(

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import shlex
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,9 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
     return "embedded", (
         f"preset {module.FULL} is unavailable here: {'; '.join(reasons)}. Running preset embedded instead"
         + (f", with the requested {' and '.join(kept)}; " if kept else "; ")
-        + "; ".join(f"{what}: python -m research.train --config={path}:{preset}" for what, preset in others)
+        + "; ".join(
+            f"{what}: python -m research.train --config={shlex.quote(f'{path}:{preset}')}" for what, preset in others
+        )
     )
 
 

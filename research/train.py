@@ -2,8 +2,8 @@
 
 import argparse
 import datetime
+import os
 import signal
-import sys
 from pathlib import Path
 
 from research import cli
@@ -60,16 +60,14 @@ def _stop_on_signals() -> list[int]:
     """Records the first SIGINT or SIGTERM in the list that is returned; a second one ends the program at once."""
     received: list[int] = []
 
-    def note(number: int, _: object) -> None:
+    def on_signal(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        print(
-            f"\n{signal.Signals(number).name}: saving, then stopping (repeat to stop immediately)",
-            file=sys.stderr,
-        )
+        text = f"\n{signal.Signals(number).name}: saving, then stopping (repeat to stop immediately)\n"
+        os.write(2, text.encode())  # `print` fails if the signal interrupts another `print`
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
+        signal.signal(number, on_signal)
     return received
 
 

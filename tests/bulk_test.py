@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_an_interrupted_call_is_continued(run, table, tmp_path, monkeypatch):
     monkeypatch.setattr(tables.pieces, "__defaults__", (4,))
     predictor = Predictor.open(run)
     source = bulk.open_source(str(table), predictor)
-    options = {"identity": {"step": 1}, "show": False}
+    options: dict[str, Any] = {"identity": {"step": 1}, "show": False}
     bulk.write_predictions(predictor, source, tmp_path / "whole", **options)
     pieces = bulk.predict_rows
     for stop in (0, 1, 3, 5):

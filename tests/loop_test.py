@@ -114,7 +114,8 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
 
     with pytest.raises(RuntimeError, match="power cut"):
         _run(config, tmp_path / "cut", should_stop=crash)
-    assert RunDir(tmp_path / "cut").summary()["status"] == "failed"
+    failed = RunDir(tmp_path / "cut").summary()
+    assert (failed["status"], failed["reason_code"], failed["step"]) == ("failed", "error", 20)
     rest = _run(config, tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
     steps = [line["step"] for line in RunDir(tmp_path / "cut").metrics("train")]

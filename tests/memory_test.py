@@ -56,11 +56,12 @@ def test_other_devices_report_their_memory(monkeypatch):
 def test_batch_larger_than_memory_names_its_key(tmp_path, monkeypatch):
     _files(tmp_path, monkeypatch, "/a/b", {})  # 100 MiB
     example = {"images": np.zeros((2, 512), np.float32), "weight": np.ones(2, np.float32)}  # 2052 bytes per row
-    memory.check_batch(example, 51_000, "train.batch_size")
+    memory.check_batch(example, 51_000, 1.0, "train.batch_size")
     with pytest.raises(
         UserError, match=r"^train\.batch_size asks for batches of 52,000 rows.* at most 51,100 rows fit"
     ):
-        memory.check_batch(example, 52_000, "train.batch_size")
+        memory.check_batch(example, 52_000, 1.0, "train.batch_size")
+    memory.check_batch(example, 100_000, 0.5, "train.batch_size")  # another process makes the other half
 
 
 def test_state_or_step_larger_than_memory_is_a_one_line_error(tmp_path, monkeypatch):

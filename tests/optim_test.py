@@ -504,7 +504,7 @@ def test_c_and_alpha_need_an_l2_penalty():
     section = {**defaults().optimizer.to_dict(), "C": 1.0}
     for name, entry in OPTIMIZERS.items():
         if entry.decoupled_decay:
-            with pytest.raises(UserError, match=f"'{name}' uses decoupled weight decay .*: lbfgs, adam, sgd, rmsprop"):
+            with pytest.raises(UserError, match=f"'{name}' uses decoupled weight decay; .*: lbfgs, adam, sgd, rmsprop"):
                 weight_decay({**section, "name": name}, "classification", "C", 50)
         else:
             assert weight_decay({**section, "name": name}, "classification", "C", 50) == 1 / 50

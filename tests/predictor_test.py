@@ -31,6 +31,13 @@ def _linear():
     return config
 
 
+def _averaged():
+    config = _linear()
+    config.train.update(steps=5, ema_decay=0.5)
+    config.eval.metric = "ema_mean_absolute_error"
+    return config
+
+
 def _seeds():
     config = tiny.logistic(steps=5)
     config.train.seeds = 2
@@ -46,6 +53,7 @@ FAMILIES = {
     "pixels": lambda: tiny.logistic(steps=5),
     "features": _linear,
     "seeds": _seeds,
+    "averaged": _averaged,
 }
 
 
@@ -71,7 +79,7 @@ def no_data(monkeypatch):
     return hide
 
 
-QUICK = ("packed text", "pixels", "features")
+QUICK = ("packed text", "pixels", "features", "averaged")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +138,7 @@ def test_the_batch_size_changes_rounding_only(run, monkeypatch):
 
     monkeypatch.setattr(Evaluation, "batches", counted)
     columns = {"sentence": ["a fine film " * 4] * 12}
-    count = len(predictor._model.arrange(predictor._model.encode(columns)).rows)
+    count = len(predictor._model.arrange(predictor.encode(columns)).rows)
     default = predictor.predict(columns)
     for rows in (1, 2, predictor.batch_rows):
         for record, other in zip(default, predictor.predict(columns, batch_rows=rows), strict=True):
@@ -141,7 +149,12 @@ def test_the_batch_size_changes_rounding_only(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("columns", "key"),
-    [({}, "'sentence'"), ({"text": ["a"]}, "'sentence'"), ({"sentence": [3]}, "3")],
+    [
+        ({}, "'sentence'"),
+        ({"text": ["a"]}, "'sentence'"),
+        ({"sentence": [3]}, "3"),
+        ({"sentence": "a film"}, "'sentence' is one value, 'a film'"),
+    ],
 )
 def test_invalid_input_is_a_one_line_error(columns, key, run):
     with pytest.raises(UserError, match=key) as error:

@@ -7,7 +7,6 @@ weights from elsewhere run, small: `runs/…` stands for a run that one of them 
 import importlib
 import re
 import shlex
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,20 +61,22 @@ def _typed(text):
     text = re.sub(r"^T (?=--)|^(?=--config=)", "python -m research.train ", text.strip())
     text = re.sub(r"^(?=configs/(?!defaults)\w+\.py(:\w+)?$)", "python -m research.train --config=", text)
     found = re.search(r"python -m research\.(\w+) (.*)$", text)
-    if found is None or text.endswith("=…"):
+    if found is None or text.endswith("=…") or "NAME" in text:
         return None
     return Command(found[1], tuple(shlex.split(found[2], comments=True)))
 
 
 def _of_the_table():
-    """`:PRESET` in the first column of a table means each file that stands before it in the row."""
-    for row in re.findall(r"^\| (.*?) \|", TEXT, re.MULTILINE):
-        files = []
-        for span in re.findall(r"`([^`]+)`", row):
-            if found := re.fullmatch(r"(configs/\w+\.py)(:\w+)?", span):
-                files.append(found[1])
-            elif re.fullmatch(r":\w+", span):
-                yield from (f"{file}{span}" for file in files)
+    """The table of configs: each preset in the second column, of the last config named in the first."""
+    names = []
+    for first, second in re.findall(r"^\| (.*?) ?\| (.*?) \|", TEXT, re.MULTILINE):
+        spans = re.findall(r"`(\w+)`", first)
+        if spans and all(Path(f"configs/{name}.py").is_file() for name in spans):
+            names = spans
+        elif first:
+            names = []
+        for preset in re.findall(r"`(\w+)`", second):
+            yield from (f"configs/{name}.py:{preset}" for name in names)
 
 
 PIECES = [*(line for block in BLOCKS for line in block.splitlines()), *SPANS, *_of_the_table()]
@@ -93,7 +94,7 @@ LIKE = {
         "resnet_mnist": "resnet_digits",
     }.items()
 }
-SNIPPETS = [text for block in BLOCKS if (text := textwrap.dedent(block)).startswith(("import ", "from "))]
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +123,7 @@ def test_they_were_found():
     assert len(COMMANDS) >= 50
     assert {command.name for command in COMMANDS} >= {"train", "evaluate", "plot", "coefficients", "export", "glue"}
     assert len(OVERRIDES) >= 10
-    assert len(SNIPPETS) >= 1
+    assert len(SNIPPETS) >= 2
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
@@ -184,7 +185,8 @@ def test_commands_that_read_a_run(kind, runs, tmp_path, capsys, monkeypatch):
         if command.name not in ("evaluate", "plot", "coefficients", "export"):
             continue
         arguments = [
-            a.replace("runs/…", str(runs / kind)).replace("FOLDER", f"{tmp_path}/out") for a in command.arguments
+            re.sub(r"runs/(…|bert)", str(runs / kind), a).replace("FOLDER", f"{tmp_path}/out")
+            for a in command.arguments
         ]
         main = importlib.import_module(f"research.{command.name}").main
         if command.name == refused:
@@ -196,8 +198,8 @@ def test_commands_that_read_a_run(kind, runs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.extended
-def test_python_code(runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_python_code(runs, tmp_path):
     names = {}
     for snippet in SNIPPETS:
-        exec(compile(snippet.replace("runs/…", str(runs / "bert_sst2")), "README.md", "exec"), names)
+        code = snippet.replace("runs/bert", str(runs / "bert_sst2")).replace('"runs/', f'"{tmp_path}/')
+        exec(compile(code, "README.md", "exec"), names)

@@ -5,9 +5,14 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from research.base import paths
 from research.base.errors import UserError
 from research.base.trees import flatten, to_json
 from research.runs.rundir import RunDir, without_retired
+from research.training import loop
+from research.training.loop import train_and_evaluate
+from research.training.trained_run import TrainedRun
+from tests import tiny
 
 
 def _start(path, config):
@@ -214,3 +219,41 @@ def test_retired_keys_are_removed_from_any_config_type(kind):
     config = kind({"seed": 1, "task": {"name": "regression", "label_shift": 2.5}, "data": {"transform": {"size": 3}}})
     expected = {"seed": 1, "task": {"name": "regression"}, "data": {"transform": {"size": 3}}}
     assert ConfigDict(without_retired(config)).to_dict() == expected
+
+
+def test_summary_that_can_not_be_read_leaves_no_lock(tmp_path):
+    """The second attempt, in the same process, fails for the same reason as the first."""
+    train_and_evaluate(tiny.logistic(steps=1), tmp_path, show=False)
+    (tmp_path / "summary.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"summary.json can't be read"):
+            train_and_evaluate(tiny.logistic(steps=1), tmp_path, show=False)
+
+
+def test_completed_run_stays_completed_if_its_curve_can_not_be_drawn(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(loop, "plot_training_curve", full)
+    with pytest.raises(OSError, match="disk full"):
+        train_and_evaluate(tiny.logistic(steps=1), tmp_path, show=False)
+    assert RunDir(tmp_path).summary()["status"] == "completed"
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """Each writes a file of its own, and the last one to finish is read: whole."""
+    one, other = (paths.temporary(tmp_path / "x") for _ in range(2))
+    assert one != other
+    paths.atomic_write(tmp_path / "x", "ü")
+    assert (tmp_path / "x").read_bytes() == "ü".encode()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def test_run_opened_for_reading_is_evaluated_without_a_file(tmp_path):
+    train_and_evaluate(tiny.logistic(steps=1), tmp_path, show=False)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    metrics, records = TrainedRun(RunDir.open(tmp_path), "last").predictions("test[:3]")
+    assert "accuracy" in metrics
+    assert [record["index"] for record in records] == [0, 1, 2]
+    assert TrainedRun(RunDir.open(tmp_path), "last").evaluate("test[:3]")["predictions"] is None
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -26,6 +26,8 @@ def test_data_axis_takes_the_remaining_devices():
 def test_mesh_sizes_must_match_the_devices():
     with pytest.raises(UserError, match="there are 8 devices"):
         make_mesh(data=3)
+    with pytest.raises(UserError, match=r"mesh.fsdp=3 × mesh.tensor=1 is 3, which must divide .* 8"):
+        make_mesh(fsdp=3)
 
 
 STATE = {

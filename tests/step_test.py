@@ -12,7 +12,7 @@ import pytest
 
 from research.core.metrics import Mean
 from research.core.replicas import vmap_or_unroll
-from research.core.state import TrainState, averaged
+from research.core.state import TrainState, averaged, unbiased
 from research.core.step import train_step
 from research.core.tasks import Classification
 from research.devices import sharding
@@ -241,6 +241,13 @@ def test_weights_of_the_average_sum_to_one(decay, steps):
 
     state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(state)
     np.testing.assert_allclose(averaged(state, decay).params["w"], latest["w"], rtol=2e-6)
+
+
+def test_bias_correction_is_exact_in_float64():
+    """1 − decay^step in the type of the parameters: relative error at most 1e-15 (with a float32 decay: 1e-8)."""
+    with jax.enable_x64(True):
+        found = unbiased({"w": jnp.float64(1 - 0.9999**5)}, 0.9999, 5)["w"]
+        np.testing.assert_allclose(found, 1.0, rtol=2e-12)
 
 
 def test_unrolled_matches_vmap():

@@ -95,7 +95,7 @@ def _run(clock, *, steps=4, batch=None, processes=1, ready=True, step=None):
         if i == 0:
             step.compile(7.0)
         clock.now += 2.0
-        measured.count(batch or _text(examples=3, tokens=12, places=16), {"loss": Score(ready)}, processes)
+        measured.count(batch or _text(examples=3, tokens=12, places=16), {"loss": Score(ready)}, 1 / processes)
         if i == 1:
             with measured.aside():
                 clock.now += 5.0
@@ -236,7 +236,7 @@ def test_only_waits_of_an_idle_device_are_a_fraction_of_the_time(clock):
         with measured.waiting():
             clock.now += 1.0
         clock.now += 3.0
-        measured.count(_text(examples=3, tokens=12, places=16), {"loss": Score(ready)}, 2)
+        measured.count(_text(examples=3, tokens=12, places=16), {"loss": Score(ready)}, 1 / 2)
     assert measured.data_wait_fraction == pytest.approx(2 / 20)
     assert measured.report()["data_wait_fraction"] == measured.data_wait_fraction
 
@@ -246,7 +246,7 @@ def test_batches_of_several_sizes_add_up_over_the_processes(clock):
     measured = _measured(Step(clock, flops=0.0))
     for examples, tokens, places in ((3, 12, 16), (5, 30, 32), (0, 0, 8)):
         clock.now += 4.0
-        measured.count(_text(examples=examples, tokens=tokens, places=places), {"loss": Score(True)}, 4)
+        measured.count(_text(examples=examples, tokens=tokens, places=places), {"loss": Score(True)}, 1 / 4)
     report = measured.report()
     assert report["examples_per_second"] == pytest.approx(4 * 8 / 12)
     assert report["tokens_per_second"] == pytest.approx(4 * 42 / 12)

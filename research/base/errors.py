@@ -8,5 +8,10 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class DivergedError(UserError):
     """A loss or a parameter became NaN or infinite."""

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
 from research.base.errors import UserError
@@ -22,11 +23,16 @@ def same_source(one: str | None, other: str | None) -> bool:
     return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Writes the file completely or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Writes the file, text as UTF-8, completely or not at all, whatever other processes write."""
+    part = temporary(path)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    part.replace(path)
+
+
+def temporary(path: Path) -> Path:
+    """A path to be renamed to `path`. Not by process id: hosts that share a disk may share ids."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def cache_folder() -> Path:

@@ -62,7 +62,8 @@ def averaged(state: TrainState, decay: float) -> TrainState:
 
 def unbiased(average: Any, decay: float, step: jax.Array | int) -> Any:
     """Converts the sums that a state's `average` holds after `step` steps to means."""
-    weight = -jnp.expm1(step * jnp.log1p(-jnp.float32(1 - decay)))  # 1 − decay^step, to full precision
+    rest = jnp.asarray(1 - decay, jnp.result_type(float))
+    weight = -jnp.expm1(step * jnp.log1p(-rest))  # 1 − decay^step, to full precision
     return jax.tree.map(lambda x: x / weight.astype(x.dtype), average)
 
 

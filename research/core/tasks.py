@@ -56,11 +56,13 @@ class Capabilities:
       predicts: "class", "number" or "token": the plots that apply, and the checks of labels.
       penalty: the key by which scikit-learn's models of this loss are regularized, `C` or `alpha`.
       takes_mixed_labels: whether `scores` reads `mixed_labels` and `mixed_weight` (mixup, CutMix).
+      evaluator: how a split is evaluated, a name in `research.inference.evaluation.EVALUATORS`.
     """
 
     predicts: str | None = None
     penalty: str | None = None
     takes_mixed_labels: bool = False
+    evaluator: str = "forward"
 
 
 def capabilities(task: Any) -> Capabilities:

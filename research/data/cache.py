@@ -8,14 +8,13 @@ import hashlib
 import io
 import json
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from research.base.paths import cache_folder
+from research.base.paths import atomic_write, cache_folder, temporary
 
 
 def digest(*parts: object) -> str:
@@ -85,14 +84,7 @@ NO_CACHE = ArtifactCache()  # nothing is kept
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)  # every process of a run writes the same
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def _part(path: Path) -> Path:
-    """A temporary path, to be renamed to `path`. Not by process id: hosts that share a disk may share ids."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    atomic_write(path, content)
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
@@ -117,14 +109,17 @@ def _checksum(file: Path) -> int:
 
 
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    part = _part(folder)
+    part = temporary(folder)
     try:
         part.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(part / f"{name}.npy", array)
         checksums = {name: _checksum(part / f"{name}.npy") for name in arrays}
         (part / "checksums.json").write_text(json.dumps(checksums))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+        if _read_arrays(folder) is None:  # else another process was first, and has opened its files
+            shutil.rmtree(folder, ignore_errors=True)
+            part.replace(folder)
+        else:
+            shutil.rmtree(part)
     except OSError:  # disk full, no permission, or another process was first
         shutil.rmtree(part, ignore_errors=True)

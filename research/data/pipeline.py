@@ -99,12 +99,18 @@ class Stream:
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch in order: int64 [R, E], a function of the arguments alone."""
-        return self._epochs(seed)(epoch)
+        if seed not in self._epochs:
+            # Caches two epochs of each seed: a batch may cross the end of an epoch.
+            self._epochs[seed] = functools.lru_cache(maxsize=2)(functools.partial(self._shuffled, seed))
+        return self._epochs[seed](epoch)
 
-    @functools.cache  # noqa: B019 - one for each of the run's seeds, for its lifetime
-    def _epochs(self, seed: int) -> Callable[[int], np.ndarray]:
-        """`epoch` for one seed, caching two epochs: a batch may cross the end of an epoch."""
-        return functools.lru_cache(maxsize=2)(functools.partial(self._shuffled, seed))
+    @functools.cached_property
+    def _epochs(self) -> dict[int, Callable[[int], np.ndarray]]:
+        """`_shuffled` by seed, cached."""
+        return {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # without what is cached
+        return Stream, (self.examples, self.rows, self.lengths)
 
     def _shuffled(self, seed: int, epoch: int) -> np.ndarray:
         random = np.random.RandomState([seed, epoch])

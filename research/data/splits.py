@@ -29,7 +29,7 @@ class BySplit(Mapping[str, Value]):
         return len(self._splits)
 
 
-_BOUND = r"-?\d[\d_]*|-?\d+(?:\.\d+)?%"
+_BOUND = r"-?\d+(?:_\d+)*|-?\d+(?:\.\d+)?%"
 _SLICE = re.compile(rf"[^\[\]]+\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\]")
 
 

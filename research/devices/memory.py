@@ -56,12 +56,12 @@ def _groups_left() -> list[int]:
     return lefts
 
 
-def check_batch(example: Mapping[str, Any], rows: int, key: str) -> None:
-    """Raises UserError if `rows` rows like those of `example`, arrays [B, …], do not fit in this machine's free memory.
+def check_batch(example: Mapping[str, Any], rows: int, share: float, key: str) -> None:
+    """Raises UserError if batches of rows like those of `example`, arrays [B, …], do not fit in free memory.
 
-    `key`: the config key that sets their number.
+    `rows`: their number, of which this process makes the fraction `share`; `key`: the config key that sets it.
     """
-    row, limit = sum(x.nbytes / x.shape[0] for x in example.values()), _host_left()
+    row, limit = share * sum(x.nbytes / x.shape[0] for x in example.values()), _host_left()
     if limit is not None and row * rows > limit:
         raise UserError(
             f"{key} asks for batches of {rows:,} rows, {row * rows / 2**30:,.2f} GiB, and this machine has "

@@ -54,7 +54,7 @@ def compiler_options(kind: str) -> dict[str, str] | None:
 
     options = lookup(_CPU_OPTIONS, kind, "compiler")
     measured = tuple(map(int, jaxlib.__version__.split(".")[:2])) in _MEASURED
-    return options or None if measured and jax.default_backend() == "cpu" else None
+    return options if options and measured and jax.default_backend() == "cpu" else None
 
 
 @contextlib.contextmanager

@@ -30,7 +30,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     """
     devices = jax.devices() if devices is None else devices
     if data == -1:
-        data = max(1, len(devices) // (fsdp * tensor))
+        if len(devices) % (fsdp * tensor):
+            raise UserError(
+                f"mesh.fsdp={fsdp} × mesh.tensor={tensor} is {fsdp * tensor}, which must divide the number of devices, "
+                f"{len(devices)}"
+            )
+        data = len(devices) // (fsdp * tensor)
     if data * fsdp * tensor != len(devices):
         raise UserError(
             f"mesh.data={data} × mesh.fsdp={fsdp} × mesh.tensor={tensor} is {data * fsdp * tensor}, but there are "
@@ -42,6 +47,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 def batch_parts(mesh: Mesh) -> int:
     """The number of parts into which the batch axis is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def process_share(mesh: Mesh) -> float:
+    """The fraction of a batch's rows that this process makes."""
+    parts = batch_parts(mesh)
+    return len(process_rows(mesh, parts)) / parts
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -59,15 +59,15 @@ class Throughput:
         if self._running is not None and self._running.is_ready():
             self._waited += time.perf_counter() - start
 
-    def count(self, batch: dict[str, np.ndarray], scores: Any, processes: int) -> None:
-        """Counts a step that was started on this process's rows of a batch and will return `scores`."""
+    def count(self, batch: dict[str, np.ndarray], scores: Any, share: float) -> None:
+        """Counts a step that was started on this process's `share` of a batch's rows and will return `scores`."""
         self._running = jax.tree.leaves(scores)[0]
         self._steps += 1
-        self._examples += float(batch["weight"].sum()) * processes
+        self._examples += float(batch["weight"].sum()) / share
         self._flops += self._step.flops
         if "segments" in batch:
-            self._tokens += int(np.count_nonzero(batch["segments"])) * processes
-            self._places += batch["segments"].size * processes
+            self._tokens += int(np.count_nonzero(batch["segments"])) / share
+            self._places += batch["segments"].size / share
 
     @property
     def seconds(self) -> float:

@@ -54,11 +54,9 @@ def open_source(
             raise UserError(f"{name!r} is not an input of the model; {nearest(name, inputs)}")
 
     def rows(file: Path | None) -> Iterator[tables.Row]:
-        for row in tables.read_rows(file, form):
-            if tuple(row) == ("text",) and len(inputs) == 1 and not renamed:
-                yield {inputs[0]: row["text"]}
-            else:
-                yield {**row, **{name: row[column] for name, column in renamed.items() if column in row}}
+        line_column = inputs[0] if len(inputs) == 1 else "text"
+        for row in tables.read_rows(file, form, line_column=line_column):
+            yield {**row, **{name: row[column] for name, column in renamed.items() if column in row}}
 
     if path == "-":
         return Source("standard input", lambda: rows(None), None, None)
@@ -162,9 +160,7 @@ def _resumed(part: Path, about: Path, call: dict[str, Any]) -> int:
     if not part.exists():
         return 0
     if not about.is_file() or json.loads(about.read_text()) != call:
-        raise UserError(
-            f"{part} is left from a call with another model, input or options; remove it or finish that one"
-        )
+        raise UserError(f"{part} is left from a call with another model, input or options; remove it")
     ends = [0]
     with part.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -179,8 +175,8 @@ def _encoded(predictor: Predictor, source: Source, piece: list[tables.Row], star
         for name in predictor.signature.inputs:
             if not any(name in row for row in rows):
                 raise UserError(
-                    f"{source.name} has no column {name!r}, which the model reads; it has {', '.join(rows[0])}. To read "
-                    f"another one, give --column={name}=COLUMN"
+                    f"{source.name} has no column {name!r}, which the model reads; it has {', '.join(rows[0])}: to "
+                    f"read another one, give --column={name}=COLUMN"
                 )
         return predictor.encode(tables.to_columns(rows, predictor.signature.inputs, source.name, first), source.name)
 

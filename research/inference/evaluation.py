@@ -11,11 +11,12 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
+from research.base.registry import lookup
 from research.core import metrics, step
 from research.core.replicas import Replicas
 from research.core.state import TrainState, averaged
 from research.core.statistics import Value
-from research.core.tasks import Task
+from research.core.tasks import Task, capabilities
 from research.data import pipeline
 from research.devices import sharding
 from research.devices.compiled import Compiled
@@ -42,7 +43,7 @@ class Evaluation:
       batch_rows: rows per batch: examples, or rows of packed texts.
       replicas: the models that the state holds.
       ema_decay: the decay of the average of the parameters, where the state keeps one.
-      averaged: whether predictions come from the averaged parameters.
+      predicts_averaged: whether predictions come from the averaged parameters.
     """
 
     step: Any
@@ -53,9 +54,19 @@ class Evaluation:
     workers: int
     replicas: Replicas
     ema_decay: float
-    averaged: bool
+    predicts_averaged: bool
+
+    def averaged(self, state: TrainState) -> TrainState:
+        """The state with averaged parameters, where the state keeps an average."""
+        mean: TrainState = self.replicas.map(averaged, (0, None))(state, self.ema_decay)
+        return mean
+
+    def predicting_state(self, state: TrainState) -> TrainState:
+        """The state from which predictions come: with the averaged parameters if the run ranks by them."""
+        return self.averaged(state) if self.predicts_averaged else state
 
     def batches(self, stream: pipeline.Stream) -> Iterator[tuple[np.ndarray, pipeline.Batch]]:
+        """The batches of an evaluation, with the indices of their examples; see `pipeline.evaluation_batches`."""
         return pipeline.evaluation_batches(stream, batch_rows=self.batch_rows, rows=self.rows, workers=self.workers)
 
 
@@ -110,16 +121,16 @@ def evaluate(
 
     def run(state: TrainState, predictions: bool, what: str) -> tuple[dict[str, Value], Records]:
         batches = _shown(evaluation, stream, f"evaluating {name}{what}", show)
-        evaluator = EVALUATORS[getattr(evaluation.task, "evaluator", "forward")]
+        evaluator = lookup(EVALUATORS, capabilities(evaluation.task).evaluator, "evaluator")
         return evaluator(evaluation, state, stream, predictions, _until(batches, should_stop))
 
     if not state.average:
         return run(state, predictions, "")
-    mean = evaluation.replicas.map(averaged, (0, None))(state, evaluation.ema_decay)
-    values, records = run(state, predictions and not evaluation.averaged, "")
-    averaged_values, averaged_records = run(mean, predictions and evaluation.averaged, ", averaged parameters")
+    mean, of_mean = evaluation.averaged(state), evaluation.predicts_averaged
+    values, records = run(state, predictions and not of_mean, "")
+    averaged_values, averaged_records = run(mean, predictions and of_mean, ", averaged parameters")
     values |= {f"{metrics.AVERAGE}{name}": value for name, value in averaged_values.items()}
-    return values, averaged_records if evaluation.averaged else records
+    return values, averaged_records if of_mean else records
 
 
 def _shown(evaluation: Evaluation, stream: pipeline.Stream, what: str, show: bool) -> Batches:
@@ -170,7 +181,7 @@ def forward(
     return values, records(indices, {**({} if "label" in columns else {"label": labels}), **columns})
 
 
-# Ways to evaluate a split, by the name in a task's `evaluator`.
+# Ways to evaluate a split, by the name in a task's capabilities.
 EVALUATORS: dict[str, Callable[..., tuple[dict[str, Value], Records]]] = {"forward": forward}
 
 

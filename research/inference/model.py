@@ -67,7 +67,7 @@ def evaluation_of(config: Any, task: Task, mesh: jax.sharding.Mesh, eval_step: A
         workers=config.data.workers,
         replicas=replicas_of(config),
         ema_decay=config.train.ema_decay,
-        averaged=config.eval.metric.startswith(metrics.AVERAGE),
+        predicts_averaged=config.eval.metric.startswith(metrics.AVERAGE),
     )
 
 
@@ -93,6 +93,11 @@ class TrainedModel:
     evaluation: Evaluation
     state: TrainState
     step: int
+
+    @property
+    def predicting_state(self) -> TrainState:
+        """The state from which the run's predictions come: with averaged parameters if it ranks by them."""
+        return self.evaluation.predicting_state(self.state)
 
     @property
     def dtype(self) -> str:

@@ -25,7 +25,9 @@ class Predictor:
     """
 
     def __init__(self, model: TrainedModel):
+        """Call this under `research.devices.platform.x64` of the model's dtype."""
         self._model = model
+        self._state = model.predicting_state
 
     @classmethod
     def open(cls, workdir: str | Path, checkpoint: str = "last") -> "Predictor":
@@ -66,13 +68,23 @@ class Predictor:
         Raises:
           UserError: a column is missing, or a value is not valid for the model.
         """
+        if self._length(columns) == 0:
+            return []
         return self.predict_examples(self.encode(columns), batch_rows=batch_rows)
 
-    def encode(self, columns: Columns, what: str = "the input") -> Examples:
-        """Encodes raw inputs as `predict` does; errors call them `what`. Raises UserError as `predict` does."""
+    def _length(self, columns: Columns) -> int | None:
+        """The number of inputs; None if there is no column of them. Raises UserError if it is not unique."""
+        for name, value in columns.items():
+            if isinstance(value, str | bytes):
+                raise UserError(f"column {name!r} is one value, {value!r:.40}; give a list of values")
         lengths = {name: len(columns[name]) for name in self.signature.inputs if name in columns}
         if len(set(lengths.values())) > 1:
             raise UserError(f"the columns differ in length: {lengths}")
+        return next(iter(lengths.values()), None)
+
+    def encode(self, columns: Columns, what: str = "the input") -> Examples:
+        """Encodes raw inputs as `predict` does; errors call them `what`. Raises UserError as `predict` does."""
+        self._length(columns)
         with x64(self._model.dtype):
             return self._model.encode(columns, what)
 
@@ -89,7 +101,7 @@ class Predictor:
         rows = batch_rows or min(self.batch_rows, 1 << (len(stream.rows) - 1).bit_length())
         evaluation = dataclasses.replace(model.evaluation, batch_rows=rows)
         batches = ((members, _with_labels(batch, model.label_dtype)) for members, batch in evaluation.batches(stream))
-        _, indices, columns = forward_pass(evaluation, model.state, batches, gather=True)
+        _, indices, columns = forward_pass(evaluation, self._state, batches, gather=True)
         return records(indices, columns)
 
     def _named(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from research.base.errors import UserError
+from research.base.errors import UserError, first_line
 from research.base.leaves import path_name
 from research.base.paths import same_source
 from research.base.registry import build, expand_variant, regex
@@ -159,7 +159,7 @@ def _abstract(model: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, A
     try:
         return jax.eval_shape(lambda: module.init(jax.random.key(0), batch, train=False))
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the model can't be built: {first_line(error)}") from error
 
 
 def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:

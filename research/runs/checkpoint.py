@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from research.base.errors import UserError
+from research.base.errors import UserError, first_line
 from research.base.paths import atomic_write
 from research.core.state import TrainState, unbiased
 
@@ -183,8 +183,8 @@ class Checkpoints:
     def variables(self, step: int) -> dict[str, Any]:
         """The shapes and types of the variables saved at `step`, in Flax's form: {"params": …, "batch_stats": …}."""
         saved = self._checkpointer.metadata(step).metadata
-        shapes = {"params": saved["params"], **saved["model_state"]}
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+        shapes: dict[str, Any] = _shapes({"params": saved["params"], **(saved.get("model_state") or {})})
+        return shapes
 
     def restore_variables(
         self, abstract: Mapping[str, Any], step: int, *, average: float | None = None
@@ -212,13 +212,12 @@ class Checkpoints:
         `average`: whether the run keeps an average of its parameters.
         """
         saved = self._checkpointer.metadata(step).metadata
-        shape = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
         return TrainState(
-            step=shape(saved["step"]),
-            params=shape(saved["params"]),
-            model_state=shape(saved.get("model_state") or {}),
+            step=_shapes(saved["step"]),
+            params=_shapes(saved["params"]),
+            model_state=_shapes(saved.get("model_state") or {}),
             opt_state={},
-            average=shape(saved["average"]) if average else {},
+            average=_shapes(saved["average"]) if average else {},
         )
 
     def restore_inference(self, abstract: TrainState, step: int) -> TrainState:
@@ -236,5 +235,8 @@ class Checkpoints:
                 warnings.simplefilter("ignore")
                 return jax.block_until_ready(self._checkpointer.load(step, abstract))
         except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"checkpoint {self._folder}/{step} can't be restored: {reason}") from error
+            raise UserError(f"checkpoint {self._folder}/{step} can't be restored: {first_line(error)}") from error
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

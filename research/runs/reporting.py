@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,11 +34,11 @@ class Reporter:
         self._run = run
         self._learning_rate = learning_rate
         self._metric = metric
-        self._pending: list[tuple[int, list[Any], float]] = []
+        self._pending: list[tuple[int, list[Any]]] = []
         self._steps: list[Any] = []
         self._latest: dict[str, str] = {}
         self.show = show and run.writer
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=start) if run.writer else None
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=start + 1) if run.writer else None
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -72,7 +71,7 @@ class Reporter:
     def log(self, step: int) -> None:
         """Closes an interval of steps and writes the previous one, whose scores are ready, so that nothing blocks."""
         if self._steps:
-            self._pending.append((step, self._steps, time.time()))
+            self._pending.append((step, self._steps))
             self._steps = []
         while len(self._pending) > 1:
             self._write(*self._pending.pop(0))
@@ -83,7 +82,7 @@ class Reporter:
         while self._pending:
             self._write(*self._pending.pop(0))
 
-    def _write(self, step: int, scores: list[Any], at: float) -> None:
+    def _write(self, step: int, scores: list[Any]) -> None:
         fetched = jax.device_get(scores)
         total = fetched[0]
         for more in fetched[1:]:

@@ -45,14 +45,15 @@ def conclude(summary: dict[str, Any], run: RunDir) -> str:
         )
         many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
+    workdir = shlex.quote(str(run.path))
     if is_finished(summary):
         if summary["step"] > 1:
             lines.append(f"  curve: {run.plots / 'training_curve.png'}")
         lines.append(
-            f"  again: python -m research.evaluate --workdir={run.path} "
+            f"  again: python -m research.evaluate --workdir={workdir} "
             f"--split={shlex.quote(next(iter(summary['metrics'])))}"
         )
-        lines.append(f"  plots: python -m research.plot --workdir={run.path}")
+        lines.append(f"  plots: python -m research.plot --workdir={workdir}")
     else:
         lines.append("  rerun the same command with this --workdir to resume")
     return "\n".join(lines)

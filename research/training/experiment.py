@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from research.base.errors import UserError
+from research.base.errors import UserError, first_line
 from research.base.ranges import LARGEST
 from research.base.registry import build
 from research.core import metrics, step
@@ -126,7 +126,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     method = make_method(
         config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, devices=devices
     )
-    batch = _example_batch(config, stream, length.batch_rows, devices)
+    batch = _example_batch(config, stream, length.batch_rows, mesh)
     init, abstract = _initialization(config, module, method, batch)
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
@@ -155,8 +155,9 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     )
 
 
-def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, devices: int) -> pipeline.Batch:
+def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, mesh: jax.sharding.Mesh) -> pipeline.Batch:
     """A batch of one row per device. Raises UserError if the batches that the config asks for do not fit in memory."""
+    devices = sharding.batch_parts(mesh)
     batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:devices], devices))
     name = "batch_size" if config.train.batch_rows is None else "batch_rows"
     asked = {
@@ -165,7 +166,7 @@ def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, device
         f"eval.{name}": config.eval[name],
     }
     for key, rows in asked.items():
-        memory.check_batch(batch, rows, key)
+        memory.check_batch(batch, rows, sharding.process_share(mesh), key)
     return batch
 
 
@@ -190,7 +191,7 @@ def _initialization(
     except UserError:  # from the optimizer, which inspects the parameters
         raise
     except (ValueError, TypeError, ArithmeticError) as error:  # invalid sizes of the model
-        raise UserError(f"the model can't be built: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the model can't be built: {first_line(error)}") from error
 
 
 def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch: pipeline.Batch) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch
     try:
         scores, _ = jax.eval_shape(functools.partial(step.eval_step, module=module, task=task), state, batch)
     except ValueError as error:
-        raise UserError(f"task {config.task.name!r} does not fit the model: {str(error).splitlines()[0]}") from error
+        raise UserError(f"task {config.task.name!r} does not fit the model: {first_line(error)}") from error
     known = {**scores, **task.split_metrics}
     if config.train.ema_decay > 0:
         known |= {f"{metrics.AVERAGE}{name}": score for name, score in known.items()}
@@ -245,6 +246,6 @@ def _length(train: Any, rows: int) -> Length:
         steps = math.ceil(total / batch_rows)
     if not 1 <= steps <= LARGEST:
         raise UserError(
-            f"train.steps={train.steps}, train.epochs={train.epochs} make {steps} steps; it must be 1 to {LARGEST}"
+            f"train.steps={train.steps}, train.epochs={train.epochs} give {steps} steps; there must be 1 to {LARGEST}"
         )
     return Length(batch_rows, steps, total)

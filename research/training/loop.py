@@ -1,5 +1,6 @@
 """The training loop, from start to summary. Nothing here depends on which model is trained."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -9,13 +10,13 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from research.base.errors import DivergedError, UserError
+from research.base.errors import UserError
 from research.core.state import TrainState
 from research.core.statistics import Value, metric_summary
 from research.data import load as data
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
-from research.devices.sharding import prefetch_to_device, put_batch
+from research.devices.sharding import prefetch_to_device, process_share, put_batch
 from research.devices.throughput import Throughput
 from research.inference.evaluation import EvaluationInterrupted
 from research.runs.checkpoint import Checkpoints, Progress
@@ -24,7 +25,7 @@ from research.runs.rundir import RunDir, without_retired
 from research.training.console import conclude, describe
 from research.training.divergence import FiniteCheck
 from research.training.experiment import Experiment, prepare
-from research.training.start import restore_or_init
+from research.training.start import restore_or_init, start_run
 from research.training.stopping import (
     Reason,
     any_process,
@@ -33,7 +34,7 @@ from research.training.stopping import (
     ranking_metric,
     stalled,
 )
-from research.training.summary import summarize, truncation_warnings
+from research.training.summary import failed_summary, summarize, truncation_warnings
 
 
 def train_and_evaluate(
@@ -66,60 +67,68 @@ def train_and_evaluate(
     """
     config = FrozenConfigDict(without_retired(config))
     with x64(config.dtype):
-        return _run(config, workdir, note, config_file, load_variables, should_stop, show)
+        return _run(
+            config,
+            workdir,
+            note=note,
+            show=show,
+            config_file=config_file,
+            load_variables=load_variables,
+            should_stop=should_stop,
+        )
 
 
-def _run(
+def _run(config: Any, workdir: str | Path, *, note: str | None, show: bool, **options: Any) -> dict[str, Any]:
+    with contextlib.closing(RunDir(workdir, writer=jax.process_index() == 0)) as run:
+        start_run(run, config.to_dict())
+        summary = run.summary() or {}
+        if is_finished(summary):
+            if show:
+                print(f"{run.path} is {summary['status']} at step {summary['step']}; use a new --workdir to retrain")
+            return summary
+        try:
+            summary = _prepare_and_train(config, run, show=show, **options)
+            run.write_summary({**summary, "preset_note": note})
+        except Exception as error:
+            run.write_summary(failed_summary(run, error, config.preset))
+            raise
+        plot_training_curve(run, config.eval.metric)
+        return {**summary, "preset_note": note}
+
+
+def _prepare_and_train(
     config: Any,
-    workdir: str | Path,
-    note: str | None,
+    run: RunDir,
+    *,
+    show: bool,
     config_file: Path | None,
     load_variables: Callable[[Any], Any] | None,
     should_stop: Callable[[], bool],
-    show: bool,
 ) -> dict[str, Any]:
-    run = RunDir(workdir, writer=jax.process_index() == 0)
-    run.start(config.to_dict())
-    summary = run.summary() or {}
-    try:
-        if is_finished(summary):
-            if show:
-                print(f"{run.path} is {summary['status']} since step {summary['step']}; use a new --workdir to retrain")
-            return summary
-        experiment = prepare(config, run.assets)
-        if config_file and data.is_registered(config.data.name):
-            run.write_config_file(config_file)
-        with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
-            state, progress = restore_or_init(experiment, checkpoints, load_variables)
-            run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
-            learning_rate = experiment.method.learning_rate
-            check = FiniteCheck(config.seed, experiment.replicas, learning_rate)
-            reporter = Reporter(
-                run,
-                progress.step,
-                experiment.length.total_steps,
-                learning_rate,
-                metric=config.eval.metric,
-                check=check.metrics,
-                show=show,
-            )
-            with reporter:
-                reporter.say(describe(experiment, state, run, progress))
-                for warning in truncation_warnings(experiment):
-                    reporter.say(f"  warning: {warning}")
-                parts = _Parts(experiment, checkpoints, reporter, run, check, lambda: any_process(should_stop()))
-                summary = _train(parts, state, progress)
-        summary["preset_note"] = note
-        run.write_summary(summary)
-        plot_training_curve(run, config.eval.metric)
-        return summary
-    except Exception as error:
-        code = Reason.DIVERGED if isinstance(error, DivergedError) else Reason.ERROR
-        failed = {"status": "failed", "reason_code": code, "reason": str(error) or type(error).__name__}
-        run.write_summary({**summary, **failed, "preset": config.preset})
-        raise
-    finally:
-        run.close()
+    """Builds the experiment, restores or initializes the state, and trains -> the summary."""
+    experiment = prepare(config, run.assets)
+    if config_file and data.is_registered(config.data.name):
+        run.write_config_file(config_file)
+    with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
+        state, progress = restore_or_init(experiment, checkpoints, load_variables)
+        run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
+        learning_rate = experiment.method.learning_rate
+        check = FiniteCheck(config.seed, experiment.replicas, learning_rate)
+        reporter = Reporter(
+            run,
+            progress.step,
+            experiment.length.total_steps,
+            learning_rate,
+            metric=config.eval.metric,
+            check=check.metrics,
+            show=show,
+        )
+        with reporter:
+            reporter.say(describe(experiment, state, run, progress))
+            for warning in truncation_warnings(experiment):
+                reporter.say(f"  warning: {warning}")
+            parts = _Parts(experiment, checkpoints, reporter, run, check, lambda: any_process(should_stop()))
+            return _train(parts, state, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +160,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
         _check_memory(experiment, state)
     batches = prefetch_to_device(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
     train_step = Compiled(experiment.train_step, repeats=section.accumulate, replicas=experiment.replicas.count)
-    throughput = Throughput(train_step)
+    throughput, share = Throughput(train_step), process_share(experiment.mesh)
     deadline = time.monotonic() + 60 * (section.max_minutes or float("inf"))
     results: dict[str, Any] = {}
     reason: Reason | None = None
@@ -167,7 +176,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
             with throughput.waiting():
                 batch, on_devices = next(batches)
             state, scores = train_step(state, on_devices)
-            throughput.count(batch, scores, jax.process_count())
+            throughput.count(batch, scores, share)
             progress = progress.after(experiment.length.batch_rows, experiment.length.total_rows)
             reporter.step(scores)
             if progress.step < total_steps:
@@ -280,15 +289,15 @@ def _summary(
     throughput: Throughput,
 ) -> dict[str, Any]:
     training = parts.run.metrics("train")[-1:] or [{}]
+    if reason == Reason.ASKED and not progress.is_evaluated:
+        results = {}  # those of an earlier step
     return summarize(
         parts.experiment,
         state,
         status={None: "completed", Reason.ASKED: "preempted"}.get(reason, "stopped_early"),
         reason=reason,
         progress=progress,
-        metrics={}
-        if reason == Reason.ASKED and not progress.is_evaluated
-        else results,  # else those of an earlier step
+        metrics=results,
         throughput=throughput.report(),
         training={key: value for key, value in training[0].items() if key not in ("step", "split")},
     )

@@ -11,7 +11,23 @@ from research.base.errors import UserError
 from research.core.replicas import Replicas
 from research.core.state import TrainState
 from research.runs.checkpoint import Checkpoints, Progress
+from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
+from research.training.stopping import any_process
+
+
+def start_run(run: RunDir, config: dict[str, Any]) -> None:
+    """Starts the run directory: first in the process that writes it, as the others read what it leaves there."""
+    error: UserError | None = None
+    if run.writer:
+        try:
+            run.start(config)
+        except UserError as refused:
+            error = refused
+    if any_process(error is not None):
+        raise error or UserError(f"process 0 can't start a run in {run.path}; it says why")
+    if not run.writer:
+        run.start(config)
 
 
 def restore_or_init(

@@ -10,10 +10,12 @@ import flax
 import jax
 import optax
 
+from research.base.errors import DivergedError, UserError
 from research.core.state import TrainState, param_count, params_sha256
 from research.core.statistics import Value, intervals, means
 from research.data.examples import BagExamples, TextExamples
 from research.runs.checkpoint import Progress
+from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
 from research.training.stopping import PROSE, Reason
 
@@ -105,6 +107,21 @@ def summarize(
             else {}
         ),
         "environment": environment(),
+    }
+
+
+def failed_summary(run: RunDir, error: Exception, preset: str) -> dict[str, Any]:
+    """The summary of a run that ended with an error."""
+    try:
+        step = max((line["step"] for line in run.metrics()), default=0)
+    except UserError:  # which may be the error itself
+        step = None
+    return {
+        "status": "failed",
+        "reason_code": Reason.DIVERGED if isinstance(error, DivergedError) else Reason.ERROR,
+        "reason": str(error) or type(error).__name__,
+        "step": step,
+        "preset": preset,
     }
 
 

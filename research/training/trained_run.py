@@ -67,18 +67,22 @@ class TrainedRun:
         `show`: whether to draw a progress bar.
 
         Returns:
-          "step", "split", "metrics", "intervals" for a run of several seeds, and "predictions", the file.
+          "step", "split", "metrics", "intervals" for a run of several seeds, and "predictions", the file, or None if
+          the run is opened for reading only.
 
         Raises:
           UserError: the dataset or the split is unavailable, or does not fit the model.
         """
+        return self._evaluate(split, data, show)[0]
+
+    def _evaluate(self, split: str, data: str | None, show: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         with x64(self.config.dtype):
             stream = self.streams(data)(split)
             model = self.model
             metrics, records = evaluate(model.evaluation, model.state, stream, split, predictions=True, show=show)
         evaluation = {"step": self.step, "split": split, **metric_summary(metrics)}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
-        return {**evaluation, "predictions": str(path)}
+        return {**evaluation, "predictions": str(path) if self.run.writer else None}, records
 
     def predictions(self, split: str, *, data: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The metrics and the records of a split from this checkpoint; evaluates it if they are not written yet.
@@ -90,7 +94,8 @@ class TrainedRun:
             evaluation = self.run.evaluation(name)
             if evaluation and evaluation["step"] == self.step:
                 return evaluation["metrics"], self.run.predictions(name)
-        return self.evaluate(split, data=data)["metrics"], self.run.predictions(_name(split, data, self._which))
+        evaluation, records = self._evaluate(split, data, show=False)
+        return evaluation["metrics"], records
 
 
 def _register_source(run: RunDir, name: str) -> None:

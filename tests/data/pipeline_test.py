@@ -1,5 +1,7 @@
+import gc
 import itertools
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -275,3 +277,14 @@ def test_memory_mapped_sequences_are_pickled_as_file_names():
     there = pickle.loads(message)
     np.testing.assert_array_equal(there.values, values)
     assert there.lengths.tolist() == [60_000, 40_000]
+
+
+def test_unused_stream_is_freed():
+    """A program may train many runs; a stream's epochs are cached, and not pickled for worker processes."""
+    stream = Stream.unpacked(_arrays(8))
+    first = stream.epoch(0, 0)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(stream)).epoch(0, 0), first)
+    gone = weakref.ref(stream)
+    del stream
+    gc.collect()
+    assert gone() is None

@@ -41,6 +41,8 @@ def test_whole_split_has_no_part():
         "t[:]",
         "t[3]",
         "t[::2]",
+        "t[1_:5]",
+        "t[1__0:]",
         "t[a:b]",
         "t[:5%",
         "t[:5%]x",

@@ -1,7 +1,8 @@
 """Tables in files, read a piece at a time: CSV, TSV, JSON lines, Parquet and lines of text.
 
 CSV and TSV values are strings; JSON lines and Parquet have types. The first line of a CSV or TSV file names its
-columns; a text file (.txt) has one column, "text". All are UTF-8, with or without a byte order mark.
+columns. The lines of a text file (.txt), and JSON lines that are strings, are one column, by default "text". All files
+are UTF-8, with or without a byte order mark.
 """
 
 import contextlib
@@ -27,12 +28,13 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 
 
-def read_rows(path: Path | None, form: str | None = None) -> Iterator[Row]:
+def read_rows(path: Path | None, form: str | None = None, *, line_column: str = "text") -> Iterator[Row]:
     """The rows of a table, in order: values by column.
 
     Args:
       path: the file; None reads standard input.
       form: one of FORMATS; None: the file's suffix, and for standard input ".jsonl".
+      line_column: the column of lines of text.
 
     Raises:
       UserError: the file can't be read, names a column twice, has a row with more or fewer values than columns, or is
@@ -46,7 +48,7 @@ def read_rows(path: Path | None, form: str | None = None) -> Iterator[Row]:
         if path is None:
             raise UserError("standard input can't be Parquet, whose index is at the end; give a file")
         return _parquet(path)
-    return _text_rows(path, name, suffix)
+    return _text_rows(path, name, suffix, line_column)
 
 
 def count(path: Path) -> int | None:
@@ -64,16 +66,16 @@ def pieces(rows: Iterator[Row], size: int = PIECE_ROWS) -> Iterator[list[Row]]:
         yield piece
 
 
-def _text_rows(path: Path | None, name: str, suffix: str) -> Iterator[Row]:
+def _text_rows(path: Path | None, name: str, suffix: str, line_column: str) -> Iterator[Row]:
     with _opened(path, name) as file:
         lines = _decoded(file, name)
         if suffix in _DELIMITERS:
             yield from _delimited(lines, name, _DELIMITERS[suffix])
         elif suffix == ".txt":
             for line in lines:
-                yield {"text": line.rstrip("\r\n")}
+                yield {line_column: line.rstrip("\r\n")}
         else:
-            yield from _json_lines(lines, name)
+            yield from _json_lines(lines, name, line_column)
 
 
 @contextlib.contextmanager
@@ -127,7 +129,7 @@ def _delimited(lines: Iterator[str], name: str, delimiter: str) -> Iterator[Row]
         raise UserError(f"line {reader.line_num} of {name} is not valid: {error}") from error
 
 
-def _json_lines(lines: Iterator[str], name: str) -> Iterator[Row]:
+def _json_lines(lines: Iterator[str], name: str, line_column: str) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -135,8 +137,8 @@ def _json_lines(lines: Iterator[str], name: str) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"line {number} of {name} is not valid JSON: {error}") from error
-        if isinstance(row, str):  # lines of quoted texts
-            row = {"text": row}
+        if isinstance(row, str):
+            row = {line_column: row}
         if not isinstance(row, dict):
             raise UserError(f"line {number} of {name} is a JSON {type(row).__name__}; it must be an object of columns")
         yield row
