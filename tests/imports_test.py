@@ -5,7 +5,8 @@ import functools
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-COMMANDS = {f"research.{name}" for name in ("train", "evaluate", "export", "glue", "plot", "coefficients", "ladder")}
+_NAMES = ("train", "evaluate", "predict", "export", "glue", "plot", "coefficients", "ladder")
+COMMANDS = {f"research.{name}" for name in _NAMES}
 
 
 @functools.cache

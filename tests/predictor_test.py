@@ -138,7 +138,7 @@ def test_the_batch_size_changes_rounding_only(run, monkeypatch):
 
     monkeypatch.setattr(Evaluation, "batches", counted)
     columns = {"sentence": ["a fine film " * 4] * 12}
-    count = len(predictor._model.arrange(predictor._model.encode(columns)).rows)
+    count = len(predictor._model.arrange(predictor.encode(columns)).rows)
     default = predictor.predict(columns)
     for rows in (1, 2, predictor.batch_rows):
         for record, other in zip(default, predictor.predict(columns, batch_rows=rows), strict=True):

@@ -11,7 +11,7 @@ from research.data import load
 
 CODE = """
 import contextlib, io, json, sys
-from research import cli, coefficients, evaluate, export, glue, ladder, plot, train
+from research import cli, coefficients, evaluate, export, glue, ladder, plot, predict, train
 
 HEAVY = (
     "flax", "grain", "huggingface_hub", "jax", "matplotlib", "optax", "orbax", "pandas", "requests", "safetensors",
@@ -22,7 +22,7 @@ found = {}
 def note(name):
     found[name] = [module for module in HEAVY if module in sys.modules]
 
-for shell in (coefficients, evaluate, export, glue, ladder, plot, train):
+for shell in (coefficients, evaluate, export, glue, ladder, plot, predict, train):
     sys.argv = ["shell", "--help"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         cli.run(shell.main)

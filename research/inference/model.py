@@ -111,9 +111,9 @@ class TrainedModel:
         regresses = self.config.model.get("num_classes", 1) == 1
         return self.signature.label_dtype or ("float32" if regresses else "int32")
 
-    def encode(self, columns: Columns) -> Examples:
+    def encode(self, columns: Columns, what: str) -> Examples:
         """Encodes raw inputs without labels. Raises UserError if a column is missing or a value invalid."""
-        with data.fitting(self.config.data.transform.name, "the input"):
+        with data.fitting(self.config.data.transform.name, what):
             return self.encoder.encode(columns, labels=False)
 
     def arrange(self, examples: Examples) -> pipeline.Stream:

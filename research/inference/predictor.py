@@ -68,16 +68,32 @@ class Predictor:
         Raises:
           UserError: a column is missing, or a value is not valid for the model.
         """
+        if self._length(columns) == 0:
+            return []
+        return self.predict_examples(self.encode(columns), batch_rows=batch_rows)
+
+    def _length(self, columns: Columns) -> int | None:
+        """The number of inputs; None if there is no column of them. Raises UserError if it is not unique."""
         for name, value in columns.items():
             if isinstance(value, str | bytes):
                 raise UserError(f"column {name!r} is one value, {value!r:.40}; give a list of values")
         lengths = {name: len(columns[name]) for name in self.signature.inputs if name in columns}
         if len(set(lengths.values())) > 1:
             raise UserError(f"the columns differ in length: {lengths}")
-        if lengths and not any(lengths.values()):
+        return next(iter(lengths.values()), None)
+
+    def encode(self, columns: Columns, what: str = "the input") -> Examples:
+        """Encodes raw inputs as `predict` does; errors call them `what`. Raises UserError as `predict` does."""
+        self._length(columns)
+        with x64(self._model.dtype):
+            return self._model.encode(columns, what)
+
+    def predict_examples(self, examples: Examples, *, batch_rows: int | None = None) -> Records:
+        """As `predict`, for encoded inputs."""
+        if not len(examples):
             return []
         with x64(self._model.dtype):
-            return [self._named(record) for record in self._predict(self._model.encode(columns), batch_rows)]
+            return [self._named(record) for record in self._predict(examples, batch_rows)]
 
     def _predict(self, examples: Examples, batch_rows: int | None) -> Records:
         model = self._model

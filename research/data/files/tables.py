@@ -1,0 +1,180 @@
+"""Tables in files, read a piece at a time: CSV, TSV, JSON lines, Parquet and lines of text.
+
+CSV and TSV values are strings; JSON lines and Parquet have types. The first line of a CSV or TSV file names its
+columns. The lines of a text file (.txt), and JSON lines that are strings, are one column, by default "text". All files
+are UTF-8, with or without a byte order mark.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from research.base.errors import UserError
+
+Row = dict[str, Any]
+
+# Rows that are read, encoded and predicted together.
+PIECE_ROWS = 4096
+# The largest field of a CSV file; Python's own limit, 128 KiB, is less than a long text.
+_LARGEST_FIELD = 2**30
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
+
+
+def read_rows(path: Path | None, form: str | None = None, *, line_column: str = "text") -> Iterator[Row]:
+    """The rows of a table, in order: values by column.
+
+    Args:
+      path: the file; None reads standard input.
+      form: one of FORMATS; None: the file's suffix, and for standard input ".jsonl".
+      line_column: the column of lines of text.
+
+    Raises:
+      UserError: the file can't be read, names a column twice, has a row with more or fewer values than columns, or is
+        not valid in its format; the message has the file's name and the number of the line or row, from 1.
+    """
+    name = "standard input" if path is None else str(path)
+    suffix = form or (".jsonl" if path is None else path.suffix.lower())
+    if suffix not in FORMATS:
+        raise UserError(f"{name} is not a table: its suffix is {suffix!r}; known: {', '.join(FORMATS)}")
+    if suffix == ".parquet":
+        if path is None:
+            raise UserError("standard input can't be Parquet, whose index is at the end; give a file")
+        return _parquet(path)
+    return _text_rows(path, name, suffix, line_column)
+
+
+def count(path: Path) -> int | None:
+    """The number of rows of a table, for a progress bar; too large where a value of a CSV file has line breaks."""
+    if path.suffix.lower() == ".parquet":
+        return None
+    with path.open("rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    return max(0, lines - (path.suffix.lower() in _DELIMITERS))
+
+
+def pieces(rows: Iterator[Row], size: int = PIECE_ROWS) -> Iterator[list[Row]]:
+    """The rows in lists of at most `size`."""
+    while piece := list(itertools.islice(rows, size)):
+        yield piece
+
+
+def _text_rows(path: Path | None, name: str, suffix: str, line_column: str) -> Iterator[Row]:
+    with _opened(path, name) as file:
+        lines = _decoded(file, name)
+        if suffix in _DELIMITERS:
+            yield from _delimited(lines, name, _DELIMITERS[suffix])
+        elif suffix == ".txt":
+            for line in lines:
+                yield {line_column: line.rstrip("\r\n")}
+        else:
+            yield from _json_lines(lines, name, line_column)
+
+
+@contextlib.contextmanager
+def _opened(path: Path | None, name: str) -> Iterator[IO[bytes]]:
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{name} can't be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def _decoded(file: IO[bytes], name: str) -> Iterator[str]:
+    """The lines of a UTF-8 file. Raises UserError for the first one that is not."""
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{name} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"line {number} of {name} is not UTF-8 (byte {line[error.start]:#x} at {error.start}); convert it, for "
+                "example with iconv -f LATIN1 -t UTF-8"
+            ) from error
+
+
+def _delimited(lines: Iterator[str], name: str, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = next(reader, None)
+        if not names:
+            raise UserError(f"{name} is empty; its first line must name the columns")
+        twice = {column for column in names if names.count(column) > 1}
+        if twice:
+            raise UserError(f"{name} has two columns called {sorted(twice)[0]!r}")
+        for values in reader:
+            if len(values) == len(names):
+                yield dict(zip(names, values, strict=True))
+            elif values:  # else an empty line
+                raise UserError(
+                    f"line {reader.line_num} of {name} has {len(values)} values; its first line names {len(names)} "
+                    f"columns ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+                )
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {name} is not valid: {error}") from error
+
+
+def _json_lines(lines: Iterator[str], name: str, line_column: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"line {number} of {name} is not valid JSON: {error}") from error
+        if isinstance(row, str):
+            row = {line_column: row}
+        if not isinstance(row, dict):
+            raise UserError(f"line {number} of {name} is a JSON {type(row).__name__}; it must be an object of columns")
+        yield row
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PIECE_ROWS):
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def to_columns(rows: list[Row], names: tuple[str, ...], what: str, start: int) -> dict[str, list[Any]]:
+    """The columns `names` of rows, the first of which is row `start` (from 0) of `what`.
+
+    A column that no row has is left out. Raises UserError, naming the row, where only some have it.
+    """
+    columns: dict[str, list[Any]] = {}
+    for name in names:
+        have = [name in row for row in rows]
+        if not any(have):
+            continue
+        if not all(have):
+            raise UserError(f"row {start + have.index(False) + 1} of {what} has no {name!r}; other rows have it")
+        columns[name] = [row[name] for row in rows]
+    return columns
+
+
+def text_lines(rows: list[Row]) -> str:
+    """The rows as JSON lines."""
+    out = io.StringIO()
+    for row in rows:
+        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return out.getvalue()
