@@ -58,7 +58,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> LoadedConfig:
     elif preset not in module.PRESETS:
         raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
     config = _get_config(path, module, preset)
-    given = _override(config, overrides)
+    given = override(config, overrides)
     check_values(config.to_dict())
     return LoadedConfig(config, path.absolute(), note, given)
 
@@ -108,7 +108,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
     if module.FULL == "embedded":
         return module.FULL, None
     full = _get_config(path, module, module.FULL)
-    given = _override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
+    given = override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
     lacking, others = unavailable(full), [("the full job", module.FULL)]
     for key, reason in lacking.items():
         way, keys = _WAYS[key]
@@ -262,7 +262,7 @@ def _parsed(override: str) -> tuple[str, str, str]:
     return override.removeprefix("--").removeprefix("config.").partition("=")
 
 
-def _override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
+def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     """Applies "key=value" strings in place -> the keys they set."""
     values: dict[str, Any] = {}
     known = _known(config, overrides)

@@ -28,9 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("dataset",), positive=("seeds",))
 
     from research.analysis.ladder import LADDERS, Rung, run_ladder, table
+    from research.api import train_loaded
     from research.config import load
-    from research.interop import pretrained
-    from research.training.loop import train_and_evaluate
     from research.training.method import is_deterministic
 
     ladder = lookup(LADDERS, arguments.dataset, "--dataset")
@@ -47,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             overrides.append(f"train.seeds={seeds}")
         if config.init_from and arguments.init_from:
             overrides.append(f"init_from={arguments.init_from}")
-        experiment = load(rung.config, overrides)
-        start = pretrained.resolve_init_from(experiment.config, experiment.given, workdir)
-        return train_and_evaluate(start.config, workdir, load_variables=start.load_variables)
+        return train_loaded(load(rung.config, overrides), workdir)[1]
 
     out = Path(arguments.out or Path("runs") / f"ladder-{arguments.dataset}")
     rows, failed = run_ladder(ladder, out, names=names, seeds=arguments.seeds, train=train, say=_say)

@@ -1,10 +1,8 @@
 """Train from the command line; the training itself is in `research/training/loop.py`."""
 
 import argparse
-import datetime
 import os
 import signal
-from pathlib import Path
 
 from research import cli
 
@@ -27,32 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     cli.start_distributed(arguments)
 
     # Only now: importing JAX and the data libraries takes a second, which --help should not.
+    from research.api import train_loaded
     from research.config import load
-    from research.training.loop import train_and_evaluate
 
     loaded = load(arguments.config, overrides)
     if loaded.note:
         print(loaded.note, flush=True)
     if stop:
         return 128 + stop[0]
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    workdir = arguments.workdir or Path("runs") / f"{loaded.file.stem}-{loaded.config.preset}-{now}"
-    config, load_variables = loaded.config, None
-    if config.init_from or config.init_fresh:
-        from research.interop import pretrained  # imports the libraries that read weights
-
-        start = pretrained.resolve_init_from(config, loaded.given, workdir)
-        if start.note:
-            print(start.note, flush=True)
-        config, load_variables = start.config, start.load_variables
-    summary = train_and_evaluate(
-        config,
-        workdir,
-        note=loaded.note,
-        config_file=loaded.file,
-        load_variables=load_variables,
-        should_stop=lambda: bool(stop),
-    )
+    _, summary = train_loaded(loaded, arguments.workdir, should_stop=lambda: bool(stop))
     return 128 + stop[0] if summary["status"] == "preempted" and stop else 0
 
 

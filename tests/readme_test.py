@@ -5,6 +5,7 @@ weights from elsewhere run, small: `runs/…` stands for a run that one of them 
 """
 
 import importlib
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from research import cli, train
+from research import api, cli, train
 from research.analysis import plots
 from research.base.errors import UserError
 from research.config import load
@@ -198,8 +199,10 @@ def test_commands_that_read_a_run(kind, runs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.extended
-def test_python_code(runs, tmp_path):
-    names = {}
+def test_python_code(runs, tmp_path, monkeypatch):
+    folders = (tmp_path / str(i) for i in itertools.count())
+    monkeypatch.setattr(api, "_new_workdir", lambda loaded: next(folders))
+    names: dict = {}
     for snippet in SNIPPETS:
         code = snippet.replace("runs/bert", str(runs / "bert_sst2")).replace('"runs/', f'"{tmp_path}/')
         exec(compile(code, "README.md", "exec"), names)
