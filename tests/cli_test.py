@@ -71,7 +71,7 @@ def test_evaluate_gives_the_metrics_of_the_summary(tmp_path):
         assert json.loads(result.stdout)["metrics"] == summary["metrics"][split]
     result = _python("-m", "research.evaluate", f"--workdir={tmp_path}/run", "--checkpoint=best")
     assert json.loads(result.stdout)["step"] == summary["best"]["step"]
-    assert "is completed since step 600" in _python(*train).stdout
+    assert "is completed at step 600" in _python(*train).stdout
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def schedule_free(
     """Schedule-free learning (Defazio et al. 2024, Algorithm 1): parameters are averages of the iterates of `tx`.
 
     In the paper's names the parameters are x, the iterates z, and gradients are taken at y = (1 − b1) z + b1 x, which
-    is `schedule_free_point`. The state holds z − x, not z, so that the parameters can be replaced before the first
-    step.
+    is `schedule_free_point`. The state holds z − x, of frozen parameters too, not z: so the parameters can be replaced
+    before the first step.
     """
     inner = optax.contrib.schedule_free(tx, learning_rates, b1=b1)
 
