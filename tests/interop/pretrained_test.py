@@ -37,7 +37,7 @@ def _start(workdir, init_from, *overrides):
 
 
 def _run(start, workdir, **options):
-    return train_and_evaluate(start.config, workdir, initial=start.load_variables, show=False, **options)
+    return train_and_evaluate(start.config, workdir, load_variables=start.load_variables, show=False, **options)
 
 
 def _first(start, workdir):
