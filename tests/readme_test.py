@@ -154,7 +154,7 @@ def _runs(command):
 @pytest.mark.extended
 @pytest.mark.parametrize("family", ["bert", "logistic", "linear", "mlp", "cnn|resnet|majority"])
 def test_commands_that_train(family, tmp_path, monkeypatch):
-    """Up to the program that would be compiled, where that takes long: .ci/run trains every embedded preset whole."""
+    """Up to the program that would be compiled, where that takes long: .ci/run trains most embedded presets whole."""
     if family not in ("linear", "mlp"):
         monkeypatch.setattr(loop, "train_and_evaluate", fuzz.traced)
     chosen = [c for c in TRAINING if re.match(f"configs/({family})(_|.py)", c.spec) and _runs(c)]
