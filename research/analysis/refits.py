@@ -8,6 +8,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,16 +179,20 @@ def learning_curve(
         if most > 0:
             config.train[counted] = min(most, max(1, round(fraction * rows)))
         folder = run.refits / "learning_curve" / f"{fraction!r}-seed{seed}"
-        summary = train_and_evaluate(config, folder, load_variables=load_variables, show=False)
-        found.setdefault(fraction, []).append(summary["metrics"])
-        shutil.rmtree(
-            RunDir(folder).checkpoints, ignore_errors=True
-        )  # checkpoints of a large model would fill the disk
+        found.setdefault(fraction, []).append(_refit_metrics(config, folder, load_variables))
     points = [
         {"fraction": fraction, "examples": round(fraction * size), "metrics": _intervals(metrics, metric)}
         for fraction, metrics in found.items()
     ]
     return {"metric": metric, "split": split, "step": config.train.steps, "repeats": repeats, "points": points}
+
+
+def _refit_metrics(config: ConfigDict, folder: Path, load_variables: Initial) -> dict[str, Any]:
+    """Trains a refit -> its metrics by split. Its checkpoints are removed, as they may fill the disk."""
+    summary = train_and_evaluate(config, folder, load_variables=load_variables, show=False)
+    shutil.rmtree(RunDir(folder).checkpoints, ignore_errors=True)
+    metrics: dict[str, Any] = summary["metrics"]
+    return metrics
 
 
 def _intervals(summaries: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

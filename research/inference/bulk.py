@@ -13,6 +13,7 @@ from tqdm import tqdm
 from research.base.errors import UserError
 from research.base.paths import atomic_write
 from research.base.registry import nearest
+from research.base.trees import to_json
 from research.data.examples import BagExamples, Examples, TextExamples
 from research.data.files import folders, tables
 from research.inference.predictor import Predictor
@@ -126,8 +127,7 @@ def write_predictions(
       UserError: as `predict_rows`; `output` exists already, or its .part file is that of another call.
     """
     if output is None:
-        done = _write(predict_rows(predictor, source, keys=keys, inputs=inputs), sys.stdout, 0, source, show)
-        return done
+        return _write(predict_rows(predictor, source, keys=keys, inputs=inputs), sys.stdout, 0, source, show)
     if output.exists():
         raise UserError(f"{output} exists; remove it or give another --output")
     part, about = output.with_name(output.name + ".part"), output.with_name(output.name + ".part.json")
@@ -148,7 +148,7 @@ def _write(records: Iterator[list[dict[str, Any]]], file: IO[str], done: int, so
         total=source.size, initial=done, unit="row", disable=not show, delay=1.0, leave=False, file=sys.stderr
     ) as bar:
         for piece in records:
-            file.write(tables.text_lines(piece))
+            file.writelines(to_json(record) + "\n" for record in piece)
             file.flush()
             done += len(piece)
             bar.update(len(piece))
@@ -171,30 +171,36 @@ def _resumed(part: Path, about: Path, call: dict[str, Any]) -> int:
 
 
 def _encoded(predictor: Predictor, source: Source, piece: list[tables.Row], start: int) -> Examples:
-    def encode(rows: list[tables.Row], first: int) -> Examples:
-        for name in predictor.signature.inputs:
-            if not any(name in row for row in rows):
-                raise UserError(
-                    f"{source.name} has no column {name!r}, which the model reads; it has {', '.join(rows[0])}: to "
-                    f"read another one, give --column={name}=COLUMN"
-                )
-        return predictor.encode(tables.to_columns(rows, predictor.signature.inputs, source.name, first), source.name)
+    """Encodes the rows of a piece. Raises UserError with the number of the first row that can't be encoded."""
+
+    def encode(rows: list[tables.Row]) -> Examples:
+        columns = {name: [_value(row, name) for row in rows] for name in predictor.signature.inputs}
+        return predictor.encode(columns, source.name)
 
     try:
-        return encode(piece, start)
+        return encode(piece)
     except UserError:
-        if not any(name in row for row in piece for name in predictor.signature.inputs):
-            raise
-        for i, row in enumerate(piece):  # which one it is
+        for number, row in enumerate(piece, start + 1):
             try:
-                encode([row], start + i)
+                encode([row])
             except UserError as error:
                 where = f", {row['file']}" if "file" in row else ""
-                raise UserError(f"row {start + i + 1} of {source.name}{where}: {error}") from error
+                raise UserError(f"row {number} of {source.name}{where}: {error}") from error
         raise
 
 
+def _value(row: tables.Row, name: str) -> Any:
+    """The value of an input. Raises UserError if the row lacks it."""
+    if name not in row:
+        raise UserError(
+            f"it has no column {name!r}, which the model reads, but {', '.join(row)}; to read another one, give "
+            f"--column={name}=COLUMN"
+        )
+    return row[name]
+
+
 def _shown(row: tables.Row, names: tuple[str, ...], number: int, source: Source) -> dict[str, Any]:
+    """The columns `names` of a row that are not bytes, and the file of an image."""
     missing = [name for name in names if name not in row]
     if missing:
         raise UserError(f"row {number + 1} of {source.name} has no column {missing[0]!r}; it has {', '.join(row)}")

@@ -43,7 +43,8 @@ def test_the_other_formats(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"one"\n{"text": "zwei"}\n')))
     assert list(tables.read_rows(None)) == [{"text": "one"}, {"text": "zwei"}]
     assert tables.count(tmp_path / "x.jsonl") == 3
-    assert list(tables.pieces(iter(rows), 1)) == [[row] for row in rows]
+    monkeypatch.setattr(tables, "PIECE_ROWS", 1)
+    assert list(tables.pieces(iter(rows))) == [[row] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +73,6 @@ def test_a_malformed_file_is_one_line(name, content, line, key, tmp_path):
     assert key in message
     assert "\n" not in message
     assert line is None or f"line {line} " in message
-
-
-def test_a_column_that_only_some_rows_have_is_one_line():
-    rows = [{"a": 1, "b": 2}, {"b": 3}]
-    assert tables.to_columns(rows, ("b", "c"), "x", 0) == {"b": [2, 3]}
-    with pytest.raises(UserError, match=r"row 12 of x has no 'a'"):
-        tables.to_columns(rows, ("a",), "x", 10)
 
 
 def test_reading_takes_a_row_at_a_time(tmp_path):

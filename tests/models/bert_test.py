@@ -13,6 +13,7 @@ from scipy.special import erf
 from research.data.examples import Ragged, TextExamples
 from research.data.pipeline import Stream, make_batch
 from research.models.bert import BertClassifier
+from tests.models.random_params import random_params
 
 SIZES: dict[str, Any] = {
     "num_classes": 3,
@@ -51,17 +52,7 @@ def _batch(rng, lengths, width=12):
 
 @functools.cache
 def _random_params():
-    batch = _batch(np.random.default_rng(0), [3])
-    shapes = jax.eval_shape(lambda: MODULE.init(jax.random.key(0), batch, train=False))["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen. In numpy, for XLA
-    # takes long to compile the draws of so many arrays.
-    rng = np.random.default_rng(1)
-
-    def draw(path, x):
-        center, spread = float(path[-1].key == "scale"), 0.1 if x.ndim == 1 else 0.28
-        return jnp.asarray(center + spread * rng.standard_normal(x.shape), x.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return random_params(MODULE, _batch(np.random.default_rng(0), [3]))
 
 
 @pytest.fixture

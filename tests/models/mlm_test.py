@@ -12,6 +12,7 @@ from scipy.special import erf
 from research.core.tasks import MaskedLM
 from research.models.bert import BertClassifier
 from research.models.mlm import BertMaskedLM
+from tests.models.random_params import random_params
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -63,17 +64,7 @@ def _everywhere(batch):
 
 @functools.cache
 def _params():
-    batch = _batch(np.random.default_rng(0), [[3]])
-    shapes = jax.eval_shape(lambda: MODULE.init(jax.random.key(0), batch, train=False))["params"]
-    # Biases and LayerNorms start at 0 and 1: give them values, or a swapped one would go unseen. In numpy, for XLA
-    # takes long to compile the draws of so many arrays.
-    rng = np.random.default_rng(1)
-
-    def draw(path, x):
-        center, spread = float(path[-1].key == "scale"), 0.1 if x.ndim == 1 else 0.28
-        return jnp.asarray(center + spread * rng.standard_normal(x.shape), x.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return random_params(MODULE, _batch(np.random.default_rng(0), [[3]]))
 
 
 @jax.jit

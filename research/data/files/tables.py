@@ -7,7 +7,6 @@ are UTF-8, with or without a byte order mark.
 
 import contextlib
 import csv
-import io
 import itertools
 import json
 import sys
@@ -60,9 +59,9 @@ def count(path: Path) -> int | None:
     return max(0, lines - (path.suffix.lower() in _DELIMITERS))
 
 
-def pieces(rows: Iterator[Row], size: int = PIECE_ROWS) -> Iterator[list[Row]]:
-    """The rows in lists of at most `size`."""
-    while piece := list(itertools.islice(rows, size)):
+def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """The rows in lists of at most PIECE_ROWS."""
+    while piece := list(itertools.islice(rows, PIECE_ROWS)):
         yield piece
 
 
@@ -154,27 +153,3 @@ def _parquet(path: Path) -> Iterator[Row]:
                 yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
-
-
-def to_columns(rows: list[Row], names: tuple[str, ...], what: str, start: int) -> dict[str, list[Any]]:
-    """The columns `names` of rows, the first of which is row `start` (from 0) of `what`.
-
-    A column that no row has is left out. Raises UserError, naming the row, where only some have it.
-    """
-    columns: dict[str, list[Any]] = {}
-    for name in names:
-        have = [name in row for row in rows]
-        if not any(have):
-            continue
-        if not all(have):
-            raise UserError(f"row {start + have.index(False) + 1} of {what} has no {name!r}; other rows have it")
-        columns[name] = [row[name] for row in rows]
-    return columns
-
-
-def text_lines(rows: list[Row]) -> str:
-    """The rows as JSON lines."""
-    out = io.StringIO()
-    for row in rows:
-        out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return out.getvalue()
