@@ -79,6 +79,7 @@ def train_and_evaluate(
 
 
 def _run(config: Any, workdir: str | Path, *, note: str | None, show: bool, **options: Any) -> dict[str, Any]:
+    """As `train_and_evaluate`, for a frozen config; `options` are the arguments of `_prepare_and_train`."""
     with contextlib.closing(RunDir(workdir, writer=jax.process_index() == 0)) as run:
         start_run(run, config.to_dict())
         summary = run.summary() or {}
@@ -87,13 +88,13 @@ def _run(config: Any, workdir: str | Path, *, note: str | None, show: bool, **op
                 print(f"{run.path} is {summary['status']} at step {summary['step']}; use a new --workdir to retrain")
             return summary
         try:
-            summary = _prepare_and_train(config, run, show=show, **options)
-            run.write_summary({**summary, "preset_note": note})
+            summary = {**_prepare_and_train(config, run, show=show, **options), "preset_note": note}
+            run.write_summary(summary)
         except Exception as error:
             run.write_summary(failed_summary(run, error, config.preset))
             raise
         plot_training_curve(run, config.eval.metric)
-        return {**summary, "preset_note": note}
+        return summary
 
 
 def _prepare_and_train(
