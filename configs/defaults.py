@@ -26,10 +26,23 @@ def defaults() -> ConfigDict:
             "model": {},
             "task": {},
             "data": {
-                # A name in research/data/load.py's SOURCES, or else of a TFDS dataset, such as "glue/sst2".
+                # "files", for own files; a name in research/data/load.py's SOURCES; or else a TFDS dataset's, such as
+                # "glue/sst2".
                 "name": "",
                 # The folder of TFDS data; None: TFDS_DATA_DIR or ~/tensorflow_datasets.
                 "data_dir": placeholder(str),
+                # Own files: .csv, .tsv, .jsonl, .parquet, .txt, or a folder of images with a folder per class. Splits
+                # without a file are cut off `train`: stratified by class, or by one of the next two.
+                "train": placeholder(str),
+                "validation": placeholder(str),
+                "test": placeholder(str),
+                "validation_fraction": 0.1,
+                "test_fraction": 0.0,
+                "split_seed": 0,  # not `seed`: runs of different seeds are compared on the same splits
+                "group_by": placeholder(str),  # a column; all rows of a group are in one split
+                "time_by": placeholder(str),  # a column of dates or numbers; the latest rows are not trained on
+                # The kinds of columns, "COLUMN=KIND": number, category, text, image, key, ignored. Others are inferred.
+                "kinds": (),
                 # The fraction of `train` to train on: sampled by the seed, smaller ones as subsets of larger ones. What
                 # the transform learns (a vocabulary, means) still comes from the whole split.
                 "train_fraction": 1.0,

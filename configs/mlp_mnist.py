@@ -29,6 +29,8 @@ def get_config(preset: str = "") -> ConfigDict:
             "dropout": 0.2,
             "mean": (33.3,),  # of the pixels, in their original range; without mean and std the model reads features
             "std": (78.6,),
+            "output_mean": 0.0,  # of a regression's labels
+            "output_std": 1.0,
         }
     )
     config.task = classification()

@@ -66,10 +66,14 @@ def train_loaded(
 
     The arguments are those of `fit` and of `research.training.loop.train_and_evaluate`. Raises UserError as they do.
     """
+    from research.training import own_files
     from research.training.loop import train_and_evaluate
 
     folder = _new_workdir(loaded) if workdir is None else expanded(workdir)
-    config, load_variables = loaded.config, None
+    config, lines = own_files.fill_in(loaded.config, loaded.given)
+    if show and lines:
+        print("\n".join(lines), flush=True)
+    load_variables = None
     if config.init_from or config.init_fresh:
         from research.interop import pretrained  # imports the libraries that read weights
 

@@ -107,7 +107,7 @@ def _bool(text: str, _: Any) -> bool:
 
 
 def _tuple(text: str, items: type | None) -> tuple[Any, ...]:
-    if items is str and text[:1] not in ("(", "["):
+    if (items is str and text[:1] not in ("(", "[")) or (items is None and text[:1].isalpha()):
         names = tuple(text.split(","))  # "validation,test", without a shell's quotes around quotes
         if not all(names):
             raise ValueError

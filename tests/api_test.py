@@ -36,7 +36,7 @@ def test_fit_is_the_command(run):
 
 def test_inputs_of_every_form_are_predicted_alike(run, tmp_path):
     split = run.config.eval.splits[0]
-    features = data.raw("diabetes", None)[split]["features"][:5]
+    features = data.raw({"name": "diabetes", "data_dir": None})[split]["features"][:5]
     expected = run.predict({"features": features})
     assert len(expected) == 5
     assert run.predict(features) == run.predict(list(features)) == expected

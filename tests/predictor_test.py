@@ -90,7 +90,7 @@ def test_predictions_match_evaluation(family, no_data, tmp_path):
     split = config.eval.splits[0]
     train_and_evaluate(config, tmp_path, show=False)
     written = RunDir.open(tmp_path).predictions(split)
-    columns = data.raw(config.data.name, None)[split]
+    columns = data.raw(config.data)[split]
     inputs = {name: columns[name] for name in config.data.transform.inputs}
     no_data()
     predictor = Predictor.open(tmp_path)
@@ -186,7 +186,7 @@ def test_missing_assets_are_a_one_line_error(run, tmp_path):
 
 def test_older_run_without_a_signature_predicts(tmp_path):
     train_and_evaluate(tiny.logistic(steps=2), tmp_path, show=False)
-    columns = data.raw("digits", None)["test"]
+    columns = data.raw({"name": "digits", "data_dir": None})["test"]
     before = Predictor.open(tmp_path).predict(columns)
     (tmp_path / "assets/encoder.json").unlink()
     assert Predictor.open(tmp_path).predict(columns) == before

@@ -50,7 +50,7 @@ json.dump(found, sys.stderr)
 @pytest.mark.extended
 def test_entry_points_do_not_import_heavy_libraries(tmp_path):
     """Help without JAX; a linear model without libraries for other models; an encoder without scikit-learn."""
-    load.raw("diabetes", None)["train"]  # from here on it is cached
+    load.raw({"name": "diabetes", "data_dir": None})["train"]  # from here on it is cached
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-c", CODE % str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment

@@ -123,7 +123,7 @@ def _fit(subject: PlotContext) -> Drawing:
     subject.needs("number")
     columns = subject.columns  # first, as its error names the existing splits
     inputs = subject.config.data.transform.inputs
-    raw = data.raw(subject.config.data.name, subject.config.data.data_dir)[whole(subject.of_split)][inputs[0]]
+    raw = data.raw(subject.config.data)[whole(subject.of_split)][inputs[0]]
     first = np.asarray(raw[0])
     if len(inputs) != 1 or first.size != 1 or first.dtype.kind not in "fiu":
         raise UserError(

@@ -7,6 +7,9 @@ import numpy as np
 from research.base.errors import UserError
 from research.data.examples import Columns
 
+# The column of the examples' own keys, which predictions carry: optional, and not part of a dataset's fingerprint.
+KEY = "_key"
+
 
 def as_text(value: str | bytes) -> str:
     """Decodes bytes as UTF-8, invalid ones as U+FFFD. Raises UserError for a value that is neither text nor bytes."""
@@ -22,6 +25,12 @@ def column(columns: Columns, name: str, split: str) -> Any:
     if name not in columns:
         raise UserError(f"split {split!r} has no column {name!r}; it has {', '.join(columns)}")
     return columns[name]
+
+
+def place(columns: Columns, split: str, index: int) -> str:
+    """Where the example `index` of a split comes from, for an error message: the row or file of own files, if known."""
+    where = getattr(columns, "where", None)
+    return where(index) if where else f"example {index} of split {split!r}"
 
 
 def only(inputs: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 from research.base.errors import UserError
 from research.data.cache import NO_CACHE, ArtifactCache
+from research.data.columns import place
 from research.data.examples import Columns, Examples
 
 _FILE = "encoder.json"
@@ -20,7 +21,7 @@ class Signature:
     """The inputs of an encoder.
 
     Attributes:
-      kind: "text", "text_pair", "documents", "image" or "features".
+      kind: "text", "text_pair", "documents", "image", "features" or "table".
       inputs: the columns that it reads.
       label: the column of labels; None if labels are not a column.
       limits: limits on an input by name, such as {"max_length": 128, "unit": "tokens"}.
@@ -87,6 +88,10 @@ class ColumnsOf(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         return self._splits[self._split][name]
+
+    def where(self, index: int) -> str:
+        """Where the example `index` comes from; see `research.data.columns.place`."""
+        return place(self._splits[self._split], self._split, index)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._splits[self._split])

@@ -15,6 +15,7 @@ from research.base.errors import UserError
 from research.base.registry import build, nearest
 from research.data.arrays import Standardize
 from research.data.cache import ArtifactCache
+from research.data.columns import KEY
 from research.data.encoder import (
     ColumnsOf,
     Encoder,
@@ -25,6 +26,7 @@ from research.data.encoder import (
     saved_signature,
 )
 from research.data.examples import Columns, Examples
+from research.data.files import source as files
 from research.data.images.transform import ImageTransform, PixelTransform
 from research.data.sources import tfds_source
 from research.data.sources.bundled import BUNDLED, CLASS_NAMES
@@ -32,11 +34,13 @@ from research.data.sources.line import line
 from research.data.sources.python_docs import python_docs
 from research.data.sources.sentiment import SENTIMENTS, sentiment
 from research.data.splits import BySplit
+from research.data.table import Table
 from research.data.text.bag_of_words import BagOfWords
 from research.data.text.masked_lm import MaskedLanguageModel
 from research.data.text.wordpiece import WordPiece
 
-# Sources by name, each with its kind as named in summary.json. Any other name is that of a TFDS dataset.
+# Sources by name, each with its kind as named in summary.json. Any other name is "files", own files, or that of a TFDS
+# dataset.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
     "line": ("embedded", line),
     "python_docs": ("embedded", python_docs),
@@ -52,6 +56,7 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "masked_lm": MaskedLanguageModel,
     "pixels": PixelTransform,
     "standardize": Standardize,
+    "table": Table,
     "wordpiece": WordPiece,
 }
 
@@ -60,10 +65,14 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
 class Dataset:
     """Splits ready for batching, each made on first use.
 
-    `source` is "tfds", "sklearn" or "embedded"; `fingerprint` hashes the raw columns of all splits.
+    Attributes:
+      columns: the raw columns of each split.
+      source: "tfds", "sklearn", "embedded" or "files".
+      fingerprint: a hash of the raw columns of all splits.
     """
 
     splits: Mapping[str, Examples]
+    columns: Mapping[str, Columns]
     encoder: Encoder
     name: str
     source: str
@@ -84,7 +93,9 @@ def is_registered(name: str) -> bool:
 
 def missing(section: Mapping[str, Any]) -> str | None:
     """Why the dataset of a `data` section is unavailable, or None if it is available."""
-    return None if section["name"] in SOURCES else tfds_source.missing(section["name"], section["data_dir"])
+    if section["name"] in SOURCES or section["name"] == files.NAME:
+        return None
+    return tfds_source.missing(section["name"], section["data_dir"])
 
 
 class _Source(Mapping[str, Columns]):
@@ -114,9 +125,40 @@ class _Source(Mapping[str, Columns]):
         return len(self._columns)
 
 
-def raw(name: str, data_dir: str | None) -> Mapping[str, Columns]:
-    """A dataset's columns by split, before any transform, read on first access."""
-    return _Source(name, SOURCES[name][1] if name in SOURCES else functools.partial(tfds_source.load, name, data_dir))
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Where a dataset comes from.
+
+    Attributes:
+      kind: as in Dataset.source.
+      splits: the columns of each split, before any transform, read on first access.
+      state: identifies the data without reading it; None: it has to be read.
+      fingerprint: computes the hash of the data.
+    """
+
+    kind: str
+    splits: Mapping[str, Columns]
+    state: str | None
+    fingerprint: Callable[[], str]
+
+
+def _origin(section: Mapping[str, Any]) -> _Origin:
+    name, data_dir = section["name"], section["data_dir"]
+    if name == files.NAME:
+        splits = _Source(name, functools.partial(files.load, section))
+        return _Origin("files", splits, files.state(section), functools.partial(files.fingerprint, section))
+    if name in SOURCES:
+        kind, read = SOURCES[name]
+        splits, state = _Source(name, read), None
+    else:
+        kind, state = "tfds", tfds_source.state(name, data_dir)
+        splits = _Source(name, functools.partial(tfds_source.load, name, data_dir))
+    return _Origin(kind, splits, state, functools.partial(_fingerprint, splits))
+
+
+def raw(section: Mapping[str, Any]) -> Mapping[str, Columns]:
+    """The columns by split of the dataset of a `data` section, before any transform, read on first access."""
+    return _origin(section).splits
 
 
 def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Encoder | None = None) -> Dataset:
@@ -130,11 +172,10 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
     Raises:
       UserError: the dataset is unavailable, does not fit the transform, or has changed since the run began.
     """
-    name, data_dir = section["name"], section["data_dir"]
-    source, state = (SOURCES[name][0], None) if name in SOURCES else ("tfds", tfds_source.state(name, data_dir))
-    splits = raw(name, data_dir)
+    name, origin = section["name"], _origin(section)
+    splits = origin.splits
     # The fingerprint of files that did not change is not computed again.
-    fingerprint = ArtifactCache(source=state).text("fingerprint", lambda: _fingerprint(splits), key=(3,))
+    fingerprint = ArtifactCache(source=origin.state).text("fingerprint", origin.fingerprint, key=(3,))
     cache = ArtifactCache(None if encoder else assets, fingerprint)
     before = cache.text("data_fingerprint.txt", lambda: fingerprint)
     if before != fingerprint:
@@ -149,7 +190,7 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
         with fitting(transform, f"dataset {name}"):
             return fitted.encode(ColumnsOf(splits, split), split=split, cache=cache)
 
-    return Dataset(BySplit(splits, examples), fitted, name, source, fingerprint)
+    return Dataset(BySplit(splits, examples), splits, fitted, name, origin.kind, fingerprint)
 
 
 def open_encoder(section: Mapping[str, Any], assets: Path) -> tuple[Encoder, Signature]:
@@ -168,15 +209,18 @@ def keep_signature(dataset: Dataset, section: Mapping[str, Any], assets: Path) -
     dtype = None if labels is None else labels.dtype.name
     names = None
     if signature.label is not None and labels is not None and labels.dtype.kind in "iu":
-        names = label_names(dataset.name, section["data_dir"], signature.label)
+        names = label_names(section, signature.label)
     save_signature(dataclasses.replace(signature, label_names=names, label_dtype=dtype), ArtifactCache(assets))
 
 
-def label_names(name: str, data_dir: str | None, column: str) -> tuple[str, ...] | None:
+def label_names(section: Mapping[str, Any], column: str) -> tuple[str, ...] | None:
     """The names of the classes in a dataset's label column, in order; None if they are unknown."""
+    name = section["name"]
+    if name == files.NAME:
+        return files.label_names(section)
     if name in SOURCES:
         return {"sentiment": SENTIMENTS, **CLASS_NAMES}.get(name)
-    return tfds_source.label_names(name, data_dir, column)
+    return tfds_source.label_names(name, section["data_dir"], column)
 
 
 def _transform(section: Mapping[str, Any]) -> Transform:
@@ -202,7 +246,7 @@ def _fingerprint(columns: Mapping[str, Columns]) -> str:
     """A hash of every value. If this computation changes, raise the number in the cache's key above."""
     digest = hashlib.sha256()
     for split in sorted(columns):
-        for name in sorted(columns[split]):
+        for name in sorted(set(columns[split]) - {KEY}):
             values = columns[split][name]
             digest.update(f"{split}/{name}/{len(values)}\n".encode())
             # For a dataset that is read a piece at a time this reads all of it.

@@ -19,6 +19,7 @@ class MLP(nn.Module):
     """Dense layers of `hidden_sizes`, each with a ReLU and dropout, and a linear classifier.
 
     If `mean` and `std` are given, the model reads images, normalized by them, instead of features: see `normalized`.
+    The outputs are `output_mean` + `output_std` · (the classifier's): a regression's are of the scale of its labels.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -27,6 +28,8 @@ class MLP(nn.Module):
         "dropout": RATE,
         "mean": dataclasses.replace(ANY, may_be_empty=True),
         "std": dataclasses.replace(POSITIVE, may_be_empty=True),
+        "output_mean": ANY,
+        "output_std": POSITIVE,
     }
 
     num_classes: int
@@ -34,6 +37,8 @@ class MLP(nn.Module):
     dropout: float
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    output_mean: float = 0.0
+    output_std: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -49,4 +54,7 @@ class MLP(nn.Module):
         for i, size in enumerate(self.hidden_sizes):
             x = nn.relu(Dense(size, dtype=self.dtype, kernel_init=he_normal, name=f"dense_{i}")(x))
             x = Dropout(self.dropout)(x, train=train)
-        return Dense(self.num_classes, dtype=self.dtype, kernel_init=lecun_normal, name="classifier")(x)
+        x = Dense(self.num_classes, dtype=self.dtype, kernel_init=lecun_normal, name="classifier")(x)
+        if (self.output_mean, self.output_std) == (0.0, 1.0):
+            return x
+        return self.output_mean + self.output_std * x.astype(jnp.promote_types(self.dtype, jnp.float32))

@@ -16,14 +16,17 @@ from research.base.trees import flatten, jsonable, to_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Keys that may differ when a run is resumed: none of them changes what is computed, or from which examples.
+# Keys that, like those of `mesh`, may differ when a run is resumed: none of them changes what is computed, or from
+# which examples.
 FREE_KEYS = (
     "train.log_every",
     "train.max_minutes",
     "train.max_data_wait_fraction",
     "data.data_dir",
+    "data.train",
+    "data.validation",
+    "data.test",
     "data.workers",
-    "mesh.",
 )
 
 # Keys that no longer have an effect; they are dropped from older configs and command lines.
@@ -32,6 +35,11 @@ RETIRED_KEYS = ("task.label_shift",)
 # Keys that the config of an older run lacks, with the values that preserve its behaviour.
 _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "train_fraction"): 1.0,
+    **dict.fromkeys((("data", key) for key in ("train", "validation", "test", "group_by", "time_by")), None),
+    ("data", "validation_fraction"): 0.1,
+    ("data", "test_fraction"): 0.0,
+    ("data", "split_seed"): 0,
+    ("data", "kinds"): [],
     ("train", "seeds"): None,
     ("optimizer", "C"): None,
     ("optimizer", "alpha"): None,
@@ -149,7 +157,7 @@ class RunDir:
         def same(key: str) -> bool:
             if key == "init_from":
                 return same_source(old.get(key), new.get(key))
-            return old.get(key) == new.get(key) or key.startswith(FREE_KEYS)
+            return old.get(key) == new.get(key) or key in FREE_KEYS or key.startswith("mesh.")
 
         differing = [
             f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"

@@ -22,6 +22,9 @@ from research.models import MODELS
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**32 - 1, integer=True),
     "data.train_fraction": Range(0, 1, open="low"),
+    "data.validation_fraction": Range(0, 1, open="high"),
+    "data.test_fraction": Range(0, 1, open="high"),
+    "data.split_seed": Range(0, 2**32 - 1, integer=True),
     "data.workers": Range(0, 1024, integer=True),
     "optimizer.learning_rate": NOT_NEGATIVE,
     "optimizer.warmup_fraction": FRACTION,

@@ -46,7 +46,7 @@ class TrainedRun:
         section, (_, signature) = self.config.data, self._encoder
         names = signature.label_names
         if names is None and signature.label:  # the run is from before 0.2
-            names = data.label_names(section.name, section.data_dir, signature.label)
+            names = data.label_names(section, signature.label)
         return names if names and len(names) == num_classes else ()
 
     def dataset(self, name: str | None = None) -> data.Dataset:

@@ -129,7 +129,7 @@ def test_home_directory_and_version_are_resolved(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for data_dir, variable in (("~/data", ""), (None, "~/data")):
         monkeypatch.setenv("TFDS_DATA_DIR", variable)
-        columns = data.raw(name, data_dir)
+        columns = data.raw({"name": name, "data_dir": data_dir})
         assert dict(columns) == dict(plain)
         assert data.missing({"name": name, "data_dir": data_dir}) is None
     with pytest.raises(UserError, match="this home directory does not exist"):

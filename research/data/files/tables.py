@@ -23,7 +23,7 @@ PIECE_ROWS = 4096
 # The largest field of a CSV file; Python's own limit, 128 KiB, is less than a long text.
 _LARGEST_FIELD = 2**30
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 
 
@@ -50,13 +50,19 @@ def read_rows(path: Path | None, form: str | None = None, *, line_column: str = 
     return _text_rows(path, name, suffix, line_column)
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of a CSV or TSV file. Raises UserError if it can't be read, is empty, or names a column twice."""
+    with _opened(path, str(path)) as file:
+        return _header(_reader(_decoded(file, str(path)), DELIMITERS[path.suffix.lower()]), str(path))
+
+
 def count(path: Path) -> int | None:
     """The number of rows of a table, for a progress bar; too large where a value of a CSV file has line breaks."""
     if path.suffix.lower() == ".parquet":
         return None
     with path.open("rb") as file:
         lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-    return max(0, lines - (path.suffix.lower() in _DELIMITERS))
+    return max(0, lines - (path.suffix.lower() in DELIMITERS))
 
 
 def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -68,8 +74,8 @@ def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _text_rows(path: Path | None, name: str, suffix: str, line_column: str) -> Iterator[Row]:
     with _opened(path, name) as file:
         lines = _decoded(file, name)
-        if suffix in _DELIMITERS:
-            yield from _delimited(lines, name, _DELIMITERS[suffix])
+        if suffix in DELIMITERS:
+            yield from _delimited(lines, name, DELIMITERS[suffix])
         elif suffix == ".txt":
             for line in lines:
                 yield {line_column: line.rstrip("\r\n")}
@@ -106,16 +112,26 @@ def _decoded(file: IO[bytes], name: str) -> Iterator[str]:
             ) from error
 
 
-def _delimited(lines: Iterator[str], name: str, delimiter: str) -> Iterator[Row]:
+def _reader(lines: Iterator[str], delimiter: str) -> Any:
     csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _header(reader: Any, name: str) -> list[str]:
+    """The names in the first line. Raises UserError if there are none, or one is there twice."""
+    names: list[str] = next(reader, [])
+    if not names:
+        raise UserError(f"{name} is empty; its first line must name the columns")
+    twice = {column for column in names if names.count(column) > 1}
+    if twice:
+        raise UserError(f"{name} has two columns called {sorted(twice)[0]!r}")
+    return names
+
+
+def _delimited(lines: Iterator[str], name: str, delimiter: str) -> Iterator[Row]:
+    reader = _reader(lines, delimiter)
     try:
-        names = next(reader, None)
-        if not names:
-            raise UserError(f"{name} is empty; its first line must name the columns")
-        twice = {column for column in names if names.count(column) > 1}
-        if twice:
-            raise UserError(f"{name} has two columns called {sorted(twice)[0]!r}")
+        names = _header(reader, name)
         for values in reader:
             if len(values) == len(names):
                 yield dict(zip(names, values, strict=True))

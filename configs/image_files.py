@@ -1,0 +1,70 @@
+"""Own images: a folder with a folder per class, or a table with a column of their paths.
+
+    python -m research.train --config=configs/image_files.py --config.data.train=FOLDER
+    python -m research.train --config=configs/image_files.py:resnet50 --config.data.train=FOLDER
+
+The classes are called as their folders. Channels, sizes, mean and standard deviation follow from the images and are
+printed: images of several sizes, or of more than 96 pixels, are resized to 64×64, unless --config.data.transform.size
+and resize are given. A tenth is cut off for validation, unless --config.data.validation=FOLDER is given.
+
+Hardware: any for `embedded`. Presets:
+  embedded: a small ResNet from random weights.
+  resnet50: ResNet-50 from ImageNet weights, at 224×224; not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import classification, defaults, image
+
+PRESETS = ("embedded", "resnet50")
+FULL = "embedded"
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Presets: `embedded`, `resnet50`."""
+    config = defaults()
+    config.preset = preset or FULL
+    config.compiler = "convolutions"
+    config.model = ConfigDict(
+        {
+            "name": "resnet",
+            "num_classes": 2,
+            "block": "basic",  # basic, bottleneck
+            "stage_sizes": (2, 2, 2),
+            "width": 24,
+            "stem": "small",  # imagenet, small
+            "shortcut": "projection",  # projection, pad
+            "norm": "batch",  # batch, group
+            "stochastic_depth": 0.0,  # drop rate of the last block; linear over depth
+            "mean": (127.5,),  # per channel, in the images' original range
+            "std": (64.0,),
+            "test_flip": False,  # whether evaluation also uses an image's mirror image
+        }
+    )
+    config.task = classification()
+    config.data.name = "files"
+    config.data.transform = image(channels=3)
+    config.data.transform.label = ""
+    config.data.transform.inputs = ()
+    config.optimizer.name = "sgd"
+    config.optimizer.nesterov = True
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_fraction = 0.1
+    config.optimizer.weight_decay = 5e-4
+    config.train.epochs = 20
+    config.train.batch_size = 64
+    if config.preset == "resnet50":
+        _resnet50(config)
+    return config
+
+
+def _resnet50(config: ConfigDict) -> None:
+    """Fine-tuning of all layers."""
+    config.model.update(block="bottleneck", stage_sizes=(3, 4, 6, 3), width=64, stem="imagenet")
+    config.init_from = "microsoft/resnet-50"
+    config.needs_accelerator = True
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 1e-4
+    config.data.transform.augment.random_resized_crop = (0.35, 1.0)
+    config.data.transform.augment.flip = True
