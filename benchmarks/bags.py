@@ -69,7 +69,7 @@ def peer(_: argparse.Namespace) -> Measure:
     def texts(name: str) -> tuple[Any, dict[str, tuple[Any, np.ndarray]]]:
         config = load(CONFIGS[name]).config
         transform = config.data.transform
-        columns = raw(config.data.name, config.data.data_dir)
+        columns = raw(config.data)
         splits = {}
         for split in ("train", config.eval.splits[0]):
             lines = [text.decode("utf-8", "replace") for text in columns[split][transform.inputs[0]]]

@@ -161,6 +161,9 @@ def run(main: Callable[[], int]) -> None:
             raise
         print(f"error: {missing}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        sys.stdout = None  # type: ignore[assignment]  # else Python writes what is left of it, and fails again
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise

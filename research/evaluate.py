@@ -19,7 +19,11 @@ def parser() -> argparse.ArgumentParser:
         default="validation",
         help="any split of the dataset, or a part such as 'test[:5%%]' (default: validation)",
     )
-    parser.add_argument("--data", help="another dataset, encoded as in the run (default: the run's dataset)")
+    parser.add_argument(
+        "--data",
+        help="another dataset, encoded as in the run; for a run on own files also another file (default: the run's)",
+    )
+    parser.add_argument("--show_input", action="store_true", help="copy the inputs, except images, to the predictions")
     return parser
 
 
@@ -31,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     from research.training.trained_run import TrainedRun
 
     trained = TrainedRun(RunDir.open(arguments.workdir, writer=True), arguments.checkpoint)
-    evaluation = trained.evaluate(arguments.split, data=arguments.data, show=True)
+    evaluation = trained.evaluate(arguments.split, data=arguments.data, show=True, inputs=arguments.show_input)
     print(to_json(evaluation))
     if all(value is None for value in evaluation["metrics"].values()):
         print(

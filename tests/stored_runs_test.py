@@ -28,7 +28,7 @@ def test_stored_run_evaluates_and_predicts_as_before(stored):
     before = RunDir.open(folder).predictions("test")
     evaluated = TrainedRun(RunDir.open(folder, writer=True), "last").evaluate("test")
     assert evaluated["metrics"] == pytest.approx(json.loads((folder / "summary.json").read_text())["metrics"]["test"])
-    found = Predictor.open(folder).predict(data.raw("iris", None)["test"])
+    found = Predictor.open(folder).predict(data.raw({"name": "iris", "data_dir": None})["test"])
     assert [record["prediction"] for record in found] == [record["prediction"] for record in before]
     # Rounding depends on the processor and the XLA release.
     np.testing.assert_allclose(

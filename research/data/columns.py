@@ -1,5 +1,7 @@
 """The columns of a split as transforms read them: by name, as text, as labels."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,39 @@ def place(columns: Columns, split: str, index: int) -> str:
     """Where the example `index` of a split comes from, for an error message: the row or file of own files, if known."""
     where = getattr(columns, "where", None)
     return where(index) if where else f"example {index} of split {split!r}"
+
+
+# Columns of a TFDS dataset that name an example.
+_TFDS_KEYS = ("idx", "id")
+
+
+def keys(columns: Columns) -> Callable[[int], Any] | None:
+    """The function from an example's index to its own key, a number or text; None if keys are unknown.
+
+    The key is the value of the column KEY, or of TFDS's "idx" or "id"; else the place of a TFDS record in its files,
+    FILE__NUMBER, as TFDS's `add_tfds_id` names it.
+    """
+    for name in (KEY, *_TFDS_KEYS):
+        values = columns.get(name)
+        if values is not None:
+            return functools.partial(_value, values)
+    for values in columns.values():
+        shards = getattr(values, "shards", None)
+        if shards is not None:
+            found: Callable[[int], Any] = shards.record
+            return found
+    return None
+
+
+def _value(values: Any, index: int) -> Any:
+    return plain(values[index])
+
+
+def plain(value: Any) -> Any:
+    """A value of a column for JSON: numbers, lists and text; bytes are decoded as UTF-8."""
+    if isinstance(value, bytes):
+        return as_text(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def only(inputs: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from research.base.errors import UserError
 from research.base.registry import build, nearest
 from research.data.arrays import Standardize
 from research.data.cache import ArtifactCache
-from research.data.columns import KEY
+from research.data.columns import KEY, keys, plain
 from research.data.encoder import (
     ColumnsOf,
     Encoder,
@@ -85,6 +85,27 @@ class Dataset:
             raise UserError(f"split {name!r} of dataset {self.name} is empty")
         return examples
 
+    def described(self, split: str, records: list[dict[str, Any]], *, inputs: bool = False) -> list[dict[str, Any]]:
+        """The records of a split's examples, each with its "key" where known, and on request with its `inputs`.
+
+        The records have "index"; those of examples that are cut from the columns, such as rows of documents, are left
+        as they are. Inputs that are images are left out.
+        """
+        columns = self.columns[split]
+        found = keys(columns)
+        shown = self.encoder.signature.inputs if inputs and self.encoder.signature.kind != "image" else ()
+        if len(self.splits[split]) != len(next(iter(columns.values()))):
+            return records
+        return [
+            {
+                "index": record["index"],
+                **({"key": found(record["index"])} if found else {}),
+                **{name: plain(columns[name][record["index"]]) for name in shown},
+                **{name: value for name, value in record.items() if name != "index"},
+            }
+            for record in records
+        ]
+
 
 def is_registered(name: str) -> bool:
     """Whether a config file or a program added a source of this name to SOURCES."""
@@ -130,12 +151,13 @@ class _Origin:
     """Where a dataset comes from.
 
     Attributes:
-      kind: as in Dataset.source.
+      name, kind: as Dataset's name and source.
       splits: the columns of each split, before any transform, read on first access.
       state: identifies the data without reading it; None: it has to be read.
       fingerprint: computes the hash of the data.
     """
 
+    name: str
     kind: str
     splits: Mapping[str, Columns]
     state: str | None
@@ -145,15 +167,16 @@ class _Origin:
 def _origin(section: Mapping[str, Any]) -> _Origin:
     name, data_dir = section["name"], section["data_dir"]
     if name == files.NAME:
-        splits = _Source(name, functools.partial(files.load, section))
-        return _Origin("files", splits, files.state(section), functools.partial(files.fingerprint, section))
+        shown = files.paths(section)["train"].name
+        splits = _Source(shown, functools.partial(files.load, section))
+        return _Origin(shown, "files", splits, files.state(section), functools.partial(files.fingerprint, section))
     if name in SOURCES:
         kind, read = SOURCES[name]
         splits, state = _Source(name, read), None
     else:
         kind, state = "tfds", tfds_source.state(name, data_dir)
         splits = _Source(name, functools.partial(tfds_source.load, name, data_dir))
-    return _Origin(kind, splits, state, functools.partial(_fingerprint, splits))
+    return _Origin(name, kind, splits, state, functools.partial(_fingerprint, splits))
 
 
 def raw(section: Mapping[str, Any]) -> Mapping[str, Columns]:
@@ -172,8 +195,8 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
     Raises:
       UserError: the dataset is unavailable, does not fit the transform, or has changed since the run began.
     """
-    name, origin = section["name"], _origin(section)
-    splits = origin.splits
+    origin = _origin(section)
+    name, splits = origin.name, origin.splits
     # The fingerprint of files that did not change is not computed again.
     fingerprint = ArtifactCache(source=origin.state).text("fingerprint", origin.fingerprint, key=(3,))
     cache = ArtifactCache(None if encoder else assets, fingerprint)

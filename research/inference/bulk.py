@@ -57,7 +57,11 @@ def open_source(
     def rows(file: Path | None) -> Iterator[tables.Row]:
         line_column = inputs[0] if len(inputs) == 1 else "text"
         for row in tables.read_rows(file, form, line_column=line_column):
-            yield {**row, **{name: row[column] for name, column in renamed.items() if column in row}}
+            named = {**row, **{name: row[column] for name, column in renamed.items() if column in row}}
+            if predictor.signature.kind == "image" and isinstance(named.get(inputs[0]), str):
+                image = (file.parent if file else Path()) / named[inputs[0]]
+                named |= {inputs[0]: folders.contents(image), "file": row[renamed.get(inputs[0], inputs[0])]}
+            yield named
 
     if path == "-":
         return Source("standard input", lambda: rows(None), None, None)
@@ -69,7 +73,7 @@ def open_source(
         column = predictor.signature.inputs[0]
         return Source(
             str(file),
-            lambda: ({"file": str(image.relative_to(file)), column: image.read_bytes()} for image in images),
+            lambda: ({"file": str(image.relative_to(file)), column: folders.contents(image)} for image in images),
             len(images),
             [str(image.relative_to(file)) for image in images],
         )

@@ -14,6 +14,7 @@ from research.base.errors import UserError
 from research.core.state import TrainState
 from research.core.statistics import Value, metric_summary
 from research.data import load as data
+from research.data.splits import whole
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
 from research.devices.sharding import prefetch_to_device, process_share, put_batch
@@ -256,6 +257,8 @@ def _evaluate_at_the_end(
         results[split] = values
         if not (split == parts.main_split and progress.is_evaluated):
             parts.reporter.evaluation(progress.step, split, values)
+        if parts.run.writer:
+            records = parts.experiment.dataset.described(whole(split), records)
         parts.run.write_predictions(split, records, {"step": progress.step, "split": split, **metric_summary(values)})
         if split == parts.main_split and ranking:
             progress = _rank(parts, progress, values)

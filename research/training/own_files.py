@@ -28,6 +28,7 @@ _LARGEST_SIZE, _SIZE = 96, 64
 
 # The length of a run: at least and at most this many updates, the latter in no less than one epoch.
 _UPDATES = (300, 20_000)
+_UPDATES_FINE_TUNING = 100  # the fewest from pretrained weights
 _UPDATES_PER_EPOCH = 10
 _SMALLEST_BATCH = 8
 _PIECES_PER_WORD = 1.4  # of a WordPiece tokenizer, roughly
@@ -151,11 +152,9 @@ def _of_images(images: list[Path], config: ConfigDict) -> tuple[dict[str, Any], 
 
 def _decoded(image: Path) -> np.ndarray:
     try:
-        return decode(image.read_bytes(), max(MODES))
+        return decode(folders.contents(image), max(MODES))
     except ValueError as error:
         raise UserError(f"{image} can't be decoded: {error}; remove it, or mend it") from error
-    except OSError as error:
-        raise UserError(f"{image} can't be read: {error.strerror}") from error
 
 
 # Tables
@@ -242,7 +241,8 @@ def _classes(label: str, summary: Summary, known: Mapping[str, str], path: Path)
         raise UserError(f"{path}: the label {label!r} has more than 1,000 values; are these its classes?")
     if len(summary.distinct) < 2:
         raise UserError(
-            f"{path}: the label {label!r} is {next(iter(summary.distinct))!r} in all rows; at least two classes are needed"
+            f"{path}: the label {label!r} is {next(iter(summary.distinct))!r} in all rows; at least two classes are "
+            "needed"
         )
     return source.sorted_names(tuple(summary.distinct))
 
@@ -333,8 +333,8 @@ def _numbers(config: ConfigDict) -> np.ndarray:
 def _regression(config: ConfigDict, given: Collection[str]) -> None:
     if config.model.name in ("sparse_logistic",):
         raise UserError(
-            f"the label {config.data.transform.label!r} has numbers, which model {config.model.name!r} does not predict; "
-            f"if they are classes, declare it: {declare(config.data.transform.label, 'category')}"
+            f"the label {config.data.transform.label!r} has numbers, which model {config.model.name!r} does not "
+            f"predict; if they are classes, declare it: {declare(config.data.transform.label, 'category')}"
         )
     if config.model.name == "logistic":
         config.model = ConfigDict({"name": "linear"})
@@ -364,9 +364,10 @@ def _fit_length(config: ConfigDict, found: _Found, given: Collection[str]) -> st
         while batch // 2 >= smallest and examples / (batch * per_row) < _UPDATES_PER_EPOCH:
             batch //= 2
         section[key] = batch
+    fewest = _UPDATES_FINE_TUNING if config.init_from else _UPDATES[0]
     if section.epochs is not None and batch != -1 and not {"train.epochs", "train.steps"} & set(given):
         updates = examples / (batch * per_row)
-        least, most = _UPDATES[0] / updates, max(1.0, _UPDATES[1] / updates)
+        least, most = fewest / updates, max(1.0, _UPDATES[1] / updates)
         section.epochs = float(math.ceil(min(max(section.epochs, least), most)))
     every = "eval.every_steps"
     if every not in given and section.epochs is not None and batch != -1:

@@ -7,10 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from research.base.paths import expanded
 from research.core.statistics import metric_summary
 from research.data import load as data
 from research.data.encoder import Encoder, Signature
+from research.data.files import source as files
 from research.data.pipeline import Stream
+from research.data.splits import whole
 from research.devices.platform import x64
 from research.inference.evaluation import evaluate
 from research.inference.model import TrainedModel, on_these_devices, open_checkpoints, open_model
@@ -50,21 +53,29 @@ class TrainedRun:
         return names if names and len(names) == num_classes else ()
 
     def dataset(self, name: str | None = None) -> data.Dataset:
-        """The run's dataset, or the one called `name`, encoded as in the run. Raises UserError if unavailable."""
+        """The run's dataset, or the one called `name`, encoded as in the run. Raises UserError if unavailable.
+
+        For a run on own files, `name` may be another file, which takes the place of `validation` and `test`.
+        """
         section = ConfigDict(self.config.data)
         if name is None:
             return data.load(section, self.run.assets)
-        section.name = name
+        if section.name == files.NAME and expanded(name).is_file():
+            section.validation = section.test = name
+        else:
+            section.name = name
         return data.load(section, encoder=self._encoder[0])
 
     def streams(self, name: str | None = None) -> Callable[[str], Stream]:
         """The function from a split's name to its rows, for the run's dataset (`train` as trained on) or another."""
         return split_streams(self.config, self.dataset(name), training=name is None)
 
-    def evaluate(self, split: str, *, data: str | None = None, show: bool = False) -> dict[str, Any]:
+    def evaluate(
+        self, split: str, *, data: str | None = None, show: bool = False, inputs: bool = False
+    ) -> dict[str, Any]:
         """Evaluates a split of the run's dataset, or of the dataset `data`, and writes its predictions to the run.
 
-        `show`: whether to draw a progress bar.
+        `show`: whether to draw a progress bar; `inputs`: whether the predictions have the examples' inputs too.
 
         Returns:
           "step", "split", "metrics", "intervals" for a run of several seeds, and "predictions", the file, or None if
@@ -73,13 +84,17 @@ class TrainedRun:
         Raises:
           UserError: the dataset or the split is unavailable, or does not fit the model.
         """
-        return self._evaluate(split, data, show)[0]
+        return self._evaluate(split, data, show=show, inputs=inputs)[0]
 
-    def _evaluate(self, split: str, data: str | None, show: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _evaluate(
+        self, split: str, data: str | None, *, show: bool, inputs: bool = False
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         with x64(self.config.dtype):
-            stream = self.streams(data)(split)
+            dataset = self.dataset(data)
+            stream = split_streams(self.config, dataset, training=data is None)(split)
             model = self.model
             metrics, records = evaluate(model.evaluation, model.state, stream, split, predictions=True, show=show)
+            records = dataset.described(whole(split), records, inputs=inputs)
         evaluation = {"step": self.step, "split": split, **metric_summary(metrics)}
         path = self.run.write_predictions(_name(split, data, self._which), records, evaluation)
         return {**evaluation, "predictions": str(path) if self.run.writer else None}, records

@@ -26,6 +26,14 @@ def classes(folder: Path) -> dict[str, list[Path]]:
     return {name: image_files(path) for name, path in found.items()}
 
 
+def contents(file: Path) -> bytes:
+    """The contents of a file. Raises UserError if it can't be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} can't be read: {error.strerror}") from error
+
+
 def image_files(folder: Path) -> list[Path]:
     """The images in a folder and its subfolders, sorted by path; hidden files and links to folders are skipped.
 

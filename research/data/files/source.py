@@ -280,17 +280,10 @@ class _ImageFiles:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
-        return {"image": _bytes(self._files[index])}
+        return {"image": folders.contents(self._files[index])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, bytes]]:
         return [self[index] for index in indices]
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from error
 
 
 def _encoded(files: _Paths) -> Values | Records:
@@ -298,7 +291,7 @@ def _encoded(files: _Paths) -> Values | Records:
     shards = Shards(tuple(map(str, files)), (1,) * len(files))
     if sum(file.stat().st_size for file in files) > IN_MEMORY_BYTES:
         return Records(_ImageFiles(files), "image", shards)
-    return Values(map(_bytes, files), shards)
+    return Values(map(folders.contents, files), shards)
 
 
 def _images(path: Path, names: Texts) -> _Paths:

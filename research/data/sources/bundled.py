@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from research.data.cache import ArtifactCache
+from research.data.columns import KEY
 from research.data.examples import Columns
 
 PARTS = ("train", "validation", "test")
@@ -15,6 +16,8 @@ PARTS = ("train", "validation", "test")
 def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[str, Columns]:
     """Splits 60/20/20 into train, validation and test; the split never changes (random state 0).
 
+    An example's key is its index in scikit-learn's arrays.
+
     The columns are cached: importing scikit-learn takes longer than a small model's whole training.
     """
 
@@ -22,8 +25,8 @@ def _load(loader: str, *, stratify: bool, shape: tuple[int, ...] = ()) -> dict[s
         columns = _read(loader, stratify=stratify, shape=shape)
         return {f"{part}.{name}": column for part in PARTS for name, column in columns[part].items()}
 
-    kept = ArtifactCache(source=f"scikit-learn {version('scikit-learn')}").arrays("bundled", make, key=(1, loader))
-    return {part: {name: np.array(kept[f"{part}.{name}"]) for name in ("features", "label")} for part in PARTS}
+    kept = ArtifactCache(source=f"scikit-learn {version('scikit-learn')}").arrays("bundled", make, key=(2, loader))
+    return {part: {name: np.array(kept[f"{part}.{name}"]) for name in ("features", "label", KEY)} for part in PARTS}
 
 
 def _read(loader: str, *, stratify: bool, shape: tuple[int, ...]) -> dict[str, Columns]:
@@ -39,7 +42,7 @@ def _read(loader: str, *, stratify: bool, shape: tuple[int, ...]) -> dict[str, C
     )
     features = features.reshape(-1, *shape) if shape else features
     return {
-        name: {"features": features[indices], "label": labels[indices]}
+        name: {"features": features[indices], "label": labels[indices], KEY: indices}
         for name, indices in zip(PARTS, (train, validation, test), strict=True)
     }
 

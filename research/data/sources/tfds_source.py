@@ -36,7 +36,17 @@ class Shards:
 
     def path(self, index: int) -> str:
         """The file that holds the record `index`."""
-        return self.paths[int(np.searchsorted(np.cumsum(self.sizes), index, side="right"))]
+        return self.paths[self._file(index)[0]]
+
+    def record(self, index: int) -> str:
+        """The name of the record `index`, FILE__NUMBER with its number in the file, as by TFDS's `add_tfds_id`."""
+        file, number = self._file(index)
+        return f"{Path(self.paths[file]).name}__{number}"
+
+    def _file(self, index: int) -> tuple[int, int]:
+        """The file that holds the record, and the record's number in it."""
+        file = int(np.searchsorted(np.cumsum(self.sizes), index, side="right"))
+        return file, index - sum(self.sizes[:file])
 
 
 class Values(list[Any]):
