@@ -109,7 +109,7 @@ def _bag_of_words(config: ConfigDict) -> None:
         }
     )
     config.optimizer.name = "lbfgs"
-    config.optimizer.clip_norm = None
+    config.optimizer.clip_norm, config.optimizer.weight_decay = None, 0.0
     config.optimizer.C = 10.0
     config.train.steps = 1
     config.train.batch_rows = -1  # all

@@ -107,8 +107,8 @@ def _bool(text: str, _: Any) -> bool:
 
 
 def _tuple(text: str, items: type | None) -> tuple[Any, ...]:
-    if (items is str and text[:1] not in ("(", "[")) or (items is None and text[:1].isalpha()):
-        names = tuple(text.split(","))  # "validation,test", without a shell's quotes around quotes
+    if text[:1] not in ("(", "[") and (items is str or (items is None and "=" in text)):
+        names = tuple(text.split(","))  # "validation,test" or "age=number", without a shell's quotes around quotes
         if not all(names):
             raise ValueError
         return names

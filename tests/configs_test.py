@@ -21,6 +21,7 @@ from research.models import MODELS
 from research.overrides import declared
 from research.training.experiment import prepare
 from research.training.limits import check_values, key_ranges
+from research.training.own_files import fill_in
 from tests import tiny
 
 FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
@@ -39,13 +40,16 @@ def test_configs_were_found():
         for file, preset in PRESETS
     ],
 )
-def test_train_and_eval_steps_have_consistent_shapes(file, preset, monkeypatch):
+def test_train_and_eval_steps_have_consistent_shapes(file, preset, monkeypatch, tmp_path):
     tiny.few_sentences(monkeypatch)
     tiny.tfds(monkeypatch)
     tiny.few_documents(monkeypatch)
     config = load(f"configs/{file}.py:{preset}").config
     assert config.preset == preset
     config.init_from = None
+    if config.data.name == "files":
+        config.data.train = str(tiny.own_file(tmp_path, config.data.transform.name))
+        config, _ = fill_in(config, ())
     config.data.workers = 0
     if config.train.batch_size is not None:
         config.train.batch_size = min(config.train.batch_size, 8)  # large batches of images are slow to make
@@ -120,7 +124,7 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
         key for key in flatten(module.get_config("embedded").to_dict()) if not key.startswith(("model", "task", "data"))
     }
     assert own == {key for key in flatten(defaults().to_dict()) if not key.startswith(("model", "task", "data"))}
-    assert module.get_config("embedded").data.name in data.SOURCES
+    assert module.get_config("embedded").data.name in {*data.SOURCES, "files"}
 
 
 @pytest.mark.parametrize("file", FILES)

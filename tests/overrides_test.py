@@ -49,6 +49,7 @@ def _parsed(key, text):
         ("names", "b,c", ("b", "c")),
         ("names", "('b', 'c')", ("b", "c")),
         ("rules", "(('a', (None, 'b')),)", (("a", (None, "b")),)),
+        ("rules", "age=number,a b=text", ("age=number", "a b=text")),
         ("section.limit", "None", None),
         ("section.path", "None", None),
         ("section.any", "None", None),

@@ -43,7 +43,7 @@ def test_same_config_resumes_the_run(tmp_path):
 def test_older_run_has_default_train_fraction_and_seeds(tmp_path):
     _start(tmp_path, {**CONFIG, "data": {"name": "digits"}})
     config = RunDir.open(tmp_path).config()
-    assert config["data"] == {"name": "digits", "train_fraction": 1.0}
+    assert (config["data"]["train_fraction"], config["data"]["train"]) == (1.0, None)
     assert config["train"]["seeds"] is None
 
 

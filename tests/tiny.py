@@ -4,6 +4,7 @@
 import itertools
 
 import numpy as np
+from PIL import Image
 
 from configs import bert_glue, bert_mlm, bert_sst2, logistic_digits, resnet_digits
 from research.data.sources import python_docs, sentiment, tfds_source
@@ -157,3 +158,18 @@ def assert_trees_equal(a, b):
     import jax
 
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def own_file(folder, transform):
+    """A file or folder for a config of own files with this transform."""
+    if transform == "image":
+        for name in ("circle", "square"):
+            (folder / "images" / name).mkdir(parents=True)
+            for i in range(20):
+                image = np.full((12, 12, 3), 100 * (name == "circle") + i, np.uint8)
+                Image.fromarray(image).save(folder / "images" / name / f"{i}.png")
+        return folder / "images"
+    path = folder / "table.csv"
+    lines = (f"{i / 7},{'ab'[i % 2]},the text number {i} is here,{'yes' if i % 3 else 'no'}\n" for i in range(60))
+    path.write_text("size,group,text,label\n" + "".join(lines))
+    return path

@@ -108,7 +108,7 @@ def _alike(one: str, other: str) -> float:
     if one == other:
         return 1.0
     short, long = sorted((one, other), key=len)
-    part = _ALIKE if len(short) > 3 and (long.startswith(short) or long.endswith(f"_{short}")) else 0.0
+    part = _ALIKE if len(short) > 4 and (long.startswith(short) or long.endswith(f"_{short}")) else 0.0
     if abs(len(one) - len(other)) > (1 - _ALIKE) * longer:
         return part
     before: list[int] = []

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from research.base.errors import UserError, first_line
 from research.data.files import tables
 
@@ -13,11 +15,13 @@ _BLOCK_BYTES = 2**24
 Batch = dict[str, Any]  # pyarrow.Array by column, all of one length
 
 
-def read_batches(path: Path) -> Iterator[Batch]:
+def read_batches(path: Path, what: str) -> Iterator[Batch]:
     """The rows of a table, in order, in batches.
 
     The columns of CSV and TSV files, and lines of text, are strings, as written. Those of JSON lines and Parquet have
     types; a column that a JSON line lacks is null, and columns that first appear later are in later batches only.
+
+    `what` the caller does, for the progress bar: "reading".
 
     Raises:
       UserError: as `tables.read_rows`; a column of JSON lines has values of several types, or of a type that is neither
@@ -25,10 +29,13 @@ def read_batches(path: Path) -> Iterator[Batch]:
     """
     suffix = path.suffix.lower()
     if suffix in tables.DELIMITERS:
-        return _delimited(path, tables.DELIMITERS[suffix])
-    if suffix == ".parquet":
-        return _parquet(path)
-    return _rows(path)
+        batches = _delimited(path, tables.DELIMITERS[suffix])
+    else:
+        batches = _parquet(path) if suffix == ".parquet" else _rows(path)
+    with tqdm(desc=f"{what} {path.name}", unit="row", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(next(iter(batch.values()))) if batch else 0)
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[Batch]:

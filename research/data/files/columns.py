@@ -119,7 +119,7 @@ def read_columns(path: Path, kinds: Mapping[str, str], cache: ArtifactCache) -> 
 
     def make() -> dict[str, np.ndarray]:
         with _Writer(kinds, path) as writer:
-            for batch in read_batches(path):
+            for batch in read_batches(path, "reading"):
                 writer.add(batch)
             return writer.arrays()
 

@@ -70,7 +70,7 @@ def summarize(path: Path) -> dict[str, Summary]:
     """Summaries of all columns of a table, in one pass. Raises UserError as `read_batches`, and without any row."""
     found: dict[str, Summary] = {}
     rows = 0
-    for batch in read_batches(path):
+    for batch in read_batches(path, "inspecting"):
         size = len(next(iter(batch.values()))) if batch else 0
         for name in {**found, **batch}:
             summary = found.setdefault(name, Summary(rows, first_missing=1 if rows else None))
