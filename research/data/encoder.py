@@ -45,6 +45,11 @@ class Encoder(abc.ABC):
     def signature(self) -> Signature:
         """What the encoder reads."""
 
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """The names of the features [D] that it makes; None if they have none."""
+        return None
+
     def encode(
         self,
         columns: Columns,
