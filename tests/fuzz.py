@@ -44,7 +44,7 @@ from tests import tiny
 EVERY = 25
 
 _ONE_STEP = ("train.steps=1", "eval.every_steps=0", "checkpoint.every_steps=0", "train.log_every=1")
-_ENCODER = (
+ENCODER = (
     "model.hidden_size=8",
     "model.num_layers=1",
     "model.num_heads=2",
@@ -77,8 +77,8 @@ CONFIGS: dict[str, tuple[str, ...]] = {
         "train.batch_size=4",
         "eval.splits=validation",
     ),
-    "configs/bert_sst2.py:embedded": (*_ONE_STEP, *_ENCODER, "train.batch_rows=2"),
-    "configs/bert_mlm.py:embedded": (*_ONE_STEP, *_ENCODER, "data.transform.row_length=16", "train.batch_size=4"),
+    "configs/bert_sst2.py:embedded": (*_ONE_STEP, *ENCODER, "train.batch_rows=2"),
+    "configs/bert_mlm.py:embedded": (*_ONE_STEP, *ENCODER, "data.transform.row_length=16", "train.batch_size=4"),
     "configs/logistic_newsgroups.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/logistic_sst2.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/majority.py:embedded": ("optimizer.max_iterations=2",),

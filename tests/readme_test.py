@@ -111,7 +111,13 @@ def _nothing_prepared(tmp_path, monkeypatch):
 def _train(command, workdir):
     """Runs it with what makes its config small: an override that tests/fuzz.py has for the config, or a like one."""
     config, file = command.check(), command.spec.partition(":")[0]
-    shrunk = fuzz.CONFIGS.get(f"{file}:{config.preset}")
+    if config.data.name == "files":
+        path = str(tiny.own_file(workdir.parent / f"{workdir.name}-data", config.data.transform.name))
+        arguments = [a for a in command.arguments if "data.train=" not in a and ".label=" not in a]
+        command = command._replace(arguments=(*arguments, f"--config.data.train={path}"))
+        shrunk = (*fuzz.ENCODER, "train.steps=1", "data.validation_fraction=0.2")
+    else:
+        shrunk = fuzz.CONFIGS.get(f"{file}:{config.preset}")
     if shrunk is None:
         like = "configs/logistic_iris.py" if is_deterministic(config.optimizer.name) else LIKE.get(file, file)
         shrunk = fuzz.CONFIGS[f"{like}:embedded"]
@@ -148,14 +154,14 @@ def test_an_override_is_one_of_some_config(override):
 def _runs(command):
     """Whether it can run anywhere: its data are made on the spot, and it starts from no weights."""
     config = load(command.spec, command.overrides).config
-    return config.data.name in SOURCES and not config.init_from
+    return config.data.name in {*SOURCES, "files"} and not config.init_from
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("family", ["bert", "logistic", "linear", "mlp", "cnn|resnet|majority"])
+@pytest.mark.parametrize("family", ["bert", "logistic", "linear", "mlp", "cnn|resnet|majority", "tabular", "text|image"])
 def test_commands_that_train(family, tmp_path, monkeypatch):
     """Up to the program that would be compiled, where that takes long: .ci/run trains most embedded presets whole."""
-    if family not in ("linear", "mlp"):
+    if family not in ("linear", "mlp", "tabular"):
         monkeypatch.setattr(loop, "train_and_evaluate", fuzz.traced)
     chosen = [c for c in TRAINING if re.match(f"configs/({family})(_|.py)", c.spec) and _runs(c)]
     assert chosen

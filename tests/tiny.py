@@ -169,6 +169,7 @@ def own_file(folder, transform):
                 image = np.full((12, 12, 3), 100 * (name == "circle") + i, np.uint8)
                 Image.fromarray(image).save(folder / "images" / name / f"{i}.png")
         return folder / "images"
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.csv"
     lines = (f"{i / 7},{'ab'[i % 2]},the text number {i} is here,{'yes' if i % 3 else 'no'}\n" for i in range(60))
     path.write_text("size,group,text,label\n" + "".join(lines))
