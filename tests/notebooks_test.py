@@ -43,3 +43,11 @@ def test_bert():
     text = _execute("02_bert_sst2.ipynb")
     assert "completed at step" in text
     assert "sentences are right" in text
+
+
+@pytest.mark.slow
+def test_own_data():
+    text = _execute("03_own_data.ipynb")
+    assert text.count("completed at step") == 3
+    assert "label: cultivar (3 classes: class_0, class_1, class_2)" in text
+    assert "food" in text
