@@ -2,14 +2,13 @@
 
 import dataclasses
 import importlib
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from configs import bert_glue, bert_sst2
 from configs.defaults import defaults
+from research import config_files
 from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
 from research.base.registry import config_keys
 from research.base.trees import flatten
@@ -23,7 +22,7 @@ from research.training.experiment import prepare
 from research.training.limits import check_values, key_ranges
 from tests import tiny
 
-FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
+FILES = config_files.names()
 PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
 
 

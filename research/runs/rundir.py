@@ -91,6 +91,7 @@ class RunDir:
         self._metrics = self.path / "metrics.jsonl"
         self._summary = self.path / "summary.json"
         self._latency = self.path / "latency.json"
+        self._own_code = self.assets / "own_code.json"
 
     @classmethod
     def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
@@ -144,7 +145,7 @@ class RunDir:
             self._lock = None
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        old, new = flatten(self.config()), flatten(jsonable(config))
+        old, new = flatten(self.config()), flatten({"imports": [], **jsonable(config)})
 
         def same(key: str) -> bool:
             if key == "init_from":
@@ -170,7 +171,7 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
-        config = without_retired(self._read(self._config))
+        config = {"imports": [], **without_retired(self._read(self._config))}
         for (section, key), value in _LATER_KEYS.items():
             if section in config:
                 config[section].setdefault(key, value)
@@ -186,16 +187,19 @@ class RunDir:
                 f"--config.seed={config['seed']} and without train.seeds, which gives that seed's run up to rounding"
             )
 
-    def write_config_file(self, path: Path) -> None:
-        """Records the path of the config's file, which registers the source of the run's dataset."""
-        if self.writer:
+    def write_own_code(self, config_file: Path | None, places: Mapping[str, str]) -> None:
+        """Records the config file that registers names, if it does, and where the config's `imports` are."""
+        if self.writer and (config_file or places):
             self.assets.mkdir(exist_ok=True)
-            atomic_write(self.assets / "config_file.txt", str(path))
+            self._write(self._own_code, {"config_file": config_file and str(config_file), "imports": dict(places)})
 
-    def config_file(self) -> Path | None:
-        """The path recorded by `write_config_file`, if any."""
-        file = self.assets / "config_file.txt"
-        return Path(file.read_text()) if file.is_file() else None
+    def own_code(self) -> tuple[Path | None, dict[str, str]]:
+        """What `write_own_code` recorded: the config file, and the place of each of `imports`."""
+        older = self.assets / "config_file.txt"  # of runs before `imports` existed
+        if self._own_code.is_file():
+            saved = self._read(self._own_code)
+            return saved["config_file"] and Path(saved["config_file"]), saved["imports"]
+        return (Path(older.read_text()) if older.is_file() else None), {}
 
     def summary(self) -> dict[str, Any] | None:
         """The last summary, if the run has ever ended."""

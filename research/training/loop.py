@@ -13,12 +13,12 @@ from ml_collections import FrozenConfigDict
 from research.base.errors import UserError
 from research.core.state import TrainState
 from research.core.statistics import Value, metric_summary
-from research.data import load as data
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
 from research.devices.sharding import prefetch_to_device, process_share, put_batch
 from research.devices.throughput import Throughput
 from research.inference.evaluation import EvaluationInterrupted
+from research.runs import own_code
 from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
@@ -51,7 +51,7 @@ def train_and_evaluate(
 
     Args:
       note: one line for summary.json saying why a preset replaces another.
-      config_file: the file of the config; reopening the run executes it again where it registers the dataset's source.
+      config_file: the file of the config; reopening the run executes it again if it registers a name that the run uses.
       load_variables: maps fresh variables, {"params": …, "batch_stats": …}, to those to start from, and may donate
         them; needed where the config has `init_from` (research/interop/pretrained.py). Not called when a run is
         resumed.
@@ -107,9 +107,8 @@ def _prepare_and_train(
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Builds the experiment, restores or initializes the state, and trains -> the summary."""
+    own_code.record(run, config, config_file)
     experiment = prepare(config, run.assets)
-    if config_file and data.is_registered(config.data.name):
-        run.write_config_file(config_file)
     with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
         state, progress = restore_or_init(experiment, checkpoints, load_variables)
         run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
