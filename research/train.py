@@ -13,8 +13,13 @@ def parser() -> argparse.ArgumentParser:
         "Train a config and evaluate it. Rerun the same command with the same --workdir to resume.",
         epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
     )
-    parser.add_argument("--config", metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG[:PRESET]",
+        help="a name that python -m research.configs lists, or a file: bert_sst2:embedded, lab/my_config.py",
+    )
     parser.add_argument("--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME)")
+    parser.add_argument("--print_config", action="store_true", help="print every key of the config, and do not train")
     cli.add_distributed_flags(parser)
     return parser
 
@@ -31,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     loaded = load(arguments.config, overrides)
     if loaded.note:
         print(loaded.note, flush=True)
+    if arguments.print_config:
+        from research.comments import with_comments
+
+        print(with_comments(loaded.config, loaded.file))
+        return 0
     if stop:
         return 128 + stop[0]
     _, summary = train_loaded(loaded, arguments.workdir, should_stop=lambda: bool(stop))

@@ -2,17 +2,18 @@
 
 import dataclasses
 import importlib
+
 import jax
 import numpy as np
 import pytest
 
-from configs import bert_glue, bert_sst2
-from configs.defaults import defaults
 from research import config_files
 from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
 from research.base.registry import config_keys
 from research.base.trees import flatten
 from research.config import load
+from research.configs import bert_glue, bert_sst2
+from research.configs.defaults import defaults
 from research.core.tasks import TASKS
 from research.data import load as data
 from research.data.images.augment import Augment
@@ -23,7 +24,7 @@ from research.training.limits import check_values, key_ranges
 from tests import tiny
 
 FILES = config_files.names()
-PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
+PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"research.configs.{file}").PRESETS]
 
 
 def test_configs_were_found():
@@ -109,7 +110,7 @@ def test_every_number_has_a_range(file, preset):
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
-    module = importlib.import_module(f"configs.{file}")
+    module = importlib.import_module(f"research.configs.{file}")
     assert "embedded" in module.PRESETS
     assert module.FULL in module.PRESETS
     if hasattr(module, "ON_CPU"):
@@ -124,7 +125,7 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_default_preset_in_python_is_the_full_size(file):
-    module = importlib.import_module(f"configs.{file}")
+    module = importlib.import_module(f"research.configs.{file}")
     assert module.get_config().preset == module.FULL
 
 
