@@ -1,7 +1,6 @@
 """The package as users install it: a wheel and an editable install, run from a repository of their own."""
 
 import os
-import site
 import subprocess
 import sys
 import venv
@@ -31,7 +30,7 @@ def test_installed_package_runs_in_a_repository_that_has_configs_too(editable, t
 
     (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
     # This environment's packages, without the project: its own .pth files are not read.
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    (packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     source = tmp_path / "source"
     source.mkdir()
     subprocess.run(["cp", "-r", *(ROOT / name for name in PARTS), source], check=True)
