@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError
-from research.base.paths import expanded
+from research.base.paths import expanded, local
 from research.base.registry import ALIASES
 from research.config import LoadedConfig, load, override
 from research.overrides import declared
@@ -68,7 +68,7 @@ def train_loaded(
     """
     from research.training.loop import train_and_evaluate
 
-    folder = _new_workdir(loaded) if workdir is None else expanded(workdir)
+    folder = _new_workdir(loaded) if workdir is None else local(workdir)
     config, load_variables = loaded.config, None
     if config.init_from or config.init_fresh:
         from research.interop import pretrained  # imports the libraries that read weights
