@@ -73,7 +73,7 @@ def train_loaded(
     if config.init_from or config.init_fresh:
         from research.interop import pretrained  # imports the libraries that read weights
 
-        start = pretrained.resolve_init_from(config, loaded.given, folder)
+        start = pretrained.resolve_init_from(config, loaded.given, folder, say=print if show else lambda line: None)
         if show and start.note:
             print(start.note, flush=True)
         config, load_variables = start.config, start.load_variables
