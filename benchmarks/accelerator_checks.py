@@ -110,7 +110,7 @@ TOLERANCES = {"loss": 2e-5, "grad_norm": 2e-4}
 
 
 def _configs() -> dict[str, Any]:
-    from configs import bert_sst2, mlp_mnist, resnet_digits
+    from research.configs import bert_sst2, mlp_mnist, resnet_digits
 
     configs = {
         CHEAPEST: mlp_mnist.get_config("embedded"),

@@ -66,7 +66,7 @@ def _start(flag: str, phase: str, folder: Path, name: str, steps: int) -> subpro
 
 def _config(name: str, steps: int) -> Any:
     """An embedded preset with this number of steps, evaluated and saved at the end."""
-    config = importlib.import_module(f"configs.{name}").get_config("embedded")
+    config = importlib.import_module(f"research.configs.{name}").get_config("embedded")
     config.train.update(epochs=None, steps=steps, log_every=1)
     config.eval.every_steps = 0
     config.checkpoint.every_steps = 0

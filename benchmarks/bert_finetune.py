@@ -52,7 +52,7 @@ PEERS = (
 
 
 def _our_config(setting: str, arguments: argparse.Namespace) -> Any:
-    from configs import bert_sst2
+    from research.configs import bert_sst2
     from research.data import load
 
     row_length = arguments.row_length

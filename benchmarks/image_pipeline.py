@@ -80,7 +80,7 @@ def decoding() -> None:
 
 
 def augmentations() -> None:
-    from configs import defaults
+    from research.configs import defaults
     from research.data import stateless_rng
     from research.data.images.augment import Augment
     from research.data.images.decoding import EvalTransform
@@ -114,7 +114,7 @@ def augmentations() -> None:
 
 
 def batches() -> None:
-    from configs import defaults
+    from research.configs import defaults
     from research.data import load
     from research.data.pipeline import Rows, Stream, training_batches
 

@@ -43,9 +43,9 @@ def ours(arguments: argparse.Namespace) -> Measure:
     import jax
     import jax.numpy as jnp
 
-    from configs import resnet_cifar10
-    from configs.defaults import defaults
     from research.base.registry import build
+    from research.configs import resnet_cifar10
+    from research.configs.defaults import defaults
     from research.core.optim import optimizer
     from research.core.state import init_state, param_count
     from research.core.step import train_step

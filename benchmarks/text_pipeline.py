@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def measure(tokenizer: str) -> None:
-    from configs import bert_sst2
+    from research.configs import bert_sst2
     from research.data import load
     from research.data.cache import ArtifactCache
     from research.data.examples import TextExamples

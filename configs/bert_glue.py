@@ -13,7 +13,7 @@ The other tasks are not yet measured.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import bert_sst2
+from research.configs import bert_sst2
 
 PRESETS = ("embedded", "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 FULL = "mnli"

@@ -21,7 +21,7 @@ TFDS has no builder of WikiText: it must be prepared for TFDS already, with one 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from research.configs.defaults import defaults
 
 PRESETS = ("embedded", "wikitext", "base")
 FULL = "base"

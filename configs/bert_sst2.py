@@ -21,7 +21,7 @@ line.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "scratch", "minilm", "base", "large")
 FULL = "base"

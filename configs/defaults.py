@@ -10,6 +10,9 @@ def defaults() -> ConfigDict:
         {
             "preset": "embedded",
             "seed": 0,
+            # Modules to import first, which register models, tasks, sources or transforms: names such as
+            # "my_lab.models", found in the current directory or installed, or paths of .py files.
+            "imports": (),
             # Compute dtype: float32, bfloat16, float64. Parameters and optimizer state are float64 for float64, else
             # float32.
             "dtype": "float32",

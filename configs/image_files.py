@@ -14,7 +14,7 @@ Hardware: any for `embedded`. Presets:
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults, image
+from research.configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded", "resnet50")
 FULL = "embedded"

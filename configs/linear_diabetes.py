@@ -14,7 +14,7 @@ ridge: 6 s, with other work; test R² 0.3049, validation R² 0.4417.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.defaults import defaults
+from research.configs.defaults import defaults
 
 PRESETS = ("embedded", "closed_form", "ridge", "lbfgs")
 FULL = "embedded"

@@ -8,7 +8,7 @@ seconds; test R² 0.9555, validation R² 0.9451.
 
 from ml_collections import ConfigDict
 
-from configs import linear_diabetes
+from research.configs import linear_diabetes
 
 PRESETS = ("embedded",)
 FULL = "embedded"

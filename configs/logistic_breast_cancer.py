@@ -9,7 +9,7 @@ same split. Each has 114 examples, so one error is 0.9 points.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded",)
 FULL = "embedded"

@@ -10,7 +10,7 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "lbfgs")
 FULL = "embedded"

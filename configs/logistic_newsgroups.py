@@ -13,7 +13,7 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), seed 0, with JAX 0.1
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "newsgroups")
 FULL = "newsgroups"

@@ -17,7 +17,7 @@ makes it 0.9073.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "sst2")
 FULL = "sst2"

@@ -13,8 +13,8 @@ The bias is fitted to its optimum, the log frequencies of the classes in trainin
 
 from ml_collections import ConfigDict
 
-from configs import logistic_digits, logistic_newsgroups, logistic_sst2, mlp_mnist
-from configs.defaults import defaults
+from research.configs import logistic_digits, logistic_newsgroups, logistic_sst2, mlp_mnist
+from research.configs.defaults import defaults
 
 PRESETS = ("embedded", "mnist", "newsgroups", "sst2")
 FULL = "embedded"

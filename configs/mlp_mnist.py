@@ -11,7 +11,7 @@ MNIST has no validation split: the final parameters are evaluated on `test` once
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults, image
+from research.configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded", "mnist")
 FULL = "mnist"

@@ -15,7 +15,7 @@ CIFAR-10 has no validation split: the final parameters are evaluated on `test` o
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults, image
+from research.configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded", "resnet20", "resnet20_published", "resnet18", "fast")
 FULL = "resnet20"

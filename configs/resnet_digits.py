@@ -8,7 +8,7 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults, image
+from research.configs.defaults import classification, defaults, image
 
 PRESETS = ("embedded",)
 FULL = "embedded"

@@ -13,8 +13,8 @@ Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.2, seed 0:
 
 from ml_collections import ConfigDict
 
-from configs import resnet_cifar10
-from configs.defaults import image
+from research.configs import resnet_cifar10
+from research.configs.defaults import image
 
 PRESETS = ("embedded", "resnet50", "a3")
 FULL = "resnet50"

@@ -10,7 +10,7 @@ MNIST has no validation split: the final parameters are evaluated on `test` once
 
 from ml_collections import ConfigDict
 
-from configs import resnet_digits
+from research.configs import resnet_digits
 
 PRESETS = ("embedded", "mnist")
 FULL = "mnist"

@@ -15,7 +15,7 @@ Hardware: any. Presets:
 
 from ml_collections import ConfigDict
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "linear")
 FULL = "embedded"

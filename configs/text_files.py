@@ -18,7 +18,7 @@ Hardware: any. Presets:
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.defaults import classification, defaults
+from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "minilm", "bag_of_words")
 FULL = "minilm"

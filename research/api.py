@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError
-from research.base.paths import expanded
+from research.base.paths import expanded, local
 from research.base.registry import ALIASES
 from research.config import LoadedConfig, load, override
 from research.overrides import declared
@@ -69,7 +69,7 @@ def train_loaded(
     from research.training import own_files
     from research.training.loop import train_and_evaluate
 
-    folder = _new_workdir(loaded) if workdir is None else expanded(workdir)
+    folder = _new_workdir(loaded) if workdir is None else local(workdir)
     config, lines = own_files.fill_in(loaded.config, loaded.given)
     if show and lines:
         print("\n".join(lines), flush=True)
@@ -77,7 +77,7 @@ def train_loaded(
     if config.init_from or config.init_fresh:
         from research.interop import pretrained  # imports the libraries that read weights
 
-        start = pretrained.resolve_init_from(config, loaded.given, folder)
+        start = pretrained.resolve_init_from(config, loaded.given, folder, say=print if show else lambda line: None)
         if show and start.note:
             print(start.note, flush=True)
         config, load_variables = start.config, start.load_variables

@@ -1,13 +1,9 @@
 """Loads config files: chooses the preset and applies overrides, for the command-line shells and for notebooks."""
 
 import dataclasses
-import importlib.util
-import os
 import shlex
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
 from typing import Any
 
 import jax
@@ -15,9 +11,11 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from research.base.errors import UserError
+from research.base.imports import import_own
 from research.base.paths import expanded
 from research.base.registry import config_keys, nearest
 from research.base.trees import flatten
+from research.config_files import ConfigFile, get_config, open_file
 from research.core.tasks import TASKS
 from research.data import load as data
 from research.models import MODELS
@@ -41,7 +39,9 @@ class LoadedConfig:
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> LoadedConfig:
-    """Loads "path/to/file.py:preset"; ":auto" or no preset means the full size if it is available, else `embedded`.
+    """Loads "bert_sst2:base", one of this package's configs in any folder, or "path/to/file.py:base".
+
+    Without a preset, or with ":auto", this is the full size if it is available, else `embedded`.
 
     Args:
       overrides: "train.steps=10" or "--config.train.steps=10", applied in order.
@@ -50,24 +50,30 @@ def load(spec: str, overrides: Iterable[str] = ()) -> LoadedConfig:
       UserError: the file, the preset, an overridden key or its value is invalid, or an override asks for data or
         weights that are unavailable.
     """
-    path, preset = _parts(spec)
-    module = _import(path)
+    file, preset = open_file(spec)
     overrides, note = list(overrides), None
     if preset in ("", "auto"):
-        preset, note = _choose(path, module, overrides)
-    elif preset not in module.PRESETS:
-        raise UserError(f"{path} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
-    config = _get_config(path, module, preset)
+        preset, note = _choose(file, overrides)
+    elif preset not in file.module.PRESETS:
+        raise UserError(f"{file.name} has no preset {preset!r}; {nearest(preset, file.module.PRESETS)}")
+    config = preset_config(file, preset)
     given = override(config, overrides)
     check_values(config.to_dict())
-    return LoadedConfig(config, path.absolute(), note, given)
+    return LoadedConfig(config, file.path.absolute(), note, given)
 
 
-def _parts(spec: str) -> tuple[Path, str]:
-    """Splits "path/to/file.py:preset" into file and preset. Names of folders may contain colons."""
-    path = expanded(spec)
-    name, _, preset = path.name.rpartition(":")
-    return (path.with_name(name), preset) if name and not path.name.endswith(".py") else (path, "")
+def preset_config(file: ConfigFile, preset: str) -> ConfigDict:
+    """The config of a preset. Raises UserError for any error in the file, and for a key that nothing takes."""
+    config = get_config(file, preset)
+    for section, function in _built(config).items():
+        part, takes = config[section], config_keys(function)
+        for key in sorted(set(part) - {"name", *takes}):
+            if f"{section}.{key}" not in RETIRED_KEYS:
+                raise UserError(
+                    f"config file {file.path}: {section}.{key} is not a key of {part.name!r}; "
+                    f"{nearest(f'{section}.{key}', [f'{section}.{name}' for name in takes])}"
+                )
+    return config
 
 
 def unavailable(config: ConfigDict) -> dict[str, str]:
@@ -86,7 +92,7 @@ def _missing_weights(init_from: str) -> str | None:
 
 
 # What decides whether the full size is available; an override of one counts.
-_DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir")
+_DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir", "imports")
 
 # How to obtain what a key names, and the keys that request it.
 _WAYS = {
@@ -98,16 +104,17 @@ _WAYS = {
 }
 
 
-def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[str, str | None]:
+def _choose(file: ConfigFile, overrides: Sequence[str]) -> tuple[str, str | None]:
     """The full-size preset, or `embedded` and a line that says why.
 
     A config file's ON_CPU names a preset on real data or real weights that needs no accelerator; the line names it too.
 
     Raises UserError if an override asks for something unavailable: only what the preset itself asks for is replaced.
     """
+    module = file.module
     if module.FULL == "embedded":
         return module.FULL, None
-    full = _get_config(path, module, module.FULL)
+    full = preset_config(file, module.FULL)
     given = override(full, [override for override in overrides if _parsed(override)[0] in _DECIDING])
     lacking, others = unavailable(full), [("the full job", module.FULL)]
     for key, reason in lacking.items():
@@ -115,7 +122,7 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
         asked = [f"{key}={flatten(full.to_dict())[key]}" for key in keys if key in given]
         if asked:
             raise UserError(f"{' and '.join(asked)} was requested but is unavailable: {reason}; {way}")
-    reasons, kept = list(lacking.values()), sorted(given - {"needs_accelerator"})
+    reasons, kept = list(lacking.values()), sorted(given - {"needs_accelerator", "imports"})
     if full.needs_accelerator and jax.default_backend() == "cpu":
         reasons.insert(0, "no accelerator (JAX sees only the CPU)")
         if hasattr(module, "ON_CPU"):
@@ -126,102 +133,10 @@ def _choose(path: Path, module: ModuleType, overrides: Sequence[str]) -> tuple[s
         f"preset {module.FULL} is unavailable here: {'; '.join(reasons)}. Running preset embedded instead"
         + (f", with the requested {' and '.join(kept)}; " if kept else "; ")
         + "; ".join(
-            f"{what}: python -m research.train --config={shlex.quote(f'{path}:{preset}')}" for what, preset in others
+            f"{what}: python -m research.train --config={shlex.quote(f'{file.name}:{preset}')}"
+            for what, preset in others
         )
     )
-
-
-def _import(path: Path) -> ModuleType:
-    if not os.path.isfile(path):  # also False for an invalid path
-        names = [file.name for file in path.parent.glob("*.py") if file.stem != "__init__"]
-        near = nearest(path.name, names, whole=True)
-        raise UserError(f"config file {path} does not exist; {near}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None:
-        raise UserError(f"config file {path} is not a Python file (.py)")
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        file, line = _place(path, error)
-        where = f" ({file}, line {line})" if line else ""
-        raise UserError(f"config file {path} can't be read: {type(error).__name__}: {error}{where}") from error
-    missing = [name for name in ("get_config", "PRESETS", "FULL") if not hasattr(module, name)]
-    if missing:
-        raise UserError(f"config file {path} lacks {', '.join(missing)}")
-    return module
-
-
-def _get_config(path: Path, module: ModuleType, preset: str) -> ConfigDict:
-    """The file's config, locked: keys that it lacks can't be set. Raises UserError for any error in the file."""
-    try:
-        config = module.get_config(preset)
-    except UserError:
-        raise
-    except Exception as error:
-        file, line = _place(path, error)
-        raise UserError(f"config file {file}, line {line}: {_explained(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"config file {path}: get_config returns a {type(config).__name__}; it must return a ConfigDict"
-        )
-    for section, function in _built(config).items():
-        part, takes = config[section], config_keys(function)
-        for key in sorted(set(part) - {"name", *takes}):
-            if f"{section}.{key}" not in RETIRED_KEYS:
-                raise UserError(
-                    f"config file {path}: {section}.{key} is not a key of {part.name!r}; "
-                    f"{nearest(f'{section}.{key}', [f'{section}.{name}' for name in takes])}"
-                )
-    # `lock` alone does nothing if the config is locked already, but a section that was replaced may not be.
-    return config.unlock().lock()
-
-
-def _place(path: Path, error: Exception) -> tuple[Path, int | None]:
-    """Where an error was raised: the config file, or one in its folder that it imports, and the line, if any."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file = Path(frame.f_code.co_filename)
-        if file.absolute().parent == path.absolute().parent:
-            return path.with_name(file.name), line
-    return path, None
-
-
-def _explained(error: Exception) -> str:
-    """Explains an error in one line. ConfigDict's own messages take several, and don't name the section."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = frames[-1].f_locals
-    section, key = names.get("self"), names.get("key", names.get("attribute"))
-    if isinstance(section, ConfigDict) and isinstance(key, str):
-        root, prefix = _root(section, frames)
-        known = declared(root)
-        if key not in section:
-            return f"{prefix + key!r} is unknown; {nearest(prefix + key, {*known, *_sections(root)})}"
-        if isinstance(error, TypeError) and prefix + key in known:
-            return f"{prefix}{key} is {names.get('value')!r}; it must be {known[prefix + key].wanted}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _root(section: ConfigDict, frames: Iterable[FrameType]) -> tuple[ConfigDict, str]:
-    """The whole config that contains `section`, found in some frame, and the section's prefix in it: "train."."""
-    for frame in frames:
-        for value in frame.f_locals.values():
-            if isinstance(value, ConfigDict):
-                for name, part in {"": value, **_sections(value)}.items():
-                    if part is section:
-                        return value, f"{name}." if name else ""
-    return section, ""
-
-
-def _sections(config: ConfigDict) -> dict[str, ConfigDict]:
-    return dict(_walk(config))
-
-
-def _walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict]]:
-    for key, value in config.items(preserve_field_references=True):
-        if isinstance(value, ConfigDict):
-            yield prefix + key, value
-            yield from _walk(value, f"{prefix}{key}.")
 
 
 # The tables in which a section's `name` is looked up.
@@ -235,12 +150,15 @@ def _built(config: ConfigDict, names: Mapping[str, str] | None = None) -> dict[s
     return {section: function for section, function in named.items() if function is not None}
 
 
+_IMPORTS = Declared(tuple, (), optional=False, of=str)  # an empty tuple does not show the type of its items
+
+
 def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
     """The keys that overrides may set: the config's, and all parameters of its model, task and transform."""
     known: dict[str, Declared] = {}
     for section, function in _built(config, {key: text for key, _, text in map(_parsed, overrides)}).items():
         known |= {f"{section}.{key}": value for key, value in accepted(config_keys(function)).items()}
-    return known | declared(config)
+    return known | declared(config) | {"imports": _IMPORTS}
 
 
 # Exactly one key of each pair is given; the other is None.
@@ -262,9 +180,17 @@ def _parsed(override: str) -> tuple[str, str, str]:
     return override.removeprefix("--").removeprefix("config.").partition("=")
 
 
+def _import_given(overrides: Sequence[str]) -> None:
+    """Imports the modules of an override of `imports`, as names in other overrides may be theirs."""
+    for key, _, text in map(_parsed, overrides):
+        if key == "imports":
+            import_own(parse(key, text, _IMPORTS))
+
+
 def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     """Applies "key=value" strings in place -> the keys they set."""
     values: dict[str, Any] = {}
+    _import_given(overrides)
     known = _known(config, overrides)
     packs = "train.batch_rows" in known and known["train.batch_rows"].value is not None
     unlikely = () if packs else ("train.batch_rows",)

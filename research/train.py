@@ -5,6 +5,7 @@ import os
 import signal
 
 from research import cli
+from research.base.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,24 +14,50 @@ def parser() -> argparse.ArgumentParser:
         "Train a config and evaluate it. Rerun the same command with the same --workdir to resume.",
         epilog="Any key of the config can be set: --config.train.batch_size=64 --config.optimizer.learning_rate=3e-5",
     )
-    parser.add_argument("--config", metavar="FILE[:PRESET]", help="for example configs/bert_sst2.py:embedded")
-    parser.add_argument("--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME)")
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG[:PRESET]",
+        help="a name that python -m research.configs lists, or a file: bert_sst2:embedded, lab/my_config.py",
+    )
+    parser.add_argument(
+        "--workdir", help="the run directory (default: runs/CONFIG-PRESET-UTCTIME); without --config, the run to resume"
+    )
+    parser.add_argument(
+        "--extend",
+        type=float,
+        metavar="N",
+        help="continue the finished run in --workdir for N more steps, or epochs if its length is in epochs",
+    )
+    parser.add_argument("--print_config", action="store_true", help="print every key of the config, and do not train")
     cli.add_distributed_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     stop = _stop_on_signals()
-    arguments, overrides = cli.parse(parser(), argv, required=("config",), passed_on="--config.")
+    arguments, overrides = cli.parse(parser(), argv, required=(), passed_on="--config.")
+    if arguments.config is None and arguments.workdir is None:
+        raise UserError("--config is missing: name what to train, or with --workdir a run to resume; see --help")
+    if arguments.extend is not None and (arguments.workdir is None or arguments.config is not None):
+        raise UserError("--extend continues a run with its own config: give its --workdir, and no --config")
     cli.start_distributed(arguments)
 
     # Only now: importing JAX and the data libraries takes a second, which --help should not.
     from research.api import train_loaded
     from research.config import load
+    from research.resume import extend, load_run
+    from research.training.start import in_first_process
 
-    loaded = load(arguments.config, overrides)
+    if arguments.extend is not None:
+        in_first_process(lambda: extend(arguments.workdir, arguments.extend), f"extend {arguments.workdir}")
+    loaded = load(arguments.config, overrides) if arguments.config else load_run(arguments.workdir, overrides)
     if loaded.note:
         print(loaded.note, flush=True)
+    if arguments.print_config:
+        from research.comments import with_comments
+
+        print(with_comments(loaded.config, loaded.file))
+        return 0
     if stop:
         return 128 + stop[0]
     _, summary = train_loaded(loaded, arguments.workdir, should_stop=lambda: bool(stop))

@@ -25,8 +25,8 @@ import resnet_train
 from parts import Deadline, deadlines, json_line, run_part
 from turns import Results, Side, SideError
 
-from configs import bert_sst2, resnet_cifar10
 from research.base.registry import build
+from research.configs import bert_sst2, resnet_cifar10
 from research.models import MODELS
 
 # ---- operations

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from configs import logistic_digits
 from research.analysis.plots import PlotContext, draw
 from research.base.errors import UserError
 from research.base.ranges import COUNT, Range
 from research.config import load
+from research.configs import logistic_digits
 from research.core import tasks
 from research.core.metrics import Mean
 from research.data import load as data

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import research
-from configs import linear_diabetes
 from research import api
 from research.base.errors import UserError
 from research.config import LoadedConfig
+from research.configs import linear_diabetes
 from research.data import load as data
 from research.runs.rundir import RunDir
 from tests import tiny

@@ -1,10 +1,10 @@
 import pytest
 from ml_collections import ConfigDict
 
-from configs import logistic_digits
-from configs.defaults import defaults
 from research.base.errors import UserError
 from research.config import load
+from research.configs import logistic_digits
+from research.configs.defaults import defaults
 from research.data import load as data
 
 DIABETES = "configs/linear_diabetes.py"
@@ -131,7 +131,7 @@ def test_one_penalty_replaces_another():
 
 
 CONFIG_FILE = """from ml_collections import ConfigDict
-from configs import logistic_digits
+from research.configs import logistic_digits
 PRESETS = ("embedded",)
 FULL = "embedded"
 def get_config(preset=""):

@@ -2,18 +2,18 @@
 
 import dataclasses
 import importlib
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from configs import bert_glue, bert_sst2
-from configs.defaults import defaults
+from research import config_files
 from research.analysis.leaderboard import TASKS as TASKS_OF_GLUE
 from research.base.registry import config_keys
 from research.base.trees import flatten
 from research.config import load
+from research.configs import bert_glue, bert_sst2
+from research.configs.defaults import defaults
 from research.core.tasks import TASKS
 from research.data import load as data
 from research.data.images.augment import Augment
@@ -24,8 +24,8 @@ from research.training.limits import check_values, key_ranges
 from research.training.own_files import fill_in
 from tests import tiny
 
-FILES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
-PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"configs.{file}").PRESETS]
+FILES = config_files.names()
+PRESETS = [(file, preset) for file in FILES for preset in importlib.import_module(f"research.configs.{file}").PRESETS]
 
 
 def test_configs_were_found():
@@ -114,7 +114,7 @@ def test_every_number_has_a_range(file, preset):
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
-    module = importlib.import_module(f"configs.{file}")
+    module = importlib.import_module(f"research.configs.{file}")
     assert "embedded" in module.PRESETS
     assert module.FULL in module.PRESETS
     if hasattr(module, "ON_CPU"):
@@ -129,7 +129,7 @@ def test_every_config_has_the_embedded_preset_and_only_known_keys(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_default_preset_in_python_is_the_full_size(file):
-    module = importlib.import_module(f"configs.{file}")
+    module = importlib.import_module(f"research.configs.{file}")
     assert module.get_config().preset == module.FULL
 
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cnn_mnist, mlp_mnist
+from research.configs import cnn_mnist, mlp_mnist
 from research.devices.platform import x64
 from research.training.experiment import prepare
 from tests import tiny

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import (
+from research.configs import (
     cnn_mnist,
     linear_diabetes,
     linear_line,

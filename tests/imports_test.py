@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-_NAMES = ("train", "evaluate", "predict", "export", "glue", "plot", "coefficients", "ladder")
+_NAMES = ("train", "evaluate", "predict", "export", "glue", "plot", "coefficients", "ladder", "list")
 COMMANDS = {f"research.{name}" for name in _NAMES}
 
 
@@ -60,7 +60,7 @@ LAYER = {package: number for number, packages in enumerate(LAYERS) for package i
 def _package(module):
     """The package that a module belongs to; None for `research` itself."""
     parts = module.split(".")
-    if len(parts) == 2 and MODULES[module].name != "__init__.py":
+    if parts[-1] == "__main__" or (len(parts) == 2 and MODULES[module].name != "__init__.py"):
         return "commands"
     return parts[1] if len(parts) > 1 else None
 
@@ -112,13 +112,15 @@ def test_data_does_not_import_jax():
 
 def test_configs_import_only_ml_collections():
     for name, path in MODULES.items():
-        if name.startswith("configs"):
-            assert _third_party(path) <= {"ml_collections", "configs"}, name
+        if name.startswith("configs") and _package(name) != "commands":
+            assert _third_party(path) <= {"ml_collections", "research"}, name
+            research = {imported for imported in _imports(path) if imported.startswith("research.")}
+            assert all(imported.startswith("research.configs") for imported in research), name
 
 
 def test_nothing_imports_the_commands_or_argparse():
     for name, path in MODULES.items():
-        assert not _own(path) & COMMANDS, name
+        assert not _own(path) & COMMANDS or path.name == "__main__.py", name
         if name not in COMMANDS | {"research.cli"}:
             assert "argparse" not in _third_party(path), name
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from configs import tabular_files
 from research.api import open_run
+from research.configs import tabular_files
 from research.data import load as data
 from research.data.columns import keys, plain
 from research.data.sources import tfds_source

@@ -1,8 +1,8 @@
 import pytest
 
-from configs import bert_mlm
 from research.base.errors import UserError
 from research.config import load
+from research.configs import bert_mlm
 from research.training.limits import check_values, key_ranges
 
 DIGITS = "configs/logistic_digits.py:embedded"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from configs import linear_diabetes
-from configs.defaults import image
 from research.base.errors import DivergedError, UserError
 from research.config import load
+from research.configs import linear_diabetes
+from research.configs.defaults import image
 from research.data import load as data
 from research.inference.evaluation import evaluate
 from research.runs.checkpoint import Checkpoints

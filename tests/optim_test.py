@@ -11,11 +11,11 @@ import optax
 import optax.contrib
 import pytest
 
-from configs import mlp_mnist
-from configs.defaults import defaults
 from research.analysis import refits
 from research.base.errors import UserError
 from research.base.leaves import path_name
+from research.configs import mlp_mnist
+from research.configs.defaults import defaults
 from research.core.optim import decay_mask, layer_factors, learning_rate_schedule, optimizer, weight_decay
 from research.core.optimizers import OPTIMIZERS, hidden_kernels, schedule_free
 from research.devices import sharding

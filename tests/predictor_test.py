@@ -16,7 +16,7 @@ from tests import tiny
 
 
 def _bag():
-    from configs import logistic_sst2
+    from research.configs import logistic_sst2
 
     config = logistic_sst2.get_config("embedded")
     config.data.transform.buckets = config.model.num_features = 2**10
@@ -24,7 +24,7 @@ def _bag():
 
 
 def _linear():
-    from configs import linear_diabetes
+    from research.configs import linear_diabetes
 
     config = linear_diabetes.get_config()
     config.train.update(steps=3, epochs=None)
@@ -196,7 +196,7 @@ def test_older_run_without_a_signature_predicts(tmp_path):
 CONFIG = """
 import numpy as np
 
-from configs import logistic_iris
+from research.configs import logistic_iris
 from research.data.load import SOURCES
 
 PRESETS, FULL = ("embedded",), "embedded"

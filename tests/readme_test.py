@@ -158,7 +158,9 @@ def _runs(command):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("family", ["bert", "logistic", "linear", "mlp", "cnn|resnet|majority", "tabular", "text|image"])
+@pytest.mark.parametrize(
+    "family", ["bert", "logistic", "linear", "mlp", "cnn|resnet|majority", "tabular", "text|image"]
+)
 def test_commands_that_train(family, tmp_path, monkeypatch):
     """Up to the program that would be compiled, where that takes long: .ci/run trains most embedded presets whole."""
     if family not in ("linear", "mlp", "tabular"):

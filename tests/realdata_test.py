@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 import tensorflow_datasets as tfds
 
-from configs import defaults
 from research.analysis.leaderboard import tsv
 from research.config import load
+from research.configs import defaults
 from research.data import load as data
 from research.data.sources import tfds_source
 from research.runs.rundir import RunDir

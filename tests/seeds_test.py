@@ -12,9 +12,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import linear_diabetes, mlp_mnist
 from research.analysis.leaderboard import task_runs
 from research.base.errors import UserError
+from research.configs import linear_diabetes, mlp_mnist
 from research.core.statistics import interval, mean, means
 from research.devices import memory, sharding
 from research.interop import pretrained

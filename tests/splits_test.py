@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from configs import logistic_sst2
 from research import evaluate
 from research.analysis.plots import PlotContext
 from research.base.errors import UserError
+from research.configs import logistic_sst2
 from research.data import load as data
 from research.data.text import wordpiece as text
 from research.runs.rundir import RunDir

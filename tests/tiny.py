@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from configs import bert_glue, bert_mlm, bert_sst2, logistic_digits, resnet_digits
+from research.configs import bert_glue, bert_mlm, bert_sst2, logistic_digits, resnet_digits
 from research.data.sources import python_docs, sentiment, tfds_source
 
 

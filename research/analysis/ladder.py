@@ -54,31 +54,31 @@ LADDERS: dict[str, Ladder] = {
     "digits": Ladder(
         "test",
         {
-            "majority": Rung("configs/majority.py:embedded"),
-            "logistic": Rung("configs/logistic_digits.py:embedded"),
-            "mlp": Rung("configs/mlp_mnist.py:embedded"),
-            "cnn": Rung("configs/cnn_mnist.py:embedded"),
-            "resnet": Rung("configs/resnet_digits.py:embedded"),
+            "majority": Rung("majority:embedded"),
+            "logistic": Rung("logistic_digits:embedded"),
+            "mlp": Rung("mlp_mnist:embedded"),
+            "cnn": Rung("cnn_mnist:embedded"),
+            "resnet": Rung("resnet_digits:embedded"),
         },
     ),
     "mnist": Ladder(
         "test",
         {
-            "majority": Rung("configs/majority.py:mnist"),
+            "majority": Rung("majority:mnist"),
             # A network without hidden layers is multinomial logistic regression.
-            "logistic": Rung("configs/mlp_mnist.py:mnist", ("model.hidden_sizes=()",)),
-            "mlp": Rung("configs/mlp_mnist.py:mnist"),
-            "cnn": Rung("configs/cnn_mnist.py:mnist"),
-            "resnet": Rung("configs/resnet_mnist.py:mnist"),
+            "logistic": Rung("mlp_mnist:mnist", ("model.hidden_sizes=()",)),
+            "mlp": Rung("mlp_mnist:mnist"),
+            "cnn": Rung("cnn_mnist:mnist"),
+            "resnet": Rung("resnet_mnist:mnist"),
         },
     ),
     "newsgroups": Ladder(
         "test",
         {
-            "majority": Rung("configs/majority.py:newsgroups"),
-            "logistic": Rung("configs/logistic_newsgroups.py:newsgroups"),
+            "majority": Rung("majority:newsgroups"),
+            "logistic": Rung("logistic_newsgroups:newsgroups"),
             "bert": Rung(
-                "configs/bert_sst2.py:scratch",
+                "bert_sst2:scratch",
                 (
                     "data.name=twenty_newsgroups",
                     "data.transform.inputs=text",
@@ -95,10 +95,10 @@ LADDERS: dict[str, Ladder] = {
     "sst2": Ladder(
         "validation",
         {
-            "majority": Rung("configs/majority.py:sst2"),
-            "logistic": Rung("configs/logistic_sst2.py:sst2"),
-            "bert": Rung("configs/bert_sst2.py:scratch"),
-            "minilm": Rung("configs/bert_sst2.py:minilm"),
+            "majority": Rung("majority:sst2"),
+            "logistic": Rung("logistic_sst2:sst2"),
+            "bert": Rung("bert_sst2:scratch"),
+            "minilm": Rung("bert_sst2:minilm"),
         },
     ),
 }

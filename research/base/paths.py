@@ -1,6 +1,7 @@
 """User-given paths, the cache folder, and atomic writes."""
 
 import os
+import re
 import tempfile
 import uuid
 from pathlib import Path
@@ -14,6 +15,17 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{os.fspath(path)} can't be expanded: no such user, or no home directory") from error
+
+
+# A URL such as gs://bucket/run, also after `Path` has made one slash of two.
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/")
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+    """`expanded`, for folders that are written. Raises UserError for a URL, such as gs://bucket/run, too."""
+    if _REMOTE.match(os.fspath(path)) and not os.path.isdir(path):
+        raise UserError(f"{os.fspath(path)} is not a local path; runs are written to local or mounted folders only")
+    return expanded(path)
 
 
 def same_source(one: str | None, other: str | None) -> bool:

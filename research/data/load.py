@@ -48,8 +48,6 @@ SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
     **{name: ("sklearn", function) for name, function in BUNDLED.items()},
 }
 
-_OWN = frozenset(SOURCES)
-
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "bag_of_words": BagOfWords,
     "image": ImageTransform,
@@ -105,11 +103,6 @@ class Dataset:
             }
             for record in records
         ]
-
-
-def is_registered(name: str) -> bool:
-    """Whether a config file or a program added a source of this name to SOURCES."""
-    return name in SOURCES and name not in _OWN
 
 
 def missing(section: Mapping[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ from research.data.examples import Columns, Examples
 from research.devices import sharding
 from research.inference.evaluation import Evaluation, eval_program
 from research.models import MODELS
+from research.runs import own_code
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
 
@@ -151,6 +152,7 @@ def open_model(run: RunDir, which: str = "last") -> TrainedModel:
     Raises UserError if there is no such checkpoint, or a file of the run is missing.
     """
     config = on_these_devices(run.config())
+    own_code.register(run, config)
     encoder, signature = data.open_encoder(config.data, run.assets)
     mesh = make_mesh(config)
     with open_checkpoints(run, config) as checkpoints:

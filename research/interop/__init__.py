@@ -6,6 +6,7 @@ families.py    the names of their settings and tensors, in transformers and here
 resnets.py     ResNets with the normalization of their images
 source.py      the location of weights: a folder, a hub id, or a run directory
 tensors.py     safetensors files and this project's variables
+trained.py     weights of this project's own runs
 pretrained.py  a config with `init_from` -> the resolved config, and the function that loads the pretrained variables
 export.py      a run -> a folder that transformers opens
 """

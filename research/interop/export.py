@@ -18,8 +18,8 @@ from research.base.leaves import path_name
 from research.base.paths import expanded
 from research.base.registry import expand_variant
 from research.interop import KINDS
-from research.interop.pretrained import average_of, checkpoints_of
 from research.interop.tensors import SINGLE, write
+from research.interop.trained import average_of, checkpoints_of
 from research.models import MODELS
 from research.runs.rundir import RunDir
 

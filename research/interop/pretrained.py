@@ -12,19 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError, first_line
 from research.base.leaves import path_name
 from research.base.paths import same_source
-from research.base.registry import build, expand_variant, regex
-from research.core.metrics import AVERAGE
+from research.base.registry import build, expand_variant
 from research.interop import KINDS, source
 from research.interop.kinds import Architecture
 from research.interop.tensors import Tensors, module_of, replaced, some
+from research.interop.trained import Match, TrainedWeights, shapes_of, without
 from research.models import MODELS
-from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
 
 
@@ -45,12 +43,18 @@ class Initialization:
     note: str | None = None
 
 
-def resolve_init_from(config: ConfigDict, given: Collection[str], workdir: str | Path) -> Initialization:
+def resolve_init_from(
+    config: ConfigDict, given: Collection[str], workdir: str | Path, *, say: Callable[[str], None] = lambda line: None
+) -> Initialization:
     """Resolves `config.init_from`: a folder, a hub id, or the run directory of a model of the same kind.
 
     The weights determine the keys that depend on them, except those in `given`, which the user set. The head is always
-    fresh, even if the weights have one with as many classes: its labels belong to another task. If `workdir` holds a
-    run from the same weights with a checkpoint, everything is taken from that run, and the weights aren't needed.
+    fresh, even if the weights have one with as many classes: its labels belong to another task. A model that
+    transformers does not have starts from runs of the same model only, and takes a head of the same size too. If
+    `workdir` holds a run from the same weights with a checkpoint, everything is taken from that run, and the weights
+    aren't needed.
+
+    `say` gets a line about what is known only when the variables are loaded.
 
     Raises:
       UserError: the weights are unavailable, can't be read, belong to another architecture, or don't fit the settings
@@ -64,10 +68,9 @@ def resolve_init_from(config: ConfigDict, given: Collection[str], workdir: str |
         return Initialization(config)
     name = expand_variant(MODELS, config.model)["name"]
     kind = next((kind for kind in KINDS if name in kind.models), None)
-    if kind is None:
-        known = ", ".join(model for kind in KINDS for model in kind.models)
-        raise UserError(f"init_from={config.init_from!r} is for models {known}; this config's is {config.model.name!r}")
     run = RunDir(workdir)
+    if kind is None:
+        return _from_run(config, run, say)
     if run.resumable:
         saved = run.config()
         if same_source(saved["init_from"], config.init_from) and saved["model"]["name"] == name:
@@ -75,20 +78,21 @@ def resolve_init_from(config: ConfigDict, given: Collection[str], workdir: str |
 
     weights = _weights(config.init_from)
     if weights.kind is not kind:
+        models = weights.kind.models if weights.kind else (weights.model["name"],)
         raise UserError(
-            f"init_from={config.init_from!r} has weights for models {', '.join(weights.kind.models)}; this config's is "
+            f"init_from={config.init_from!r} has weights for models {', '.join(models)}; this config's is "
             f"{config.model.name!r}"
         )
     config = _with(config, kind, weights.model, weights.transform, given)
     abstract = _abstract(config.model, weights.batch)
-    wanted = {path: shape for path, shape in _shapes(abstract).items() if module_of(path) not in kind.heads}
-    wanted = _without(wanted, config.init_fresh)
+    wanted = {path: shape for path, shape in shapes_of(abstract).items() if module_of(path) not in kind.heads}
+    wanted = without(wanted, config.init_fresh)
     match = weights.match(wanted)
     fresh = sorted((abstract["params"].keys() & set(kind.heads)) | match.fresh)
     note = f"weights: {weights.what}; fresh: {', '.join([*fresh, *([config.init_fresh] if config.init_fresh else [])])}"
 
     def load_variables(variables: Any) -> Any:
-        for path, shape in _shapes(variables).items():  # images may have more or fewer channels than the weights
+        for path, shape in shapes_of(variables).items():  # images may have more or fewer channels than the weights
             expected = wanted.get(path, shape)
             if shape != expected:
                 raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
@@ -105,9 +109,12 @@ def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tu
     """
     weights = _weights(init_from)
     kind = weights.kind
+    if kind is None:
+        known = ", ".join(model for kind in KINDS for model in kind.models)
+        raise UserError(f"{init_from} is a run of model {weights.model['name']!r}; this function loads {known}")
     num_classes = weights.num_classes if num_classes is None else num_classes
     model = {**kind.free, **weights.model, "name": kind.models[0], "num_classes": num_classes}
-    match = weights.match(_shapes(_abstract(model, weights.batch)))
+    match = weights.match(shapes_of(_abstract(model, weights.batch)))
     module = build(MODELS, model, "model")
 
     @jax.jit
@@ -121,15 +128,38 @@ def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tu
     return module, match.load_variables(fresh())
 
 
-def checkpoints_of(run: RunDir) -> Checkpoints:
-    """Opens the checkpoints of a run for reading."""
-    ranking = run.config()["eval"]
-    return Checkpoints(run.checkpoints, metric=ranking["metric"], mode=ranking["mode"], writable=False)
+def _from_run(config: ConfigDict, run: RunDir, say: Callable[[str], None]) -> Initialization:
+    """The initialization of a model that only runs of this project have; parameters are matched when they are loaded.
+
+    The shapes of such a model may depend on the data, so what differs is found, and said, only then.
+    """
+    saved = run.config() if run.resumable else None
+    if saved and same_source(saved["init_from"], config.init_from):
+        return Initialization(config)
+    folder = source.folder(config.init_from)
+    if not RunDir(folder).checkpoints.is_dir():
+        known = ", ".join(model for kind in KINDS for model in kind.models)
+        raise UserError(
+            f"init_from={config.init_from!r} is not a run directory with a checkpoint, which model "
+            f"{config.model.name!r} needs; other weights are for models {known}"
+        )
+    weights, said = TrainedWeights(folder), set()
+
+    def load_variables(variables: Any) -> Any:
+        shapes = shapes_of(variables)
+        head = weights.head(shapes)
+        if head and not said:  # called for each of several seeds
+            said.add("head")
+            say(f"fresh: {', '.join(head)}, of another size in the run")
+        wanted = without({path: shape for path, shape in shapes.items() if path not in head}, config.init_fresh)
+        return weights.match(wanted).load_variables(variables)
+
+    return Initialization(config, load_variables, f"weights: {weights.what}")
 
 
-def _weights(init_from: str) -> "_Files | _Run":
+def _weights(init_from: str) -> "_Files | TrainedWeights":
     folder = source.folder(init_from)
-    return _Run(folder) if RunDir(folder).checkpoints.is_dir() else _Files(folder)
+    return TrainedWeights(folder) if RunDir(folder).checkpoints.is_dir() else _Files(folder)
 
 
 def _with(
@@ -162,34 +192,6 @@ def _abstract(model: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, A
         raise UserError(f"the model can't be built: {first_line(error)}") from error
 
 
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-
-
-def _without(shapes: dict[str, tuple[int, ...]], init_fresh: str) -> dict[str, tuple[int, ...]]:
-    """The shapes whose path the regex does not match.
-
-    It may match an encoder's top layers (Zhang et al. 2021, section 5). Raises UserError if it matches none, or all.
-    """
-    pattern = regex("init_fresh", init_fresh)
-    # Paths as for `freeze`: without the name of the collection.
-    names = {path: path.partition("/")[2] for path in shapes}
-    kept = {path: shape for path, shape in shapes.items() if not (init_fresh and pattern.search(names[path]))}
-    if not kept or (init_fresh and len(kept) == len(shapes)):
-        which, one = "no" if kept else "every", next(iter(names.values()))
-        raise UserError(f"init_fresh={init_fresh!r} finds {which} parameter that init_from has; one is {one}")
-    return kept
-
-
-@dataclasses.dataclass(frozen=True)
-class _Match:
-    """`load_variables` as in Initialization; the modules without weights; the tensors that are not used."""
-
-    load_variables: Callable[[Any], Any]
-    fresh: frozenset[str] = frozenset()
-    unused: tuple[str, ...] = ()
-
-
 class _Files:
     """A folder in the layout of transformers."""
 
@@ -213,7 +215,7 @@ class _Files:
             )
         return len(self._names)
 
-    def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
+    def match(self, shapes: Mapping[str, tuple[int, ...]]) -> Match:
         """Matches weights to variables with these shapes, by path. Raises UserError if the weights don't fit."""
         tensors = self._tensors
         found, unused = tensors.match(self._described.naming, shapes, optional=self.kind.optional)
@@ -221,54 +223,4 @@ class _Files:
         def load_variables(variables: Any) -> Any:
             return replaced(variables, lambda path: tensors.read(path, found[path]) if path in found else None)
 
-        return _Match(load_variables, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))
-
-
-def average_of(run: RunDir) -> float | None:
-    """The decay of a run's averaged parameters if its `eval.metric` ranks by them, else None."""
-    config = run.config()
-    return config["train"]["ema_decay"] if config["eval"]["metric"].startswith(AVERAGE) else None
-
-
-class _Run:
-    """A run directory of this project: its last checkpoint, with averaged parameters if it ranks by them."""
-
-    def __init__(self, folder: Path):
-        self._run = RunDir.open(folder)
-        self._run.check_one_seed("init_from")
-        saved = self._run.config()
-        self.model = expand_variant(MODELS, saved["model"])
-        kind = next((kind for kind in KINDS if self.model["name"] in kind.models), None)
-        if kind is None:
-            known = ", ".join(model for kind in KINDS for model in kind.models)
-            raise UserError(f"{folder} is a run of model {saved['model']['name']!r}; init_from needs one of {known}")
-        self.kind = kind
-        self.what = f"the run {folder}"
-        self.transform = saved["data"]["transform"] | {"tokenizer": str(self._run.assets / "tokenizer.json")}
-        self.num_classes = self.model.get("num_classes", 2)
-        with checkpoints_of(self._run) as checkpoints:
-            self._step = checkpoints.step("last")
-            self._shapes = _shapes(checkpoints.variables(self._step))
-        self.batch = kind.batch(self._shapes)
-
-    def match(self, shapes: Mapping[str, tuple[int, ...]]) -> _Match:
-        """Like `_Files.match`."""
-        own = self._shapes
-        fresh = frozenset(self.kind.optional).intersection(map(module_of, shapes)).difference(map(module_of, own))
-        shapes = {path: shape for path, shape in shapes.items() if module_of(path) not in fresh}
-        for path, shape in shapes.items():
-            if own.get(path) != shape:
-                has = f"has {path} of shape {own[path]}" if path in own else f"lacks {path}"
-                raise UserError(f"the run {self._run.path} {has}; the model of this config needs {shape}")
-
-        def load_variables(variables: Any) -> Any:
-            flat = flatten_dict(variables, sep="/")
-            wanted = {path: flat[path] for path in shapes}
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
-            jax.tree.map(lambda x: x.delete(), wanted)
-            with checkpoints_of(self._run) as checkpoints:
-                wanted = unflatten_dict(abstract, sep="/")
-                saved = checkpoints.restore_variables(wanted, self._step, average=average_of(self._run))
-            return {**variables, **unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")}
-
-        return _Match(load_variables, fresh)
+        return Match(load_variables, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))

@@ -1,16 +1,18 @@
 """The run directory and its files; no other module knows their names."""
 
+import contextlib
 import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.base.errors import UserError
-from research.base.paths import atomic_write, expanded, same_source
+from research.base.paths import atomic_write, local, same_source
 from research.base.trees import flatten, jsonable, to_json
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ FREE_KEYS = (
 
 # Keys that no longer have an effect; they are dropped from older configs and command lines.
 RETIRED_KEYS = ("task.label_shift",)
+
+_EXTENSIONS = "extensions"  # the key of config.json that is not one of the config
 
 # Keys that the config of an older run lacks, with the values that preserve its behaviour.
 _LATER_KEYS: dict[tuple[str, str], Any] = {
@@ -87,7 +91,7 @@ class RunDir:
     """Paths and files of one run. Only the process with `writer` True writes."""
 
     def __init__(self, path: str | Path, *, writer: bool = True):
-        self.path = expanded(path).absolute()
+        self.path = local(path).absolute()
         self.writer = writer
         self.checkpoints = self.path / "checkpoints"
         self.assets = self.path / "assets"
@@ -95,16 +99,18 @@ class RunDir:
         self.plots = self.path / "plots"
         self.refits = self.path / "refits"  # runs of the same config except for a key or two
         self._lock: int | None = None
+        self._made: list[Path] | None = None  # by `start`, for a new run that has not been kept
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
         self._summary = self.path / "summary.json"
         self._latency = self.path / "latency.json"
+        self._own_code = self.assets / "own_code.json"
 
     @classmethod
     def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
         """Opens an existing run. Raises UserError if `path` is not a run directory."""
         run = cls(path, writer=writer)
-        if not os.path.isfile(run._config):  # also False for an invalid path
+        if not run.is_run:
             raise UserError(f"{run.path} is not a run directory: it has no config.json")
         return run
 
@@ -115,7 +121,7 @@ class RunDir:
         files, or if JSON can't represent the config.
         """
         _check_jsonable(config)
-        if os.path.isfile(self._config):
+        if self.is_run:
             # A run that failed before its first step has nothing to lose: another config may replace it.
             if self.checkpoints.is_dir() or self._metrics.is_file():
                 self._check_same(config)
@@ -123,6 +129,8 @@ class RunDir:
             raise UserError(f"workdir {self.path} is not empty and not a run directory; choose another --workdir")
         if not self.writer:
             return
+        if not self.is_run:
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             for folder in (self.path, self.assets, self.plots):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +153,21 @@ class RunDir:
             self.close()
             raise UserError(f"workdir {self.path} is in use by another training; wait, or choose another") from error
 
+    def keep(self) -> None:
+        """From now on `discard` does nothing: training begins."""
+        self._made = None
+
+    def discard(self) -> bool:
+        """Removes a new run that was not kept, and the folders made for it -> whether it was one."""
+        if self._made is None:
+            return False
+        for path in self.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in self._made:  # innermost first; another run may be in an outer one by now
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        return True
+
     def close(self) -> None:
         """Releases the lock."""
         if self._lock is not None:
@@ -152,7 +175,7 @@ class RunDir:
             self._lock = None
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        old, new = flatten(self.config()), flatten(jsonable(config))
+        old, new = flatten(self.config()), flatten({"imports": [], **jsonable(config)})
 
         def same(key: str) -> bool:
             if key == "init_from":
@@ -172,17 +195,43 @@ class RunDir:
             )
 
     @property
+    def is_run(self) -> bool:
+        """Whether the directory holds a run."""
+        return os.path.isfile(self._config)  # also False for an invalid path
+
+    @property
     def resumable(self) -> bool:
         """Whether the directory holds a run with a checkpoint."""
-        return os.path.isfile(self._config) and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+        return self.is_run and any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
-        config = without_retired(self._read(self._config))
+        config = {"imports": [], **without_retired(self._read(self._config))}
+        config.pop(_EXTENSIONS, None)
         for (section, key), value in _LATER_KEYS.items():
             if section in config:
                 config[section].setdefault(key, value)
         return config
+
+    def extensions(self) -> list[dict[str, Any]]:
+        """What `extend` recorded, in order."""
+        found: list[dict[str, Any]] = self._read(self._config).get(_EXTENSIONS, [])
+        return found
+
+    def extend(self, config: Mapping[str, Any], extension: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Replaces the config of a finished run by one of another length, and its summary by one that is not finished.
+
+        `extension`, {"step", "unit", "length", "by"}, says at which step the run was finished, and which length, in
+        steps or epochs, it had and gets in addition. Raises UserError if the run is in use.
+        """
+        self._lock_or_refuse()
+        try:
+            extensions = [*self.extensions(), dict(extension)]
+            # In this order: a run that is not finished, with its old length, is resumed and finishes again.
+            self.write_summary(summary)
+            self._write(self._config, {**jsonable(config), _EXTENSIONS: extensions})
+        finally:
+            self.close()
 
     def check_one_seed(self, what: str) -> None:
         """Raises UserError for a run of several seeds, as `what` needs the parameters of one."""
@@ -194,16 +243,19 @@ class RunDir:
                 f"--config.seed={config['seed']} and without train.seeds, which gives that seed's run up to rounding"
             )
 
-    def write_config_file(self, path: Path) -> None:
-        """Records the path of the config's file, which registers the source of the run's dataset."""
-        if self.writer:
+    def write_own_code(self, config_file: Path | None, places: Mapping[str, str]) -> None:
+        """Records the config file that registers names, if it does, and where the config's `imports` are."""
+        if self.writer and (config_file or places):
             self.assets.mkdir(exist_ok=True)
-            atomic_write(self.assets / "config_file.txt", str(path))
+            self._write(self._own_code, {"config_file": config_file and str(config_file), "imports": dict(places)})
 
-    def config_file(self) -> Path | None:
-        """The path recorded by `write_config_file`, if any."""
-        file = self.assets / "config_file.txt"
-        return Path(file.read_text()) if file.is_file() else None
+    def own_code(self) -> tuple[Path | None, dict[str, str]]:
+        """What `write_own_code` recorded: the config file, and the place of each of `imports`."""
+        older = self.assets / "config_file.txt"  # of runs before `imports` existed
+        if self._own_code.is_file():
+            saved = self._read(self._own_code)
+            return saved["config_file"] and Path(saved["config_file"]), saved["imports"]
+        return (Path(older.read_text()) if older.is_file() else None), {}
 
     def summary(self) -> dict[str, Any] | None:
         """The last summary, if the run has ever ended."""

@@ -1,12 +1,14 @@
 """What a run prints at its start and at its end."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from research import solvers
 from research.core.state import TrainState, param_count
+from research.core.statistics import Value, means
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
@@ -18,9 +20,10 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
     devices = jax.devices()
     config, replicas = experiment.config, experiment.replicas
     stream = experiment.streams("train")
-    packed = (
-        "" if stream.lengths is None else f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full"
-    )
+    packed = ""
+    if stream.lengths is not None:
+        each = round(len(stream.members) / len(stream.rows) * min(experiment.length.batch_rows, len(stream.rows)))
+        packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full, about {each} a step"
     many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
     steps = _counted(experiment.length.total_steps, "step")
     start = f"resuming after step {progress.step}" if progress.step else steps
@@ -32,6 +35,23 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
     )
 
 
+def describe_extension(experiment: Experiment, extension: Mapping[str, Any]) -> str:
+    """Describes in one line how a finished run is continued, and what its learning rate does there."""
+    step, unit, before = extension["step"], extension["unit"], extension["length"]
+    line = f"  extended at step {step} from {before:g} to {before + extension['by']:g} {unit}"
+    rate = experiment.method.learning_rate
+    if rate is None:
+        return line
+    schedule = experiment.config.optimizer.schedule
+    what = "stays" if schedule == "constant" else f"({schedule}, recomputed for all steps) goes on from"
+    return f"{line}; the learning rate {what} {float(rate(step)):.3g}"
+
+
+def describe_evaluation(step: int, split: str, values: Mapping[str, Value]) -> str:
+    """Describes an evaluation during training in one line."""
+    return f"  step {step}: {split}: {_metrics(means(values), {})}"
+
+
 def conclude(summary: dict[str, Any], run: RunDir) -> str:
     """Describes how a run ended, its metrics, and the commands that follow, a line each."""
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
@@ -40,9 +60,7 @@ def conclude(summary: dict[str, Any], run: RunDir) -> str:
     lines += [f"  warning: {warning}" for warning in summary["warnings"]]
     for split, values in summary["metrics"].items():
         bands = summary["intervals"][split] if "intervals" in summary else {}
-        text = ", ".join(
-            f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
-        )
+        text = _metrics(values, bands)
         many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
     workdir = shlex.quote(str(run.path))
@@ -53,10 +71,18 @@ def conclude(summary: dict[str, Any], run: RunDir) -> str:
             f"  again: python -m research.evaluate --workdir={workdir} "
             f"--split={shlex.quote(next(iter(summary['metrics'])))}"
         )
+        lines.append(f"  predict: python -m research.predict --workdir={workdir} --input=FILE")
         lines.append(f"  plots: python -m research.plot --workdir={workdir}")
     else:
         lines.append("  rerun the same command with this --workdir to resume")
     return "\n".join(lines)
+
+
+def _metrics(values: Mapping[str, float | None], bands: Mapping[str, Any]) -> str:
+    """The metrics that have a value, with the intervals that they have."""
+    return ", ".join(
+        f"{name} {value:.4f}{_margin(bands.get(name))}" for name, value in values.items() if value is not None
+    )
 
 
 def _counted(count: int, what: str) -> str:

@@ -13,17 +13,17 @@ from ml_collections import FrozenConfigDict
 from research.base.errors import UserError
 from research.core.state import TrainState
 from research.core.statistics import Value, metric_summary
-from research.data import load as data
 from research.data.splits import whole
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
 from research.devices.sharding import prefetch_to_device, process_share, put_batch
 from research.devices.throughput import Throughput
 from research.inference.evaluation import EvaluationInterrupted
+from research.runs import own_code
 from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
-from research.training.console import conclude, describe
+from research.training.console import conclude, describe, describe_evaluation, describe_extension
 from research.training.divergence import FiniteCheck
 from research.training.experiment import Experiment, prepare
 from research.training.start import restore_or_init, start_run
@@ -52,7 +52,7 @@ def train_and_evaluate(
 
     Args:
       note: one line for summary.json saying why a preset replaces another.
-      config_file: the file of the config; reopening the run executes it again where it registers the dataset's source.
+      config_file: the file of the config; reopening the run executes it again if it registers a name that the run uses.
       load_variables: maps fresh variables, {"params": …, "batch_stats": …}, to those to start from, and may donate
         them; needed where the config has `init_from` (research/interop/pretrained.py). Not called when a run is
         resumed.
@@ -64,7 +64,8 @@ def train_and_evaluate(
       The summary, as written to summary.json.
 
     Raises:
-      UserError: the config, the data or the workdir is invalid. A rejected workdir is left unchanged.
+      UserError: the config, the data or the workdir is invalid. A rejected workdir is left unchanged, and nothing is
+        left of a new one.
     """
     config = FrozenConfigDict(without_retired(config))
     with x64(config.dtype):
@@ -86,12 +87,19 @@ def _run(config: Any, workdir: str | Path, *, note: str | None, show: bool, **op
         summary = run.summary() or {}
         if is_finished(summary):
             if show:
-                print(f"{run.path} is {summary['status']} at step {summary['step']}; use a new --workdir to retrain")
+                print(
+                    f"{run.path} is {summary['status']} at step {summary['step']}; use a new --workdir to retrain, or "
+                    "--extend=N with this --workdir and without --config to train it further"
+                )
             return summary
         try:
             summary = {**_prepare_and_train(config, run, show=show, **options), "preset_note": note}
+            if extensions := run.extensions():
+                summary["extensions"] = extensions
             run.write_summary(summary)
         except Exception as error:
+            if isinstance(error, UserError) and run.discard():  # refused before training
+                raise
             run.write_summary(failed_summary(run, error, config.preset))
             raise
         plot_training_curve(run, config.eval.metric)
@@ -108,12 +116,14 @@ def _prepare_and_train(
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Builds the experiment, restores or initializes the state, and trains -> the summary."""
+    own_code.record(run, config, config_file)
     experiment = prepare(config, run.assets)
-    if config_file and data.is_registered(config.data.name):
-        run.write_config_file(config_file)
     with Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode) as checkpoints:
         state, progress = restore_or_init(experiment, checkpoints, load_variables)
-        run.truncate_metrics(progress.step, config.eval.splits[:1] if progress.is_evaluated else ())
+        # A finished run that is extended keeps all its evaluations.
+        extended = any(extension["step"] == progress.step for extension in run.extensions())
+        evaluated = config.eval.splits if extended else config.eval.splits[:1] if progress.is_evaluated else ()
+        run.truncate_metrics(progress.step, evaluated)
         learning_rate = experiment.method.learning_rate
         check = FiniteCheck(config.seed, experiment.replicas, learning_rate)
         reporter = Reporter(
@@ -127,6 +137,8 @@ def _prepare_and_train(
         )
         with reporter:
             reporter.say(describe(experiment, state, run, progress))
+            for extension in run.extensions()[-1:]:
+                reporter.say(describe_extension(experiment, extension))
             for warning in truncation_warnings(experiment):
                 reporter.say(f"  warning: {warning}")
             parts = _Parts(experiment, checkpoints, reporter, run, check, lambda: any_process(should_stop()))
@@ -160,6 +172,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     save_every = (every_steps, experiment.config.checkpoint.every_steps)
     if experiment.replicas.count is not None:
         _check_memory(experiment, state)
+    parts.run.keep()
     batches = prefetch_to_device(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
     train_step = Compiled(experiment.train_step, repeats=section.accumulate, replicas=experiment.replicas.count)
     throughput, share = Throughput(train_step), process_share(experiment.mesh)
@@ -241,6 +254,7 @@ def _evaluate_and_rank(
     """Evaluates the main split during training -> its metrics by split, and the progress with the metric added."""
     values, _ = _evaluate(parts, state, parts.main_split, predictions=False)
     parts.reporter.evaluation(progress.step, parts.main_split, values)
+    parts.reporter.say(describe_evaluation(progress.step, parts.main_split, values))
     return {parts.main_split: values}, _rank(parts, progress, values)
 
 

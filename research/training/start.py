@@ -16,16 +16,21 @@ from research.training.experiment import Experiment
 from research.training.stopping import any_process
 
 
-def start_run(run: RunDir, config: dict[str, Any]) -> None:
-    """Starts the run directory: first in the process that writes it, as the others read what it leaves there."""
+def in_first_process(action: Callable[[], None], what: str) -> None:
+    """Calls `action` in process 0, while the others wait. Raises UserError in every process if it does there."""
     error: UserError | None = None
-    if run.writer:
+    if jax.process_index() == 0:
         try:
-            run.start(config)
+            action()
         except UserError as refused:
             error = refused
     if any_process(error is not None):
-        raise error or UserError(f"process 0 can't start a run in {run.path}; it says why")
+        raise error or UserError(f"process 0 can't {what}; it says why")
+
+
+def start_run(run: RunDir, config: dict[str, Any]) -> None:
+    """Starts the run directory: first in the process that writes it, as the others read what it leaves there."""
+    in_first_process(lambda: run.start(config), f"start a run in {run.path}")
     if not run.writer:
         run.start(config)
 

@@ -19,6 +19,7 @@ class Reason(enum.StrEnum):
     STALLED = "stalled"
     OUT_OF_TIME = "out_of_time"
     ASKED = "asked"
+    EXTENDED = "extended"
     DIVERGED = "diverged"
     ERROR = "error"
 
@@ -28,6 +29,7 @@ PROSE = {
     Reason.STALLED: "eval.metric stopped improving",
     Reason.OUT_OF_TIME: "the time limit train.max_minutes is reached",
     Reason.ASKED: "asked to stop",
+    Reason.EXTENDED: "extended, and not trained further yet",
 }
 
 # Summaries from before 0.2 have no code; this is their reason for a complete run.

@@ -1,7 +1,6 @@
 """A checkpoint of a run and its predictions for a split: computed, or read from the run directory if already there."""
 
 import functools
-import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from research.data.splits import whole
 from research.devices.platform import x64
 from research.inference.evaluation import evaluate
 from research.inference.model import TrainedModel, on_these_devices, open_checkpoints, open_model
+from research.runs import own_code
 from research.runs.rundir import RunDir
 from research.training.experiment import split_streams
 
@@ -30,7 +30,7 @@ class TrainedRun:
     def __init__(self, run: RunDir, which: str):
         self.run = run
         self.config = on_these_devices(run.config())
-        _register_source(run, self.config.data.name)
+        own_code.register(run, self.config)
         self._which = which
         with open_checkpoints(run, self.config) as checkpoints:
             self.step = checkpoints.step(which)
@@ -111,13 +111,6 @@ class TrainedRun:
                 return evaluation["metrics"], self.run.predictions(name)
         evaluation, records = self._evaluate(split, data, show=False)
         return evaluation["metrics"], records
-
-
-def _register_source(run: RunDir, name: str) -> None:
-    """Executes the config's file again where it registers the source of the run's dataset."""
-    file = run.config_file()
-    if file is not None and file.is_file() and name not in data.SOURCES:
-        runpy.run_path(str(file))
 
 
 def _name(split: str, data: str | None, which: str) -> str:

@@ -10,11 +10,11 @@ import pytest
 import sklearn.metrics
 from ml_collections import ConfigDict
 
-from configs import linear_line, logistic_breast_cancer
 from research import plot
 from research.analysis import figures, plots
 from research.analysis.plots import PLOTS, PlotContext, draw, draw_all
 from research.base.errors import UserError
+from research.configs import linear_line, logistic_breast_cancer
 from research.data.sources.line import INTERCEPT, SLOPE
 from research.runs.rundir import RunDir
 from research.training.loop import train_and_evaluate

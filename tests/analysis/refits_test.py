@@ -9,11 +9,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from configs import linear_line
 from research.analysis import refits
 from research.analysis.refits import learning_curve, penalties, regularization_path
 from research.base.errors import UserError
 from research.config import load
+from research.configs import linear_line
 from research.data.pipeline import sample_subset
 from research.data.sources.bundled import breast_cancer, diabetes, feature_names
 from research.data.sources.line import line

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import defaults
 from research.base.errors import UserError
+from research.configs import defaults
 from research.data import stateless_rng
 from research.data.images.augment import Augment, erased, flipped, padded_crops, resized_crop_boxes, resized_crops
 from research.data.images.decoding import EvalTransform

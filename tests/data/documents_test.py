@@ -5,9 +5,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import bert_mlm
-from configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
 from research.base.errors import UserError
+from research.configs import bert_mlm
+from research.configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
 from research.data import load as data
 from research.data.cache import ArtifactCache
 from research.data.examples import Ragged

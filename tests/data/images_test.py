@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import defaults
 from research.base.errors import UserError
+from research.configs import defaults
 from research.data import stateless_rng
 from research.data.cache import ArtifactCache
 from research.data.examples import AugmentedExamples, MixedExamples

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="index"
 import pytest
 
-from configs import linear_diabetes
 from research.base.errors import UserError
+from research.configs import linear_diabetes
 from research.data import load as data
 from research.data.sources import tfds_source
 

@@ -13,8 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from configs import image_files, tabular_files, text_files
 from research.base.errors import UserError
+from research.configs import image_files, tabular_files, text_files
 from research.data import load as data
 from research.data.columns import KEY, keys
 from research.data.files.cutting import cut

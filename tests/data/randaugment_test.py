@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import defaults
+from research.configs import defaults
 from research.data import stateless_rng
 from research.data.images import augment
 from research.data.images.augment import Augment

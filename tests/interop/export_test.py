@@ -12,7 +12,7 @@ from research.base.errors import UserError
 from research.core.state import averaged
 from research.interop import pretrained
 from research.interop.export import export
-from research.interop.pretrained import checkpoints_of
+from research.interop.trained import checkpoints_of
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
 from research.training.loop import train_and_evaluate

@@ -93,9 +93,9 @@ class TestTheConfig:
         start = pretrained.resolve_init_from(experiment.config, experiment.given, "W")
         assert start == pretrained.Initialization(experiment.config)
 
-    def test_other_models_do_not_support_init_from(self, tmp_path):
+    def test_other_models_start_from_runs_only(self, tmp_path):
         experiment = load("configs/logistic_digits.py", [f"init_from={tmp_path}"])
-        with pytest.raises(UserError, match="is for models bert, bert_mlm, resnet; this config's is 'logistic'"):
+        with pytest.raises(UserError, match="is not a run directory with a checkpoint, which model 'logistic' needs"):
             pretrained.resolve_init_from(experiment.config, experiment.given, "W")
 
 
@@ -208,10 +208,8 @@ def test_weights_may_be_the_last_checkpoint_of_another_run(tmp_path):
 
 
 def test_run_of_another_model_is_a_one_line_error(tmp_path):
-    run = RunDir(tmp_path / "first")
-    run.start(tiny.logistic().to_dict())
-    run.checkpoints.mkdir()
-    with pytest.raises(UserError, match="is a run of model 'logistic'; init_from needs one of bert, bert_mlm, resnet"):
+    train_and_evaluate(tiny.logistic(steps=1), tmp_path / "first", show=False)
+    with pytest.raises(UserError, match="has weights for models logistic; this config's is 'bert'"):
         _start(tmp_path / "W", tmp_path / "first")
 
 

@@ -153,7 +153,7 @@ def test_encoder_has_the_parameters_of_the_classifier():
 
 def test_parameters_of_bert_base():
     """109,514,298, as for transformers' BertForMaskedLM of bert-base-uncased, counting the shared embedding once."""
-    from configs import bert_mlm
+    from research.configs import bert_mlm
 
     section = bert_mlm.get_config("base").model.to_dict()
     section.pop("name")

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs.defaults import defaults
+from research.configs.defaults import defaults
 from research.core.optim import optimizer
 from research.models.bert import BertClassifier
 
