@@ -23,7 +23,7 @@ def test_every_name_of_a_table_is_listed_with_a_description(kind, table):
 
 def test_keys_are_those_that_a_config_can_set():
     keys = {name: keys for name, _, keys in catalog.models()}
-    assert keys["mlp"] == ["num_classes", "hidden_sizes", "dropout", "mean", "std"]
+    assert keys["cnn"] == ["num_classes", "padding", "dropout", "mean", "std"]
     assert "stage_sizes" not in keys["resnet50"]  # bound by the variant
     assert {name: keys for name, _, keys in catalog.optimizers()}["sgd"] == ["momentum", "nesterov"]
 

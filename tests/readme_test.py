@@ -115,7 +115,7 @@ def _train(command, workdir):
         path = str(tiny.own_file(workdir.parent / f"{workdir.name}-data", config.data.transform.name))
         arguments = [a for a in command.arguments if "data.train=" not in a and ".label=" not in a]
         command = command._replace(arguments=(*arguments, f"--config.data.train={path}"))
-        shrunk = (*fuzz.ENCODER, "train.steps=1", "data.validation_fraction=0.2")
+        shrunk: tuple[str, ...] | None = (*fuzz.ENCODER, "train.steps=1", "data.validation_fraction=0.2")
     else:
         shrunk = fuzz.CONFIGS.get(f"{file}:{config.preset}")
     if shrunk is None:

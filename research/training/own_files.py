@@ -372,6 +372,6 @@ def _fit_length(config: ConfigDict, found: _Found, given: Collection[str]) -> st
     every = "eval.every_steps"
     if every not in given and section.epochs is not None and batch != -1:
         config.eval.every_steps = max(10, round(section.epochs * examples / (batch * per_row) / 10))
-    what = f"{section.steps} steps" if section.epochs is None else f"{section.epochs:g} epochs"
+    what = f"{section.steps} step{'' if section.steps == 1 else 's'}" if section.epochs is None else f"{section.epochs:g} epochs"
     of = "all examples" if batch == -1 else f"about {round(batch * per_row)} examples"
     return f"{what}, {of} an update; to change it: --config.train.epochs, --config.train.{key}"
