@@ -177,20 +177,32 @@ def _resumed(part: Path, about: Path, call: dict[str, Any]) -> int:
 def _encoded(predictor: Predictor, source: Source, piece: list[tables.Row], start: int) -> Examples:
     """Encodes the rows of a piece. Raises UserError with the number of the first row that can't be encoded."""
 
-    def encode(rows: list[tables.Row]) -> Examples:
-        columns = {name: [_value(row, name) for row in rows] for name in predictor.signature.inputs}
+    def encode(rows: list[tables.Row], where: str = "") -> Examples:
+        columns = _Columns({name: [_value(row, name) for row in rows] for name in predictor.signature.inputs})
+        columns.place = where
         return predictor.encode(columns, source.name)
 
     try:
         return encode(piece)
     except UserError:
         for number, row in enumerate(piece, start + 1):
+            where = f"row {number} of {source.name}" + (f", {row['file']}" if "file" in row else "")
             try:
-                encode([row])
+                encode([row], where)
             except UserError as error:
-                where = f", {row['file']}" if "file" in row else ""
-                raise UserError(f"row {number} of {source.name}{where}: {error}") from error
+                said = str(error)
+                raise UserError(said if said.startswith(where) else f"{where}: {said}") from error
         raise
+
+
+class _Columns(dict[str, Any]):
+    """Columns of one row, which is at `place`; or of several, whose error is not shown."""
+
+    place: str
+
+    def where(self, index: int) -> str:
+        """See `research.data.columns.place`."""
+        return self.place
 
 
 def _value(row: tables.Row, name: str) -> Any:

@@ -186,6 +186,10 @@ def _in_table(config: ConfigDict, path: Path) -> _Found:
                     f"pairs: --config.data.transform.inputs={inputs[0]}"
                 )
         if not inputs:
+            if transform.name == "table" and "text" in kinds.values():
+                raise UserError(
+                    f"{path} has text and no column of numbers or categories; configs/text_files.py reads text"
+                )
             kinds_there = ", ".join(f"{name} ({kinds.get(name, 'label')})" for name in summaries)
             raise UserError(
                 f"{path} has no column of {' or '.join(wanted)} for data.transform {transform.name!r}: {kinds_there}; "
@@ -372,6 +376,10 @@ def _fit_length(config: ConfigDict, found: _Found, given: Collection[str]) -> st
     every = "eval.every_steps"
     if every not in given and section.epochs is not None and batch != -1:
         config.eval.every_steps = max(10, round(section.epochs * examples / (batch * per_row) / 10))
-    what = f"{section.steps} step{'' if section.steps == 1 else 's'}" if section.epochs is None else f"{section.epochs:g} epochs"
+    what = (
+        f"{section.steps} step{'' if section.steps == 1 else 's'}"
+        if section.epochs is None
+        else f"{section.epochs:g} epochs"
+    )
     of = "all examples" if batch == -1 else f"about {round(batch * per_row)} examples"
     return f"{what}, {of} an update; to change it: --config.train.epochs, --config.train.{key}"
