@@ -163,7 +163,7 @@ def _decoded(image: Path) -> np.ndarray:
 def _in_table(config: ConfigDict, path: Path) -> _Found:
     summaries = summarize(path)
     known = declared(tuple(config.data.kinds), summaries)
-    label = _label(config, summaries, path)
+    label = _label(config, summaries, path) if "label" in config.data.transform else None
     transform = config.data.transform
     kinds = {name: known[name] for name in summaries if name in known}
     inputs = tuple(transform.inputs)
@@ -196,8 +196,10 @@ def _in_table(config: ConfigDict, path: Path) -> _Found:
                 f"declare one: {declare('COLUMN', wanted[0])}"
             )
     kinds |= {name: wanted[0] for name in inputs if kinds[name] not in wanted}
-    classes = _classes(label, summaries[label], known, path)
-    kinds[label] = "number" if classes is None else "category"
+    classes = None
+    if label is not None:
+        classes = _classes(label, summaries[label], known, path)
+        kinds[label] = "number" if classes is None else "category"
     return _described(config, path, summaries, kinds, inputs, label, classes)
 
 
@@ -257,23 +259,21 @@ def _described(
     summaries: Mapping[str, Summary],
     kinds: Mapping[str, str],
     inputs: tuple[str, ...],
-    label: str,
+    label: str | None,
     classes: tuple[str, ...] | None,
 ) -> _Found:
     """Puts together what is known of a table, and describes it."""
     key = next((name for name in summaries if kinds.get(name) == "key" and name not in inputs), None)
-    read = {name: kinds[name] for name in (*inputs, label, *([key] if key else []))}
-    settings: dict[str, Any] = {
-        "data.transform.inputs": inputs,
-        "data.transform.label": label,
-    }
-    rows = summaries[label].rows
+    read = {name: kinds[name] for name in (*inputs, *([label] if label else []), *([key] if key else []))}
+    settings: dict[str, Any] = {"data.transform.inputs": inputs, **({"data.transform.label": label} if label else {})}
+    rows = summaries[inputs[0]].rows
     lines = [f"data: {path}: {rows:,} rows"]
     for kind in dict.fromkeys(read[name] for name in inputs):
         names = [name for name in inputs if read[name] == kind]
         lines.append(f"  {kind}: {', '.join(_counted(name, summaries[name], kind) for name in names)}")
-    what = "numbers" if classes is None else f"{len(classes)} classes: {', '.join(classes[:20])}"
-    lines.append(f"  label: {label} ({what})")
+    if label:
+        what = "numbers" if classes is None else f"{len(classes)} classes: {', '.join(classes[:20])}"
+        lines.append(f"  label: {label} ({what})")
     others = [name for name in summaries if name not in read]
     if key:
         lines.append(f"  key: {key}")

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from research.base.errors import UserError
-from research.configs import image_files, tabular_files, text_files
+from research.configs import bert_mlm, image_files, tabular_files, text_files
 from research.data import load as data
 from research.data.columns import KEY, keys
 from research.data.files.cutting import cut
@@ -295,6 +295,15 @@ def test_texts(write):
     dataset = data.load(config.data)
     assert (len(dataset.split("train")), len(dataset.split("validation"))) == (36, 4)
     assert dataset.columns["train"]["words"][0].startswith("this is sentence number")
+
+
+def test_lines_of_text_for_pretraining(write):
+    config = bert_mlm.get_config("embedded")
+    config.data.name, config.data.train = "files", str(write("a.txt", "a line of text\n" * 50))
+    config, _ = fill_in(config, ())
+    assert (config.task.name, config.data.kinds) == ("masked_lm", ("text=text",))
+    config.data.transform.vocab_size = 60
+    assert len(data.load(config.data).split("train")) > 1
 
 
 BAD = {

@@ -67,7 +67,7 @@ def fingerprint(section: Mapping[str, Any]) -> str:
 
 def _settings(section: Mapping[str, Any]) -> list[Any]:
     keys = ("kinds", "validation_fraction", "test_fraction", "group_by", "time_by", "split_seed")
-    return [section["transform"]["label"], *(section[key] for key in keys)]
+    return [section["transform"].get("label"), *(section[key] for key in keys)]
 
 
 def _files(path: Path, section: Mapping[str, Any]) -> Iterator[Path]:
@@ -167,7 +167,7 @@ class _Columns(dict[str, Any]):
 
 def _cut(section: Mapping[str, Any], path: Path, train: Columns, fractions: Mapping[str, float]) -> dict[str, Any]:
     size = len(train[KEY])
-    labels = train.get(section["transform"]["label"])
+    labels = train.get(section["transform"].get("label", ""))
     options: dict[str, Any] = {}
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "i":
         options["classes"] = np.asarray(labels)
@@ -204,7 +204,7 @@ class _Table:
 
     def __init__(self, section: Mapping[str, Any]):
         self._kinds = _kinds(section)
-        self._label = section["transform"]["label"]
+        self._label = section["transform"].get("label")
         self._train = paths(section)["train"]
 
     @functools.cached_property
