@@ -20,6 +20,7 @@ def test_runs_are_listed_with_what_differs_best_metric_and_status(tmp_path, caps
     for name in ("1", "2"):
         train_and_evaluate(_config(), tmp_path / "group" / name, show=False)
     last = train_and_evaluate(_config(seed=5, steps=3), tmp_path / "other", show=False)
+    train_and_evaluate(_config(), tmp_path / "other/refits/half", show=False)  # a part of the run, not one of its own
     rows = {row["run"]: row for row in list_runs(tmp_path)}
     assert set(rows) == {"group/1", "group/2", "other"}
     assert rows["other"]["trains"] == "logistic on digits (embedded)"
