@@ -1,7 +1,7 @@
 """The project from Python: `fit` trains a config, `open_run` opens a run directory; both return a `Run`.
 
 >>> import research
->>> run = research.fit("configs/linear_diabetes.py", workdir="runs/diabetes", show=False)
+>>> run = research.fit("linear_diabetes", workdir="runs/diabetes", show=False)
 >>> run.metrics["test"]["r2"]
 0.48
 >>> run.predict({"features": features})
@@ -34,7 +34,7 @@ def fit(
     """Trains a config and evaluates it, or resumes the run in `workdir` -> the run.
 
     Args:
-      config: "configs/bert_sst2.py:embedded", or a config, which is not changed.
+      config: "bert_sst2:embedded", the path of a config file, or a config, which is not changed.
       workdir: the run directory; by default runs/CONFIG-PRESET-UTCTIME.
       show: whether to print, and to draw a progress bar.
       **overrides: config keys, whole (`**{"train.steps": 50}`) or the last part where only one key has it

@@ -49,6 +49,8 @@ def shell(monkeypatch, capsys):
         ("research.plot", "--what"),
         ("research.coefficients", "--most"),
         ("research.ladder", "--dataset"),
+        ("research.list", "optimizers"),
+        ("research.runs.__main__", "FOLDER"),
     ],
 )
 def test_help(module, flag, shell):
@@ -115,7 +117,8 @@ def test_evaluate_gives_the_metrics_of_the_summary(tmp_path):
         (["research.train", "--batch-size=8"], "'--config.train.batch_size'"),
         (["research.train", "--zzz=8"], "--config.KEY=VALUE"),
         (["research.evaluate", "--lr=1"], "known: --checkpoint"),
-        (["research.train", "--workdir=x"], "--config is missing"),
+        (["research.train"], "--config is missing"),
+        (["research.train", "--workdir=x"], "is not a run directory"),
         (["research.train", "--config=configs/linear_line.py", "--workdir="], "--workdir is empty"),
         (["research.train", "--config=x.py", "--optimizer.name=sgd"], "written --config.optimizer.name=VALUE"),
         (["research.train", "--config=x.py", "--config.seed", "3"], "--config.seed has no value"),

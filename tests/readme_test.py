@@ -39,9 +39,16 @@ class Command(NamedTuple):
         return f"{self.name} {' '.join(self.arguments)}"
 
     @property
+    def trains(self):
+        """Whether it trains a config of this project; others resume or print, or use modules of the reader's."""
+        options = {argument.partition("=")[0] for argument in self.arguments}
+        return self.name == "train" and "--config" in options and not options & {"--print_config", "--config.imports"}
+
+    @property
     def spec(self):
-        """FILE:PRESET of `--config=FILE[:PRESET]`; the full size where an override asks for weights."""
+        """FILE:PRESET of `--config=CONFIG[:PRESET]`; the full size where an override asks for weights."""
         spec = next(a.removeprefix("--config=") for a in self.arguments if a.startswith("--config="))
+        spec = re.sub(r"^(\w+)(:\w+)?$", r"configs/\1.py\2", spec)
         if any(a.startswith("--config.init_from=") for a in self.arguments) and spec.endswith(".py"):
             spec += ":" + importlib.import_module(spec[:-3].replace("/", ".")).FULL
         return spec
@@ -52,19 +59,26 @@ class Command(NamedTuple):
 
     def check(self):
         """The config, if there is one. Raises UserError for an unknown flag, and for a config that can't be built."""
-        module = importlib.import_module(f"research.{self.name}")
+        module = _module(self.name)
         cli.parse(module.parser(), list(self.arguments), required=(), passed_on="--config." * (module is train) or None)
-        return load(self.spec, self.overrides).config if module is train else None
+        return load(self.spec, self.overrides).config if self.trains else None
+
+
+def _module(name):
+    return importlib.import_module(
+        {"runs": "research.runs.__main__", "configs": "research.list"}.get(name, f"research.{name}")
+    )
 
 
 def _typed(text):
     """The command that a piece of text is, or None. `T` is the README's own abbreviation."""
     text = re.sub(r"^T (?=--)|^(?=--config=)", "python -m research.train ", text.strip())
     text = re.sub(r"^(?=configs/(?!defaults)\w+\.py(:\w+)?$)", "python -m research.train --config=", text)
-    found = re.search(r"python -m research\.(\w+) (.*)$", text)
+    found = re.search(r"python -m research\.(\w+)( .*)?$", text)
     if found is None or text.endswith("=…") or "NAME" in text:
         return None
-    return Command(found[1], tuple(shlex.split(found[2], comments=True)))
+    arguments = shlex.split(found[2] or "", comments=True)
+    return Command(found[1], (*(["configs"] if found[1] == "configs" else []), *arguments))
 
 
 def _of_the_table():
@@ -82,7 +96,7 @@ def _of_the_table():
 
 PIECES = [*(line for block in BLOCKS for line in block.splitlines()), *SPANS, *_of_the_table()]
 COMMANDS = list(dict.fromkeys(command for command in map(_typed, PIECES) if command))
-TRAINING = [command for command in COMMANDS if command.name == "train"]
+TRAINING = [command for command in COMMANDS if command.trains]
 # Overrides that stand alone, in a text about any config that has the key.
 OVERRIDES = sorted({span for span in SPANS if span.startswith("--config.") and "KEY" not in span})
 # What tests/fuzz.py does not make small, is made so by the overrides of a config that is like it.

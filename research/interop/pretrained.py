@@ -143,7 +143,8 @@ def _from_run(config: ConfigDict, run: RunDir, say: Callable[[str], None]) -> In
             f"init_from={config.init_from!r} is not a run directory with a checkpoint, which model "
             f"{config.model.name!r} needs; other weights are for models {known}"
         )
-    weights, said = TrainedWeights(folder), set()
+    weights = TrainedWeights(folder)
+    said: set[str] = set()
 
     def load_variables(variables: Any) -> Any:
         shapes = shapes_of(variables)

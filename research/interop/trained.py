@@ -106,17 +106,16 @@ class TrainedWeights:
     def head(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """The variables of the output layer, if a model with these shapes has another number of outputs than the run's.
 
-        Only an output layer can differ in its last axis, that of its outputs, while nothing else differs: another width
-        of a hidden layer changes the layer that reads it too. Raises UserError for any other difference.
+        They differ in the last axis, that of the outputs, and nothing else differs: another width of a hidden layer
+        changes another axis of the layer that reads it. Raises UserError for any other difference.
         """
         lacking = sorted(shapes.keys() ^ self._shapes.keys())
         if lacking:
             which = "lacks" if lacking[0] in shapes else "also has"
             raise UserError(f"the run {self._run.path} {which} {lacking[0]}; init_from needs a run of the same model")
         differing = sorted(path for path in shapes if shapes[path] != self._shapes[path])
-        layers = {path.rpartition("/")[0] for path in differing}
         for path in differing:
-            if len(layers) > 1 or shapes[path][:-1] != self._shapes[path][:-1]:
+            if shapes[path][:-1] != self._shapes[path][:-1]:
                 raise UserError(
                     f"the run {self._run.path} has {path} of shape {self._shapes[path]}, and the model of this config "
                     f"{shapes[path]}; only the number of outputs of the last layer may differ"

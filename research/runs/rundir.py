@@ -34,6 +34,7 @@ FREE_KEYS = (
 # Keys that no longer have an effect; they are dropped from older configs and command lines.
 RETIRED_KEYS = ("task.label_shift",)
 
+_LOCK = ".lock"
 _EXTENSIONS = "extensions"  # the key of config.json that is not one of the config
 
 # Keys that the config of an older run lacks, with the values that preserve its behaviour.
@@ -146,7 +147,7 @@ class RunDir:
 
     def _lock_or_refuse(self) -> None:
         """Locks the directory until `close` or the process ends, as two trainings in it would overwrite each other."""
-        self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -198,6 +199,26 @@ class RunDir:
     def is_run(self) -> bool:
         """Whether the directory holds a run."""
         return os.path.isfile(self._config)  # also False for an invalid path
+
+    @property
+    def changed(self) -> float:
+        """When the run's metrics, summary or config last changed, in seconds since the epoch."""
+        return max(path.stat().st_mtime for path in (self._config, self._metrics, self._summary) if path.is_file())
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a training holds the lock of the directory."""
+        try:
+            lock = os.open(self.path / _LOCK, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
 
     @property
     def resumable(self) -> bool:

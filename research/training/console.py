@@ -22,8 +22,11 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
     stream = experiment.streams("train")
     packed = ""
     if stream.lengths is not None:
-        each = round(len(stream.members) / len(stream.rows) * min(experiment.length.batch_rows, len(stream.rows)))
-        packed = f", packed into {len(stream.rows):,} rows that are {stream.fullness:.1%} full, about {each} a step"
+        rows, each = len(stream.rows), min(experiment.length.batch_rows, len(stream.rows))
+        packed = (
+            f", packed into {rows:,} rows that are {stream.fullness:.1%} full, about "
+            f"{round(len(stream.members) / rows * each):,} examples a step"
+        )
     many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
     steps = _counted(experiment.length.total_steps, "step")
     start = f"resuming after step {progress.step}" if progress.step else steps
@@ -52,8 +55,11 @@ def describe_evaluation(step: int, split: str, values: Mapping[str, Value]) -> s
     return f"  step {step}: {split}: {_metrics(means(values), {})}"
 
 
-def conclude(summary: dict[str, Any], run: RunDir) -> str:
-    """Describes how a run ended, its metrics, and the commands that follow, a line each."""
+def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool) -> str:
+    """Describes how a run ended, its metrics, and the commands that follow, a line each.
+
+    `predicts`: whether `research.predict` takes the run, which gives an example one prediction.
+    """
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
     if solved := solvers.report(summary["training"]):
         lines.append(f"  solver: {solved}")
@@ -71,7 +77,8 @@ def conclude(summary: dict[str, Any], run: RunDir) -> str:
             f"  again: python -m research.evaluate --workdir={workdir} "
             f"--split={shlex.quote(next(iter(summary['metrics'])))}"
         )
-        lines.append(f"  predict: python -m research.predict --workdir={workdir} --input=FILE")
+        if predicts:
+            lines.append(f"  predict: python -m research.predict --workdir={workdir} --input=FILE")
         lines.append(f"  plots: python -m research.plot --workdir={workdir}")
     else:
         lines.append("  rerun the same command with this --workdir to resume")

@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 from research.base.errors import UserError
 from research.core.state import TrainState
 from research.core.statistics import Value, metric_summary
+from research.core.tasks import capabilities
 from research.data.splits import whole
 from research.devices.compiled import Compiled
 from research.devices.platform import x64
@@ -210,7 +211,8 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     if reason in (None, Reason.STALLED):
         check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
     summary = _summary(parts, state, progress, reason, results, throughput)
-    reporter.say(conclude(summary, parts.run))
+    predicts = capabilities(experiment.task).predicts != "token"
+    reporter.say(conclude(summary, parts.run, predicts=predicts))
     return summary
 
 

@@ -1,5 +1,7 @@
 """Models that transformers does not have start from runs of the same model."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from research.runs.rundir import RunDir
 from research.training.loop import train_and_evaluate
 from tests import tiny
 
-LINEAR = {"train.steps": 3, "train.batch_size": 8}
-MLP = {**LINEAR, "model.hidden_sizes": (4,), "model.dropout": 0.0}
+LINEAR: dict[str, Any] = {"train.steps": 3, "train.batch_size": 8}
+MLP: dict[str, Any] = {**LINEAR, "model.hidden_sizes": (4,), "model.dropout": 0.0}
 
 
-def _fit(config, workdir, **overrides):
+def _fit(config, workdir, **overrides: Any):
     return api.fit(f"{config}:embedded", workdir=workdir, show=False, **overrides).workdir
 
 
