@@ -25,9 +25,6 @@ from research.training.trained_run import TrainedRun
 # The overhead of a refit besides its steps: data, compilation, evaluation, a checkpoint.
 REFIT_SECONDS = 4.0
 
-# A plot that takes longer is only drawn on request.
-UNASKED_SECONDS = 300.0
-
 
 @dataclasses.dataclass(frozen=True)
 class PlotContext:
@@ -227,7 +224,12 @@ def _learning_curve(subject: PlotContext) -> Drawing:
     means = [value["mean"] for point in found["points"] for value in point["metrics"].values()]
     if not any(mean is not None and math.isfinite(mean) for mean in means):
         raise UserError(f"eval.metric {found['metric']!r} has no value on {found['split']!r} for any refit")
-    return figures.learning_curve(found["points"], metric_name=found["metric"]), found
+    return _drawn(found), found
+
+
+def _drawn(found: dict[str, Any]) -> Figure:
+    points = found["points"]
+    return figures.learning_curve(points, metric_name=found["metric"], repeats=found["repeats"], steps=found["step"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,17 +284,20 @@ def draw(subject: PlotContext, what: str) -> Path:
 
 
 def draw_all(subject: PlotContext) -> Iterable[tuple[str, Path | None, str | None]]:
-    """Draws all plots that apply to the run, except those that would take minutes.
+    """Draws all plots that apply to the run, except those that train its config again.
 
     Yields (name, PNG or None, why not or None), each as soon as it is drawn.
     """
     training = seconds_of_a_seed(subject.run.summary() or {}) or 0.0  # if unknown, only the overhead counts
     for what, plot in PLOTS.items():
-        seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training)
         try:
-            if seconds > UNASKED_SECONDS:
+            if plot.of == "refits":
                 plot.check(subject.config)
-                raise UserError(f"it would take about {seconds / 60:.0f} minutes; --what={what} draws it")
+                seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training)
+                raise UserError(
+                    f"it trains the config again, which takes about {math.ceil(seconds / 60)} min; --what={what} "
+                    "draws it"
+                )
             yield what, draw(subject, what), None
         except UserError as error:
             yield what, None, str(error)

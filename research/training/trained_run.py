@@ -11,6 +11,7 @@ from research.core.statistics import metric_summary
 from research.data import load as data
 from research.data.encoder import Encoder, Signature
 from research.data.pipeline import Stream
+from research.data.sources.bundled import feature_names
 from research.devices.platform import x64
 from research.inference.evaluation import evaluate
 from research.inference.model import TrainedModel, on_these_devices, open_checkpoints, open_model
@@ -48,6 +49,15 @@ class TrainedRun:
         if names is None and signature.label:  # the run is from before 0.2
             names = data.label_names(section.name, section.data_dir, signature.label)
         return names if names and len(names) == num_classes else ()
+
+    def feature_names(self, count: int) -> tuple[str, ...]:
+        """The names of the `count` features that the model reads; empty if they are unknown."""
+        encoder, signature = self._encoder
+        names = next(
+            (found for source in (encoder, signature) if (found := getattr(source, "feature_names", None))),
+            feature_names(self.config.data.name),
+        )
+        return tuple(names) if len(names) == count else ()
 
     def dataset(self, name: str | None = None) -> data.Dataset:
         """The run's dataset, or the one called `name`, encoded as in the run. Raises UserError if unavailable."""

@@ -130,8 +130,7 @@ def test_decision_values_are_ranked_like_probabilities(tmp_path):
     assert counts == sklearn.metrics.confusion_matrix(columns["label"], columns["prediction"]).tolist()
 
 
-def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line, monkeypatch):
-    monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)
+def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line):
     found = {name: (path, why) for name, path, why in draw_all(PlotContext(digits))}
     assert list(found) == list(PLOTS)
     assert {name for name, (path, _) in found.items() if path} == {
