@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pytest
 
 from research import api, cli, train
-from research.analysis import plots
 from research.base.errors import UserError
 from research.config import load
 from research.data.load import SOURCES

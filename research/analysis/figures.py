@@ -15,7 +15,6 @@ from matplotlib.ticker import NullLocator
 
 from research.analysis.curves import Curve, confusion, precision_recall, roc
 from research.base.errors import UserError
-from research.core.metrics import metric_bounds
 
 MOST_LINES = 10  # lines with a name in the legend; more would be hard to distinguish
 MOST_COEFFICIENTS = 30
@@ -303,6 +302,7 @@ def learning_curve(
     points: Sequence[Mapping[str, Any]],
     *,
     metric_name: str,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
     repeats: int | None = None,
     steps: int | None = None,
 ) -> Figure:
@@ -310,14 +310,13 @@ def learning_curve(
 
     The points have "examples" and, for each split under "metrics", "mean", "low" and "high". The last two are None
     without repeats, where the band has a gap. All are None where the metric has no value: the line has a gap there, and
-    a split without any value has no line. The axis of an accuracy that is high throughout is that of the error, on a
-    logarithmic scale. `repeats` and `steps`, if given, are the number of seeds at a point and of steps of each refit.
+    a split without any value has no line. The band is clipped to `bounds`, the range of the metric. A metric from 0 to
+    1 that is high throughout is drawn as the error, 1 − metric, on a logarithmic axis. `repeats` and `steps`, if given, are the number of seeds at a point and of steps of each refit.
     """
     splits = [split for split in points[0]["metrics"] if any(_value(point, split) is not None for point in points)]
     figure, (axis,) = _figure(width=5.5 + _width_beside(["evaluated on", *splits]))
     examples = [point["examples"] for point in points]
     everything = [value for point in points for split in splits if (value := _value(point, split)) is not None]
-    bounds = metric_bounds(metric_name)
     as_error = bounds == (0, 1) and min(everything) >= HIGH and max(everything) < 1
     for split in splits:
         of_split = [point["metrics"][split] for point in points]
@@ -339,7 +338,7 @@ def learning_curve(
     axis.legend(title="evaluated on", fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     seeds = f"mean and 95 % interval of {repeats} seeds" if repeats and repeats > 1 else ""
     lasting = f"{steps:,} steps at each size" if steps and steps > 1 else ""
-    add_title(figure, "; ".join(filter(None, ("by the number of training examples", seeds, lasting))))
+    add_title(figure, "; ".join(filter(None, (seeds, lasting))) or "by the number of training examples")
     return figure
 
 

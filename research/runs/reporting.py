@@ -143,7 +143,9 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
             points = [(line["step"], value) for line in of_split if (value := _value(line, name)) is not None]
             if points:
                 marker = "" if split == "train" and len(points) > 1 else "o"
-                (curve,) = axis.plot(*zip(*points, strict=True), color=f"C{i}", marker=marker, markersize=4)
+                (curve,) = axis.plot(
+                    *zip(*points, strict=True), color=f"C{i}", label=split, marker=marker, markersize=4
+                )
                 named.setdefault(split, curve)
                 low, high = metrics.metric_bounds(name)
                 bands = [
