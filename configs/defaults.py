@@ -56,6 +56,9 @@ def defaults() -> ConfigDict:
                 # adamw, lamb, adam, sgd, rmsprop, lion, adafactor, muon: research/core/optim.py describes them and
                 # suitable values. Or a solver, which fits all training examples in one step: closed_form, lbfgs
                 "name": "adamw",
+                # With init_from: a narrow encoder (research/interop/recipes.py) replaces the learning rate and the
+                # warm-up below, each unless it is given. False: they are as set here.
+                "follow_encoder": False,
                 "learning_rate": 1e-3,  # the peak
                 "schedule": "constant",  # after the warm-up: constant, linear, cosine, step
                 "warmup_fraction": 0.0,  # of all steps

@@ -187,18 +187,13 @@ class Run:
 
         Raises UserError for an unknown plot, and for one that is named and does not apply.
         """
-        from research.analysis.plots import PLOTS, PlotContext, draw
+        from research.analysis.plots import PlotContext, draw, draw_all
 
         context = PlotContext(self._run, checkpoint, split)
         context.trained.predictions(context.of_split)
-        drawn = []
-        for name in what or [name for name, plot in PLOTS.items() if plot.of != "refits"]:
-            try:
-                drawn.append(draw(context, name))
-            except UserError:
-                if what:
-                    raise
-        return drawn
+        if what:
+            return [draw(context, name) for name in what]
+        return [path for _, path, _ in draw_all(context) if path]
 
     def export(self, folder: str | Path, *, checkpoint: str = "last") -> Path:
         """Writes the model as a folder for transformers. Raises UserError for a model that it does not know."""

@@ -18,6 +18,7 @@ from research.base.trees import flatten
 from research.config_files import ConfigFile, get_config, open_file
 from research.core.tasks import TASKS
 from research.data import load as data
+from research.data.text.lengths import following
 from research.models import MODELS
 from research.overrides import Declared, accepted, by_class, declared, parse
 from research.runs.rundir import RETIRED_KEYS
@@ -188,7 +189,7 @@ def _import_given(overrides: Sequence[str]) -> None:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
-    """Applies "key=value" strings in place -> the keys they set."""
+    """Applies "key=value" strings in place, and sets what follows from them -> the keys that the strings name."""
     values: dict[str, Any] = {}
     _import_given(overrides)
     known = _known(config, overrides)
@@ -220,6 +221,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
     for key, value in values.items():
         if isinstance(value, dict):
             _set(config, key, by_class(key, value, config.model.get("num_classes")), known[key])
+    for key, value in following(config.to_dict(), given).items():
+        _set(config, key, value, known[key])
     return given
 
 

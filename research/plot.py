@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
         "run's refits/; finished refits are not trained again.",
     )
     parser.add_argument("--workdir", help="the run directory (required)")
-    parser.add_argument("--what", help=f"some of {WHAT}, comma-separated (default: all that apply and are quick)")
+    parser.add_argument(
+        "--what", help=f"some of {WHAT}, comma-separated (default: all that apply, without the two that train again)"
+    )
     parser.add_argument(
         "--split",
         help="any split of the dataset, or a part such as 'test[:5%%]' (default: the first of the run's eval.splits, "

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pytest
 
 from research import api, cli, train
-from research.analysis import plots
 from research.base.errors import UserError
 from research.config import load
 from research.data.load import SOURCES
@@ -200,9 +199,8 @@ def runs(tmp_path_factory):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("kind", ["bert_sst2", "logistic_sst2"])
-def test_commands_that_read_a_run(kind, runs, tmp_path, capsys, monkeypatch):
+def test_commands_that_read_a_run(kind, runs, tmp_path, capsys):
     """Each does its work, but for the one that is for other kinds of models and says so."""
-    monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)  # plots that train the config again are not drawn
     refused = {"bert_sst2": "coefficients", "logistic_sst2": "export"}[kind]
     for command in COMMANDS:
         if command.name not in ("evaluate", "plot", "coefficients", "export"):

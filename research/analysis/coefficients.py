@@ -12,7 +12,6 @@ from research.base.errors import UserError
 from research.core.tasks import Classification, Regression
 from research.data import load as data
 from research.data.arrays import standardization
-from research.data.sources.bundled import feature_names
 from research.devices.platform import x64
 from research.runs.rundir import RunDir
 from research.training.trained_run import TrainedRun
@@ -83,7 +82,7 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     intercept = bias - mean @ values
     errors, distribution = _errors(trained, kernel, bias, (mean, scale))
     return Coefficients(
-        names=_names(trained.config, len(kernel)),
+        names=_names(trained, len(kernel)),
         columns=_columns(trained, len(bias)),
         values=values,
         intercept=intercept,
@@ -112,12 +111,9 @@ def _affine(config: Any, run: RunDir, features: int) -> tuple[np.ndarray, np.nda
     return np.zeros(features), np.ones(features)
 
 
-def _names(config: Any, features: int) -> tuple[str, ...]:
-    known = feature_names(config.data.name)
-    if len(known) == features:
-        return known
-    kind = "bucket" if config.data.transform.name == "bag_of_words" else "feature"
-    return tuple(f"{kind} {i}" for i in range(features))
+def _names(trained: TrainedRun, features: int) -> tuple[str, ...]:
+    kind = "bucket" if trained.config.data.transform.name == "bag_of_words" else "feature"
+    return trained.feature_names(features) or tuple(f"{kind} {i}" for i in range(features))
 
 
 def _columns(trained: TrainedRun, count: int) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ Class labels are −1 where they are hidden; these examples are left out. All ot
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from research.analysis.curves import Curve, confusion, precision_recall, roc
 from research.base.errors import UserError
@@ -19,6 +20,8 @@ MOST_LINES = 10  # lines with a name in the legend; more would be hard to distin
 MOST_COEFFICIENTS = 30
 MOST_COUNTED = 20  # classes: with more, numbers in the cells are unreadable
 MOST_BINS = 100  # in a histogram; a single outlier might require millions
+AREA_IN_CORNER = 0.95  # ROC and precision-recall curves of at least this area lie near a corner
+HIGH = 0.9  # an accuracy from which on differences are easier to see in the error
 LONGEST_NAME = 40  # characters of a name next to an axis or in a legend
 _TITLE_POINTS = 11
 _LETTER = 0.075  # upper bound in inches on the average width of a letter of 8 points
@@ -77,7 +80,7 @@ def fitted_line(x: np.ndarray, labels: np.ndarray, predictions: np.ndarray, *, n
     axis.scatter(x, labels, s=8, alpha=0.5, label="data")
     axis.plot(x[order], predictions[order], color="C3", label="fit")
     axis.set(xlabel=_short(name), ylabel="label")
-    axis.legend()
+    _legend_beside(axis)
     return figure
 
 
@@ -96,9 +99,8 @@ def residuals(labels: np.ndarray, predictions: np.ndarray) -> Figure:
     if deviation > 0:
         at = np.linspace(difference.min(), difference.max(), 200)
         density = np.exp(-((at - mean) ** 2) / (2 * deviation**2)) / (deviation * np.sqrt(2 * np.pi))
-        spread.plot(at, density, color="C3", label=f"normal: {mean:.3g} ± {deviation:.3g}")
-        spread.legend()
-        spread.set_ylim(top=1.2 * spread.get_ylim()[1])  # for the legend
+        spread.plot(at, density, color="C3")
+        spread.set_title(f"curve: normal, {mean:.3g} ± {deviation:.3g}", fontsize=9)
     spread.set(xlabel="label − prediction", ylabel="density")
     for axis in (over, spread):
         axis.ticklabel_format(scilimits=(-3, 5))  # longer numbers overlap
@@ -161,16 +163,20 @@ def rocs(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> F
 
     For two classes, that of class 1; for more, each class against the rest.
     """
-    figure, axis = _one_versus_rest(areas(labels, scores, roc), "AUC", names, free_corner="lower right")
+    found = areas(labels, scores, roc)
+    figure, axis = _one_versus_rest(found, "AUC", names)
     axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
     axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    _magnify_corner(axis, found, right=False)
     return figure
 
 
 def precision_recalls(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = ()) -> Figure:
     """Plots precision over recall, for the same classes as `rocs`."""
-    figure, axis = _one_versus_rest(areas(labels, scores, precision_recall), "AP", names, free_corner="lower left")
+    found = areas(labels, scores, precision_recall)
+    figure, axis = _one_versus_rest(found, "AP", names)
     axis.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03), aspect="equal")
+    _magnify_corner(axis, found, right=True)
     return figure
 
 
@@ -184,30 +190,36 @@ def areas(
     return {c: line for c, line in found.items() if line is not None}
 
 
-def _one_versus_rest(
-    found: Mapping[int, Curve], area: str, names: Sequence[str], *, free_corner: Literal["lower left", "lower right"]
-) -> tuple[Figure, Axes]:
-    """Plots the curves by class, with a legend in an empty corner, or next to the axis.
-
-    Raises UserError if there is no curve.
-    """
+def _one_versus_rest(found: Mapping[int, Curve], area: str, names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Plots the curves by class, with a legend next to the axis. Raises UserError if there is no curve."""
     if not found:
         raise UserError("no class has a curve: the labels must include at least two classes")
     texts = [f"{_short(class_name(c, names))}, {area} {line.area:.4f}" for c, line in found.items()]
     mean = f"mean of {len(found)} classes, {area} {np.mean([line.area for line in found.values()]):.4f}"
     named = len(found) <= MOST_LINES
     shown = [*(texts if named else ()), *([mean] if len(found) > 1 else ())]
-    beside = len(shown) > 4 or max(map(len, shown)) > 30
-    figure, (axis,) = _figure(width=4.5 + (_width_beside(shown) if beside else 0.0), square=True)
+    figure, (axis,) = _figure(width=4.5 + _width_beside(shown), square=True)
     for text, line in zip(texts, found.values(), strict=True):
         axis.plot(line.x, line.y, label=text if named else None, linewidth=1.2)
     if len(found) > 1:
         axis.plot([], [], " ", label=mean)
-    if beside:
-        _legend_beside(axis)
-    else:
-        axis.legend(fontsize=8, loc=free_corner)
+    _legend_beside(axis)
     return figure, axis
+
+
+def _magnify_corner(axis: Axes, found: Mapping[int, Curve], *, right: bool) -> None:
+    """Adds an inset of the upper left corner, or the `right` one, if all curves pass through it: AREA_IN_CORNER."""
+    if min(line.area for line in found.values()) < AREA_IN_CORNER:
+        return
+    inset = axis.inset_axes((0.14 if right else 0.38, 0.14, 0.5, 0.5))
+    for line in found.values():
+        inset.plot(line.x, line.y, linewidth=1.2)
+    inset.set(xlim=(0.9, 1.005) if right else (-0.005, 0.1), ylim=(0.9, 1.005))
+    inset.set_xticks((0.9, 0.95, 1.0) if right else (0, 0.05, 0.1))
+    inset.set_yticks((0.9, 0.95, 1.0))
+    inset.tick_params(labelsize=7)
+    inset.grid(alpha=0.3)
+    axis.indicate_inset_zoom(inset, edgecolor="black")
 
 
 def confusion_matrix(
@@ -282,34 +294,58 @@ def regularization_path(
         axis.set(xscale="log", xlabel=penalty)
         if now is not None:
             axis.axvline(now, color="grey", linewidth=1, linestyle="--", label="the run's" if axis is right else None)
-    right.legend(fontsize=8)
+    _legend_beside(right)
     return figure
 
 
-def learning_curve(points: Sequence[Mapping[str, Any]], *, metric_name: str) -> Figure:
+def learning_curve(
+    points: Sequence[Mapping[str, Any]],
+    *,
+    metric_name: str,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    repeats: int | None = None,
+    steps: int | None = None,
+) -> Figure:
     """Plots a metric over the number of training examples.
 
     The points have "examples" and, for each split under "metrics", "mean", "low" and "high". The last two are None
     without repeats, where the band has a gap. All are None where the metric has no value: the line has a gap there, and
-    a split without any value has no line.
+    a split without any value has no line. The band is clipped to `bounds`, the range of the metric. A metric from 0 to
+    1 that is high throughout is drawn as the error, 1 − metric, on a logarithmic axis. `repeats` and `steps`, if given, are the number of seeds at a point and of steps of each refit.
     """
-    figure, (axis,) = _figure()
+    splits = [split for split in points[0]["metrics"] if any(_value(point, split) is not None for point in points)]
+    figure, (axis,) = _figure(width=5.5 + _width_beside(["evaluated on", *splits]))
     examples = [point["examples"] for point in points]
-    for split in points[0]["metrics"]:
+    everything = [value for point in points for split in splits if (value := _value(point, split)) is not None]
+    as_error = bounds == (0, 1) and min(everything) >= HIGH and max(everything) < 1
+    for split in splits:
         of_split = [point["metrics"][split] for point in points]
         mean, low, high = (np.array([point[key] for point in of_split], np.float64) for key in ("mean", "low", "high"))
-        if not np.isfinite(mean).any():
-            continue
+        low, high = np.clip(low, *bounds), np.clip(high, *bounds)
+        if as_error:
+            mean, low, high = 1 - mean, 1 - high, 1 - low
         (line,) = axis.plot(examples, mean, "o-", markersize=4, label=split)
         axis.fill_between(examples, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
         axis.vlines(examples, low, high, alpha=0.5, color=line.get_color(), linewidth=1)  # a single point has no band
-    axis.set(xscale="log", xlabel="training examples", ylabel=_short(metric_name))
+    axis.set(xscale="log", xlabel="examples trained on", ylabel=_short(metric_name))
+    if as_error:
+        axis.set_ylabel(f"error, 1 − {_short(metric_name)}")
+        axis.set_yscale("log", nonpositive="clip")
     axis.set_xticks(examples, [f"{n:,}" for n in examples])
     if max(examples) >= 100_000:
         _tilt(axis, 30)
-    axis.minorticks_off()
-    axis.legend()
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.legend(title="evaluated on", fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    seeds = f"mean and 95 % interval of {repeats} seeds" if repeats and repeats > 1 else ""
+    lasting = f"{steps:,} steps at each size" if steps and steps > 1 else ""
+    add_title(figure, "; ".join(filter(None, (seeds, lasting))) or "by the number of training examples")
     return figure
+
+
+def _value(point: Mapping[str, Any], split: str) -> float | None:
+    """The mean of a split at a point of a learning curve; None if it is missing or not finite."""
+    value = point["metrics"][split]["mean"]
+    return value if value is not None and math.isfinite(value) else None
 
 
 def ladder(rows: Sequence[Mapping[str, Any]], *, split: str) -> Figure:
@@ -330,4 +366,5 @@ def ladder(rows: Sequence[Mapping[str, Any]], *, split: str) -> Figure:
     axis.set(xscale="log", xlabel="training, seconds", ylabel=f"{split} error, 1 − accuracy")
     axis.set_yscale("log", nonpositive="clip")
     axis.margins(0.15)
+    add_title(figure, f"{split} error by training time")
     return figure

@@ -15,6 +15,7 @@ from research.analysis.coefficients import coefficients
 from research.analysis.curves import confusion, precision_recall, roc
 from research.base.errors import UserError
 from research.base.registry import lookup
+from research.core.metrics import metric_bounds
 from research.core.tasks import TASKS, capabilities
 from research.data import load as data
 from research.data.splits import whole
@@ -24,9 +25,6 @@ from research.training.trained_run import TrainedRun
 
 # The overhead of a refit besides its steps: data, compilation, evaluation, a checkpoint.
 REFIT_SECONDS = 4.0
-
-# A plot that takes longer is only drawn on request.
-UNASKED_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,18 +225,30 @@ def _learning_curve(subject: PlotContext) -> Drawing:
     means = [value["mean"] for point in found["points"] for value in point["metrics"].values()]
     if not any(mean is not None and math.isfinite(mean) for mean in means):
         raise UserError(f"eval.metric {found['metric']!r} has no value on {found['split']!r} for any refit")
-    return figures.learning_curve(found["points"], metric_name=found["metric"]), found
+    return _drawn(found), found
+
+
+def _drawn(found: dict[str, Any]) -> Figure:
+    metric = found["metric"]
+    return figures.learning_curve(
+        found["points"],
+        metric_name=metric,
+        bounds=metric_bounds(metric),
+        repeats=found["repeats"],
+        steps=found["step"],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A kind of plot.
+    """A kind of plot, with its title.
 
     `draw` raises UserError if a run can't have the plot, and `check` if its config can't. `refits` is the most times
     that `draw` trains the config, by `repeats`. `of` is what is drawn: a split as a checkpoint sees it, a checkpoint,
     or refits, which do not depend on --split and --checkpoint.
     """
 
+    title: str
     draw: Callable[[PlotContext], Drawing]
     of: Literal["split", "checkpoint", "refits"] = "split"
     refits: Callable[[int], int] = lambda repeats: 0
@@ -246,16 +256,22 @@ class Plot:
 
 
 PLOTS: dict[str, Plot] = {
-    "fit": Plot(_fit),
-    "residuals": Plot(_residuals),
-    "coefficients": Plot(_coefficients, "checkpoint"),
-    "roc": Plot(_roc),
-    "precision_recall": Plot(_precision_recall),
-    "confusion": Plot(_confusion),
+    "fit": Plot("fit", _fit),
+    "residuals": Plot("residuals", _residuals),
+    "coefficients": Plot("coefficients", _coefficients, "checkpoint"),
+    "roc": Plot("ROC", _roc),
+    "precision_recall": Plot("precision and recall", _precision_recall),
+    "confusion": Plot("confusion matrix", _confusion),
     "regularization_path": Plot(
-        _regularization_path, "refits", lambda repeats: len(refits.penalties(None)), refits.check_path
+        "regularization path",
+        _regularization_path,
+        "refits",
+        lambda repeats: len(refits.penalties(None)),
+        refits.check_path,
     ),
-    "learning_curve": Plot(_learning_curve, "refits", lambda repeats: repeats * len(refits.FRACTIONS)),
+    "learning_curve": Plot(
+        "training-size curve", _learning_curve, "refits", lambda repeats: repeats * len(refits.FRACTIONS)
+    ),
 }
 
 
@@ -269,30 +285,34 @@ def draw(subject: PlotContext, what: str) -> Path:
     """
     plot = lookup(PLOTS, what, "--what")
     figure, numbers = plot.draw(subject)
-    name, title, split, which, step = what, subject.config.data.name, None, subject.which, subject.trained.step
+    name, split, which, step = what, None, subject.which, subject.trained.step
     if plot.of == "refits":
         split, which, step = numbers["split"], "last", numbers["step"]
     elif plot.of == "split":
         split = subject.of_split
         name += f"-{split}" if split != subject.config.eval.splits[0] else ""
     name += f"-{which}" if which != "last" else ""
-    title += f" {split}" if split else ""
-    figures.add_title(figure, f"{title}, {which} checkpoint, step {step:,}")
+    of = "models trained again for this plot" if plot.of == "refits" else f"{which} checkpoint, step {step:,}"
+    subjects = " ".join(filter(None, (subject.config.data.name, split)))
+    figures.add_title(figure, f"{plot.title}: {subjects}, {of}")
     return subject.run.write_plot(name, figure, {"split": split, "checkpoint": which, "step": step, **numbers})
 
 
 def draw_all(subject: PlotContext) -> Iterable[tuple[str, Path | None, str | None]]:
-    """Draws all plots that apply to the run, except those that would take minutes.
+    """Draws all plots that apply to the run, except those that train its config again.
 
     Yields (name, PNG or None, why not or None), each as soon as it is drawn.
     """
     training = seconds_of_a_seed(subject.run.summary() or {}) or 0.0  # if unknown, only the overhead counts
     for what, plot in PLOTS.items():
-        seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training)
         try:
-            if seconds > UNASKED_SECONDS:
+            if plot.of == "refits":
                 plot.check(subject.config)
-                raise UserError(f"it would take about {seconds / 60:.0f} minutes; --what={what} draws it")
+                seconds = plot.refits(subject.repeats) * (REFIT_SECONDS + training)
+                raise UserError(
+                    f"it trains the config again, which takes about {math.ceil(seconds / 60)} min; --what={what} "
+                    "draws it"
+                )
             yield what, draw(subject, what), None
         except UserError as error:
             yield what, None, str(error)

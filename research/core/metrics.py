@@ -26,6 +26,24 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 AVERAGE = "ema_"
 
 
+# The least and the greatest value of metrics that have one.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "accuracy": (0, 1),
+    "f1": (0, 1),
+    "matthews": (-1, 1),
+    "pearson": (-1, 1),
+    "spearman": (-1, 1),
+    "r2": (-math.inf, 1),
+    "perplexity": (1, math.inf),
+    "loss": (0, math.inf),
+}
+
+
+def metric_bounds(name: str) -> tuple[float, float]:
+    """The range of a metric's values, to which intervals are clipped in plots."""
+    return _BOUNDS.get(name.removeprefix(AVERAGE), (-math.inf, math.inf))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:

@@ -20,6 +20,7 @@ from research.base.paths import same_source
 from research.base.registry import build, expand_variant
 from research.interop import KINDS, source
 from research.interop.kinds import Architecture
+from research.interop.recipes import follow_encoder
 from research.interop.tensors import Tensors, module_of, replaced, some
 from research.interop.trained import Match, TrainedWeights, shapes_of, without
 from research.models import MODELS
@@ -31,11 +32,12 @@ class Initialization:
     """The resolved initialization of a run.
 
     Attributes:
-      config: the config including what the weights determine: the architecture, and an encoder's tokenizer or a
-        ResNet's `mean` and `std`. A variant of a model is expanded in it.
+      config: the config including what the weights determine: the architecture, an encoder's tokenizer or a ResNet's
+        `mean` and `std`, and with `optimizer.follow_encoder` the optimizer's settings. A variant of a model is expanded
+        in it.
       load_variables: fresh variables, which are donated -> the same with all except the head's replaced by pretrained
         ones; None if the run does not need it.
-      note: one line for the user.
+      note: what the user should know, in one or two lines.
     """
 
     config: ConfigDict
@@ -74,7 +76,8 @@ def resolve_init_from(
     if run.resumable:
         saved = run.config()
         if same_source(saved["init_from"], config.init_from) and saved["model"]["name"] == name:
-            return Initialization(_with(config, kind, saved["model"], saved["data"]["transform"], given))
+            config = _with(config, kind, saved["model"], saved["data"]["transform"], given)
+            return Initialization(config, note=follow_encoder(config, given))
 
     weights = _weights(config.init_from)
     if weights.kind is not kind:
@@ -84,12 +87,14 @@ def resolve_init_from(
             f"{config.model.name!r}"
         )
     config = _with(config, kind, weights.model, weights.transform, given)
+    recipe = follow_encoder(config, given)
     abstract = _abstract(config.model, weights.batch)
     wanted = {path: shape for path, shape in shapes_of(abstract).items() if module_of(path) not in kind.heads}
     wanted = without(wanted, config.init_fresh)
     match = weights.match(wanted)
     fresh = sorted((abstract["params"].keys() & set(kind.heads)) | match.fresh)
     note = f"weights: {weights.what}; fresh: {', '.join([*fresh, *([config.init_fresh] if config.init_fresh else [])])}"
+    note += (f"; not used: {some(match.unused)}" if match.unused else "") + (f"\n{recipe}" if recipe else "")
 
     def load_variables(variables: Any) -> Any:
         for path, shape in shapes_of(variables).items():  # images may have more or fewer channels than the weights
@@ -98,7 +103,7 @@ def resolve_init_from(
                 raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
         return match.load_variables(variables)
 
-    return Initialization(config, load_variables, note + (f"; not used: {some(match.unused)}" if match.unused else ""))
+    return Initialization(config, load_variables, note)
 
 
 def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:

@@ -135,21 +135,29 @@ def plot_training_curve(run: RunDir, metric: str) -> None:
     names = [name for name in dict.fromkeys(("loss", metric)) if any(_value(line, name) is not None for line in lines)]
     if not names:
         return
-    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(names) + 1, 4), layout="constrained")
+    named: dict[str, Any] = {}  # a curve of each split, for the legend
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split in dict.fromkeys(line["split"] for line in lines):
+        for i, split in enumerate(dict.fromkeys(line["split"] for line in lines)):
             of_split = [line for line in lines if line["split"] == split]
             points = [(line["step"], value) for line in of_split if (value := _value(line, name)) is not None]
             if points:
                 marker = "" if split == "train" and len(points) > 1 else "o"
-                (curve,) = axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=4)
-                bands = [(step, band["low"], band["high"]) for step, band in _bands(lines, split, name)]
+                (curve,) = axis.plot(
+                    *zip(*points, strict=True), color=f"C{i}", label=split, marker=marker, markersize=4
+                )
+                named.setdefault(split, curve)
+                low, high = metrics.metric_bounds(name)
+                bands = [
+                    (step, max(band["low"], low), min(band["high"], high)) for step, band in _bands(lines, split, name)
+                ]
                 if bands:  # a single one has only the line
                     axis.fill_between(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.2, linewidth=0)
                     axis.vlines(*zip(*bands, strict=True), color=curve.get_color(), alpha=0.5, linewidth=1)
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
-        axis.legend()
+    figure.legend(named.values(), named, loc="outside right upper", fontsize=8)
+    figure.suptitle(f"{run.path.name}, by training step", fontsize=11)
     figure.savefig(run.plots / "training_curve.png", dpi=120)
 
 

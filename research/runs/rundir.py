@@ -51,6 +51,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("optimizer", "tolerance"): 1e-4,
     ("optimizer", "max_iterations"): 1000,
     ("optimizer", "factorization"): "qr",
+    ("optimizer", "follow_encoder"): False,
 }
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
 from research.runs.rundir import RunDir, without_retired
 from research.training.console import conclude, describe, describe_evaluation, describe_extension
+from research.training.deadline import Deadline
 from research.training.divergence import FiniteCheck
 from research.training.experiment import Experiment, prepare
 from research.training.start import restore_or_init, start_run
@@ -142,7 +142,9 @@ def _prepare_and_train(
                 reporter.say(describe_extension(experiment, extension))
             for warning in truncation_warnings(experiment):
                 reporter.say(f"  warning: {warning}")
-            parts = _Parts(experiment, checkpoints, reporter, run, check, lambda: any_process(should_stop()))
+            rows = {split: len(experiment.streams(split).rows) for split in config.eval.splits}
+            deadline = Deadline(config.train.max_minutes, rows, batch_rows=experiment.length.batch_rows)
+            parts = _Parts(experiment, checkpoints, reporter, run, check, deadline, lambda: any_process(should_stop()))
             return _train(parts, state, progress)
 
 
@@ -155,6 +157,7 @@ class _Parts:
     reporter: Reporter
     run: RunDir
     check: FiniteCheck
+    deadline: Deadline
     should_stop: Callable[[], bool]  # returns the same in every process
 
     @property
@@ -177,12 +180,11 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     batches = prefetch_to_device(experiment.training_batches(progress.step), experiment.mesh, experiment.batch_axis)
     train_step = Compiled(experiment.train_step, repeats=section.accumulate, replicas=experiment.replicas.count)
     throughput, share = Throughput(train_step), process_share(experiment.mesh)
-    deadline = time.monotonic() + 60 * (section.max_minutes or float("inf"))
     results: dict[str, Any] = {}
     reason: Reason | None = None
     try:
         while progress.step < total_steps:
-            if _due(progress.step, every_steps) and not progress.is_evaluated:
+            if reason is None and _due(progress.step, every_steps) and not progress.is_evaluated:
                 with throughput.aside():
                     results, progress = _evaluate_and_rank(parts, state, progress)
             if stalled(progress.history, experiment.config.eval):
@@ -193,10 +195,11 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
                 batch, on_devices = next(batches)
             state, scores = train_step(state, on_devices)
             throughput.count(batch, scores, share)
+            parts.deadline.step(scores)
             progress = progress.after(experiment.length.batch_rows, experiment.length.total_rows)
             reporter.step(scores)
             if progress.step < total_steps:
-                reason = _log_and_check_stop(parts, state, progress, throughput, deadline)
+                reason = _log_and_check_stop(parts, state, progress, throughput)
             if reason or any(_due(progress.step, every) for every in save_every):
                 reporter.flush(progress.step)  # waits for the device, which counts as training time
                 with throughput.aside():
@@ -223,9 +226,7 @@ def _check_memory(experiment: Experiment, state: TrainState) -> None:
         experiment.eval_step.compiled(state, put_batch(batch, experiment.mesh))
 
 
-def _log_and_check_stop(
-    parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput, deadline: float
-) -> Reason | None:
+def _log_and_check_stop(parts: _Parts, state: TrainState, progress: Progress, throughput: Throughput) -> Reason | None:
     """Logs if due -> the reason to stop at this step, or None."""
     section = parts.experiment.config.train
     logging = _due(progress.step, section.log_every)
@@ -241,13 +242,20 @@ def _log_and_check_stop(
         return None
     if parts.should_stop():
         return Reason.ASKED
-    return Reason.OUT_OF_TIME if any_process(time.monotonic() > deadline) else None
+    evaluates = parts.main_split if _due(progress.step, parts.experiment.config.eval.every_steps) else None
+    if any_process(parts.deadline.reached(evaluates=evaluates)):
+        parts.reporter.say(parts.deadline.describe_end())
+        return Reason.OUT_OF_TIME
+    if notice := parts.deadline.notice():
+        parts.reporter.say(notice)
+    return None
 
 
 def _save(parts: _Parts, state: TrainState, progress: Progress) -> None:
     """Starts saving the state. Raises DivergedError instead if a parameter is not finite."""
     parts.check.params(state.params, progress.step)
-    parts.checkpoints.save(state, progress)
+    with parts.deadline.saving():
+        parts.checkpoints.save(state, progress)
 
 
 def _evaluate_and_rank(
@@ -284,13 +292,14 @@ def _evaluate_at_the_end(
 def _evaluate(
     parts: _Parts, state: TrainState, split: str, *, predictions: bool
 ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
-    return parts.experiment.evaluate(
-        state,
-        split,
-        predictions=predictions,
-        show=parts.reporter.show,
-        should_stop=parts.should_stop,
-    )
+    with parts.deadline.evaluating(split):
+        return parts.experiment.evaluate(
+            state,
+            split,
+            predictions=predictions,
+            show=parts.reporter.show,
+            should_stop=parts.should_stop,
+        )
 
 
 def _rank(parts: _Parts, progress: Progress, values: dict[str, Value]) -> Progress:

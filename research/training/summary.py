@@ -64,7 +64,7 @@ def truncation_warnings(experiment: Experiment) -> list[str]:
             lines.append(
                 f"{fraction:.2%} of the examples of {split} are truncated: the longest has {longest:,} "
                 f"{stream.examples.unit}, data.transform.max_length is {config.data.transform.max_length:,}; to keep "
-                "more, raise it (pad_to and row_length must hold it)"
+                "more, raise it"
             )
     return lines
 

@@ -12,6 +12,7 @@ from research.data import load as data
 from research.data.encoder import Encoder, Signature
 from research.data.files import source as files
 from research.data.pipeline import Stream
+from research.data.sources.bundled import feature_names
 from research.data.splits import whole
 from research.devices.platform import x64
 from research.inference.evaluation import evaluate
@@ -51,6 +52,11 @@ class TrainedRun:
         if names is None and signature.label:  # the run is from before 0.2
             names = data.label_names(section, signature.label)
         return names if names and len(names) == num_classes else ()
+
+    def feature_names(self, count: int) -> tuple[str, ...]:
+        """The names of the `count` features that the model reads; empty if they are unknown."""
+        names = self._encoder[0].feature_names or feature_names(self.config.data.name)
+        return tuple(names) if len(names) == count else ()
 
     def dataset(self, name: str | None = None) -> data.Dataset:
         """The run's dataset, or the one called `name`, encoded as in the run. Raises UserError if unavailable.

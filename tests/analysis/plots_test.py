@@ -130,8 +130,7 @@ def test_decision_values_are_ranked_like_probabilities(tmp_path):
     assert counts == sklearn.metrics.confusion_matrix(columns["label"], columns["prediction"]).tolist()
 
 
-def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line, monkeypatch):
-    monkeypatch.setattr(plots, "UNASKED_SECONDS", 0.0)
+def test_applicable_plots_are_drawn_and_the_others_give_a_reason(digits, line):
     found = {name: (path, why) for name, path, why in draw_all(PlotContext(digits))}
     assert list(found) == list(PLOTS)
     assert {name for name, (path, _) in found.items() if path} == {
@@ -385,7 +384,8 @@ def test_coefficients_that_are_not_finite_have_no_plot(monkeypatch):
 def test_metric_without_a_value_has_no_learning_curve(monkeypatch):
     none = {"values": [None], "mean": None, "low": None, "high": None}
     some = {**none, "mean": 0.5}
-    found = {"metric": "r2", "split": "test", "points": [{"examples": 5, "metrics": {"test": none, "train": none}}]}
+    found = {"metric": "r2", "split": "test", "repeats": 1, "step": 1}
+    found["points"] = [{"examples": 5, "metrics": {"test": none, "train": none}}]
     monkeypatch.setattr(plots.refits, "learning_curve", lambda *_, **__: found)
     with pytest.raises(UserError, match=r"eval\.metric 'r2'"):
         plots.PLOTS["learning_curve"].draw(PlotContext(None))
@@ -393,6 +393,41 @@ def test_metric_without_a_value_has_no_learning_curve(monkeypatch):
     figure, _ = plots.PLOTS["learning_curve"].draw(PlotContext(None))
     (line,) = figure.axes[0].lines
     np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.5])
+
+
+def _point(examples, mean, half):
+    return {"examples": examples, "metrics": {"test": {"mean": mean, "low": mean - half, "high": mean + half}}}
+
+
+def test_bands_are_clipped_to_what_is_possible():
+    figure = figures.learning_curve([_point(5, 0.5, 0.6), _point(9, 0.8, 0.6)], metric_name="accuracy", bounds=(0, 1))
+    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0, 1)
+    assert figure.axes[0].get_yscale() == "linear"
+
+
+def test_high_accuracies_are_drawn_as_errors():
+    figure = figures.learning_curve([_point(5, 0.95, 0.01), _point(9, 0.99, 0.1)], metric_name="f1", bounds=(0, 1))
+    assert figure.axes[0].get_yscale() == "log"
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [0.05, 0.01])
+
+
+@pytest.mark.parametrize(("noise", "insets"), [(0.2, 1), (3.0, 0)])
+def test_curves_near_a_corner_are_magnified(noise, insets, rng):
+    labels = np.arange(400) % 2
+    scores = labels + noise * rng.normal(size=400)
+    for draw_curves in (figures.rocs, figures.precision_recalls):
+        figure = draw_curves(labels, np.column_stack([-scores, scores]))
+        assert len(figure.axes[0].child_axes) == insets
+
+
+def test_names_of_features_come_from_the_encoder(digits, monkeypatch):
+    trained = PlotContext(digits).trained
+    assert trained.feature_names(64)[0] == "pixel_0_0"
+    encoder, signature = trained._encoder
+    monkeypatch.setattr(type(encoder), "feature_names", ("first", "second"), raising=False)
+    assert trained.feature_names(2) == ("first", "second")
+    assert trained.feature_names(3) == ()
 
 
 class TestBins:

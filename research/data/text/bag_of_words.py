@@ -33,7 +33,8 @@ class BagOfWords:
       ngrams: the lengths of the shortest and the longest n-gram, in words.
       buckets: the number of ids; the model's num_features.
       max_length: the most terms of an example. A longer one keeps its heaviest terms, with unchanged values.
-      pad_to: the allowed numbers of terms per row with one example per row; max_length must not exceed the largest.
+      pad_to: the allowed numbers of terms per row with one example per row; max_length must not exceed the largest. It
+        and row_length follow an override of max_length, as in WordPiece.
       row_length: length of packed rows (train.batch_rows), in terms.
     """
 

@@ -102,7 +102,8 @@ class WordPiece:
       lowercase: whether to drop case and accents; a tokenizer.json has this setting itself.
       max_length: the most tokens of an example, including [CLS] and [SEP]. A longer text is truncated at its end, a
         pair one token at a time from the longer part, as in transformers' `longest_first`.
-      pad_to: the allowed row lengths with one example per row; max_length must not exceed the largest.
+      pad_to: the allowed row lengths with one example per row; max_length must not exceed the largest. An override of
+        max_length alone also sets pad_to and, if it is smaller, row_length: research/data/text/lengths.py.
       row_length: length of packed rows (train.batch_rows), in tokens.
     """
 
