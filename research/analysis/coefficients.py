@@ -1,7 +1,6 @@
 """Coefficients of a linear model in the units of the data, i.e. with its standardization folded in."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from research.analysis.figures import class_name
 from research.base.errors import UserError
 from research.core.tasks import Classification, Regression
 from research.data import load as data
-from research.data.arrays import standardization
 from research.devices.platform import x64
 from research.runs.rundir import RunDir
 from research.training.trained_run import TrainedRun
@@ -76,7 +74,7 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
         params = trained.model.single.predicting_state.params
         linear = params.get("linear", params)
         kernel, bias = (np.asarray(linear[key], np.float64) for key in ("kernel", "bias"))
-    mean, scale = _affine(trained.config, run, len(kernel))
+    mean, scale = _affine(trained, len(kernel))
     # (x − mean) · scale · w + b
     values = scale[:, None] * kernel
     intercept = bias - mean @ values
@@ -100,15 +98,13 @@ def _interval(values: np.ndarray, errors: np.ndarray, distribution: Any) -> tupl
     return values - reach, values + reach
 
 
-def _affine(config: Any, run: RunDir, features: int) -> tuple[np.ndarray, np.ndarray]:
+def _affine(trained: TrainedRun, features: int) -> tuple[np.ndarray, np.ndarray]:
     """The mean and scale [D] with which the transform computed features: (x − mean) · scale."""
-    transform = config.data.transform
-    if transform.name == "standardize":
-        return standardization(json.loads((run.assets / "standardize.json").read_text()))
+    transform = trained.config.data.transform
     if transform.name == "pixels":
         mean, std = (np.resize(np.asarray(transform[key], np.float64), features) for key in ("mean", "std"))
         return mean, 1 / std
-    return np.zeros(features), np.ones(features)
+    return trained.affine or (np.zeros(features), np.ones(features))
 
 
 def _names(trained: TrainedRun, features: int) -> tuple[str, ...]:

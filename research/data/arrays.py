@@ -50,6 +50,10 @@ class StandardizingEncoder(Encoder):
     def signature(self) -> Signature:
         return Signature("features", (self.name,), self.label, {"features": int(np.size(self.mean))})
 
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.mean, self.scale
+
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> ArrayExamples:
         values = np.asarray(column(columns, self.name, split), np.float64)
         if values.shape[1:] != self.mean.shape:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
+
 from research.base.errors import UserError
 from research.data.cache import NO_CACHE, ArtifactCache
 from research.data.columns import place
@@ -48,6 +50,11 @@ class Encoder(abc.ABC):
     @property
     def feature_names(self) -> tuple[str, ...] | None:
         """The names of the features [D] that it makes; None if they have none."""
+        return None
+
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The mean and scale [D] by which it makes features, (x − mean) · scale; None if they are as in the data."""
         return None
 
     def encode(

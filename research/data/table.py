@@ -165,6 +165,17 @@ class TableEncoder(Encoder):
             )
         )
 
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        kept = [
+            (np.zeros(len(self.categories[name])), np.ones(len(self.categories[name])))
+            if name in self.categories
+            else standardization(learnt)
+            for name, learnt in self.learnt.items()
+        ]
+        mean, scale = (np.concatenate([np.atleast_1d(pair[i]) for pair in kept]) for i in (0, 1))
+        return mean, scale
+
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> TableExamples:
         read = tuple(self._column(columns, name, split) for name in self.learnt)
         given = None

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from research.base.paths import expanded
@@ -57,6 +58,11 @@ class TrainedRun:
         """The names of the `count` features that the model reads; empty if they are unknown."""
         names = self._encoder[0].feature_names or feature_names(self.config.data.name)
         return tuple(names) if len(names) == count else ()
+
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """As `Encoder.affine`."""
+        return self._encoder[0].affine
 
     def dataset(self, name: str | None = None) -> data.Dataset:
         """The run's dataset, or the one called `name`, encoded as in the run. Raises UserError if unavailable.

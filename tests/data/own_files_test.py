@@ -13,6 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from research import train
 from research.base.errors import UserError
 from research.configs import bert_mlm, image_files, tabular_files, text_files
 from research.data import load as data
@@ -402,3 +403,21 @@ def test_folder_of_splits_is_refused(tmp_path):
 def test_declared_kinds_are_checked(write, declared, message):
     with pytest.raises(UserError, match=message):
         fill_in(tabular(write("a.csv", table()), kinds=(declared,)), ())
+
+
+def test_affine_of_a_table_undoes_the_features(write):
+    config, _ = fill_in(tabular(write("a.csv", table())), ())
+    dataset = data.load(config.data)
+    examples = dataset.split("train")
+    mean, scale = dataset.encoder.affine
+    features = examples.batch(np.arange(len(examples))[:, None])["features"]
+    np.testing.assert_allclose((features / scale + mean)[:, 0], np.asarray(dataset.columns["train"]["size"]))
+    np.testing.assert_array_equal((mean[1:], scale[1:]), (np.zeros(3), np.ones(3)))
+
+
+def test_a_refused_file_leaves_nothing(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_stop_on_signals", list)
+    path = write("data/a.csv", BAD["ragged"][1])
+    with pytest.raises(UserError, match="line 3"):
+        train.main(["--config=tabular_files", f"--config.data.train={path}", f"--workdir={tmp_path / 'runs' / 'one'}"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
