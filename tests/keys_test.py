@@ -72,10 +72,20 @@ def test_predict_is_evaluate_joined_on_keys(make, tmp_path):
         for record in piece
     ]
     assert [record["key"] for record in found] == [row["key"] for row in rows]
+    assert [record["row"] for record in found] == list(range(len(rows)))
     for record in found:
         other = by_key[record["key"]]
         assert record["prediction"] == other["prediction"]
         np.testing.assert_allclose(record["scores"], other["scores"], rtol=1e-5)  # of another batch: measured 3e-7
+
+
+def test_a_row_s_key_is_that_of_its_evaluation(tmp_path):
+    config = own_table(tmp_path)
+    train_and_evaluate(config, tmp_path / "run", show=False)
+    predictor = Predictor.open(tmp_path / "run")
+    assert predictor.key == "id"
+    pieces = predict_rows(predictor, open_source(config.data.train, predictor))
+    assert [record["key"] for piece in pieces for record in piece] == [f"k{i}" for i in range(200)]
 
 
 def test_records_have_the_inputs_on_request(tmp_path):

@@ -16,6 +16,7 @@ from research.base.registry import nearest
 from research.base.trees import to_json
 from research.data.examples import BagExamples, Examples, TextExamples
 from research.data.files import folders, tables
+from research.data.table import as_category
 from research.inference.predictor import Predictor
 
 
@@ -88,8 +89,9 @@ def predict_rows(
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of the source's rows from `start` on, a multiple of `tables.PIECE_ROWS`, in lists of at most as many.
 
-    A record has "row", from 0, the columns `keys` of its row and with `inputs` those that the model reads; for texts
-    also "tokens", the number of tokens that the model reads, and "truncated"; and the predictions of `Predictor`.
+    A record has "row", from 0; "key", as evaluation writes it, where the run's own files have a column of keys and the
+    row has it too; the columns `keys` of its row, and with `inputs` those that the model reads; for texts also
+    "tokens", the number of tokens that the model reads, and "truncated"; and the predictions of `Predictor`.
 
     Raises UserError, naming the row, for a row that lacks a column or has a value that the model can't read.
     """
@@ -98,12 +100,19 @@ def predict_rows(
         next(rows, None)
     for piece in tables.pieces(rows):
         examples = _encoded(predictor, source, piece, start)
+        key = predictor.key
         shown = (*keys, *(predictor.signature.inputs if inputs else ()))
         named = [_shown(row, shown, start + i, source) for i, row in enumerate(piece)]
         yield [
-            {"row": start + i, **name, **length, **{k: x for k, x in record.items() if k != "index"}}
-            for i, (name, length, record) in enumerate(
-                zip(named, _lengths(examples), predictor.predict_examples(examples), strict=True)
+            {
+                "row": start + i,
+                **({"key": as_category(row[key])} if key in row else {}),
+                **name,
+                **length,
+                **{k: x for k, x in record.items() if k != "index"},
+            }
+            for i, (row, name, length, record) in enumerate(
+                zip(piece, named, _lengths(examples), predictor.predict_examples(examples), strict=True)
             )
         ]
         start += len(piece)

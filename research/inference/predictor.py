@@ -47,6 +47,12 @@ class Predictor:
         return self._model.signature
 
     @property
+    def key(self) -> str | None:
+        """The column of own files that names a row; None if there is none."""
+        kinds = self._model.config.data.get("kinds", ())
+        return next((text.removesuffix("=key") for text in kinds if text.endswith("=key")), None)
+
+    @property
     def step(self) -> int:
         """The training step of the checkpoint."""
         return self._model.step
