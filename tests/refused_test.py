@@ -27,6 +27,7 @@ REFUSED = {
     "data": ["--config=logistic_digits", "--config.data.name=no_such_dataset"],
     "imports": ["--config=logistic_digits", "--config.imports=no_such_module_at_all"],
     "weights": ["--config=logistic_digits", "--config.init_from=gone"],
+    "long": ["--config=logistic_digits", f"--workdir=made/{'x' * 300}"],
     "workdir": ["--config=logistic_digits", "--workdir=s3://bucket/run"],
 }
 

@@ -132,13 +132,14 @@ class RunDir:
         if not self.writer:
             return
         if not self.is_run:
-            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self._made = [folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)]
         try:
             for folder in (self.path, self.assets, self.plots):
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
+            self.discard()
             raise UserError(f"workdir {self.path} can't be written ({error.strerror}); choose another") from error
         self._lock_or_refuse()
         if not (self.checkpoints.is_dir() or self._metrics.is_file()):
@@ -163,7 +164,7 @@ class RunDir:
         """Removes a new run that was not kept, and the folders made for it -> whether it was one."""
         if self._made is None:
             return False
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if os.path.isdir(self.path) else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in self._made:  # innermost first; another run may be in an outer one by now
             with contextlib.suppress(OSError):
