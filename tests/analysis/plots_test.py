@@ -424,7 +424,7 @@ def test_curves_near_a_corner_are_magnified(noise, insets, rng):
 def test_names_of_features_come_from_the_encoder(digits, monkeypatch):
     trained = PlotContext(digits).trained
     assert trained.feature_names(64)[0] == "pixel_0_0"
-    encoder, signature = trained._encoder
+    encoder, _ = trained._encoder
     monkeypatch.setattr(type(encoder), "feature_names", ("first", "second"), raising=False)
     assert trained.feature_names(2) == ("first", "second")
     assert trained.feature_names(3) == ()
