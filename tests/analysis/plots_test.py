@@ -401,7 +401,7 @@ def _point(examples, mean, half):
 
 def test_bands_are_clipped_to_what_is_possible():
     figure = figures.learning_curve([_point(5, 0.5, 0.6), _point(9, 0.8, 0.6)], metric_name="accuracy", bounds=(0, 1))
-    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    heights = np.asarray(figure.axes[0].collections[0].get_paths()[0].vertices)[:, 1]
     assert (heights.min(), heights.max()) == (0, 1)
     assert figure.axes[0].get_yscale() == "linear"
 
