@@ -14,8 +14,8 @@ Measured on 2 CPU cores (AMD EPYC, AVX-512), seed 0, with JAX 0.10.1 (embedded) 
   base, large from their own weights: not yet measured; they need an accelerator.
 
 base and large start from the weights of `init_from`, which --config.init_from=FOLDER_OR_HUB_ID replaces: any BERT,
-RoBERTa or DistilBERT. The weights determine the keys of `model` and the tokenizer, except keys given on the command
-line.
+RoBERTa or DistilBERT. The weights determine the keys of `model` and the tokenizer and, if the encoder is narrow, the
+learning rate and the warm-up (research/interop/recipes.py), except keys given on the command line.
 """
 
 from ml_collections import ConfigDict

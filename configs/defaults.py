@@ -98,7 +98,8 @@ def defaults() -> ConfigDict:
                 # Replicas to train together, with the seeds seed, seed + 1, …; None: a run of one seed. Each replica
                 # has batches of the size above.
                 "seeds": placeholder(int),
-                # Stop training after this time, save, and evaluate; rerun the same command to resume.
+                # The time limit, including the evaluation of all eval.splits at the end, for which training may stop
+                # after half of it; rerun the same command to resume.
                 "max_minutes": placeholder(float),
                 "log_every": 20,  # steps
                 # The run fails if it waits for data for more than this fraction of its time; None: no limit.

@@ -11,7 +11,7 @@ Hardware: any. Measured on 2 CPU cores (AMD EPYC, AVX-512), JAX 0.10.1, seed 0:
 Other texts may be longer: 93 % of IMDb's reviews have more than the 128 terms of data.transform.max_length, which costs
 eight points of test accuracy. With --config=configs/logistic_sst2.py:sst2 --config.data.name=imdb_reviews
 --config.data.transform.inputs=text --config.eval.splits=test it is 0.8218; adding
---config.data.transform.max_length=2048 makes it MEASURE.
+--config.data.transform.max_length=2048 makes it 0.9074.
 """
 
 from ml_collections import ConfigDict

@@ -311,7 +311,8 @@ def learning_curve(
     The points have "examples" and, for each split under "metrics", "mean", "low" and "high". The last two are None
     without repeats, where the band has a gap. All are None where the metric has no value: the line has a gap there, and
     a split without any value has no line. The band is clipped to `bounds`, the range of the metric. A metric from 0 to
-    1 that is high throughout is drawn as the error, 1 − metric, on a logarithmic axis. `repeats` and `steps`, if given, are the number of seeds at a point and of steps of each refit.
+    1 that is high throughout is drawn as the error, 1 − metric, on a logarithmic axis. `repeats` and `steps`, if given,
+    are the number of seeds at a point and of steps of each refit.
     """
     splits = [split for split in points[0]["metrics"] if any(_value(point, split) is not None for point in points)]
     figure, (axis,) = _figure(width=5.5 + _width_beside(["evaluated on", *splits]))

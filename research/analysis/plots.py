@@ -292,7 +292,7 @@ def draw(subject: PlotContext, what: str) -> Path:
         split = subject.of_split
         name += f"-{split}" if split != subject.config.eval.splits[0] else ""
     name += f"-{which}" if which != "last" else ""
-    of = "models trained again for this plot" if plot.of == "refits" else f"{which} checkpoint, step {step:,}"
+    of = "refits" if plot.of == "refits" else f"{which} checkpoint, step {step:,}"
     subjects = " ".join(filter(None, (subject.config.data.name, split)))
     figures.add_title(figure, f"{plot.title}: {subjects}, {of}")
     return subject.run.write_plot(name, figure, {"split": split, "checkpoint": which, "step": step, **numbers})

@@ -48,9 +48,11 @@ def open_source(
         The lines of a text file are the only input of a model that has one.
 
     Raises:
-      UserError: there is no such file, its format is unknown, or `columns` has a name that is not an input.
+      UserError: the model does not predict for each input, there is no such file, its format is unknown, or `columns` has a name that is not an input.
     """
     inputs, renamed = predictor.signature.inputs, dict(columns or {})
+    if predictor.signature.kind == "documents":
+        raise UserError("this run predicts masked tokens of long rows, not a value for each input; evaluate it instead")
     for name in renamed:
         if name not in inputs:
             raise UserError(f"{name!r} is not an input of the model; {nearest(name, inputs)}")

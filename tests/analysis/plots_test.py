@@ -401,7 +401,7 @@ def _point(examples, mean, half):
 
 def test_bands_are_clipped_to_what_is_possible():
     figure = figures.learning_curve([_point(5, 0.5, 0.6), _point(9, 0.8, 0.6)], metric_name="accuracy", bounds=(0, 1))
-    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    heights = np.asarray(figure.axes[0].collections[0].get_paths()[0].vertices)[:, 1]
     assert (heights.min(), heights.max()) == (0, 1)
     assert figure.axes[0].get_yscale() == "linear"
 
@@ -424,7 +424,7 @@ def test_curves_near_a_corner_are_magnified(noise, insets, rng):
 def test_names_of_features_come_from_the_encoder(digits, monkeypatch):
     trained = PlotContext(digits).trained
     assert trained.feature_names(64)[0] == "pixel_0_0"
-    encoder, signature = trained._encoder
+    encoder, _ = trained._encoder
     monkeypatch.setattr(type(encoder), "feature_names", ("first", "second"), raising=False)
     assert trained.feature_names(2) == ("first", "second")
     assert trained.feature_names(3) == ()
