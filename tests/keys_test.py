@@ -46,7 +46,9 @@ def prepared(folder):
     return config
 
 
-@pytest.mark.parametrize("make", [own_table, bundled, prepared])
+@pytest.mark.parametrize(
+    "make", [own_table, *(pytest.param(make, marks=pytest.mark.extended) for make in (bundled, prepared))]
+)
 def test_predict_is_evaluate_joined_on_keys(make, tmp_path):
     config = make(tmp_path)
     split = config.eval.splits[0]

@@ -144,7 +144,7 @@ def submit(
                 missing[file] = reason
                 continue
             _, records = checkpoint.predictions(split, data=other)
-            columns = data.raw({**checkpoint.config.data, "name": other or name})
+            columns = data.raw({"name": other or name, "data_dir": checkpoint.config.data.data_dir})
             texts[out / file] = tsv(records, columns[split]["idx"], task.labels, f"{file}: {other or name}, {split!r}")
     for path, text in texts.items():
         part = path.with_name(path.name + ".part")

@@ -96,19 +96,20 @@ def _parts(key: str, whole: bool) -> tuple[str, str]:
 def _alike_keys(one: tuple[str, str], other: tuple[str, str]) -> tuple[float, float]:
     """The similarity of the last parts of two keys, and of their sections."""
     section = _alike(one[0], other[0])
-    return _alike(one[1], other[1]), section if section >= _ALIKE else 0.0
+    return _alike(one[1], other[1], prefix=5), section if section >= _ALIKE else 0.0
 
 
-def _alike(one: str, other: str) -> float:
+def _alike(one: str, other: str, *, prefix: int = 4) -> float:
     """Similarity of two words: 1 − (insertions, deletions, substitutions, adjacent swaps) / (length of the longer).
 
-    A word that is a prefix or suffix of the other is just similar enough for a hint. 0: too dissimilar for one.
+    A word of at least `prefix` letters that is a prefix or suffix of the other is just similar enough for a hint. 0: too
+    dissimilar for one.
     """
     longer = max(len(one), len(other))
     if one == other:
         return 1.0
     short, long = sorted((one, other), key=len)
-    part = _ALIKE if len(short) > 4 and (long.startswith(short) or long.endswith(f"_{short}")) else 0.0
+    part = _ALIKE if len(short) >= prefix and (long.startswith(short) or long.endswith(f"_{short}")) else 0.0
     if abs(len(one) - len(other)) > (1 - _ALIKE) * longer:
         return part
     before: list[int] = []

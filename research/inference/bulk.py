@@ -48,7 +48,8 @@ def open_source(
         The lines of a text file are the only input of a model that has one.
 
     Raises:
-      UserError: the model does not predict for each input, there is no such file, its format is unknown, or `columns` has a name that is not an input.
+      UserError: the model does not predict for each input, there is no such file, its format is unknown, or `columns`
+        has a name that is not an input.
     """
     inputs, renamed = predictor.signature.inputs, dict(columns or {})
     if predictor.signature.kind == "documents":

@@ -55,8 +55,8 @@ def test_positions_of_pretrained_weights_do_not_follow():
     assert load("configs/bert_sst2.py:base", ["data.transform.max_length=600"]).config.model.max_positions == 512
 
 
-@pytest.mark.parametrize("batch", ["train.batch_size=8", "train.batch_rows=4"])
-@pytest.mark.parametrize("max_length", [12, 90])
+@pytest.mark.extended
+@pytest.mark.parametrize(("max_length", "batch"), [(12, "train.batch_rows=4"), (90, "train.batch_size=8")])
 def test_run_with_another_length_records_what_followed(batch, max_length, tmp_path, monkeypatch):
     tiny.few_sentences(monkeypatch, train=60, validation=20)
     overrides = [f"data.transform.max_length={max_length}", batch, "train.steps=2", "eval.every_steps=0"]

@@ -27,7 +27,12 @@ def _params(workdir):
 
 @pytest.mark.parametrize(
     ("config", "overrides"),
-    [("linear_diabetes", LINEAR), ("logistic_digits", LINEAR), ("mlp_mnist", MLP), ("cnn_mnist", LINEAR)],
+    [
+        ("linear_diabetes", LINEAR),
+        ("logistic_digits", LINEAR),
+        pytest.param("mlp_mnist", MLP, marks=pytest.mark.extended),
+        pytest.param("cnn_mnist", LINEAR, marks=pytest.mark.extended),
+    ],
 )
 def test_run_starts_where_another_one_ended(config, overrides, tmp_path):
     """A learning rate of nearly zero leaves the parameters as they were."""
