@@ -102,8 +102,8 @@ def _alike_keys(one: tuple[str, str], other: tuple[str, str]) -> tuple[float, fl
 def _alike(one: str, other: str, *, prefix: int = 4) -> float:
     """Similarity of two words: 1 − (insertions, deletions, substitutions, adjacent swaps) / (length of the longer).
 
-    A word of at least `prefix` letters that is a prefix or suffix of the other is just similar enough for a hint. 0: too
-    dissimilar for one.
+    A word of at least `prefix` letters that is a prefix or suffix of the other is just similar enough for a hint.
+    0: too dissimilar for one.
     """
     longer = max(len(one), len(other))
     if one == other:
