@@ -159,7 +159,11 @@ def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
     known: dict[str, Declared] = {}
     for section, function in _built(config, {key: text for key, _, text in map(_parsed, overrides)}).items():
         known |= {f"{section}.{key}": value for key, value in accepted(config_keys(function)).items()}
-    return known | declared(config) | {"imports": _IMPORTS}
+    own = declared(config)
+    for key, one in own.items():  # an empty tuple does not show the type of its items
+        if one.kind is tuple and one.items is None and key in known:
+            own[key] = dataclasses.replace(one, of=known[key].of)
+    return known | own | {"imports": _IMPORTS}
 
 
 # Exactly one key of each pair is given; the other is None.

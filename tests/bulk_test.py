@@ -20,7 +20,9 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    train_and_evaluate(tiny.bert(steps=1), folder, show=False)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.few_sentences(patch)
+        train_and_evaluate(tiny.bert(steps=1), folder, show=False)
     return folder
 
 

@@ -127,7 +127,7 @@ def _evaluations(folder):
     return [line for line in lines if line["split"] != "train"]
 
 
-@pytest.mark.parametrize("every", [0, 3])
+@pytest.mark.parametrize("every", [pytest.param(0, marks=pytest.mark.extended), 3])
 def test_run_keeps_its_limit_and_resumes_exactly(every, slow, tmp_path):
     def run(name, **settings):
         config = tiny.logistic(steps=40, **settings)

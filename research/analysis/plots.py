@@ -60,7 +60,9 @@ class PlotContext:
         _, records = self.trained.predictions(self.of_split)
         if not records:
             raise UserError(f"split {self.of_split!r} has no examples")
-        columns = {name: np.asarray([record[name] for record in records]) for name in records[0]}
+        # Records may also have the examples' keys and inputs.
+        names = ("index", "label", "prediction", "scores")
+        columns = {name: np.asarray([record[name] for record in records]) for name in names if name in records[0]}
         hidden = _hidden_label(self.config.task)
         if hidden is not None:
             # Compared as on the device: 0.1 in float32 is a different number in float64.
@@ -293,7 +295,8 @@ def draw(subject: PlotContext, what: str) -> Path:
         name += f"-{split}" if split != subject.config.eval.splits[0] else ""
     name += f"-{which}" if which != "last" else ""
     of = "refits" if plot.of == "refits" else f"{which} checkpoint, step {step:,}"
-    subjects = " ".join(filter(None, (subject.config.data.name, split)))
+    section = subject.config.data
+    subjects = " ".join(filter(None, (Path(section.train).name if section.name == "files" else section.name, split)))
     figures.add_title(figure, f"{plot.title}: {subjects}, {of}")
     return subject.run.write_plot(name, figure, {"split": split, "checkpoint": which, "step": step, **numbers})
 

@@ -74,19 +74,26 @@ class Table:
     def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "TableEncoder":
         def learn() -> str:
             train = splits["train"]
-            return json.dumps({name: _learn(column(train, name, "train")) for name in self.inputs})
+            return json.dumps({name: _learn(train, name) for name in self.inputs})
 
         learnt = json.loads(cache.text("table.json", learn, key=(1, tuple(self.inputs))))
         return TableEncoder(self, {name: learnt[name] for name in self.inputs})
 
 
-def _learn(values: Any) -> dict[str, Any]:
-    """What is learnt of a column: {"mean", "std"} of its numbers, or its "categories", sorted."""
+def _learn(train: Columns, name: str) -> dict[str, Any]:
+    """What is learnt of a column: {"mean", "std"} of its numbers, or its "categories", sorted.
+
+    Raises UserError for a number that is not finite.
+    """
+    values = column(train, name, "train")
     if _is_text(values):
         return {"categories": sorted(_names(values))}
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(values), _PIECE):  # merged as in Chan et al. 1983
         piece = np.asarray(values[start : start + _PIECE], np.float64)
+        infinite = np.flatnonzero(np.isinf(piece))
+        if len(infinite):
+            raise _infinite(place(train, "train", start + int(infinite[0])), name, piece[infinite[0]])
         piece = piece[~np.isnan(piece)]
         if len(piece):
             total, delta = count + len(piece), piece.mean() - mean
@@ -94,6 +101,10 @@ def _learn(values: Any) -> dict[str, Any]:
             mean += delta * len(piece) / total
             count = total
     return {"mean": float(mean), "std": math.sqrt(squares / max(count, 1))}
+
+
+def _infinite(where: str, name: str, value: float) -> UserError:
+    return UserError(f"{where}: column {name!r} is {value}; every number must be finite")
 
 
 def _names(values: Any) -> set[str]:
@@ -127,7 +138,9 @@ def as_category(value: Any) -> str | None:
         return value.strip() or None
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()  # as Arrow writes it
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else str(value)
 
 
 def as_number(value: Any) -> float:
@@ -199,11 +212,9 @@ class TableEncoder(Encoder):
             wrong = np.flatnonzero(np.isinf(piece) | (np.isnan(piece) & (self.options.missing == "error")))
             if len(wrong):
                 value, index = piece[wrong[0]], start + int(wrong[0])
-                raise (
-                    self._missing(name, where(index))
-                    if np.isnan(value)
-                    else UserError(f"{where(index)}: column {name!r} is {value}; every number must be finite")
-                )
+                if np.isnan(value):
+                    raise self._missing(name, where(index))
+                raise _infinite(where(index), name, value)
         return values
 
     def _missing(self, name: str, where: str) -> UserError:

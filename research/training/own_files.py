@@ -161,8 +161,10 @@ def _decoded(image: Path) -> np.ndarray:
 
 
 def _in_table(config: ConfigDict, path: Path) -> _Found:
-    summaries = summarize(path)
-    known = declared(tuple(config.data.kinds), summaries)
+    listed = tuple(config.data.kinds)
+    ignored = {text.rpartition("=")[0] for text in listed if text.endswith("=ignored")}
+    summaries = summarize(path, ignored)
+    known = declared(listed, {**summaries, **dict.fromkeys(ignored)})
     label = _label(config, summaries, path) if "label" in config.data.transform else None
     transform = config.data.transform
     kinds = {name: known[name] for name in summaries if name in known}
@@ -170,10 +172,12 @@ def _in_table(config: ConfigDict, path: Path) -> _Found:
     for name in inputs:
         if name not in summaries:
             raise UserError(f"data.transform.inputs: {path} has no column {name!r}; {nearest(name, summaries)}")
+    if label in inputs:
+        raise UserError(f"data.transform.inputs has the label, {label!r}; leave it out")
     strict = transform.name == "table"
     apart = {label, config.data.group_by, config.data.time_by}
     for name, summary in summaries.items():
-        if name not in kinds and name not in apart and (not inputs or name in inputs):
+        if name not in kinds and (name in inputs or (not inputs and name not in apart)):
             kinds[name] = _kind(name, summary, path, strict=strict or name in inputs)
     wanted = {"table": ("number", "category"), "image": ("image",), "pixels": ("image",)}.get(transform.name, ("text",))
     if not inputs:
@@ -243,6 +247,8 @@ def _classes(label: str, summary: Summary, known: Mapping[str, str], path: Path)
         return None
     if kind != "category":
         raise UserError(f"the label {label!r} is declared as {kind}; it must be category, for classes, or number")
+    if summary.dates == summary.values:
+        raise UserError(f"{path}: the label {label!r} has dates; it must be classes or numbers")
     if summary.distinct is None:
         raise UserError(f"{path}: the label {label!r} has more than 1,000 values; are these its classes?")
     if len(summary.distinct) < 2:
@@ -325,9 +331,9 @@ def _fit_task(config: ConfigDict, found: _Found, given: Collection[str]) -> None
         config.model.num_classes = 1 if regresses else len(found.classes or ())
     if regresses and "output_std" in config.model:
         labels = _numbers(config)
-        for key, value in (("output_mean", labels.mean()), ("output_std", labels.std())):
+        for key, value in (("output_mean", float(labels.mean())), ("output_std", float(labels.std()) or 1.0)):
             if f"model.{key}" not in given:
-                config.model[key] = float(value) or 1.0
+                config.model[key] = value
 
 
 def _numbers(config: ConfigDict) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from research.base.errors import UserError
 from research.base.paths import expanded
 from research.core.statistics import metric_summary
 from research.data import load as data
@@ -74,6 +75,9 @@ class TrainedRun:
             return data.load(section, self.run.assets)
         if section.name == files.NAME and expanded(name).is_file():
             section.validation = section.test = name
+            classes, saved = files.label_names(section), self._encoder[1].label_names
+            if classes != saved:
+                raise UserError(f"{section.train} has changed since the run: its classes were {saved}, now {classes}")
         else:
             section.name = name
         return data.load(section, encoder=self._encoder[0])

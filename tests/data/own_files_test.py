@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -15,11 +16,15 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from research import train
 from research.base.errors import UserError
+from research.config import load as load_config
 from research.configs import bert_mlm, image_files, tabular_files, text_files
 from research.data import load as data
+from research.data.cache import NO_CACHE
 from research.data.columns import KEY, keys
+from research.data.files.columns import read_columns
 from research.data.files.cutting import cut
 from research.data.files.kinds import infer, summarize
+from research.data.table import as_category
 from research.training.own_files import fill_in
 
 
@@ -307,7 +312,100 @@ def test_lines_of_text_for_pretraining(write):
     assert len(data.load(config.data).split("train")) > 1
 
 
+def test_stray_quotes_are_refused_as_in_prediction(write):
+    text = "text\tkind\n" + '"hello world\t1\nfoo\t0\nbar" baz\t1\nlast\t0\n'
+    with pytest.raises(UserError, match=r"line 4 of .*a\.tsv"):
+        summarize(write("a.tsv", text))
+
+
+def test_quoted_values_are_read(write):
+    path = write("a.csv", 'x,kind\n"1,5 is not ""one"" number","a\nb"\nplain,c\n')
+    columns = read_columns(path, {"x": "text", "kind": "category"}, NO_CACHE)
+    assert list(columns["x"]) == ['1,5 is not "one" number', "plain"]
+    assert columns["kind"].names == ("a\nb", "c")
+
+
+def test_a_column_that_another_file_lacks_is_an_error(write):
+    train, other = write("a.csv", table()), write("b.csv", "id,size,kind\n1,2,big\n")
+    config, _ = fill_in(tabular(train, test=str(other)), ())
+    with pytest.raises(UserError, match=r"b\.csv has no column 'colour'"):
+        data.load(config.data)
+
+
+def test_classes_and_categories_have_no_spaces_around(write):
+    path = write("a.csv", "x,label\n" + "1,neg\n2, neg\n3,pos\n4,pos \n" * 9)
+    config, _ = fill_in(tabular(path, label="label"), ())
+    assert config.model.num_classes == 2
+    assert data.label_names(config.data, "label") == ("neg", "pos")
+
+
+def test_inputs_may_be_what_splits_them(write):
+    path = write("a.csv", "x,who,kind\n" + "".join(f"{i},{i % 10},{'ab'[i % 2]}\n" for i in range(100)))
+    config = tabular(path, group_by="who", validation_fraction=0.3)
+    config.data.transform.inputs = ("x", "who")
+    config, _ = fill_in(config, {"data.transform.inputs"})
+    assert config.data.transform.inputs == ("x", "who")
+
+
+def test_inputs_can_be_set_by_a_flag():
+    config = load_config("tabular_files", ["data.transform.inputs=age", "data.kinds=age=number,a b=text"]).config
+    assert (config.data.transform.inputs, config.data.kinds) == (("age",), ("age=number", "a b=text"))
+
+
+def test_typed_values_are_the_same_text_in_training_and_prediction(tmp_path):
+    values: dict[str, list[Any]] = {"flag": [True, False, None], "size": [1.0, 1e20, float("nan")], "whole": [3, 4, 5]}
+    parquet.write_table(pyarrow.table(values), tmp_path / "a.parquet")
+    columns = read_columns(tmp_path / "a.parquet", dict.fromkeys(values, "category"), NO_CACHE)
+    for name, typed in values.items():
+        assert list(columns[name]) == [as_category(value) for value in typed]
+
+
+def test_large_strings_and_dictionaries_of_parquet(tmp_path):
+    text = pyarrow.array(["1", "NA", "3"] * 9, pyarrow.large_string())
+    names = pyarrow.array(["a", "b", "a"] * 9).dictionary_encode()
+    parquet.write_table(pyarrow.table({"x": text, "kind": names}), tmp_path / "a.parquet")
+    columns = read_columns(tmp_path / "a.parquet", {"x": "number", "kind": "category"}, NO_CACHE)
+    np.testing.assert_array_equal(columns["x"][:3], [1, np.nan, 3])
+    assert columns["kind"].names == ("a", "b")
+
+
+def test_an_ignored_column_may_hold_anything(write):
+    rows = [{"x": i, "tags": ["a"], "label": "ab"[i % 2]} for i in range(20)]
+    path = write("a.jsonl", rows)
+    with pytest.raises(UserError, match="tags=ignored"):
+        fill_in(tabular(path, label="label"), ())
+    fill_in(tabular(path, label="label", kinds=("tags=ignored",)), ())
+
+
+def test_a_missing_image_is_named_with_its_row(tmp_path, write):
+    images(tmp_path)
+    train = write(
+        "a.csv", "file,label\n" + "".join(f"{n}/{i}.png,{n}\n" for n in ("circle", "square") for i in range(6))
+    )
+    other = write("b.csv", "file,label\ncircle/1.png,circle\ncircle/99.png,circle\n")
+    config = of_images(train)
+    config.data.test = str(other)
+    filled, _ = fill_in(config, ())
+    with pytest.raises(UserError, match=r"row 2 of .*b\.csv"):
+        data.load(filled.data)
+
+
+def test_a_label_around_zero(write):
+    path = write("a.csv", "x,y\n" + "".join(f"{i},{i - 50 + 0.5}\n" for i in range(100)))
+    config = tabular(path, label="y", validation=str(path))
+    config, _ = fill_in(config, ())
+    assert (config.model.output_mean, config.model.output_std) == (pytest.approx(0), pytest.approx(28.866, abs=1e-3))
+
+
+def test_infinity_is_refused_with_its_row(write):
+    path = write("a.jsonl", '{"x": 1.0, "kind": "a"}\n{"x": Infinity, "kind": "b"}\n' * 9)
+    config, _ = fill_in(tabular(path), ())
+    with pytest.raises(UserError, match=r"row \d+ of .*a\.jsonl: column 'x' is inf"):
+        data.load(config.data)
+
+
 BAD = {
+    "surrogate": ("a.jsonl", '{"x": "a \\ud83d", "kind": "a"}\n', r"row 1 of .*a\.jsonl: column 'x'"),
     "ragged": ("a.csv", "x,kind\n1,a\n2,b,c\n", r"line 3 of .*a\.csv"),
     "mixed": ("a.csv", "x,kind\n" + "1,a\n2,b\n" * 20 + "oops,a\n", r"row 41 of .*a\.csv: column 'x' is 'oops'"),
     "latin1": ("a.csv", "x,kind\n1,a\n2,caf\xe9\n".encode("latin1"), r"line 3 of .*a\.csv is not UTF-8"),

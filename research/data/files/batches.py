@@ -1,6 +1,6 @@
 """Tables in files as Arrow arrays, a piece at a time, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +15,57 @@ _BLOCK_BYTES = 2**24
 Batch = dict[str, Any]  # pyarrow.Array by column, all of one length
 
 
-def read_batches(path: Path, what: str) -> Iterator[Batch]:
+def read_batches(path: Path, what: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Batch]:
     """The rows of a table, in order, in batches.
 
     The columns of CSV and TSV files, and lines of text, are strings, as written. Those of JSON lines and Parquet have
     types; a column that a JSON line lacks is null, and columns that first appear later are in later batches only.
 
-    `what` the caller does, for the progress bar: "reading".
+    Args:
+      what: what the caller does, for the progress bar: "reading".
+      wanted: whether to read the column of this name.
 
     Raises:
       UserError: as `tables.read_rows`; a column of JSON lines has values of several types, or of a type that is neither
         a number, text nor a boolean. The message has the file's name and the number of the line or row, from 1.
     """
     suffix = path.suffix.lower()
-    if suffix in tables.DELIMITERS:
-        batches = _delimited(path, tables.DELIMITERS[suffix])
+    if suffix in tables.DELIMITERS and not _has_quotes(path):
+        batches = _delimited(path, tables.DELIMITERS[suffix], wanted)
     else:
-        batches = _parquet(path) if suffix == ".parquet" else _rows(path)
+        batches = (_parquet if suffix == ".parquet" else _rows)(path, wanted)
     with tqdm(desc=f"{what} {path.name}", unit="row", unit_scale=True, delay=1, leave=False, disable=None) as bar:
         for batch in batches:
             yield batch
             bar.update(len(next(iter(batch.values()))) if batch else 0)
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[Batch]:
+def _has_quotes(path: Path) -> bool:
+    """Whether a CSV file has quotes: where they are not valid, Arrow joins rows that the strict reader refuses."""
+    try:
+        with path.open("rb") as file:
+            return any(b'"' in block for block in iter(lambda: file.read(2**22), b""))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _delimited(path: Path, delimiter: str, wanted: Callable[[str], bool]) -> Iterator[Batch]:
     import pyarrow
     from pyarrow import csv as arrow_csv
 
     names = tables.column_names(path)
+    read = [name for name in names if wanted(name)]
     try:
         reader = arrow_csv.open_csv(
             path,
             read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False, include_columns=read
             ),
         )
         for batch in reader:
-            yield dict(zip(names, batch.columns, strict=True))
+            yield dict(zip(batch.schema.names, batch.columns, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
         # The other reader counts lines, and knows what is wrong with them.
         for _ in tables.read_rows(path):
@@ -61,25 +73,33 @@ def _delimited(path: Path, delimiter: str) -> Iterator[Batch]:
         raise UserError(f"{path} can't be read: {first_line(error)}") from error
 
 
-def _parquet(path: Path) -> Iterator[Batch]:
+def _parquet(path: Path, wanted: Callable[[str], bool]) -> Iterator[Batch]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(2**16):
-                yield {
-                    name: column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
-                    for name, column in zip(batch.schema.names, batch.columns, strict=True)
-                }
+            read = [name for name in file.schema_arrow.names if wanted(name)]
+            for batch in file.iter_batches(2**16, columns=read):
+                yield dict(zip(batch.schema.names, map(_decoded, batch.columns), strict=True))
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} can't be read as Parquet: {first_line(error)}") from error
 
 
-def _rows(path: Path) -> Iterator[Batch]:
+def _decoded(column: Any) -> Any:
+    """A column without a dictionary; text always of Arrow's type `string`."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pyarrow.string()) if types.is_large_string(column.type) else column
+
+
+def _rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[Batch]:
     start = 0
     for piece in tables.pieces(tables.read_rows(path)):
-        names = dict.fromkeys(name for row in piece for name in row)
+        names = dict.fromkeys(name for row in piece for name in row if wanted(name))
         yield {name: _array([row.get(name) for row in piece], name, start, path) for name in names}
         start += len(piece)
 
@@ -91,9 +111,15 @@ def _array(values: list[Any], name: str, start: int, path: Path) -> Any:
     for i, value in enumerate(values, start + 1):
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"
-            raise UserError(f"row {i} of {path}: column {name!r} is {kind}; a number, text, true or false is needed")
+            raise UserError(
+                f"row {i} of {path}: column {name!r} is {kind}; a number, text, true or false is needed; to leave the "
+                f"column out: --config.data.kinds={name}=ignored"
+            )
     try:
         return pyarrow.array(values)
+    except UnicodeEncodeError:
+        wrong = next(i for i, value in enumerate(values, start + 1) if isinstance(value, str) and not _is_text(value))
+        raise UserError(f"row {wrong} of {path}: column {name!r} has half of a surrogate pair, not text") from None
     except (pyarrow.ArrowException, OverflowError):
         given = [(i, value) for i, value in enumerate(values, start + 1) if value is not None]
         (first, one), *_ = given
@@ -106,3 +132,11 @@ def _array(values: list[Any], name: str, start: int, path: Path) -> Any:
                     "values must be of one type"
                 ) from None
         return pyarrow.array([None if value is None else float(value) for value in values])
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from research.data.files.batches import Batch, read_batches
 from research.data.files.kinds import as_numbers, declare
 
 # Part of the cache keys: raise it when the results of this module change.
-_VERSION = 1
+_VERSION = 2
 
 
 class Texts(Sequence[str]):
@@ -119,7 +119,7 @@ def read_columns(path: Path, kinds: Mapping[str, str], cache: ArtifactCache) -> 
 
     def make() -> dict[str, np.ndarray]:
         with _Writer(kinds, path) as writer:
-            for batch in read_batches(path, "reading"):
+            for batch in read_batches(path, "reading", kinds.__contains__):
                 writer.add(batch)
             return writer.arrays()
 
@@ -144,6 +144,7 @@ class _Writer:
         self._names: list[dict[str, int]] = [{} for _ in kinds]
         self._ends = [0 for _ in kinds]
         self._rows = 0
+        self._seen: set[str] = set()
 
     def __enter__(self) -> "_Writer":
         parent = cache_folder()
@@ -167,6 +168,7 @@ class _Writer:
     def add(self, batch: Batch) -> None:
         import pyarrow
 
+        self._seen |= batch.keys()
         size = len(next(iter(batch.values()))) if batch else 0
         for i, (name, kind) in enumerate(self._kinds):
             array = batch[name] if name in batch else pyarrow.nulls(size)
@@ -175,7 +177,7 @@ class _Writer:
             elif kind == "category":
                 self._category(i, array)
             else:
-                self._text(i, array)
+                self._text(i, array, trimmed=kind == "key")
         self._rows += size
 
     def _number(self, i: int, name: str, array: Any) -> None:
@@ -203,11 +205,12 @@ class _Writer:
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
         np.append(known, np.int32(-1))[codes].astype(np.int32).tofile(self._files[f"{i}"])
 
-    def _text(self, i: int, array: Any) -> None:
+    def _text(self, i: int, array: Any, *, trimmed: bool) -> None:
         import pyarrow
         import pyarrow.compute as pc
 
         text = pc.fill_null(_text(array), "")
+        text = pc.utf8_trim_whitespace(text) if trimmed else text
         lengths = pc.binary_length(text).to_numpy(zero_copy_only=False).astype(np.int64)
         ends = self._ends[i] + np.cumsum(lengths)
         ends.tofile(self._files[f"{i}.offsets"])
@@ -220,7 +223,15 @@ class _Writer:
             np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]].tofile(self._files[f"{i}"])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was written, memory-mapped; the offsets of text begin with 0."""
+        """What was written, memory-mapped; the offsets of text begin with 0.
+
+        Raises UserError for a column that the table lacks.
+        """
+        missing = next((name for name, _ in self._kinds if name not in self._seen), None)
+        if missing is not None:
+            raise UserError(
+                f"{self._path} has no column {missing!r}, or no rows; it has {', '.join(sorted(self._seen))}"
+            )
         found: dict[str, np.ndarray] = {}
         for file in self._files.values():
             file.flush()
@@ -247,8 +258,10 @@ def _text(array: Any) -> Any:
     import pyarrow.compute as pc
 
     if pyarrow.types.is_floating(array.type):
-        whole = pc.cast(pc.floor(array), pyarrow.int64(), safe=False)
-        return pc.if_else(pc.equal(pc.floor(array), array), whole.cast(pyarrow.string()), array.cast(pyarrow.string()))
+        array = pc.if_else(pc.is_nan(array), None, array)
+        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**63))
+        integers = pc.cast(pc.floor(array), pyarrow.int64(), safe=False)
+        return pc.if_else(whole, integers.cast(pyarrow.string()), array.cast(pyarrow.string()))
     return _cast(array, pyarrow.string())
 
 

@@ -10,7 +10,8 @@ A column is of one of these KINDS:
 """
 
 import dataclasses
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,14 @@ class Summary:
         return self.rows - self.values
 
 
-def summarize(path: Path) -> dict[str, Summary]:
-    """Summaries of all columns of a table, in one pass. Raises UserError as `read_batches`, and without any row."""
+def summarize(path: Path, ignored: Collection[str] = ()) -> dict[str, Summary]:
+    """Summaries of the columns of a table but `ignored` ones, in one pass.
+
+    Raises UserError as `read_batches`, for a column of an unknown type, and without any row.
+    """
     found: dict[str, Summary] = {}
     rows = 0
-    for batch in read_batches(path, "inspecting"):
+    for batch in read_batches(path, "inspecting", lambda name: name not in ignored):
         size = len(next(iter(batch.values()))) if batch else 0
         for name in {**found, **batch}:
             summary = found.setdefault(name, Summary(rows, first_missing=1 if rows else None))
@@ -90,9 +94,7 @@ def _add(summary: Summary, batch: Batch, name: str, path: Path) -> None:
     import pyarrow.compute as pc
 
     array, kind = batch[name], batch[name].type
-    if pyarrow.types.is_large_string(kind):
-        array = array.cast(pyarrow.string())
-    elif pyarrow.types.is_temporal(kind):
+    if pyarrow.types.is_temporal(kind):
         summary.dates += len(array) - array.null_count
         summary.values += len(array) - array.null_count
         return
@@ -101,7 +103,10 @@ def _add(summary: Summary, batch: Batch, name: str, path: Path) -> None:
     elif pyarrow.types.is_decimal(kind):
         array = array.cast(pyarrow.float64())
     if not (pyarrow.types.is_string(array.type) or pyarrow.types.is_null(kind) or _is_number(array.type)):
-        raise UserError(f"{path}: column {name!r} is of type {kind}; numbers, text and booleans can be read")
+        raise UserError(
+            f"{path}: column {name!r} is of type {kind}; numbers, text and booleans can be read; to leave it out: "
+            f"{declare(name, 'ignored')}"
+        )
     if pyarrow.types.is_string(array.type):
         _add_text(summary, array)
     else:
@@ -128,7 +133,7 @@ def _add_numbers(summary: Summary, array: Any, given: Any) -> None:
     summary.numbers += count
     if count and summary.integral and pyarrow.types.is_floating(array.type):
         known = array.filter(given)
-        summary.integral = bool(pc.all(pc.equal(pc.floor(known), known)).as_py())
+        summary.integral = bool(pc.all(pc.and_(pc.is_finite(known), pc.equal(pc.floor(known), known))).as_py())
     if count and summary.integral:
         _add_distinct(summary, array.filter(given), lambda value: str(int(value)))
     elif not summary.integral:
@@ -167,7 +172,7 @@ def _add_text(summary: Summary, array: Any) -> None:
     summary.words += (
         pc.sum(pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(present)))).as_py() or 0
     )
-    _add_distinct(summary, present, str)
+    _add_distinct(summary, pc.utf8_trim_whitespace(present), str)
 
 
 def _numbers_as_text(summary: Summary, array: Any, numbers: Any, known: Any) -> None:
@@ -175,7 +180,7 @@ def _numbers_as_text(summary: Summary, array: Any, numbers: Any, known: Any) -> 
 
     given = numbers.filter(known)
     if summary.integral and len(given):
-        summary.integral = bool(pc.all(pc.equal(pc.floor(given), given)).as_py())
+        summary.integral = bool(pc.all(pc.and_(pc.is_finite(given), pc.equal(pc.floor(given), given))).as_py())
     if summary.integral:
         _add_distinct(summary, pc.utf8_trim_whitespace(array.filter(known)), str)
     else:
@@ -267,7 +272,8 @@ def _names_rows(name: str, summary: Summary) -> bool:
 
 def declare(name: str, kind: str) -> str:
     """The flag that declares the kind of a column."""
-    return f"--config.data.kinds={name}={kind}"
+    text = f"{name}={kind}"
+    return "--config.data.kinds=" + shlex.quote(repr((text,)) if "," in name else text)
 
 
 def declared(kinds: tuple[str, ...], names: Mapping[str, Any] | tuple[str, ...]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def _files(path: Path, section: Mapping[str, Any]) -> Iterator[Path]:
     kinds = _kinds(section)
     for name in [name for name, kind in kinds.items() if kind == "image"]:
         cache = ArtifactCache(source=_state_of(path))
-        yield from (path.parent / image for image in read_columns(path, kinds, cache)[name])
+        yield from _images(path, read_columns(path, kinds, cache)[name])
 
 
 def _state_of(path: Path) -> str:
