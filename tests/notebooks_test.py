@@ -45,7 +45,7 @@ def test_linear_regression():
 @pytest.mark.slow
 def test_bert():
     # .ci/run trains this config whole from the command line.
-    text = _execute("02_bert_sst2.ipynb", ('":embedded")', '":embedded", ["train.epochs=0.5"])'))
+    text = _execute("02_bert_sst2.ipynb", ('sst2:embedded")', 'sst2:embedded", ["train.epochs=0.5"])'))
     assert "completed at step" in text
     assert "sentences are right" in text
 
