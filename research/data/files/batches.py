@@ -30,8 +30,9 @@ def read_batches(path: Path, what: str, wanted: Callable[[str], bool] = lambda n
         a number, text nor a boolean. The message has the file's name and the number of the line or row, from 1.
     """
     suffix = path.suffix.lower()
-    if suffix in tables.DELIMITERS and not _has_quotes(path):
-        batches = _delimited(path, tables.DELIMITERS[suffix], wanted)
+    delimiter = tables.DELIMITERS.get(suffix)
+    if delimiter and not _has_stray_quotes(path, delimiter):
+        batches = _delimited(path, delimiter, wanted)
     else:
         batches = (_parquet if suffix == ".parquet" else _rows)(path, wanted)
     with tqdm(desc=f"{what} {path.name}", unit="row", unit_scale=True, delay=1, leave=False, disable=None) as bar:
@@ -40,13 +41,22 @@ def read_batches(path: Path, what: str, wanted: Callable[[str], bool] = lambda n
             bar.update(len(next(iter(batch.values()))) if batch else 0)
 
 
-def _has_quotes(path: Path) -> bool:
-    """Whether a CSV file has quotes: where they are not valid, Arrow joins rows that the strict reader refuses."""
+def _has_stray_quotes(path: Path, delimiter: str) -> bool:
+    """Whether a CSV file may have quotes that neither begin nor end a value.
+
+    Arrow joins the rows between them, and the strict reader, which is slower, refuses them.
+    """
+    mark = delimiter.encode()
     try:
         with path.open("rb") as file:
-            return any(b'"' in block for block in iter(lambda: file.read(2**22), b""))
+            while block := file.read(2**22):
+                block = b"\n" + (block + file.readline()).replace(b'""', b"") + b"\n"
+                ends = (mark + b'"', b'\n"', b'"' + mark, b'"\n', b'"\r')
+                if sum(map(block.count, ends)) != block.count(b'"'):
+                    return True
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
+    return False
 
 
 def _delimited(path: Path, delimiter: str, wanted: Callable[[str], bool]) -> Iterator[Batch]:
