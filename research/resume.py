@@ -39,9 +39,9 @@ def extend(workdir: str | Path, by: float) -> None:
     """Makes a finished run longer by `by` steps or epochs, whichever its length is given in; `load_run` resumes it.
 
     The config's `train.steps` or `train.epochs` becomes the new length, for which the learning-rate schedule is
-    computed anew: a constant rate continues, another goes on from the longer schedule. If the run was already extended
-    by as much and has not finished, nothing is changed. Training goes on at the next whole batch: after a last batch
-    that was not full, the rest of that batch is not seen.
+    computed anew: a constant rate does not change, and any other takes the longer schedule's value at that step. If the
+    run was already extended by as much and has not finished, nothing is changed. Training continues with the next whole
+    batch: if the last batch was not full, the examples that would have filled it are skipped.
 
     Raises:
       UserError: the run is not finished, stopped early, is fitted in one step, or `by` is not a valid length.

@@ -72,7 +72,8 @@ def test_run_extended_in_steps_equals_a_longer_run_if_the_rate_is_constant(tmp_p
     assert (saved["train"]["steps"], saved["extensions"]) == (16, extended["extensions"])
     lines = RunDir.open(tmp_path / "run").metrics()
     assert {(line["step"], line["split"]) for line in lines} >= {(10, "test"), (16, "test")}
-    assert f"extended at step 10 from 10 to 16 steps; the learning rate stays {0.01:.3g}" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert f"  extended at step 10 from 10 to 16 steps; the learning rate continues at {0.01:.3g}" in printed
 
 
 def test_extension_that_is_killed_is_resumed(tmp_path):
@@ -101,7 +102,8 @@ def test_run_is_extended_by_epochs_if_its_length_is_in_epochs(tmp_path, capsys):
     extended = _train(tmp_path, "--extend=0.5")
     assert RunDir.open(tmp_path).config()["train"]["epochs"] == 1.5
     assert (first["step"], extended["step"]) == (9, 13)
-    assert "from 1 to 1.5 epochs; the learning rate (cosine, recomputed" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "from 1 to 1.5 epochs" in line]
+    assert line.endswith(", by the cosine schedule of all steps")
     rates = {line["step"]: line["learning_rate"] for line in RunDir.open(tmp_path).metrics("train")}
     assert 0 < rates[13] < 0.01
 

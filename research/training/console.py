@@ -46,8 +46,8 @@ def describe_extension(experiment: Experiment, extension: Mapping[str, Any]) -> 
     if rate is None:
         return line
     schedule = experiment.config.optimizer.schedule
-    what = "stays" if schedule == "constant" else f"({schedule}, recomputed for all steps) goes on from"
-    return f"{line}; the learning rate {what} {float(rate(step)):.3g}"
+    what = "" if schedule == "constant" else f", by the {schedule} schedule of all steps"
+    return f"{line}; the learning rate continues at {float(rate(step)):.3g}{what}"
 
 
 def describe_evaluation(step: int, split: str, values: Mapping[str, Value]) -> str:

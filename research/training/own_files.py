@@ -4,7 +4,6 @@ These are the columns and their kinds, the task, the number of classes, the imag
 and a length of the run that gives enough updates. Keys that the user set are kept.
 """
 
-import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,17 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError
-from research.base.registry import nearest
 from research.core.tasks import TASKS, capabilities
-from research.data.files import folders, source
-from research.data.files.kinds import LABELS, Summary, declare, declared, infer, summarize
-from research.data.images.decoding import MODES, decode
-
-# A label of integers has classes if it has at most this many values, and numbers otherwise.
-_CLASSES = 20
-_SAMPLED = 1000  # images, for the mean and standard deviation
-# Images that are not all of one size, or larger than this, are resized to the second number.
-_LARGEST_SIZE, _SIZE = 96, 64
+from research.data.files import source
+from research.data.files.kinds import declare
+from research.training.files_found import Found, look
 
 # The length of a run: at least and at most this many updates, the latter in no less than one epoch.
 _UPDATES = (300, 20_000)
@@ -32,25 +24,6 @@ _UPDATES_FINE_TUNING = 100  # the fewest from pretrained weights
 _UPDATES_PER_EPOCH = 10
 _SMALLEST_BATCH = 8
 _PIECES_PER_WORD = 1.4  # of a WordPiece tokenizer, roughly
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What the files say.
-
-    Attributes:
-      settings: config keys and their values.
-      classes: the names of the label's classes; None for a label of numbers.
-      rows: the number of rows, or images, of data.train.
-      words: the number of words of a row's text, on average.
-      lines: describe the columns to the user.
-    """
-
-    settings: Mapping[str, Any]
-    classes: tuple[str, ...] | None
-    rows: int
-    words: float
-    lines: tuple[str, ...]
 
 
 def fill_in(config: ConfigDict, given: Collection[str]) -> tuple[ConfigDict, tuple[str, ...]]:
@@ -68,8 +41,7 @@ def fill_in(config: ConfigDict, given: Collection[str]) -> tuple[ConfigDict, tup
     config = config.copy_and_resolve_references()
     for split, path in source.paths(config.data).items():
         config.data[split] = str(path)
-    train = Path(config.data.train)
-    found = _in_folder(config, train) if train.is_dir() else _in_table(config, train)
+    found = look(config, Path(config.data.train))
     with config.unlocked():
         for key, value in found.settings.items():
             if key not in given:
@@ -99,222 +71,7 @@ def _splits(section: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(has)
 
 
-# Folders
-
-
-def _in_folder(config: ConfigDict, path: Path) -> _Found:
-    transform = config.data.transform
-    if transform.name not in ("image", "pixels"):
-        raise UserError(
-            f"data.train={path} is a folder, which is for images; data.transform {transform.name!r} reads a table: "
-            ".csv, .tsv, .jsonl, .parquet"
-        )
-    classes = folders.classes(path)
-    images = [image for files in classes.values() for image in files]
-    sizes = ", ".join(f"{name} {len(files):,}" for name, files in list(classes.items())[:20])
-    lines = [f"data: {path}: {len(images):,} images in {len(classes)} classes: {sizes}"]
-    settings, line = _of_images(images, config)
-    names = {"data.transform.inputs": ("image",), "data.transform.label": "label", "data.kinds": ()}
-    return _Found({**names, **settings}, tuple(classes), len(images), 0.0, (*lines, line))
-
-
-def _of_images(images: list[Path], config: ConfigDict) -> tuple[dict[str, Any], str]:
-    """Channels, sizes, mean and standard deviation of images, from a sample; and a line about them.
-
-    Raises UserError for an image that can't be decoded.
-    """
-    sample = images[:: max(1, len(images) // _SAMPLED)]
-    decoded = [_decoded(image) for image in sample]
-    grey = all((image[:, :, :1] == image).all() for image in decoded)
-    channels = 1 if grey else 3
-    pixels = [image[:, :, :channels].reshape(-1, channels).astype(np.float64) for image in decoded]
-    count = sum(map(len, pixels))
-    mean = sum(part.sum(axis=0) for part in pixels) / count
-    std = np.sqrt(sum(((part - mean[None, :]) ** 2).sum(axis=0) for part in pixels) / count)
-    shapes = {image.shape[:2] for image in decoded}
-    (height, width), *others = shapes
-    same = not others and max(height, width) <= _LARGEST_SIZE
-    size = None if same else _SIZE
-    settings = {
-        "data.transform.channels": channels,
-        "data.transform.resize": size,
-        "data.transform.size": size,
-        "model.mean": tuple(round(float(x), 1) for x in mean),
-        "model.std": tuple(max(round(float(x), 1), 0.1) for x in std),
-    }
-    if config.init_from and not same:  # pretrained networks expect their own sizes
-        settings |= {"data.transform.resize": 256, "data.transform.size": 224}
-    kind = "grey" if grey else "colour"
-    shape = f"{height}×{width}" if not others else f"{len(shapes)} sizes"
-    resized = "" if same else f", resized to {settings['data.transform.size']}×{settings['data.transform.size']}"
-    return settings, f"  {kind}, {shape}{resized}; mean {settings['model.mean']}, std {settings['model.std']}"
-
-
-def _decoded(image: Path) -> np.ndarray:
-    try:
-        return decode(folders.contents(image), max(MODES))
-    except ValueError as error:
-        raise UserError(f"{image} can't be decoded: {error}; remove it, or mend it") from error
-
-
-# Tables
-
-
-def _in_table(config: ConfigDict, path: Path) -> _Found:
-    listed = tuple(config.data.kinds)
-    ignored = {text.rpartition("=")[0] for text in listed if text.endswith("=ignored")}
-    summaries = summarize(path, ignored)
-    known = declared(listed, {**summaries, **dict.fromkeys(ignored)})
-    label = _label(config, summaries, path) if "label" in config.data.transform else None
-    transform = config.data.transform
-    kinds = {name: known[name] for name in summaries if name in known}
-    inputs = tuple(transform.inputs)
-    for name in inputs:
-        if name not in summaries:
-            raise UserError(f"data.transform.inputs: {path} has no column {name!r}; {nearest(name, summaries)}")
-    if label in inputs:
-        raise UserError(f"data.transform.inputs has the label, {label!r}; leave it out")
-    strict = transform.name == "table"
-    apart = {label, config.data.group_by, config.data.time_by}
-    for name, summary in summaries.items():
-        if name not in kinds and (name in inputs or (not inputs and name not in apart)):
-            kinds[name] = _kind(name, summary, path, strict=strict or name in inputs)
-    wanted = {"table": ("number", "category"), "image": ("image",), "pixels": ("image",)}.get(transform.name, ("text",))
-    if not inputs:
-        inputs = tuple(name for name in summaries if kinds.get(name) in wanted and name != label)
-        if wanted == ("text",):
-            inputs = inputs or tuple(name for name in summaries if kinds.get(name) in ("category", "key"))[:1]
-            if len(inputs) > 1:
-                raise UserError(
-                    f"{path} has several columns of text: {', '.join(inputs)}; name the one to read, or the two of "
-                    f"pairs: --config.data.transform.inputs={inputs[0]}"
-                )
-        if not inputs:
-            if transform.name == "table" and "text" in kinds.values():
-                raise UserError(
-                    f"{path} has text and no column of numbers or categories; configs/text_files.py reads text"
-                )
-            kinds_there = ", ".join(f"{name} ({kinds.get(name, 'label')})" for name in summaries)
-            raise UserError(
-                f"{path} has no column of {' or '.join(wanted)} for data.transform {transform.name!r}: {kinds_there}; "
-                f"declare one: {declare('COLUMN', wanted[0])}"
-            )
-    kinds |= {name: wanted[0] for name in inputs if kinds[name] not in wanted}
-    classes = None
-    if label is not None:
-        classes = _classes(label, summaries[label], known, path)
-        kinds[label] = "number" if classes is None else "category"
-    return _described(config, path, summaries, kinds, inputs, label, classes)
-
-
-def _kind(name: str, summary: Summary, path: Path, *, strict: bool) -> str:
-    """The inferred kind. Without `strict`, a column that is no feature is ignored."""
-    try:
-        return infer(name, summary, path)
-    except UserError:
-        if strict:
-            raise
-        return "ignored"
-
-
-def _label(config: ConfigDict, names: Mapping[str, Any], path: Path) -> str:
-    label = str(config.data.transform.label)
-    if label:
-        if label not in names:
-            raise UserError(f"data.transform.label: {path} has no column {label!r}; {nearest(label, names)}")
-        return label
-    found = [name for name in LABELS for name in [name] if name in names]
-    if not found:
-        raise UserError(
-            f"which column of {path} is the label? --config.data.transform.label=COLUMN, one of {', '.join(names)}"
-        )
-    return found[0]
-
-
-def _classes(label: str, summary: Summary, known: Mapping[str, str], path: Path) -> tuple[str, ...] | None:
-    """The names of a label's classes, in order; None for a label of numbers."""
-    if summary.missing:
-        raise UserError(
-            f"row {summary.first_missing} of {path}: the label {label!r} is missing, as in {summary.missing:,} of "
-            f"{summary.rows:,} rows; give it, or remove the rows"
-        )
-    kind = known.get(label)
-    if kind is None:
-        whole = summary.numbers == summary.values
-        few = summary.distinct is not None and len(summary.distinct) <= _CLASSES
-        kind = "number" if whole and not few else "category"
-    if kind == "number":
-        return None
-    if kind != "category":
-        raise UserError(f"the label {label!r} is declared as {kind}; it must be category, for classes, or number")
-    if summary.dates == summary.values:
-        raise UserError(f"{path}: the label {label!r} has dates; it must be classes or numbers")
-    if summary.distinct is None:
-        raise UserError(f"{path}: the label {label!r} has more than 1,000 values; are these its classes?")
-    if len(summary.distinct) < 2:
-        raise UserError(
-            f"{path}: the label {label!r} is {next(iter(summary.distinct))!r} in all rows; at least two classes are "
-            "needed"
-        )
-    return source.sorted_names(tuple(summary.distinct))
-
-
-def _described(
-    config: ConfigDict,
-    path: Path,
-    summaries: Mapping[str, Summary],
-    kinds: Mapping[str, str],
-    inputs: tuple[str, ...],
-    label: str | None,
-    classes: tuple[str, ...] | None,
-) -> _Found:
-    """Puts together what is known of a table, and describes it."""
-    key = next((name for name in summaries if kinds.get(name) == "key" and name not in inputs), None)
-    read = {name: kinds[name] for name in (*inputs, *([label] if label else []), *([key] if key else []))}
-    settings: dict[str, Any] = {"data.transform.inputs": inputs, **({"data.transform.label": label} if label else {})}
-    rows = summaries[inputs[0]].rows
-    lines = [f"data: {path}: {rows:,} rows"]
-    for kind in dict.fromkeys(read[name] for name in inputs):
-        names = [name for name in inputs if read[name] == kind]
-        lines.append(f"  {kind}: {', '.join(_counted(name, summaries[name], kind) for name in names)}")
-    if label:
-        what = "numbers" if classes is None else f"{len(classes)} classes: {', '.join(classes[:20])}"
-        lines.append(f"  label: {label} ({what})")
-    others = [name for name in summaries if name not in read]
-    if key:
-        lines.append(f"  key: {key}")
-    if others:
-        lines.append(f"  not read: {', '.join(others)} (to read one: {declare('COLUMN', 'KIND')})")
-    if config.data.transform.name in ("image", "pixels"):
-        images = [path.parent / name for name in _first_column(path, inputs[0])]
-        more, line = _of_images(images, config)
-        settings |= more
-        lines.append(line)
-    words = sum(summaries[name].words for name in inputs) / rows
-    settings["data.kinds"] = tuple(f"{name}={kind}" for name, kind in sorted(read.items()))
-    # What the user declared is in it too.
-    config.data.kinds = settings["data.kinds"]
-    return _Found(settings, classes, rows, words, tuple(lines))
-
-
-def _counted(name: str, summary: Summary, kind: str) -> str:
-    missing = f", {summary.missing:,} missing" if summary.missing else ""
-    if kind == "category" and summary.distinct is not None:
-        return f"{name} ({len(summary.distinct)} values{missing})"
-    return f"{name} ({missing.removeprefix(', ')})" if missing else name
-
-
-def _first_column(path: Path, name: str) -> list[str]:
-    from research.data.cache import NO_CACHE
-    from research.data.files.columns import read_columns
-
-    return list(read_columns(path, {name: "image"}, NO_CACHE)[name])
-
-
-# What follows
-
-
-def _fit_task(config: ConfigDict, found: _Found, given: Collection[str]) -> None:
+def _fit_task(config: ConfigDict, found: Found, given: Collection[str]) -> None:
     """Sets the task and the model's outputs for the label's classes, or its numbers."""
     regresses = found.classes is None
     predicts = capabilities(TASKS[config.task.name]).predicts if config.task.name in TASKS else None
@@ -357,7 +114,7 @@ def _regression(config: ConfigDict, given: Collection[str]) -> None:
         config.eval.metric, config.eval.mode = "loss", "min"
 
 
-def _fit_length(config: ConfigDict, found: _Found, given: Collection[str]) -> str:
+def _fit_length(config: ConfigDict, found: Found, given: Collection[str]) -> str:
     """Sets the batch and the number of epochs so that the run has enough updates, and not too many -> a line."""
     section, data = config.train, config.data
     cut = sum(data[f"{split}_fraction"] for split in ("validation", "test") if not data[split])
