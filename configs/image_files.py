@@ -14,7 +14,8 @@ Hardware: any for `embedded`. Presets:
 
 from ml_collections import ConfigDict
 
-from research.configs.defaults import classification, defaults, image
+from research.configs import resnet_digits
+from research.configs.defaults import image
 
 PRESETS = ("embedded", "resnet50")
 FULL = "embedded"
@@ -22,38 +23,15 @@ FULL = "embedded"
 
 def get_config(preset: str = "") -> ConfigDict:
     """Presets: `embedded`, `resnet50`."""
-    config = defaults()
+    config = resnet_digits.get_config()
     config.preset = preset or FULL
-    config.compiler = "convolutions"
-    config.model = ConfigDict(
-        {
-            "name": "resnet",
-            "num_classes": 2,
-            "block": "basic",  # basic, bottleneck
-            "stage_sizes": (2, 2, 2),
-            "width": 24,
-            "stem": "small",  # imagenet, small
-            "shortcut": "projection",  # projection, pad
-            "norm": "batch",  # batch, group
-            "stochastic_depth": 0.0,  # drop rate of the last block; linear over depth
-            "mean": (127.5,),  # per channel, in the images' original range
-            "std": (64.0,),
-            "test_flip": False,  # whether evaluation also uses an image's mirror image
-        }
-    )
-    config.task = classification()
+    config.model.update(num_classes=2, mean=(127.5,), std=(64.0,))
     config.data.name = "files"
     config.data.transform = image(channels=3)
     config.data.transform.label = ""
     config.data.transform.inputs = ()
-    config.optimizer.name = "sgd"
-    config.optimizer.nesterov = True
     config.optimizer.learning_rate = 0.05
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_fraction = 0.1
-    config.optimizer.weight_decay = 5e-4
-    config.train.epochs = 20
-    config.train.batch_size = 64
+    config.eval.splits, config.eval.every_steps = ("validation",), 0
     if config.preset == "resnet50":
         _resnet50(config)
     return config

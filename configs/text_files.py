@@ -18,6 +18,7 @@ Hardware: any. Presets:
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from research.configs import bert_sst2
 from research.configs.defaults import classification, defaults
 
 PRESETS = ("embedded", "minilm", "bag_of_words")
@@ -41,27 +42,16 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def _bert(config: ConfigDict, hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int) -> None:
-    config.model = ConfigDict(
-        {
-            "name": "bert",
-            "num_classes": 2,
-            "vocab_size": vocab_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "mlp_size": 4 * hidden_size,
-            "activation": "gelu",  # gelu, gelu_tanh, relu
-            "max_positions": 512,
-            "position_offset": 0,  # unused rows of the position embedding before the first
-            "type_vocab_size": 2,  # 0: no type embedding
-            "pooler": "tanh",  # tanh, relu
-            "dropout": 0.1,
-            "attention_dropout": 0.1,
-            "pooler_dropout": 0.0,  # on the pooler's input
-            "classifier_dropout": placeholder(float),  # on the classifier's input; None: as `dropout`
-            "layer_norm_eps": 1e-12,
-            "initializer_range": 0.02,
-        }
+    config.model = bert_sst2.get_config("scratch").model
+    config.model.update(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        mlp_size=4 * hidden_size,
+        max_positions=512,
+        dropout=0.1,
+        initializer_range=0.02,
     )
     config.data.transform = ConfigDict(
         {
