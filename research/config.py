@@ -21,7 +21,7 @@ from research.data import load as data
 from research.data.text.lengths import following
 from research.models import MODELS
 from research.overrides import Declared, accepted, by_class, declared, parse
-from research.runs.rundir import RETIRED_KEYS
+from research.runs.saved_config import RETIRED_KEYS
 from research.training.limits import check_values
 
 

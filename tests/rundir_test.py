@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from research.base import paths
 from research.base.errors import UserError
 from research.base.trees import flatten, to_json
-from research.runs.rundir import RunDir, without_retired
+from research.runs.rundir import RunDir
+from research.runs.saved_config import without_retired
 from research.training import loop
 from research.training.loop import train_and_evaluate
 from research.training.trained_run import TrainedRun

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from research.analysis.figures import class_name
+from research.analysis.canvas import class_name
 from research.base.errors import UserError
 from research.core.tasks import Classification, Regression
 from research.data import load as data

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from research.analysis import figures, refits
+from research.analysis import canvas, class_figures, figures, refits
 from research.analysis.coefficients import coefficients
 from research.analysis.curves import confusion, precision_recall, roc
 from research.base.errors import UserError
@@ -179,22 +179,23 @@ def _ranked(subject: PlotContext) -> tuple[np.ndarray, np.ndarray]:
     subject.needs("class")
     labels, scores = subject.columns["label"], subject.columns["scores"]
     if (labels == labels[0]).all():
-        only = figures.class_name(labels[0], subject.classes)
+        only = canvas.class_name(labels[0], subject.classes)
         raise UserError(f"split {subject.of_split!r} has only {only}; this plot requires two classes")
     return labels, scores
 
 
 def _roc(subject: PlotContext) -> Drawing:
     labels, scores = _ranked(subject)
-    found = figures.areas(labels, scores, roc)
-    return figures.rocs(labels, scores, subject.classes), {"auc": {str(c): curve.area for c, curve in found.items()}}
+    found = class_figures.areas(labels, scores, roc)
+    numbers = {"auc": {str(c): curve.area for c, curve in found.items()}}
+    return class_figures.rocs(labels, scores, subject.classes), numbers
 
 
 def _precision_recall(subject: PlotContext) -> Drawing:
     labels, scores = _ranked(subject)
-    found = figures.areas(labels, scores, precision_recall)
+    found = class_figures.areas(labels, scores, precision_recall)
     numbers = {"average_precision": {str(c): curve.area for c, curve in found.items()}}
-    return figures.precision_recalls(labels, scores, subject.classes), numbers
+    return class_figures.precision_recalls(labels, scores, subject.classes), numbers
 
 
 def _confusion(subject: PlotContext) -> Drawing:
@@ -202,7 +203,7 @@ def _confusion(subject: PlotContext) -> Drawing:
     labels, predictions = subject.columns["label"], subject.columns["prediction"]
     classes = subject.columns["scores"].shape[1]
     numbers = {"counts": confusion(labels, predictions, classes).tolist()}
-    return figures.confusion_matrix(labels, predictions, classes, subject.classes), numbers
+    return class_figures.confusion_matrix(labels, predictions, classes, subject.classes), numbers
 
 
 def _regularization_path(subject: PlotContext) -> Drawing:
@@ -297,7 +298,7 @@ def draw(subject: PlotContext, what: str) -> Path:
     of = "refits" if plot.of == "refits" else f"{which} checkpoint, step {step:,}"
     section = subject.config.data
     subjects = " ".join(filter(None, (Path(section.train).name if section.name == "files" else section.name, split)))
-    figures.add_title(figure, f"{plot.title}: {subjects}, {of}")
+    canvas.add_title(figure, f"{plot.title}: {subjects}, {of}")
     return subject.run.write_plot(name, figure, {"split": split, "checkpoint": which, "step": step, **numbers})
 
 

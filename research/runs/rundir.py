@@ -12,68 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.base.errors import UserError
-from research.base.paths import atomic_write, local, same_source
-from research.base.trees import flatten, jsonable, to_json
+from research.base.paths import atomic_write, local
+from research.base.trees import jsonable, to_json
+from research.runs.saved_config import check_jsonable, completed, differences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Keys that, like those of `mesh`, may differ when a run is resumed: none of them changes what is computed, or from
-# which examples.
-FREE_KEYS = (
-    "train.log_every",
-    "train.max_minutes",
-    "train.max_data_wait_fraction",
-    "data.data_dir",
-    "data.train",
-    "data.validation",
-    "data.test",
-    "data.workers",
-)
-
-# Keys that no longer have an effect; they are dropped from older configs and command lines.
-RETIRED_KEYS = ("task.label_shift",)
-
 _LOCK = ".lock"
 _EXTENSIONS = "extensions"  # the key of config.json that is not one of the config
-
-# Keys that the config of an older run lacks, with the values that preserve its behaviour.
-_LATER_KEYS: dict[tuple[str, str], Any] = {
-    ("data", "train_fraction"): 1.0,
-    **dict.fromkeys((("data", key) for key in ("train", "validation", "test", "group_by", "time_by")), None),
-    ("data", "validation_fraction"): 0.1,
-    ("data", "test_fraction"): 0.0,
-    ("data", "split_seed"): 0,
-    ("data", "kinds"): [],
-    ("train", "seeds"): None,
-    ("optimizer", "C"): None,
-    ("optimizer", "alpha"): None,
-    ("optimizer", "tolerance"): 1e-4,
-    ("optimizer", "max_iterations"): 1000,
-    ("optimizer", "factorization"): "qr",
-    ("optimizer", "follow_encoder"): False,
-}
-
-
-def _check_jsonable(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a value of a config that would not survive the round trip through config.json."""
-    for key, value in flatten(config).items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{key} is {value!r}, which config.json can't hold; it must be a finite number, text, or a tuple"
-            ) from error
-
-
-def without_retired(config: Any) -> dict[str, Any]:
-    """A copy of a config, a mapping or a ConfigDict, without RETIRED_KEYS."""
-    return {
-        name: {key: x for key, x in section.items() if f"{name}.{key}" not in RETIRED_KEYS}
-        if hasattr(section, "items")
-        else section
-        for name, section in config.items()
-    }
 
 
 def _file_name(name: str) -> str:
@@ -122,7 +69,7 @@ class RunDir:
         Raises UserError, without changing anything, if it can't be written, holds a run of another config or other
         files, or if JSON can't represent the config.
         """
-        _check_jsonable(config)
+        check_jsonable(config)
         if self.is_run:
             # A run that failed before its first step has nothing to lose: another config may replace it.
             if self.checkpoints.is_dir() or self._metrics.is_file():
@@ -178,18 +125,7 @@ class RunDir:
             self._lock = None
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        old, new = flatten(self.config()), flatten({"imports": [], **jsonable(config)})
-
-        def same(key: str) -> bool:
-            if key == "init_from":
-                return same_source(old.get(key), new.get(key))
-            return old.get(key) == new.get(key) or key in FREE_KEYS or key.startswith("mesh.")
-
-        differing = [
-            f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
-            for key in sorted(old.keys() | new.keys())
-            if not same(key)
-        ]
+        differing = differences(self.config(), config)
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
             raise UserError(
@@ -229,12 +165,9 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if it can't be read."""
-        config = {"imports": [], **without_retired(self._read(self._config))}
-        config.pop(_EXTENSIONS, None)
-        for (section, key), value in _LATER_KEYS.items():
-            if section in config:
-                config[section].setdefault(key, value)
-        return config
+        saved = self._read(self._config)
+        saved.pop(_EXTENSIONS, None)
+        return completed(saved)
 
     def extensions(self) -> list[dict[str, Any]]:
         """What `extend` recorded, in order."""

@@ -22,7 +22,8 @@ from research.inference.evaluation import EvaluationInterrupted
 from research.runs import own_code
 from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
-from research.runs.rundir import RunDir, without_retired
+from research.runs.rundir import RunDir
+from research.runs.saved_config import without_retired
 from research.training.console import conclude, describe, describe_evaluation, describe_extension
 from research.training.deadline import Deadline
 from research.training.divergence import FiniteCheck

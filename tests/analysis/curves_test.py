@@ -4,8 +4,8 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research.analysis.class_figures import areas
 from research.analysis.curves import confusion, precision_recall, roc
-from research.analysis.figures import areas
 
 # Few distinct scores, so that there are many ties.
 SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40)

@@ -11,7 +11,7 @@ import sklearn.metrics
 from ml_collections import ConfigDict
 
 from research import plot
-from research.analysis import figures, plots
+from research.analysis import canvas, class_figures, figures, plots
 from research.analysis.plots import PLOTS, PlotContext, draw, draw_all
 from research.base.errors import UserError
 from research.configs import linear_line, logistic_breast_cancer
@@ -189,8 +189,8 @@ def test_requested_plots_are_drawn_before_the_error(line, capsys):
 def test_plot_names_its_data_and_checkpoint(digits, monkeypatch):
     """A plot of another split or checkpoint does not replace the first."""
     titles = []
-    add = figures.add_title
-    monkeypatch.setattr(figures, "add_title", lambda figure, text: add(figure, text) or titles.append(text))
+    add = canvas.add_title
+    monkeypatch.setattr(canvas, "add_title", lambda figure, text: add(figure, text) or titles.append(text))
     expected = {"split": "validation", "checkpoint": "last", "step": 20}
     test, best = PlotContext(digits, split="test"), PlotContext(digits, "best", split="test")
     for subject, what, name, about in [
@@ -224,16 +224,17 @@ def test_classes_are_named_if_names_are_known(tmp_path, digits):
     assert PlotContext(digits).classes == ()
     labels, scores = (subject.columns[name] for name in ("label", "scores"))
     for names, shown in ((subject.classes, "benign, A"), ((), "class 1, A")):
-        for drawn in (figures.rocs(labels, scores, names), figures.precision_recalls(labels, scores, names)):
+        for draw_curves in (class_figures.rocs, class_figures.precision_recalls):
+            drawn = draw_curves(labels, scores, names)
             assert drawn.axes[0].get_legend().get_texts()[0].get_text().startswith(shown)
-        (axis,) = figures.confusion_matrix(labels, subject.columns["prediction"], 2, names).axes
+        (axis,) = class_figures.confusion_matrix(labels, subject.columns["prediction"], 2, names).axes
         assert [text.get_text() for text in axis.get_yticklabels()] == list(names or "01")
 
 
 def test_confusion_matrix_of_many_classes_fits_a_page(rng):
     sizes = []
     for classes in (20, 21, 1000):
-        figure = figures.confusion_matrix(*rng.integers(0, classes, (2, 50)), classes)
+        figure = class_figures.confusion_matrix(*rng.integers(0, classes, (2, 50)), classes)
         sizes.append(figure.get_size_inches().tolist())
         assert len(figure.axes[0].texts) == (400 if classes == 20 else 0)
     assert sizes[0] == sizes[1] == sizes[2]
@@ -338,7 +339,7 @@ def test_figure_excludes_hidden_labels(rng):
     shown = hidden >= 0
     for curve in (plots.roc, plots.precision_recall):
         found, expected = (
-            {c: line.area for c, line in figures.areas(*columns, curve).items()}
+            {c: line.area for c, line in class_figures.areas(*columns, curve).items()}
             for columns in ((hidden, scores), (labels[shown], scores[shown]))
         )
         assert found == expected
@@ -353,7 +354,7 @@ def test_split_of_one_class_has_no_curve(what, only):
     with pytest.raises(UserError, match=f"'test' has only class {only}"):
         plots.PLOTS[what].draw(_subject(_classified([only, -1, only]), name="classification"))
     with pytest.raises(UserError, match="two classes"):
-        figures.rocs(np.zeros(3, int), np.ones((3, 2)))
+        class_figures.rocs(np.zeros(3, int), np.ones((3, 2)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
@@ -416,7 +417,7 @@ def test_high_accuracies_are_drawn_as_errors():
 def test_curves_near_a_corner_are_magnified(noise, insets, rng):
     labels = np.arange(400) % 2
     scores = labels + noise * rng.normal(size=400)
-    for draw_curves in (figures.rocs, figures.precision_recalls):
+    for draw_curves in (class_figures.rocs, class_figures.precision_recalls):
         figure = draw_curves(labels, np.column_stack([-scores, scores]))
         assert len(figure.axes[0].child_axes) == insets
 
@@ -462,10 +463,10 @@ def _long_figures():
     yield figures.coefficients(names, values, (values - 1, values + 1), scale=np.arange(20.0), title="logistic")
     yield figures.coefficients(names[:1], values[:1], None, scale=np.ones(1), title="logistic")
     labels, scores = rng.integers(0, 5, 50), rng.random((50, 5))
-    yield figures.rocs(labels, scores, names[:5])
-    yield figures.precision_recalls(labels, scores)
-    yield figures.confusion_matrix(labels % 2, labels % 2, 2)
-    yield figures.confusion_matrix(labels, labels, 20, names)
+    yield class_figures.rocs(labels, scores, names[:5])
+    yield class_figures.precision_recalls(labels, scores)
+    yield class_figures.confusion_matrix(labels % 2, labels % 2, 2)
+    yield class_figures.confusion_matrix(labels, labels, 20, names)
     yield figures.regularization_path(
         [0.1, 1.0, 10.0], rng.normal(size=(3, 20)), [0.5, None, 0.8], names=names, now=1.0, best=10.0,
         penalty="optimizer.weight_decay", metric_name="validation_mismatched ema_mean_absolute_error",
@@ -478,7 +479,7 @@ def _long_figures():
 @pytest.mark.extended
 def test_nothing_is_clipped_and_no_tick_labels_overlap():
     for figure in _long_figures():
-        figures.add_title(figure, LONG)
+        canvas.add_title(figure, LONG)
         figure.draw_without_rendering()
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.01, figure.get_suptitle()
