@@ -113,6 +113,7 @@ _PACKAGES = {
 }
 _EXTRAS = {
     **dict.fromkeys(("torch", "transformers"), "parity"),
+    **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "uvicorn"), "serve"),
     **dict.fromkeys(("ipykernel", "nbclient", "nbformat", "notebook"), "notebooks"),
 }
 _OWN = ("benchmarks", "configs", "research", "tests")

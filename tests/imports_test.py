@@ -51,7 +51,7 @@ LAYERS = (
     ("interop",),
     ("inference",),
     ("training",),
-    ("analysis",),
+    ("analysis", "serve"),
     ("commands",),
 )
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}

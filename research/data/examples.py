@@ -125,6 +125,8 @@ class Ragged:
     @classmethod
     def joined(cls, parts: list["Ragged"], dtype: Any) -> "Ragged":
         """The sequences of all parts."""
+        if len(parts) == 1:
+            return parts[0]
         lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
         values = np.concatenate([np.zeros(0, dtype), *(part.values for part in parts)])
         return cls(values, np.concatenate([[0], np.cumsum(lengths)]))

@@ -144,14 +144,21 @@ def open_checkpoints(run: RunDir, config: Any) -> Checkpoints:
     return Checkpoints(run.checkpoints, metric=config.eval.metric, mode=config.eval.mode, writable=False)
 
 
-def open_model(run: RunDir, which: str = "last") -> TrainedModel:
-    """Loads the `last` or `best` checkpoint of a run.
+def checkpoint_step(run: RunDir, which: str) -> int:
+    """The step of the `last` or the `best` checkpoint of a run. Raises UserError if there is none."""
+    with open_checkpoints(run, FrozenConfigDict(run.config())) as checkpoints:
+        return checkpoints.step(which)
 
-    Call this, and the step of the result, under `research.devices.platform.x64` of the config's dtype.
+
+def open_model(run: RunDir, which: str = "last", *, dtype: str | None = None) -> TrainedModel:
+    """Loads the `last` or `best` checkpoint of a run, to compute in `dtype`; None for that of its config.
+
+    Call this, and the step of the result, under `research.devices.platform.x64` of the dtype.
 
     Raises UserError if there is no such checkpoint, or a file of the run is missing.
     """
-    config = on_these_devices(run.config())
+    config = run.config()
+    config = on_these_devices({**config, "dtype": dtype or config["dtype"]})
     own_code.register(run, config)
     encoder, signature = data.open_encoder(config.data, run.assets)
     mesh = make_mesh(config)

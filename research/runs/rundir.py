@@ -54,6 +54,7 @@ class RunDir:
         self._summary = self.path / "summary.json"
         self._latency = self.path / "latency.json"
         self._own_code = self.assets / "own_code.json"
+        self._samples = self.assets / "samples.json"
 
     @classmethod
     def open(cls, path: str | Path, *, writer: bool = False) -> "RunDir":
@@ -212,6 +213,15 @@ class RunDir:
             saved = self._read(self._own_code)
             return saved["config_file"] and Path(saved["config_file"]), saved["imports"]
         return (Path(older.read_text()) if older.is_file() else None), {}
+
+    def samples(self) -> dict[str, Any] | None:
+        """What `write_samples` wrote; None if it was not called."""
+        return self._read(self._samples) if self._samples.is_file() else None
+
+    def write_samples(self, samples: Mapping[str, Any]) -> None:
+        """Writes sample inputs with their predictions; see `research.inference.samples`."""
+        if self.writer:
+            self._write(self._samples, samples)
 
     def summary(self) -> dict[str, Any] | None:
         """The last summary, if the run has ever ended."""

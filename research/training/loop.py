@@ -19,6 +19,7 @@ from research.devices.platform import x64
 from research.devices.sharding import prefetch_to_device, process_share, put_batch
 from research.devices.throughput import Throughput
 from research.inference.evaluation import EvaluationInterrupted
+from research.inference.samples import write_samples
 from research.runs import own_code
 from research.runs.checkpoint import Checkpoints, Progress
 from research.runs.reporting import Reporter, plot_training_curve
@@ -283,11 +284,21 @@ def _evaluate_at_the_end(
         if not (split == parts.main_split and progress.is_evaluated):
             parts.reporter.evaluation(progress.step, split, values)
         if parts.run.writer:
+            if split == parts.main_split:
+                _write_samples(parts, records, progress.step)
             records = parts.experiment.dataset.described(whole(split), records)
         parts.run.write_predictions(split, records, {"step": progress.step, "split": split, **metric_summary(values)})
         if split == parts.main_split and ranking:
             progress = _rank(parts, progress, values)
     return results, progress
+
+
+def _write_samples(parts: _Parts, records: list[dict[str, Any]], step: int) -> None:
+    """Writes the first inputs of the main split with their predictions, those of the first seed."""
+    dataset = parts.experiment.dataset
+    if parts.experiment.replicas.count is not None:
+        records = [{**record, **{k: x[0] for k, x in record.items() if isinstance(x, list)}} for record in records]
+    write_samples(parts.run, dataset.columns[whole(parts.main_split)], dataset.encoder.signature, records, step)
 
 
 def _evaluate(

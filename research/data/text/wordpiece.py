@@ -174,6 +174,10 @@ class TextEncoder(Encoder):
             )
         return tokenizer
 
+    @functools.cached_property
+    def _digest(self) -> str:
+        return digest(self.definition)
+
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> TextExamples:
         options = self.options
 
@@ -184,7 +188,7 @@ class TextEncoder(Encoder):
             arrays["full_lengths"] = full_lengths
             return arrays | labels_entry(columns, options.label, split, labels)
 
-        key = (VERSION, digest(self.definition), options.max_length, options.inputs, options.label, split)
+        key = (VERSION, self._digest, options.max_length, options.inputs, options.label, split)
         arrays = cache.arrays("tokens", tokenized, key=key)
         return TextExamples(
             tokens=Ragged(arrays["tokens"], arrays["offsets"]),
@@ -223,7 +227,9 @@ def encode(
     """
     size, piece = len(parts[0]), 8192
     tokens, type_ids, full_lengths = [], [], [np.zeros(0, np.int32)]
-    with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
+    # A service encodes single texts: even a bar that is not drawn would take as long as that.
+    disable = True if size <= piece else None
+    with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=disable) as bar:
         for start in range(0, size, piece):
             columns = [list(map(as_text, part[start : start + piece])) for part in parts]
             lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))

@@ -1,0 +1,83 @@
+"""Sample inputs of a run with the predictions for them, by which a service checks the model that it opens."""
+
+import base64
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.base.errors import UserError
+from research.base.trees import jsonable
+from research.data.encoder import Signature
+from research.data.examples import Columns
+from research.runs.rundir import RunDir
+
+COUNT = 4  # inputs of a run
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Raw inputs by column, and for each step with predictions a record per input: `prediction`, `scores`."""
+
+    columns: Columns
+    predictions: Mapping[int, Records]
+
+
+def write_samples(run: RunDir, columns: Columns, signature: Signature, records: Records, step: int) -> None:
+    """Writes the first inputs of a split with their predictions at a step, from `records` of one model.
+
+    Does nothing for examples that are cut from the columns, such as rows of documents.
+    """
+    if signature.kind == "documents":
+        return
+    chosen = records[:COUNT]
+    inputs = {name: [_saved(columns[name][record["index"]]) for record in chosen] for name in signature.inputs}
+    kept = [{name: record[name] for name in ("prediction", "scores") if name in record} for record in chosen]
+    run.write_samples({"inputs": inputs, "predictions": {str(step): jsonable(kept)}})
+
+
+def add_predictions(run: RunDir, records: Records, step: int) -> None:
+    """Adds the predictions at another step for the sample inputs that the run has."""
+    saved = run.samples()
+    assert saved is not None
+    run.write_samples({**saved, "predictions": {**saved["predictions"], str(step): jsonable(list(records))}})
+
+
+def read_samples(run: RunDir) -> Samples | None:
+    """The samples of a run; None for one from before they were written. Raises UserError if they can't be read."""
+    saved = run.samples()
+    if saved is None:
+        return None
+    try:
+        columns = {name: [_loaded(value) for value in values] for name, values in saved["inputs"].items()}
+        predictions = {int(step): records for step, records in saved["predictions"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the samples of {run.path} can't be read ({error})") from error
+    return Samples(columns, predictions)
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray):
+        contiguous = np.ascontiguousarray(value)
+        data = base64.b64encode(contiguous.tobytes()).decode()
+        return {"array": data, "dtype": contiguous.dtype.str, "shape": list(contiguous.shape)}
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value  # a missing number
+
+
+def _loaded(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "bytes" in value:
+        return base64.b64decode(value["bytes"])
+    data = np.frombuffer(base64.b64decode(value["array"]), np.dtype(value["dtype"]))
+    return data.reshape(value["shape"])

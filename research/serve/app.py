@@ -1,0 +1,45 @@
+"""The application: the paths of all protocols over one service."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from research.serve import plain
+from research.serve.errors import ServiceError
+from research.serve.http import ClientGone, refusal
+from research.serve.repository import Repository
+from research.serve.service import Service
+
+# What nginx answers to a client that has gone; nobody sees it.
+_GONE = 499
+
+_DRAIN_SECONDS = 30.0
+
+
+def make_app(service: Service, repository: Repository | None = None) -> FastAPI:
+    """The ASGI application of a service, which it starts and stops, with the models of a repository."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        if repository:
+            repository.start()
+        yield
+        if repository:
+            repository.stop()
+        await service.stop(_DRAIN_SECONDS)
+
+    app = FastAPI(title="research", description="Models trained by this project, as a service.", lifespan=lifespan)
+
+    @app.exception_handler(ServiceError)
+    async def refused(_: Request, error: ServiceError) -> Response:
+        return refusal(error)
+
+    @app.exception_handler(ClientGone)
+    async def gone(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=_GONE)
+
+    app.include_router(plain.router(service))
+    return app

@@ -1,0 +1,107 @@
+"""What the protocols share: reading a request, answering it, and giving up when the client has gone."""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from research.serve.errors import Kind, ServiceError
+from research.serve.service import Result, Service
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client has closed the connection: there is nobody to answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """A request of a client."""
+
+    service: Service
+    request: Request
+
+    @property
+    def client(self) -> str:
+        """Who asks: the name of the API key, else the address."""
+        state = self.request.scope.get("state", {})
+        host = self.request.client.host if self.request.client else ""
+        return str(state.get("client", host))
+
+    async def body(self) -> bytes:
+        """The body. Raises ServiceError if it is too large, ClientGone if it does not come to its end."""
+        limit, parts, size = self.service.limits.body_bytes, [], 0
+        while True:
+            message = await self.request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise ServiceError(Kind.TOO_LARGE, f"the body has more than {limit} bytes")
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def answer(self, model: str | None, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
+        """As `Service.answer`. Raises ClientGone if the client goes before the answer is there."""
+        served = self.service.model(model)
+        return await self.connected(self.service.answer(served, columns, client=self.client, truncate=truncate))
+
+    async def connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is cancelled if the client goes. Call it after `body`."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            return task.result()
+        finally:
+            task.cancel()
+            gone.cancel()
+
+    async def _gone(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+
+def parse(adapter: TypeAdapter[T], body: bytes) -> T:
+    """A JSON body as what `adapter` describes. Raises ServiceError, naming the first thing that is wrong."""
+    if not body:
+        raise ServiceError(Kind.EMPTY, "the request has no body; send JSON")
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ServiceError(Kind.INVALID, f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`value` as JSON."""
+    return Response(to_json(value), status, headers, media_type="application/json")
+
+
+def refusal(error: ServiceError) -> Response:
+    """The answer to a request that is refused: {"error", "error_type"}."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if error.kind is Kind.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return reply({"error": str(error), "error_type": error.kind.label}, status=error.kind.status, headers=headers)
+
+
+def described(schema: TypeAdapter[Any], *examples: Any) -> dict[str, Any]:
+    """The `openapi_extra` of a path that reads a JSON body as `schema` describes, with examples."""
+    content = {
+        "schema": schema.json_schema(ref_template="#/components/schemas/{model}"),
+        "examples": {str(i): {"value": example} for i, example in enumerate(examples)},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}

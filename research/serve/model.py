@@ -1,0 +1,214 @@
+"""A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from research.base.errors import UserError
+from research.core.metrics import at_least_float32
+from research.core.tasks import Task
+from research.data.encoder import Signature
+from research.data.examples import BagExamples, Columns, TextExamples
+from research.data.parts import Part, lay_out, split
+from research.inference.model import TrainedModel, open_model
+from research.inference.samples import Samples, read_samples
+from research.runs.rundir import RunDir
+from research.serve import shapes
+from research.serve.limits import Limits
+from research.serve.shapes import Shape
+
+# What a client may ask the service to compute in.
+COMPUTE = ("float32", "bfloat16")
+
+_FIXED_ROWS = 64  # the largest batch of inputs of a fixed size
+_PACKED_ITEMS = 2048  # and of sequences, in items
+_TIMED = 3  # repetitions, of which the fastest counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The predictions for one input.
+
+    Attributes:
+      values: those of the task by name, such as `prediction` and `scores`, and `outputs`, what the model returned.
+      version: that of the model that made them.
+    """
+
+    values: Mapping[str, np.ndarray]
+    version: str
+
+
+class ServedModel:
+    """A model on some devices. `warm_up` compiles it; until then it answers nothing.
+
+    Attributes:
+      name, version: what requests call it; the version is the step of the checkpoint.
+      compute: the dtype that it computes in.
+      samples: sample inputs of the run.
+      seconds: the measured time of a batch by its shape, after `warm_up`.
+      capacity: the items of the largest batch to make.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: TrainedModel,
+        *,
+        samples: Samples | None = None,
+        compute: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.name = name
+        self.version = str(model.step)
+        self.compute = compute
+        self.samples = samples
+        self.seconds: dict[Shape, float] = {}
+        self.capacity = 1
+        self._seconds_per_item = 0.0
+        self._model = model
+        self._devices = list(devices or jax.local_devices()[:1])
+        state = model.predicting_state
+        variables = {"params": state.params, **state.model_state}
+        self._variables = [jax.device_put(variables, device) for device in self._devices]
+        self._programs: dict[tuple[int, Shape], Any] = {}
+
+    @classmethod
+    def open(
+        cls, name: str, run: RunDir, checkpoint: str = "last", *, compute: str = "float32", **options: Any
+    ) -> "ServedModel":
+        """Opens a checkpoint of a run, the first seed's if it has several. Raises UserError if there is none."""
+        if compute not in COMPUTE:
+            raise UserError(f"--compute is {compute!r}; known: {', '.join(COMPUTE)}")
+        model = open_model(run, checkpoint, dtype=compute).single
+        return cls(name, model, samples=read_samples(run), compute=compute, **options)
+
+    @property
+    def signature(self) -> Signature:
+        """The columns that it reads, and the names of the labels if they are known."""
+        return self._model.signature
+
+    @property
+    def config(self) -> Any:
+        return self._model.config
+
+    @property
+    def encoder(self) -> Any:
+        return self._model.encoder
+
+    def encode(self, columns: Columns) -> list[Part]:
+        """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
+        parts = split(self._model.encode(columns, "the request"))
+        if not _is_sequence(self._example):
+            for i, part in enumerate(parts):
+                for name, array in part.arrays.items():
+                    expected = self._example.arrays[name].shape
+                    if array.shape != expected:
+                        found, wanted = ("x".join(map(str, shape)) for shape in (array.shape, expected))
+                        raise UserError(f"input {i} has {name} of size {found}; the model reads {wanted}")
+        return parts
+
+    @functools.cached_property
+    def _example(self) -> Part:
+        """An input by which the programs are compiled: its values do not matter.
+
+        Raises UserError where none is known: for a run of images or features from before runs kept samples.
+        """
+        columns = self.samples.columns if self.samples else {}
+        if not columns and self.signature.kind in ("text", "text_pair"):
+            columns = {name: ["a text"] for name in self.signature.inputs}
+        if columns:
+            return split(self._model.encode(columns, "the run's sample"))[0]
+        raise UserError(
+            f"the run has no sample of its inputs ({self.signature.kind}), which it gets when it is finished by this "
+            "version; to finish it again: python -m research.train --workdir=RUN --extend=1"
+        )
+
+    @functools.cached_property
+    def row_length(self) -> int:
+        """The items of the longest row, as in training: tokens of a text; 1 for inputs of a fixed size."""
+        kind = self._example.kind
+        if isinstance(kind, TextExamples):
+            return max(kind.row_length, int(self.signature.limits["max_length"]))
+        return kind.row_length if isinstance(kind, BagExamples) else 1
+
+    def time_of(self, part: Part) -> float:
+        """The share of an input in the time of a full batch, in seconds."""
+        return part.length * self._seconds_per_item
+
+    def warm_up(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
+        """Compiles and measures a batch of each shape on each device -> the shape and its time in seconds, one by one.
+
+        Shapes that take longer than `limits.batch_ms` on one device are not compiled for the others, except the
+        smallest that holds the longest input.
+        """
+        example = self._example
+        found = shapes.packed(self.row_length, _PACKED_ITEMS) if _is_sequence(example) else shapes.fixed(_FIXED_ROWS)
+        slow: dict[int | None, bool] = {}
+        for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
+            if slow.get(shape.length):
+                continue
+            for device in range(len(self._devices)):
+                self.seconds[shape] = self._prepare(shape, device)
+            slow[shape.length] = self.seconds[shape] > limits.batch_ms / 1000
+            yield shape, self.seconds[shape]
+        self.capacity = shapes.capacity(self.seconds, limits.batch_ms)
+        self._seconds_per_item = min(time / (shape.rows * (shape.length or 1)) for shape, time in self.seconds.items())
+
+    def _prepare(self, shape: Shape, device: int) -> float:
+        """Compiles a shape for a device -> the seconds that a full batch takes."""
+        example = self._example
+        if shape.length is not None:  # as full as can be
+            length = max(1, shape.length // shape.slots)
+            arrays = {name: np.resize(array, length) for name, array in example.arrays.items()}
+            example = dataclasses.replace(example, arrays=arrays, length=length)
+        members = np.arange(shape.rows * shape.slots).reshape(shape.rows, shape.slots)
+        batch = lay_out([example] * members.size, members, shape.length)
+        place = jax.sharding.SingleDeviceSharding(self._devices[device])
+        abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
+        program = jax.jit(functools.partial(_predict, module=self._model.module, task=self._model.task))
+        self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
+        times = []
+        for _ in range(_TIMED):
+            start = time.perf_counter()
+            self._run(batch, shape, device)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def _run(self, batch: Mapping[str, np.ndarray], shape: Shape, device: int) -> dict[str, np.ndarray]:
+        put = {name: jax.device_put(x.astype(_on_device(x.dtype)), self._devices[device]) for name, x in batch.items()}
+        found: dict[str, np.ndarray] = jax.device_get(self._programs[device, shape](self._variables[device], put))
+        return found
+
+    def answer(self, parts: Sequence[Part], device: int = 0) -> tuple[list[Answer | None], Shape]:
+        """The answers of the inputs, in order; None for one that the largest batch had no room for, and has to wait.
+
+        The first one always has an answer. Raises ValueError if an input has another shape than the model reads.
+        """
+        shape, members = shapes.choose([part.length for part in parts], self.seconds)
+        columns = self._run(lay_out(parts, members, shape.length), shape, device)
+        answers: list[Answer | None] = [None] * len(parts)
+        flat = {name: x.reshape(members.size, *x.shape[2 if shape.length else 1 :]) for name, x in columns.items()}
+        for place in np.flatnonzero(members >= 0):
+            values = {name: x[place] for name, x in flat.items()}
+            answers[members.flat[place]] = Answer(values, self.version)
+        return answers, shape
+
+
+def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
+    outputs: Any = module.apply(variables, batch, train=False)
+    return {"outputs": at_least_float32(outputs), **task.predictions(outputs, batch)}
+
+
+def _is_sequence(part: Part) -> bool:
+    return isinstance(part.kind, TextExamples | BagExamples)
+
+
+def _on_device(dtype: np.dtype) -> Any:
+    """The dtype of an array on a device, where there is no float64."""
+    return jax.dtypes.canonicalize_dtype(dtype)

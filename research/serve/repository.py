@@ -1,0 +1,160 @@
+"""Opens the models of a service, checks them, and replaces them when their runs have a better checkpoint."""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from research.base.errors import UserError
+from research.inference.model import checkpoint_step
+from research.inference.samples import Records, add_predictions
+from research.runs.rundir import RunDir
+from research.serve.limits import Limits
+from research.serve.model import Answer, ServedModel
+
+log = logging.getLogger("research.serve")
+
+# How far predictions may be from those that the run has for its sample inputs: probabilities absolutely, numbers
+# relative to the largest. In float32 other batch shapes differ by 1e-6; in bfloat16, by up to 0.01 (interop/export.py).
+_CLOSE = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model to serve: its name, and which checkpoint of which run it is."""
+
+    name: str
+    run: RunDir
+    checkpoint: str = "best"
+    compute: str = "float32"
+
+    @classmethod
+    def of(cls, text: str, *, checkpoint: str, compute: str) -> "Source":
+        """From "NAME=RUN" or "RUN", which is called as its folder. Raises UserError if it is not a run directory."""
+        name, _, path = text.rpartition("=")
+        run = RunDir.open(path)
+        name = name or Path(path).resolve().name
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise UserError(f"the model's name {name!r} is not of letters, digits and . _ -; give one: NAME={path}")
+        return cls(name, run, checkpoint, compute)
+
+    def step(self) -> int:
+        """The step of the checkpoint now. Raises UserError if there is none."""
+        return checkpoint_step(self.run, self.checkpoint)
+
+
+def sources(texts: Sequence[str], *, checkpoint: str, compute: str) -> list[Source]:
+    """The models of --workdir flags. Raises UserError if two have the same name."""
+    found = [Source.of(text, checkpoint=checkpoint, compute=compute) for text in texts]
+    names = [source.name for source in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two models are called {name!r}; name them: --workdir=NAME=RUN")
+    return found
+
+
+class Repository:
+    """Loads models in a thread, and again when there is another checkpoint.
+
+    Attributes:
+      states: what happens with each model: "loading", "ready", or an error.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        limits: Limits,
+        install: Callable[[ServedModel], None],
+        *,
+        devices: Sequence[jax.Device],
+        poll_seconds: float = 5.0,
+    ):
+        self.states = {source.name: "loading" for source in sources}
+        self._sources = list(sources)
+        self._limits = limits
+        self._install = install
+        self._devices = devices
+        self._poll_seconds = poll_seconds
+        self._steps: dict[str, int] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            for source in self._sources:
+                self._load_if_new(source)
+            self._stopped.wait(self._poll_seconds)
+
+    def _load_if_new(self, source: Source) -> None:
+        try:
+            step = source.step()
+            if self._steps.get(source.name) == step:
+                return
+            self._install(self._load(source))
+            self._steps[source.name] = step
+            self.states[source.name] = "ready"
+        except Exception as error:  # a run that can't be read must not end the service; the last model stays
+            if source.name not in self._steps:
+                self.states[source.name] = f"{type(error).__name__}: {error}"
+            log.error("model %s can't be loaded: %s", source.name, error)
+            self._stopped.wait(self._poll_seconds)
+
+    def _load(self, source: Source) -> ServedModel:
+        began = time.perf_counter()
+        model = ServedModel.open(
+            source.name, source.run, source.checkpoint, compute=source.compute, devices=self._devices
+        )
+        for number, (shape, seconds) in enumerate(model.warm_up(self._limits), 1):
+            log.info("model %s: batch shape %d, %s: %.1f ms", source.name, number, shape, 1000 * seconds)
+        check(model, source.run)
+        log.info("model %s, version %s: ready after %.1f s", model.name, model.version, time.perf_counter() - began)
+        return model
+
+
+def check(model: ServedModel, run: RunDir) -> None:
+    """Compares the model's predictions for the run's sample inputs with those that the run has for its step.
+
+    Where it has none for this step, they are added, if the model computes in float32 and the folder can be written.
+    Raises UserError if they differ.
+    """
+    samples = model.samples
+    if samples is None:
+        log.warning("model %s: the run has no sample inputs to check it by", model.name)
+        return
+    answers = [model.answer([part])[0][0] for part in model.encode(samples.columns)]
+    found = [answer.values for answer in answers if isinstance(answer, Answer)]
+    step = int(model.version)
+    if step not in samples.predictions:
+        names = ("prediction", "scores")
+        records = [{name: values[name].tolist() for name in names if name in values} for values in found]
+        try:
+            if model.compute == "float32":
+                add_predictions(run, records, step)
+        except OSError:
+            log.warning("model %s: %s can't be written; its sample predictions are not kept", model.name, run.path)
+        return
+    close = max(_CLOSE.get(dtype, 0.0) for dtype in (model.compute, run.config()["dtype"]))
+    _compare(model.name, samples.predictions[step], found, close)
+
+
+def _compare(name: str, expected: Records, found: Sequence[Mapping[str, np.ndarray]], close: float) -> None:
+    for i, (record, values) in enumerate(zip(expected, found, strict=True)):
+        what = "scores" if "scores" in record else "prediction"
+        numbers = np.asarray(record[what], np.float64)
+        difference = np.abs(values[what] - numbers).max() / max(1.0, np.abs(numbers).max())
+        if not difference <= close:
+            raise UserError(
+                f"model {name}: the {what} of sample input {i} differ by {difference:.2g} from those of the run, and "
+                f"rounding explains at most {close}: the checkpoint or this machine's compiler is not that of the run"
+            )

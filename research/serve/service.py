@@ -1,0 +1,289 @@
+"""From raw inputs to answers: limits, encoding, cache, queue. Knows nothing of HTTP."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.base.errors import UserError
+from research.data.examples import Columns
+from research.data.parts import Part
+from research.serve.cache import Cache
+from research.serve.engine import Engine
+from research.serve.errors import Kind, ServiceError
+from research.serve.limits import Limits
+from research.serve.model import Answer, ServedModel
+from research.serve.queue import Job
+
+Key = tuple[str, str, bytes]  # of an answer: model, version, hash of the encoded input
+
+# Texts with at most as many characters are encoded at once: handing them to another thread takes longer.
+_SHORT_TEXT = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The answer for one input of a request.
+
+    Attributes:
+      length: the items of the input that the model read, such as tokens; 1 for inputs of a fixed size.
+      truncated: whether these are only its beginning.
+      cached: whether the answer was computed before.
+    """
+
+    answer: Answer
+    length: int
+    truncated: bool
+    cached: bool
+
+
+@dataclasses.dataclass(eq=False)
+class _Pending:
+    """An answer that is being computed, and for how many inputs of requests. `job` is None before it is queued."""
+
+    future: asyncio.Future[Answer]
+    job: Job
+    waiters: int = 0
+
+
+class Service:
+    """Answers requests for several models. All methods are called in the thread of one event loop.
+
+    Attributes:
+      models: those that answer, by name; `install` adds them.
+      states: what happens with each model: "loading", "ready", or an error.
+    """
+
+    def __init__(self, limits: Limits, *, devices: int = 1):
+        self.models: dict[str, ServedModel] = {}
+        self.states: Mapping[str, str] = {}
+        self.limits = limits
+        self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
+        # Encoding a short text takes longer than looking up its answer.
+        self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
+        self._engine = Engine(limits, self._deliver, devices=devices)
+        self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "encode")
+        self._pending: dict[Key, _Pending] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._requests = 0
+
+    def start(self) -> None:
+        """Starts the threads; call it in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._engine.start()
+
+    async def stop(self, timeout: float) -> bool:
+        """Answers what waits, then ends -> whether that took at most `timeout` seconds."""
+        ended = await asyncio.to_thread(self._engine.stop, timeout)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+        return ended
+
+    @property
+    def waiting(self) -> int:
+        """The inputs in the queue."""
+        return len(self._engine.queue)
+
+    def install(self, model: ServedModel) -> None:
+        """Adds a model, or replaces that of its name, for all later requests. May be called in any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.models.__setitem__, model.name, model)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model answers."""
+        return bool(self.models) and all(state == "ready" for state in self.states.values())
+
+    def model(self, name: str | None = None) -> ServedModel:
+        """A model by name; without a name the first one. Raises ServiceError if there is none, or not yet."""
+        name = next(iter([*self.states, *self.models]), "") if name is None else name
+        if name in self.models:
+            return self.models[name]
+        if name in self.states:
+            raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
+        raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {', '.join(self.models)}")
+
+    async def answer(
+        self, model: ServedModel, columns: Columns, *, client: str = "", truncate: bool = True
+    ) -> list[Result]:
+        """The answers for raw inputs by column, in order, and all from one version of the model.
+
+        Args:
+          client: who asks: clients share the devices evenly.
+          truncate: whether an input may be longer than the model reads.
+
+        Raises:
+          ServiceError: the inputs are invalid or too many, the service is overloaded, or the model failed.
+        """
+        if self._requests >= self.limits.requests:
+            raise ServiceError(
+                Kind.OVERLOADED, f"{self._requests} requests are being answered; try again later", retry_after=0.1
+            )
+        self._requests += 1
+        try:
+            async with asyncio.timeout(self.limits.timeout_ms / 1000):
+                parts = await self.encode(model, columns)
+                if not truncate:
+                    _refuse_truncated(parts, model)
+                return await self._answers(model, parts, client)
+        except TimeoutError:
+            limit = self.limits.timeout_ms / 1000
+            message = f"the request took longer than {limit:g} s"
+            raise ServiceError(Kind.OVERLOADED, message, retry_after=limit) from None
+        finally:
+            self._requests -= 1
+
+    async def encode(self, model: ServedModel, columns: Columns) -> list[Part]:
+        """The inputs as the model reads them. Raises ServiceError if they are invalid or too many."""
+        self._check(columns)
+        try:
+            if _is_short(columns):
+                return self._encode_short(model, columns)
+            assert self._loop is not None
+            return await self._loop.run_in_executor(self._encoders, model.encode, columns)
+        except UserError as error:
+            raise ServiceError(Kind.INVALID, str(error)) from error
+
+    def _encode_short(self, model: ServedModel, columns: Columns) -> list[Part]:
+        names = model.signature.inputs
+        first = tuple(columns[name][0] for name in names if name in columns)
+        # Of texts only: 1, 1.0 and True are the same key.
+        if columns.keys() != set(names) or not all(isinstance(value, str) for value in first):
+            return model.encode(columns)
+        if len(columns[names[0]]) > 1:
+            return model.encode(columns)
+        key = (model.name, model.version, first)
+        part = self._encoded.get(key)
+        if part is None:
+            (part,) = model.encode(columns)
+            self._encoded.put(key, part)
+        return [part]
+
+    def _check(self, columns: Columns) -> None:
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ServiceError(Kind.INVALID, f"the inputs differ in number: {lengths}")
+        count = max(lengths.values(), default=0)
+        if not count:
+            raise ServiceError(Kind.EMPTY, "the request has no inputs")
+        if count > self.limits.batch_inputs:
+            raise ServiceError(
+                Kind.TOO_LARGE, f"the request has {count} inputs; at most {self.limits.batch_inputs} are allowed"
+            )
+        allowed = self.limits.text_chars
+        for name, values in columns.items():
+            for value in values:
+                if isinstance(value, str) and len(value) > allowed:
+                    message = f"a text of {name!r} has {len(value)} characters; at most {allowed} are allowed"
+                    raise ServiceError(Kind.TOO_LARGE, message)
+
+    async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str) -> list[Result]:
+        assert self._loop is not None
+        found: list[Answer | _Pending] = []
+        new: list[tuple[Key, _Pending]] = []
+        here: dict[Key, _Pending] = {}
+        for part in parts:
+            key = (model.name, model.version, part.digest)
+            answer = self.cache.get(key)
+            if answer is not None:
+                found.append(answer)
+                continue
+            pending = self._pending.get(key) or here.get(key)
+            if pending is None:
+                pending = _Pending(self._loop.create_future(), Job(model, part, client, key))
+                new.append((key, pending))
+                here[key] = pending
+            found.append(pending)
+        if new:
+            self._engine.queue.put([pending.job for _, pending in new])
+            self._pending.update(new)
+        waited = [entry for entry in found if isinstance(entry, _Pending)]
+        for entry in waited:
+            entry.waiters += 1
+        try:
+            for entry in waited:
+                # Shielded, as other requests may wait for the same answer.
+                await asyncio.shield(entry.future)
+        finally:
+            for entry in waited:
+                self._leave(entry)
+        return [
+            Result(
+                entry.future.result() if isinstance(entry, _Pending) else entry,
+                part.length,
+                part.truncated,
+                isinstance(entry, Answer),
+            )
+            for part, entry in zip(parts, found, strict=True)
+        ]
+
+    def _leave(self, entry: _Pending) -> None:
+        """One input less waits for an answer; without any the job is dropped."""
+        entry.waiters -= 1
+        if entry.waiters or entry.future.done():
+            return
+        entry.job.cancelled = True
+        entry.future.cancel()
+        self._pending.pop(entry.job.ticket, None)
+
+    def _deliver(self, done: Sequence[tuple[Job, Answer | Exception]]) -> None:
+        """Called by the engine's threads."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._finish, done)
+
+    def _finish(self, done: Sequence[tuple[Job, Answer | Exception]]) -> None:
+        for job, result in done:
+            entry = self._pending.get(job.ticket)
+            if entry is None or entry.job is not job:  # cancelled
+                continue
+            del self._pending[job.ticket]
+            if isinstance(result, Answer):
+                self.cache.put(job.ticket, result)
+                entry.future.set_result(result)
+            else:
+                entry.future.set_exception(_failure(result))
+                entry.future.exception()  # so that asyncio does not report one that nobody waits for any more
+
+
+def _failure(error: Exception) -> ServiceError:
+    if isinstance(error, ValueError):
+        return ServiceError(Kind.INVALID, str(error).splitlines()[0] if str(error) else "the input is invalid")
+    return ServiceError(Kind.FAILED, f"the model failed: {type(error).__name__}")
+
+
+def _refuse_truncated(parts: Sequence[Part], model: ServedModel) -> None:
+    longest = max(parts, key=lambda part: part.full_length)
+    if longest.truncated:
+        unit = model.signature.limits.get("unit", "items")
+        raise ServiceError(
+            Kind.INVALID,
+            f"an input has {longest.full_length} {unit}; the model reads {longest.length}. Shorten it, or allow "
+            "truncation",
+        )
+
+
+def _is_short(columns: Columns) -> bool:
+    """Whether the inputs are encoded faster than they are handed to another thread."""
+    total = 0
+    for values in columns.values():
+        for value in values:
+            if isinstance(value, str):
+                total += len(value)
+            elif not isinstance(value, int | float | type(None)):
+                return False
+    return total <= _SHORT_TEXT
+
+
+def summary(model: ServedModel) -> dict[str, Any]:
+    """What a client should know of a model."""
+    signature = model.signature
+    return {
+        "name": model.name,
+        "version": model.version,
+        "kind": signature.kind,
+        "inputs": list(signature.inputs),
+        "labels": None if signature.label_names is None else list(signature.label_names),
+        "limits": dict(signature.limits),
+        "compute": model.compute,
+    }

@@ -1,0 +1,103 @@
+"""The batch shapes that are compiled, and which one a set of inputs needs. No other shape is ever run."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from research.data.packing import best_fit
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Shape:
+    """A batch of `rows` rows. For sequences a row has `length` items, of at most `slots` inputs.
+
+    `length` is None for inputs of a fixed size, of which a row has one.
+    """
+
+    rows: int
+    length: int | None = None
+    slots: int = 1
+
+    @property
+    def smallest(self) -> int:
+        """The items that an input takes at least, so that no row has more inputs than `slots`."""
+        return 1 if self.length is None else -(-self.length // self.slots)
+
+
+_SHORTEST = 16  # items: shorter rows are not faster
+_PACKED = 8  # items of a row for each slot
+
+
+def fixed(rows: int) -> tuple[Shape, ...]:
+    """Shapes for inputs of a fixed size: 1, 2, 4, …, `rows` rows."""
+    return tuple(Shape(1 << power) for power in range(rows.bit_length()))
+
+
+def packed(longest: int, items: int) -> tuple[Shape, ...]:
+    """Shapes for sequences of at most `longest` items, and `items` in a batch if there is more than one row.
+
+    Their lengths are 16, 32, 64, … and `longest`, so that a single short input is fast. Only the longest rows come in
+    large numbers, as several inputs share each.
+    """
+    lengths = [_SHORTEST << power for power in range(longest.bit_length()) if _SHORTEST << power < longest]
+    found = []
+    for length in [*lengths, longest]:
+        most = max(1, items // length if length == longest else min(items, 2 * longest) // length)
+        slots = max(1, length // _PACKED)
+        found += [Shape(1 << power, length, slots) for power in range(most.bit_length())]
+    return tuple(found)
+
+
+def choose(lengths: Sequence[int], seconds: Mapping[Shape, float]) -> tuple[Shape, np.ndarray]:
+    """The shape that holds the inputs, or as many of the first ones as any does, in the least time.
+
+    Args:
+      lengths: the items of each input; 1 if they have a fixed size.
+      seconds: the time that a batch of each shape takes.
+
+    Returns:
+      The shape, and which inputs its rows hold: int [rows, slots], −1 for none. Inputs that are not in it have to wait.
+
+    Raises:
+      ValueError: the first input is longer than any row.
+    """
+    best: tuple[int, float, Shape, np.ndarray] | None = None
+    layouts: dict[tuple[int | None, int], np.ndarray] = {}
+    for shape, time in seconds.items():
+        if shape.length is not None and max(lengths) > shape.length:
+            continue
+        form = (shape.length, shape.slots)
+        if form not in layouts:
+            layouts[form] = _rows(lengths, shape)
+        rows = layouts[form][: shape.rows]
+        left = len(lengths) - int(np.count_nonzero(rows >= 0))
+        if best is None or (left, time) < best[:2]:
+            best = left, time, shape, rows
+    if best is None:
+        raise ValueError(f"an input of {max(lengths)} items is longer than any row")
+    _, _, shape, rows = best
+    members = np.full((shape.rows, shape.slots), -1, np.int64)
+    members[: len(rows), : rows.shape[1]] = rows
+    return shape, members
+
+
+def _rows(lengths: Sequence[int], shape: Shape) -> np.ndarray:
+    """The inputs in rows, in their order: int [R, E]."""
+    if shape.length is None:
+        return np.arange(len(lengths))[:, None]
+    taken = np.maximum(lengths, shape.smallest)
+    return best_fit(taken, shape.length, np.arange(len(lengths)))
+
+
+def capacity(seconds: Mapping[Shape, float], batch_ms: float) -> int:
+    """The items of the largest batch to make: the smallest, within `batch_ms`, that has almost the best speed.
+
+    A larger one would only make its inputs wait longer.
+    """
+    sizes = {shape: shape.rows * (shape.length or 1) for shape in seconds}
+    longest = max(shape.length or 1 for shape in seconds)
+    full = [shape for shape in seconds if (shape.length or 1) == longest]
+    fast = [shape for shape in full if seconds[shape] <= batch_ms / 1000] or [min(full)]
+    best = max(sizes[shape] / seconds[shape] for shape in fast)
+    return min(sizes[shape] for shape in fast if sizes[shape] / seconds[shape] >= 0.9 * best)
