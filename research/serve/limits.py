@@ -18,6 +18,8 @@ class Limits:
       queue_inputs: the inputs that wait for a device, of all models.
       queue_ms: how long an input may have to wait, as estimated from the measured speed, before it is refused.
       requests: the requests that are answered at the same time.
+      batch_rows: the inputs of a batch, if they have a fixed size.
+      batch_items: the items of a batch of sequences, such as tokens.
       batch_ms: how long a batch may take, as measured at the start; at least one input is always taken.
       timeout_ms: how long a request may take until it is given up.
       cache_entries: the answers that are kept; 0 for none.
@@ -30,6 +32,8 @@ class Limits:
     queue_inputs: int = 4096
     queue_ms: float = 1000.0
     requests: int = 512
+    batch_rows: int = 64
+    batch_items: int = 2048
     batch_ms: float = 40.0
     timeout_ms: float = 30_000.0
     cache_entries: int = 16_384

@@ -26,8 +26,6 @@ from research.serve.shapes import Shape
 # What a client may ask the service to compute in.
 COMPUTE = ("float32", "bfloat16")
 
-_FIXED_ROWS = 64  # the largest batch of inputs of a fixed size
-_PACKED_ITEMS = 2048  # and of sequences, in items
 _TIMED = 3  # repetitions, of which the fastest counts
 
 
@@ -148,7 +146,8 @@ class ServedModel:
         smallest that holds the longest input.
         """
         example = self._example
-        found = shapes.packed(self.row_length, _PACKED_ITEMS) if _is_sequence(example) else shapes.fixed(_FIXED_ROWS)
+        packs = _is_sequence(example)
+        found = shapes.packed(self.row_length, limits.batch_items) if packs else shapes.fixed(limits.batch_rows)
         slow: dict[int | None, bool] = {}
         for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
             if slow.get(shape.length):

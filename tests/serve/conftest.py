@@ -1,0 +1,113 @@
+"""A service of tiny models of every family, over HTTP."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+
+from research.configs import linear_diabetes
+from research.runs.rundir import RunDir
+from research.serve.app import make_app
+from research.serve.limits import Limits
+from research.serve.model import ServedModel
+from research.serve.service import Service
+from research.training.loop import train_and_evaluate
+from tests import tiny
+
+# Few batch shapes, as each is compiled.
+LIMITS = Limits(batch_ms=1000.0, queue_ms=1e6, batch_items=150, batch_rows=4)
+
+TEXTS = ["a gripping, moving film", "dull", "not a bad film but a long one", "the script is great", "awful", "so good"]
+
+
+def _linear():
+    config = linear_diabetes.get_config()
+    config.train.update(steps=3, epochs=None)
+    return config
+
+
+CONFIGS = {
+    "text": lambda: tiny.bert(steps=3),
+    "image": lambda: tiny.resnet(steps=3),
+    "features": _linear,
+}
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Finished runs by name: text classifier, image classifier, regression of features."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.few_sentences(patch)
+        for name, config in CONFIGS.items():
+            train_and_evaluate(config(), folder / name, show=False)
+    return {name: RunDir.open(folder / name) for name in CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def models(runs):
+    """The runs' models by name, compiled."""
+    found = {name: ServedModel.open(name, run) for name, run in runs.items()}
+    for model in found.values():
+        for _ in model.warm_up(LIMITS):
+            pass
+    return found
+
+
+@contextlib.contextmanager
+def serving(models, limits=LIMITS, **options):
+    """A service of the models, listening on a free port -> (its URL, the service)."""
+    service = Service(limits)
+    app = make_app(service, **options)
+    service.models.update(models)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning", loop="asyncio"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}", service
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def served(models):
+    """The URL of a service of all models."""
+    with serving(models) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def in_loop():
+    """Runs a function of a started service in an event loop: `in_loop(models, function, limits)`."""
+
+    def run(models, function, limits=LIMITS):
+        async def main():
+            service = Service(limits)
+            service.models.update(models)
+            service.start()
+            try:
+                return await function(service)
+            finally:
+                await service.stop(30)
+
+        return asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1)).astype(np.float32)

@@ -1,0 +1,74 @@
+"""The service's own JSON, over HTTP."""
+
+import httpx
+import numpy as np
+import pytest
+
+from research.inference.predictor import Predictor
+from tests.serve.conftest import TEXTS
+
+
+def _predict(url, model, inputs, **more):
+    return httpx.post(f"{url}/models/{model}/predict", json={"inputs": inputs, **more})
+
+
+def test_predictions_are_those_of_the_run(served, runs):
+    answer = _predict(served, "text", TEXTS)
+    assert answer.status_code == 200
+    found = answer.json()["predictions"]
+    for record, expected in zip(found, Predictor.open(runs["text"].path).predict({"sentence": TEXTS}), strict=True):
+        assert record["prediction"] == expected["prediction"]
+        assert record["label"] == expected["label_name"]
+        np.testing.assert_allclose(list(record["scores"].values()), expected["scores"], atol=1e-5)
+
+
+def test_every_family_answers(served, runs, images):
+    for name, column, values in [
+        ("image", "image", images.tolist()),
+        ("features", "features", np.linspace(-0.1, 0.1, 30).reshape(3, 10).tolist()),
+    ]:
+        signature = Predictor.open(runs[name].path).signature
+        (column,) = signature.inputs
+        answer = _predict(served, name, values)
+        assert answer.status_code == 200, answer.text
+        expected = Predictor.open(runs[name].path).predict({column: np.asarray(values, np.float32)})
+        found = [record["prediction"] for record in answer.json()["predictions"]]
+        np.testing.assert_allclose(found, [record["prediction"] for record in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("text", b"", 400),
+        ("text", b"{", 422),
+        ("text", b"\xff", 422),
+        ("text", b'{"inputs": []}', 422),
+        ("text", b'{"inputs": [1]}', 422),
+        ("text", b'{"inputs": [{"other": "a"}]}', 422),
+        ("text", b'{"inputs": ["a"], "more": 1}', 422),
+        ("features", b'{"inputs": [[1, 2]]}', 422),
+        ("features", b'{"inputs": ["a"]}', 422),
+        ("image", b'{"inputs": [[[[0.0]]]]}', 422),
+        ("image", b'{"inputs": ["%%"]}', 422),
+        ("image", b'{"inputs": ["aGVsbG8="]}', 422),
+        ("text", b'{"inputs": [' + b",".join([b'"a"'] * 65) + b"]}", 413),
+        ("unknown", b'{"inputs": ["a"]}', 404),
+    ],
+)
+def test_bad_requests_are_refused(served, path, body, status):
+    answer = httpx.post(f"{served}/models/{path}/predict", content=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json().keys() == {"error", "error_type"}
+
+
+def test_a_text_that_would_be_truncated(served):
+    long = "film " * 100
+    record = _predict(served, "text", [long]).json()["predictions"][0]
+    assert record["truncated"]
+    assert not _predict(served, "text", ["film"]).json()["predictions"][0]["truncated"]
+    assert _predict(served, "text", [long], truncate=False).status_code == 422
+
+
+def test_a_repeated_input_is_cached(served):
+    text = ["a text that no other test has"]
+    assert [_predict(served, "text", text).json()["predictions"][0]["cached"] for _ in range(2)] == [False, True]
