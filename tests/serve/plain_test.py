@@ -75,6 +75,7 @@ def test_every_family_answers(served_all, runs, images):
         ("features", b'{"inputs": [[1, 2]]}', 422),
         ("features", b'{"inputs": ["a"]}', 422),
         ("image", b'{"inputs": [[[[0.0]]]]}', 422),
+        ("image", b'{"inputs": [[' + b",".join([b"[" + b",".join([b"[0.0]"] * 9) + b"]"] * 9) + b"]]}", 422),
         ("image", b'{"inputs": ["%%"]}', 422),
         ("image", b'{"inputs": ["aGVsbG8="]}', 422),
         ("text", b'{"inputs": [' + b",".join([b'"a"'] * 65) + b"]}", 413),

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """The queue: bounded, fair, in order."""
 
 import threading
@@ -112,8 +113,12 @@ def test_jobs_that_would_wait_too_long_are_refused():
     with pytest.raises(ServiceError) as refused:
         queue.put([_job(model, 1)])
     assert 0.05 < refused.value.retry_after < 0.2  # 100 ms are waiting
+    queue.put_back(queue.take())
+    with pytest.raises(ServiceError):
+        queue.put([_job(model, 1)])
     queue.take()
     queue.put([_job(model, 1)])
+    queue.put([_job(model, 2)])  # the first 100 ms no longer count
 
 
 def test_a_closed_queue_refuses_and_ends():

@@ -41,6 +41,7 @@ def test_every_input_is_in_one_row_that_holds_it(lengths):
     inside = members[members >= 0]
     assert len(set(inside.tolist())) == len(inside)
     assert 0 in inside  # the first input never waits
+    assert all(np.count_nonzero(row >= 0) <= shape.slots for row in members)
     for row in members:
         assert sum(lengths[i] for i in row if i >= 0) <= shape.length
     if len(inside) < len(lengths):  # some have to wait only if no shape holds all
