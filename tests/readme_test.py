@@ -65,7 +65,9 @@ class Command(NamedTuple):
 
 def _module(name):
     return importlib.import_module(
-        {"runs": "research.runs.__main__", "configs": "research.list"}.get(name, f"research.{name}")
+        {"runs": "research.runs.__main__", "serve": "research.serve.__main__", "configs": "research.list"}.get(
+            name, f"research.{name}"
+        )
     )
 
 

@@ -109,6 +109,8 @@ class ServedModel:
                     if array.shape != expected:
                         found, wanted = ("x".join(map(str, shape)) for shape in (array.shape, expected))
                         raise UserError(f"input {i} has {name} of size {found}; the model reads {wanted}")
+                    # Images in files are bytes, also where the run's were not.
+                    part.arrays[name] = array.astype(self._example.arrays[name].dtype, copy=False)
         return parts
 
     @functools.cached_property

@@ -9,6 +9,7 @@ from typing import Any
 
 from research.base.errors import UserError
 from research.data.examples import Columns
+from research.data.images.decoding import image_size
 from research.data.parts import Part
 from research.serve.cache import Cache
 from research.serve.engine import Engine
@@ -177,6 +178,20 @@ class Service:
                 if isinstance(value, str) and len(value) > allowed:
                     message = f"a text of {name!r} has {len(value)} characters; at most {allowed} are allowed"
                     raise ServiceError(Kind.TOO_LARGE, message)
+                if isinstance(value, bytes):
+                    self._check_image(value)
+
+    def _check_image(self, encoded: bytes) -> None:
+        """Raises ServiceError for a file that is not an image, or one that would take much memory when decoded."""
+        try:
+            width, height = image_size(encoded)
+        except ValueError as error:
+            raise ServiceError(Kind.INVALID, f"an image can't be read: {error}") from error
+        if width * height > self.limits.image_pixels:
+            raise ServiceError(
+                Kind.TOO_LARGE,
+                f"an image has {width}x{height} pixels; at most {self.limits.image_pixels} in all are allowed",
+            )
 
     async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str) -> list[Result]:
         assert self._loop is not None

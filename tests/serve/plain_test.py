@@ -1,8 +1,12 @@
 """The service's own JSON, over HTTP."""
 
+import base64
+import io
+
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from research.inference.predictor import Predictor
 from tests.serve.conftest import TEXTS
@@ -87,6 +91,24 @@ def test_bad_requests_are_refused(served_all, path, body, status):
     answer = httpx.post(f"{served_all}/models/{path}/predict", content=body)
     assert answer.status_code == status, answer.text
     assert answer.json().keys() == {"error", "error_type"}
+
+
+def _png(width, height):
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.extended
+def test_image_files_in_json_and_in_forms(served_all):
+    small, large = _png(8, 8), _png(5000, 5000)  # 25 MB when it is decoded
+    assert _predict(served_all, "image", [large]).status_code == 413
+    in_json = _predict(served_all, "image", [small])
+    assert in_json.status_code == 200, in_json.text
+    url, file = f"{served_all}/models/image/predict", base64.b64decode(small)
+    in_form = httpx.post(url, files={"image": file})
+    assert in_form.json()["predictions"][0]["scores"] == in_json.json()["predictions"][0]["scores"]
+    assert httpx.post(url, files={"other": file}).status_code == 422
 
 
 @pytest.mark.extended
