@@ -106,7 +106,8 @@ def test_image_files_in_json_and_in_forms(served_all):
     in_json = _predict(served_all, "image", [small])
     assert in_json.status_code == 200, in_json.text
     url, file = f"{served_all}/models/image/predict", base64.b64decode(small)
-    in_form = httpx.post(url, files={"image": file})
+    in_form = httpx.post(url, files={"features": file})
+    assert in_form.status_code == 200, in_form.text
     assert in_form.json()["predictions"][0]["scores"] == in_json.json()["predictions"][0]["scores"]
     assert httpx.post(url, files={"other": file}).status_code == 422
 

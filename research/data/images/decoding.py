@@ -42,7 +42,10 @@ def decode(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """The width and height that an image file declares, without decoding it. Raises ValueError if it is not an image."""
+    """The width and height that an image file declares, without decoding it.
+
+    Raises ValueError if it is not an image.
+    """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.size
