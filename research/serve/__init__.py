@@ -4,6 +4,7 @@ limits.py      every limit of the service, with its default
 errors.py      the errors that a client gets, with their codes
 shapes.py      the batch shapes that are compiled, and which one a set of inputs needs
 model.py       a checkpoint, compiled for these shapes
+observer.py    what the service reports about its work, such as to metrics
 queue.py       inputs that wait for a device: bounded, fair between clients
 engine.py      the threads that take inputs from the queue and run the model
 cache.py       answers by encoded input: bounded
