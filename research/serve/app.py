@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from research.serve import plain
 from research.serve.errors import ServiceError
 from research.serve.http import ClientGone, refusal
+from research.serve.metrics import Metrics
 from research.serve.repository import Repository
 from research.serve.service import Service
 
@@ -18,7 +19,7 @@ _GONE = 499
 _DRAIN_SECONDS = 30.0
 
 
-def make_app(service: Service, repository: Repository | None = None) -> FastAPI:
+def make_app(service: Service, repository: Repository | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The ASGI application of a service, which it starts and stops, with the models of a repository."""
 
     @contextlib.asynccontextmanager
@@ -42,4 +43,6 @@ def make_app(service: Service, repository: Repository | None = None) -> FastAPI:
         return Response(status_code=_GONE)
 
     app.include_router(plain.router(service))
+    if metrics:
+        app.include_router(metrics.router())
     return app

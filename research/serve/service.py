@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from research.serve.engine import Engine
 from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
+from research.serve.observer import Observer
 from research.serve.queue import Job
 
 Key = tuple[str, str, bytes]  # of an answer: model, version, hash of the encoded input
@@ -55,16 +57,19 @@ class Service:
     Attributes:
       models: those that answer, by name; `install` adds them.
       states: what happens with each model: "loading", "ready", or an error.
+      stopping: whether the process is about to end: requests are still answered.
     """
 
-    def __init__(self, limits: Limits, *, devices: int = 1):
+    def __init__(self, limits: Limits, *, devices: int = 1, observer: Observer | None = None):
         self.models: dict[str, ServedModel] = {}
         self.states: Mapping[str, str] = {}
+        self.stopping = False
         self.limits = limits
         self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
         # Encoding a short text takes longer than looking up its answer.
         self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
-        self._engine = Engine(limits, self._deliver, devices=devices)
+        self._observer = observer or Observer()
+        self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
         self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "encode")
         self._pending: dict[Key, _Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,8 +98,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model answers."""
-        return bool(self.models) and all(state == "ready" for state in self.states.values())
+        """Whether every model answers, and will go on to."""
+        return not self.stopping and bool(self.models) and all(state == "ready" for state in self.states.values())
 
     def model(self, name: str | None = None) -> ServedModel:
         """A model by name; without a name the first one. Raises ServiceError if there is none, or not yet."""
@@ -124,10 +129,12 @@ class Service:
         self._requests += 1
         try:
             async with asyncio.timeout(self.limits.timeout_ms / 1000):
+                began = time.perf_counter()
                 parts = await self.encode(model, columns)
+                encoding = time.perf_counter() - began
                 if not truncate:
                     _refuse_truncated(parts, model)
-                return await self._answers(model, parts, client)
+                return await self._answers(model, parts, client, encoding)
         except TimeoutError:
             limit = self.limits.timeout_ms / 1000
             message = f"the request took longer than {limit:g} s"
@@ -193,7 +200,7 @@ class Service:
                 f"an image has {width}x{height} pixels; at most {self.limits.image_pixels} in all are allowed",
             )
 
-    async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str) -> list[Result]:
+    async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str, encoding: float) -> list[Result]:
         assert self._loop is not None
         found: list[Answer | _Pending] = []
         new: list[tuple[Key, _Pending]] = []
@@ -223,6 +230,7 @@ class Service:
         finally:
             for entry in waited:
                 self._leave(entry)
+        self._observer.answered(model.name, parts, [entry.job for entry in waited], encoding)
         return [
             Result(
                 entry.future.result() if isinstance(entry, _Pending) else entry,

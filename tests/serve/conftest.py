@@ -78,10 +78,10 @@ def models(runs):
 
 
 @contextlib.contextmanager
-def serving(models, limits=LIMITS, **options):
+def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
     """A service of the models, listening on a free port -> (its URL, the service)."""
-    service = Service(limits)
-    app = make_app(service, **options)
+    service = Service(limits, observer=options.get("metrics"))
+    app = wrap(make_app(service, **options), service)
     service.models.update(models)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -11,7 +11,9 @@ from research.inference.predictor import Predictor
 from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
+from research.serve.observer import Observer
 from research.serve.repository import Source, check
+from research.serve.service import Service
 from tests.serve.conftest import LIMITS, TEXTS
 
 
@@ -211,3 +213,27 @@ def test_sources_are_named_after_their_folders(runs):
     assert Source.of(f"mine={path}", checkpoint="best", compute="float32").name == "mine"
     with pytest.raises(ValueError, match="not a run directory"):
         Source.of("mine=/nowhere", checkpoint="best", compute="float32")
+
+
+def test_an_observer_is_told_of_batches_and_requests(models):
+    model, told = models["features"], []
+
+    class Told(Observer):
+        def computed(self, jobs, shape):
+            told.append(("computed", len(jobs), shape.items))
+
+        def answered(self, name, parts, jobs, encoding):
+            assert all(job.queued <= job.started <= job.ended for job in jobs)
+            assert encoding > 0
+            told.append((name, len(parts), len(jobs)))
+
+    async def run():
+        service = Service(LIMITS, observer=Told())
+        service.start()
+        (column,) = model.signature.inputs
+        for _ in range(2):
+            await service.answer(model, {column: [[0.5] * 10, [0.6] * 10, [0.7] * 10]})
+        await service.stop(30)
+
+    asyncio.run(run())
+    assert told == [("computed", 3, 4), ("features", 3, 3), ("features", 3, 0)]
