@@ -200,7 +200,7 @@ def test_a_missing_value_has_the_way_out_of_prediction(table_run, tmp_path):
 
 def test_a_folder_is_refused_with_the_columns_to_give(table_run, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="this run reads a table with the columns age, income, city$"):
+    with pytest.raises(UserError, match=r"this run reads a table with the columns age, income, city$"):
         bulk.open_source(str(tmp_path), Predictor.open(table_run))
 
 
