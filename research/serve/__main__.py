@@ -29,7 +29,7 @@ def parser() -> cli.Parser:
     access.add_argument(
         "--api_keys_file",
         metavar="FILE",
-        help="only answer requests with a key of this file, which `python -m research.serve.keys NAME` makes lines for",
+        help="only answer requests with a key of this file, which `python -m research.serve_keys NAME` makes lines for",
     )
     access.add_argument(
         "--rate",

@@ -1,15 +1,13 @@
-"""API keys: a file of names and hashes. `python -m research.serve.keys NAME` makes a key."""
+"""API keys: a file of names and hashes. `python -m research.serve_keys NAME` makes a key."""
 
 import hashlib
 import hmac
 import logging
 import re
 import secrets
-import sys
 import time
 from pathlib import Path
 
-from research import cli
 from research.base.errors import UserError
 
 log = logging.getLogger("research.serve")
@@ -40,7 +38,7 @@ def read_keys(path: Path) -> dict[str, bytes]:
             raise UserError(f"{path}:{number} has the name {match[1]!r} a second time")
         found[match[1]] = bytes.fromhex(match[2])
     if not found:
-        raise UserError(f"{path} has no keys; add one: python -m research.serve.keys NAME >> {path}")
+        raise UserError(f"{path} has no keys; add one: python -m research.serve_keys NAME >> {path}")
     return found
 
 
@@ -91,17 +89,3 @@ def new_key(name: str) -> tuple[str, str]:
         raise UserError(f"the name {name!r} is not 1 to 64 letters, digits and . _ -")
     key = secrets.token_urlsafe(32)
     return key, f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.Parser("serve.keys", "Make an API key: the key on stderr, its line for --api_keys_file on stdout.")
-    parser.add_argument("name", metavar="NAME", help="the client's name, as in logs")
-    arguments, _ = cli.parse(parser, argv, required=("name",))
-    key, line = new_key(arguments.name)
-    print(f"The key, which is shown only now: {key}", file=sys.stderr, flush=True)
-    print(line)
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

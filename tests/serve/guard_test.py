@@ -103,8 +103,8 @@ def test_each_client_has_its_rate(models, keys):
 
 
 def test_without_keys_each_address_has_its_rate(models):
-    with _guarded(models, rate=1.0) as (url, _):
-        assert [httpx.get(f"{url}/models").status_code for _ in range(3)] == [200, 200, 429]
+    with _guarded(models, rate=0.01) as (url, _):
+        assert [httpx.get(f"{url}/models").status_code for _ in range(2)] == [200, 429]
 
 
 def test_a_bucket_fills_again(monkeypatch):
@@ -160,7 +160,6 @@ def test_a_declared_body_that_is_too_large_is_refused_at_once(opened):
 def test_an_undeclared_body_that_is_too_large_is_refused(opened):
     answer = httpx.post(opened[0] + PATH, content=(b" " * 1000 for _ in range(300)))
     assert answer.status_code == 413
-    assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])

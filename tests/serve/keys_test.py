@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from research import serve_keys
 from research.base.errors import UserError
 from research.serve import keys
 from research.serve.keys import Keys, new_key, read_keys
@@ -84,11 +85,11 @@ def test_the_file_is_read_again_when_it_changes(file, caplog):
 def test_the_command_prints_a_new_key_and_its_line(file, capsys):
     lines = set()
     for _ in range(2):
-        assert keys.main(["ana"]) == 0
+        assert serve_keys.main(["ana"]) == 0
         said = capsys.readouterr()
         file.write_text(said.out)
         assert Keys(file).client(said.err.split()[-1].encode()) == "ana"
         lines.add(said.out)
     assert len(lines) == 2
     with pytest.raises(UserError, match="not 1 to 64 letters"):
-        keys.main(["a b"])
+        serve_keys.main(["a b"])

@@ -66,6 +66,7 @@ def test_requests_are_measured_by_stage(measured):
     assert _value(found, "research_requests_total", path="/models/{name}/predict", status="200") == 3
 
 
+@pytest.mark.extended
 def test_truncated_texts_are_counted(models):
     metrics = Metrics()
     with serving({"text": models["text"]}, metrics=metrics) as (url, _):

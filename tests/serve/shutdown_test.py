@@ -14,22 +14,21 @@ import pytest
 
 @pytest.fixture
 def process(runs, tmp_path):
-    """A service of the features as a process -> (it, its URL)."""
+    """A service of the features as a process -> (it, its URL, its log)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "research.serve", f"--workdir=features={runs['features'].path}", f"--port={port}"]
-    with open(tmp_path / "log", "w+") as log:
-        found = subprocess.Popen([*command, "--batch_rows=2"], stderr=log)
-        found.log = tmp_path / "log"
+    with open(tmp_path / "log", "w+") as file:
+        found = subprocess.Popen([*command, "--batch_rows=2"], stderr=file)
         url = f"http://127.0.0.1:{port}"
         try:
             deadline = time.monotonic() + 120
             while not _is_ready(url):
-                assert found.poll() is None, found.log.read_text()
+                assert found.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            yield found, url
+            yield found, url, tmp_path / "log"
         finally:
             found.kill()
             found.wait()
@@ -44,7 +43,7 @@ def _is_ready(url):
 
 @pytest.mark.slow
 def test_every_request_from_before_the_signal_is_answered(process):
-    server, url = process
+    server, url, log = process
     stopped, lock, done = threading.Event(), threading.Lock(), []
 
     def ask(client):
@@ -57,7 +56,7 @@ def test_every_request_from_before_the_signal_is_answered(process):
                 try:
                     status = connection.post("/models/features/predict", json={"inputs": rows}).status_code
                 except httpx.TransportError as error:
-                    status = repr(error)
+                    status = repr(error)  # type: ignore[assignment]
                 with lock:
                     done.append((began, time.monotonic(), status))
                 if not isinstance(status, int):
@@ -69,13 +68,13 @@ def test_every_request_from_before_the_signal_is_answered(process):
     time.sleep(2)
     signalled = time.monotonic()
     server.send_signal(signal.SIGTERM)
-    assert server.wait(40) == 0, server.log.read_text()
+    assert server.wait(40) == 0, log.read_text()
     stopped.set()
     for thread in threads:
         thread.join()
     before = [(ended, status) for began, ended, status in done if began < signalled]
     assert sum(ended > signalled for ended, _ in before) > 1  # some were waiting
     assert {status for _, status in before} <= {200, 429}
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]  # every line is JSON
+    lines = [json.loads(line) for line in log.read_text().splitlines()]  # every line is JSON
     assert lines[-1]["message"] == "stopped"
     assert all(line["status"] in (200, 429) for line in lines if line.get("path") == "/models/{name}/predict")
