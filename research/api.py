@@ -11,6 +11,7 @@
 import base64
 import copy
 import datetime
+import difflib
 import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 
 from research.base.errors import UserError
 from research.base.paths import expanded, local
-from research.base.registry import ALIASES
+from research.base.registry import ALIASES, nearest
 from research.config import LoadedConfig, load, override
 from research.overrides import declared
 from research.runs.rundir import RunDir
@@ -151,8 +152,8 @@ class Run:
         """Returns a record for each input, in order: the prediction, and for classes the scores and the label's name.
 
         Args:
-          inputs: columns by name, a mapping or a DataFrame; for a model with one input column also a list or an array
-            [N, …] of its values; or the path of a file or a folder of images.
+          inputs: columns by name, a mapping or a DataFrame; a list of rows, values by column; for a model with one
+            input column also a list or an array [N, …] of its values; or the path of a file or a folder of images.
           checkpoint: "last" or "best".
 
         Raises:
@@ -254,7 +255,10 @@ def compare(*runs: Run) -> Comparison:
 
 
 def _key(name: str, keys: Mapping[str, Any]) -> str:
-    """The config key that a name stands for. Raises UserError if it may be several; `load` refuses unknown ones."""
+    """The config key that a name stands for. Raises UserError if it may be several, or is unknown and like one.
+
+    `load` refuses other unknown ones.
+    """
     if name in keys or "." in name:
         return name
     meant = [key for key in ALIASES.get(name, ()) if key in keys] or [
@@ -262,17 +266,30 @@ def _key(name: str, keys: Mapping[str, Any]) -> str:
     ]
     if len(meant) > 1:
         raise UserError(f"{name} may be {', '.join(meant)}; give the whole key: **{{{meant[0]!r}: …}}")
+    if not meant and nearest(name, keys).startswith("known"):  # too short for `load` to suggest one
+        lasts = {key.rpartition(".")[2].lower(): key for key in keys}
+        for last in difflib.get_close_matches(name.lower(), lasts, n=1):
+            raise UserError(f"config key {name!r} is unknown; did you mean {lasts[last]!r}?")
     return meant[0] if meant else name
 
 
 def _columns(inputs: Any, names: Sequence[str]) -> Mapping[str, Any]:
-    """Inputs by column: of a mapping, of a DataFrame, or of the values of the only column."""
+    """Inputs by column: of a mapping, of a DataFrame, of rows that are mappings, or of the values of the only column.
+
+    Raises UserError for values of several columns, and for a row that lacks one.
+    """
     if isinstance(inputs, Mapping):
         return inputs
     if hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # a DataFrame, of whichever library
         return {str(name): list(inputs[name]) for name in inputs.columns}
+    if isinstance(inputs, Sequence) and all(isinstance(row, Mapping) for row in inputs):
+        for i, row in enumerate(inputs):
+            for name in names:
+                if name not in row:
+                    raise UserError(f"row {i} (counting from 0) has no column {name!r}; it has {', '.join(row)}")
+        return {name: [row[name] for row in inputs] for name in names}
     if len(names) != 1:
-        raise UserError(f"the model reads the columns {', '.join(names)}; give a dict of them")
+        raise UserError(f"the model reads the columns {', '.join(names)}; give a dict of them, or a list of rows")
     return {names[0]: inputs}
 
 

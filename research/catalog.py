@@ -15,6 +15,7 @@ from research.core.optimizers import OPTIMIZERS
 from research.core.tasks import TASKS, capabilities
 from research.data import load as data
 from research.models import MODELS
+from research.training import own_files
 
 
 def configs() -> Iterator[str]:
@@ -48,6 +49,8 @@ def _summary(config: ConfigDict) -> str:
     count, unit = (f"{train.epochs:g}", "epoch") if train.steps is None else (str(train.steps), "step")
     weights = f" from {config.init_from}" if config.init_from else ""
     length = f"{count} {unit}" if count == "1" else f"{count} {unit}s"
+    if "train.epochs" in own_files.inferred(config):
+        length = "as many epochs as the data need"
     return f"{config.model.name}{weights} on {config.data.name}, {config.optimizer.name}, {length}"
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from research.base.trees import flatten
 from research.config_files import FOLDER
+from research.training import own_files
 
 _COLUMN = 44  # at which comments begin, where the key and its value leave room
 
@@ -20,6 +21,8 @@ def with_comments(config: ConfigDict, file: Path) -> str:
     notes = _comments(config, file)
     order = {key: position for position, key in enumerate(notes)}
     values = flatten(config.to_dict())
+    for key in own_files.inferred(config):
+        notes[key] = "; ".join(filter(None, (notes.get(key), "inferred from the data unless given")))
 
     def position(key: str) -> list[int]:
         """The positions of the key's sections and of the key itself; what no file declares comes last."""

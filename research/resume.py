@@ -23,7 +23,8 @@ def load_run(workdir: str | Path, overrides: list[str] | None = None) -> LoadedC
     """
     if not RunDir(workdir).is_run:
         raise UserError(
-            f"{RunDir(workdir).path} is not a run directory; to start a run there, give --config=CONFIG too"
+            f"{RunDir(workdir).path} is not a run directory{RunDir(workdir).similar}; to start a run there, give "
+            "--config=CONFIG too"
         )
     run = RunDir.open(workdir)
     config = ConfigDict(_with_tuples(run.config()))

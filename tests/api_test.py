@@ -50,6 +50,10 @@ def test_inputs_of_every_form_are_predicted_alike(run, tmp_path):
             return dict(self)
 
     assert run.predict(DataFrame(features=features)) == expected
+    assert run.predict([{"features": row, "other": 1} for row in features]) == expected
+    assert run.predict([]) == []
+    with pytest.raises(UserError, match=r"row 1 \(counting from 0\) has no column 'features'; it has x"):
+        run.predict([{"features": features[0]}, {"x": features[0]}])
     path = tmp_path / "in.jsonl"
     path.write_text("".join(f'{{"features": {row.tolist()}}}\n' for row in features))
     for found in (run.predict(path), run.predict(str(path))):
@@ -73,6 +77,8 @@ def test_the_rest_is_what_the_commands_do(run, tmp_path):
     assert research.open_run(run.workdir).metrics == run.metrics
     with pytest.raises(UserError, match="not a run directory"):
         research.open_run(tmp_path)
+    with pytest.raises(UserError, match=f"; did you mean {run.workdir.name!r}"):
+        research.open_run(f"{run.workdir}x")
 
 
 def test_runs_are_compared(run, tmp_path):
@@ -99,6 +105,7 @@ def test_runs_are_compared(run, tmp_path):
         ({"learning_rat": 1}, "learning_rate"),
         ({"train.step": 1}, "train.steps"),
         ({"learning_rate": "x"}, "learning_rate"),
+        ({"Cx": 1}, r"did you mean 'optimizer\.C'"),
     ],
 )
 @pytest.mark.parametrize("config", ["configs/linear_diabetes.py", linear_diabetes.get_config()], ids=["file", "config"])

@@ -1,9 +1,12 @@
 """`research.list`, `research.configs` and `--print_config`: names, keys, values and comments."""
 
+import re
+
 import pytest
 
 from research import catalog, comments, train
 from research import list as list_command
+from research.base.errors import UserError
 from research.base.trees import flatten
 from research.config import load
 from research.core.tasks import TASKS
@@ -83,3 +86,30 @@ def test_comment_on_an_assignment_counts_where_it_sets_the_value():
     assert "about 66 examples" in comments.with_comments(loaded.config, loaded.file)
     other = load("bert_sst2:scratch", ["train.batch_rows=9"])
     assert "about 66 examples" not in comments.with_comments(other.config, other.file)
+
+
+def test_what_own_files_determine_is_said_to_be_inferred():
+    for spec, inferred, own in (
+        (
+            "tabular_files",
+            {"train.epochs", "train.batch_size", "model.num_classes", "eval.every_steps"},
+            {"model.mean"},
+        ),
+        ("image_files", {"train.epochs", "model.mean", "data.transform.size"}, {"optimizer.learning_rate"}),
+        ("text_files:embedded", {"train.epochs", "train.batch_rows"}, {"model.hidden_size"}),
+        ("tabular_files:linear", {"model.num_classes"}, {"train.batch_size", "train.steps"}),
+        ("cnn_mnist:embedded", set(), {"train.epochs", "model.num_classes"}),
+    ):
+        loaded = load(spec)
+        lines = comments.with_comments(loaded.config, loaded.file).splitlines()
+        said = {line.split(" = ")[0] for line in lines if line.endswith("inferred from the data unless given")}
+        assert inferred <= said
+        assert not own & said
+    at = [line for line in catalog.configs() if " on files, " in line]
+    assert at
+    assert not any(re.search(r"\d epochs", line) for line in at)
+
+
+def test_the_kinds_are_named_if_none_is_given():
+    with pytest.raises(UserError, match=", ".join(list_command.KINDS)):
+        list_command.main([])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from research.base.errors import UserError
-from research.base.paths import expanded
+from research.base.paths import expanded, shown
 from research.config import load
 from research.data.text.wordpiece import read_tokenizer
 from research.interop import source
@@ -95,3 +95,9 @@ def test_too_long_a_path_is_a_one_line_error():
         RunDir.open("x" * 300)
     with pytest.raises(UserError, match="is not a folder"):
         source.folder("x" * 300)
+
+
+def test_paths_in_the_current_folder_are_shown_relative_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(shown(tmp_path / "a" / "b.csv")) == "a/b.csv"
+    assert shown(tmp_path.parent / "b.csv") == tmp_path.parent / "b.csv"

@@ -221,6 +221,11 @@ def test_commands_that_read_a_run(kind, runs, tmp_path, capsys):
 def test_python_code(runs, tmp_path, monkeypatch):
     folders = (tmp_path / str(i) for i in itertools.count())
     monkeypatch.setattr(api, "_new_workdir", lambda loaded: next(folders))
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{20 + i},{1000 * i},{('Paris', 'Nice')[i % 2]},{('basic', 'none')[i % 2]}" for i in range(40)]
+    Path("customers.csv").write_text("\n".join(["age,income,city,plan", *rows]) + "\n")
+    overrides = {"data.train": "customers.csv", "data.transform.label": "plan", "train.steps": 1}
+    api.fit("tabular_files", workdir="plan", show=False, **overrides)
     names: dict = {}
     for snippet in SNIPPETS:
         code = snippet.replace("runs/bert", str(runs / "bert_sst2")).replace('"runs/', f'"{tmp_path}/')

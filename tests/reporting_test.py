@@ -6,6 +6,9 @@ from tqdm import tqdm
 
 from research.runs import reporting
 from research.runs.rundir import RunDir
+from research.training import loop
+from research.training.loop import train_and_evaluate
+from tests import tiny
 
 
 class _Bar(tqdm):
@@ -56,3 +59,14 @@ def test_curve_shows_finite_values_only(tmp_path, monkeypatch):
     both = {"train": [5.0], "hidden": [5.0]}
     assert _curve(tmp_path / "perplexity", monkeypatch, "perplexity", lines) == {"loss": loss, "perplexity": both}
     assert _curve(tmp_path / "none", monkeypatch, "r2", [line for line in lines if line["split"] == "hidden"]) == {}
+
+
+def test_the_best_checkpoint_is_named_if_it_is_not_the_last(tmp_path, monkeypatch, capsys):
+    values = iter([0.5, 0.9, 0.7, 0.9])  # of two runs: the best is the second of three, and the only one
+    monkeypatch.setattr(loop, "ranking_metric", lambda *_: next(values))
+    for steps, named in ((6, True), (2, False)):
+        config = tiny.logistic(steps=steps)
+        config.eval.every_steps = 2
+        train_and_evaluate(config, tmp_path / str(steps))
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("best: ")]
+        assert [line.split(";")[0] for line in lines] == (["best: accuracy 0.9000 at step 4"] if named else [])

@@ -144,3 +144,4 @@ def test_truncated_examples_are_a_warning(tmp_path, capsys):
     cut = [line for line in summary["warnings"] if "data.transform.max_length is 12;" in line]
     assert len(cut) == 2
     assert [line.strip() for line in printed[1:3]] == [f"warning: {line}" for line in cut]
+    assert not any("max_length" in line for line in printed[3:])  # once

@@ -17,6 +17,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{os.fspath(path)} can't be expanded: no such user, or no home directory") from error
 
 
+def shown(path: Path) -> Path:
+    """The path relative to the current folder, if it is in it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 # A URL such as gs://bucket/run, also after `Path` has made one slash of two.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.base.errors import UserError
 from research.base.paths import atomic_write, local
+from research.base.registry import nearest
 from research.base.trees import jsonable, to_json
 from research.runs.saved_config import check_jsonable, completed, differences
 
@@ -61,8 +62,17 @@ class RunDir:
         """Opens an existing run. Raises UserError if `path` is not a run directory."""
         run = cls(path, writer=writer)
         if not run.is_run:
-            raise UserError(f"{run.path} is not a run directory: it has no config.json")
+            raise UserError(f"{run.path} is not a run directory: it has no config.json{run.similar}")
         return run
+
+    @property
+    def similar(self) -> str:
+        """A hint for an error message, "; did you mean 'plan'?": the runs beside it that are called like it, if any."""
+        with contextlib.suppress(OSError):
+            beside = [path.parent.name for path in self.path.parent.glob("*/config.json")]
+            hint = nearest(self.path.name, beside, whole=True)
+            return f"; {hint}" if hint.startswith("did") else ""
+        return ""
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Makes the directory, or resumes the run that it holds.

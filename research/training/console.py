@@ -1,7 +1,7 @@
 """What a run prints at its start and at its end."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -55,20 +55,27 @@ def describe_evaluation(step: int, split: str, values: Mapping[str, Value]) -> s
     return f"  step {step}: {split}: {_metrics(means(values), {})}"
 
 
-def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool) -> str:
+def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool, said: Collection[str] = ()) -> str:
     """Describes how a run ended, its metrics, and the commands that follow, a line each.
 
-    `predicts`: whether `research.predict` takes the run, which gives an example one prediction.
+    `predicts`: whether `research.predict` takes the run, which gives an example one prediction. `said`: the warnings
+    that were printed at the start.
     """
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
     if solved := solvers.report(summary["training"]):
         lines.append(f"  solver: {solved}")
-    lines += [f"  warning: {warning}" for warning in summary["warnings"]]
+    lines += [f"  warning: {warning}" for warning in summary["warnings"] if warning not in said]
     for split, values in summary["metrics"].items():
         bands = summary["intervals"][split] if "intervals" in summary else {}
         text = _metrics(values, bands)
         many = f" ({_counted(summary['seeds'], 'seed')})" if text and bands else ""
         lines.append(f"  {split}: {text or 'no metrics, its labels are hidden'}{many}")
+    best = summary["best"]
+    if is_finished(summary) and best and best["step"] != summary["step"]:
+        lines.append(
+            f"  best: {best['metric']} {best['value']:.4f} at step {best['step']}; predict and evaluate use the last "
+            "checkpoint unless --checkpoint=best"
+        )
     workdir = shlex.quote(str(run.path))
     if is_finished(summary):
         if summary["step"] > 1:

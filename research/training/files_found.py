@@ -58,11 +58,26 @@ def _in_folder(config: ConfigDict, path: Path) -> Found:
         )
     classes = folders.classes(path)
     images = [image for files in classes.values() for image in files]
-    sizes = ", ".join(f"{name} {len(files):,}" for name, files in list(classes.items())[:20])
-    lines = [f"data: {path}: {len(images):,} images in {len(classes)} classes: {sizes}"]
+    counts = {name: len(files) for name, files in classes.items()}
+    lines = [f"data: {path}: {len(images):,} images in {len(classes)} classes: {_sizes(counts)}"]
     settings, line = _of_images(images, config)
     names = {"data.transform.inputs": ("image",), "data.transform.label": "label", "data.kinds": ()}
-    return Found({**names, **settings}, tuple(classes), len(images), 0.0, (*lines, line))
+    return Found({**names, **settings}, tuple(classes), len(images), 0.0, (*lines, line, *_rare(counts, config)))
+
+
+def _sizes(counts: Mapping[str, int]) -> str:
+    """The first 20 classes with their numbers of rows."""
+    return ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:20])
+
+
+def _rare(counts: Mapping[str, int], config: ConfigDict) -> list[str]:
+    """Warnings about the first classes that are too small to be cut; none if nothing is cut off data.train."""
+    if config.data.validation:
+        return []
+    return [
+        f"  warning: class {name!r} has 1 row: it cannot be in both train and validation"
+        for name in [name for name, count in counts.items() if count < 2][:3]
+    ]
 
 
 def _of_images(images: list[Path], config: ConfigDict) -> tuple[dict[str, Any], str]:
@@ -225,8 +240,9 @@ def _described(
         names = [name for name in inputs if read[name] == kind]
         lines.append(f"  {kind}: {', '.join(_counted(name, summaries[name], kind) for name in names)}")
     if label:
-        what = "numbers" if classes is None else f"{len(classes)} classes: {', '.join(classes[:20])}"
-        lines.append(f"  label: {label} ({what})")
+        counts = {name: (summaries[label].distinct or {})[name] for name in classes or ()}
+        what = "numbers" if classes is None else f"{len(classes)} classes: {_sizes(counts)}"
+        lines += [f"  label: {label} ({what})", *_rare(counts, config)]
     others = [name for name in summaries if name not in read]
     if key:
         lines.append(f"  key: {key}")

@@ -217,7 +217,7 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
         check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
     summary = _summary(parts, state, progress, reason, results, throughput)
     predicts = capabilities(experiment.task).predicts != "token"
-    reporter.say(conclude(summary, parts.run, predicts=predicts))
+    reporter.say(conclude(summary, parts.run, predicts=predicts, said=truncation_warnings(experiment)))
     return summary
 
 

@@ -13,10 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError
+from research.base.paths import shown
+from research.base.trees import flatten
 from research.core.tasks import TASKS, capabilities
 from research.data.files import source
 from research.data.files.kinds import declare
 from research.training.files_found import Found, look
+from research.training.method import is_deterministic
 
 # The length of a run: at least and at most this many updates, the latter in no less than one epoch.
 _UPDATES = (300, 20_000)
@@ -41,7 +44,7 @@ def fill_in(config: ConfigDict, given: Collection[str]) -> tuple[ConfigDict, tup
     config = config.copy_and_resolve_references()
     for split, path in source.paths(config.data).items():
         config.data[split] = str(path)
-    found = look(config, Path(config.data.train))
+    found = look(config, shown(Path(config.data.train)))
     with config.unlocked():
         for key, value in found.settings.items():
             if key not in given:
@@ -51,6 +54,21 @@ def fill_in(config: ConfigDict, given: Collection[str]) -> tuple[ConfigDict, tup
             config.eval.splits = _splits(config.data)
         length = _fit_length(config, found, given)
     return config, (*found.lines, f"  {length}")
+
+
+def inferred(config: ConfigDict) -> tuple[str, ...]:
+    """The keys of a config whose values `fill_in` replaces by what follows from the files, unless they are given."""
+    if config.data.name != source.NAME:
+        return ()
+    keys = ["data.kinds", "data.transform.inputs", "data.transform.label", "model.num_classes", "eval.splits"]
+    if config.data.transform.name in ("image", "pixels"):
+        keys += [f"data.transform.{key}" for key in ("channels", "resize", "size")] + ["model.mean", "model.std"]
+    if not is_deterministic(config.optimizer.name):
+        batch = "batch_size" if config.train.batch_rows is None else "batch_rows"
+        keys += [f"train.{batch}", "eval.every_steps", "model.output_mean", "model.output_std"]
+        keys += ["train.epochs"] if config.train.steps is None else []
+    known = flatten(config.to_dict())
+    return tuple(key for key in keys if key in known)
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
@@ -145,4 +163,6 @@ def _fit_length(config: ConfigDict, found: Found, given: Collection[str]) -> str
         else f"{section.epochs:g} epochs"
     )
     of = "all examples" if batch == -1 else f"about {round(batch * per_row)} examples"
+    if is_deterministic(config.optimizer.name):  # which fits all examples in one step
+        return f"{what}, {of}"
     return f"{what}, {of} an update; to change it: --config.train.epochs, --config.train.{key}"

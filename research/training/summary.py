@@ -8,12 +8,15 @@ from typing import Any
 
 import flax
 import jax
+import numpy as np
 import optax
 
 from research.base.errors import DivergedError, UserError
 from research.core.state import TrainState, param_count, params_sha256
 from research.core.statistics import Value, intervals, means
+from research.core.tasks import capabilities
 from research.data.examples import BagExamples, TextExamples
+from research.data.files import source
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
@@ -69,6 +72,22 @@ def truncation_warnings(experiment: Experiment) -> list[str]:
     return lines
 
 
+def chance_warnings(experiment: Experiment, metrics: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """A warning if a classifier of own files predicts no better than the majority class of the main split."""
+    config = experiment.config
+    split = config.eval.splits[0]
+    accuracy = means(metrics.get(split, {})).get("accuracy")
+    if config.data.name != source.NAME or capabilities(experiment.task).predicts != "class" or accuracy is None:
+        return []
+    counts = np.bincount(experiment.streams(split).labels.astype(np.int64).ravel())
+    share = float(counts.max() / counts.sum())
+    if accuracy > share:
+        return []
+    return [
+        f"on {split}, accuracy {accuracy:.4f} is not better than always predicting the most frequent class, {share:.4f}"
+    ]
+
+
 def summarize(
     experiment: Experiment,
     state: TrainState,
@@ -94,6 +113,7 @@ def summarize(
         "metrics": {split: means(values) for split, values in metrics.items()},
         "training": training,
         "warnings": truncation_warnings(experiment)
+        + chance_warnings(experiment, metrics)
         + experiment.method.warnings(training, len(experiment.streams("train").members), param_count(state.params)),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},

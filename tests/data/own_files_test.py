@@ -14,14 +14,15 @@ from PIL import Image
 from pyarrow import parquet
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from research import train
+from research import api, train
 from research.base.errors import UserError
 from research.config import load as load_config
 from research.configs import bert_mlm, image_files, tabular_files, text_files
 from research.data import load as data
 from research.data.cache import NO_CACHE
 from research.data.columns import KEY, keys
-from research.data.files.columns import read_columns
+from research.data.files import tables
+from research.data.files.columns import Texts, read_columns
 from research.data.files.cutting import cut
 from research.data.files.kinds import infer, summarize
 from research.data.table import as_category
@@ -519,3 +520,82 @@ def test_a_refused_file_leaves_nothing(write, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="line 3"):
         train.main(["--config=tabular_files", f"--config.data.train={path}", f"--workdir={tmp_path / 'runs' / 'one'}"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def test_texts_that_are_empty_or_missing_are_refused_in_every_split(write):
+    """The first of them is named, in whichever file."""
+    good = [{"words": f"sentence {i}", "label": "ab"[i % 2]} for i in range(40)]
+    for value in ({"words": ""}, {"words": " \t"}, {"words": None}, {}):
+        bad = [*good[:7], {"label": "a", **value}, *good[8:20], {"label": "b", **value}, *good[21:]]
+        config, _ = fill_in(text_config(write("a.jsonl", bad)), ())
+        with pytest.raises(UserError, match=r"row 7 .*of .*a\.jsonl: column 'words' has no value, as in 2 of 40 rows"):
+            data.load(config.data)
+        config = text_config(write("b.jsonl", good))
+        config.data.validation = str(write("c.jsonl", bad))
+        config, _ = fill_in(config, ())
+        with pytest.raises(UserError, match=r"row 7 .*of .*c\.jsonl"):
+            data.load(config.data)
+
+
+@given(st.lists(st.text(" \ta\u00e4", max_size=3), max_size=20))
+def test_empty_texts_are_found(values):
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)])
+    texts = Texts(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+    assert texts.empty().tolist() == [i for i, value in enumerate(values) if not value.strip()]
+
+
+def test_empty_lines_of_texts_without_labels_are_read(write):
+    config = bert_mlm.get_config("embedded")
+    config.data.name, config.data.train = "files", str(write("a.txt", "a line of text\n\n" * 50))
+    config, _ = fill_in(config, ())
+    data.load(config.data)
+
+
+def test_classes_are_counted_and_those_of_one_row_are_a_warning(write, tmp_path):
+    path = write("a.csv", "x,kind\n" + "1,free\n" * 12 + "2,basic\n" * 7 + "3,gold\n")
+    _, lines = fill_in(tabular(path), ())
+    assert "  label: kind (3 classes: basic 7, free 12, gold 1)" in lines
+    assert [line for line in lines if "warning" in line] == [
+        "  warning: class 'gold' has 1 row: it cannot be in both train and validation"
+    ]
+    _, lines = fill_in(tabular(path, validation=str(path)), ())
+    assert not any("warning" in line for line in lines)
+    images(tmp_path / "all")
+    images(tmp_path / "all", names=("triangle",), count=1)
+    _, lines = fill_in(of_images(tmp_path / "all"), ())
+    assert any("warning: class 'triangle'" in line for line in lines)
+
+
+def test_counts_are_those_of_all_batches(write, monkeypatch):
+    monkeypatch.setattr(tables, "PIECE_ROWS", 4)
+    rows = [{"x": i, "kind": "ab"[i % 3 == 0]} for i in range(30)]
+    assert summarize(write("a.jsonl", rows))["kind"].distinct == {"a": 20, "b": 10}
+
+
+def test_paths_are_printed_as_in_the_current_folder(write, tmp_path, monkeypatch):
+    path = write("data/a.csv", table())
+    monkeypatch.chdir(tmp_path)
+    config, lines = fill_in(tabular(path), ())
+    assert lines[0].startswith("data: data/a.csv: ")
+    assert config.data.train == str(path)
+
+
+def test_a_solver_is_not_told_how_to_change_its_epochs(write):
+    _, lines = fill_in(tabular(write("a.csv", table()), "linear"), ())
+    assert "train.epochs" not in lines[-1]
+    _, lines = fill_in(tabular(write("a.csv", table())), ())
+    assert lines[-1].endswith("--config.train.epochs, --config.train.batch_size")
+
+
+def test_a_classifier_no_better_than_the_majority_is_a_warning(write, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    noise = "x,kind\n" + "".join(f"{rng.random()},{'ab'[int(rng.random() < 0.3)]}\n" for _ in range(90))
+    for name, text, warned in (("noise", noise, True), ("clear", table(), False)):
+        overrides: dict[str, Any] = {"data.train": str(write(f"{name}.csv", text)), "data.transform.label": "kind"}
+        run = api.fit("tabular_files:linear", workdir=tmp_path / name, **overrides)
+        found = [line for line in run.summary["warnings"] if line.startswith("on validation, accuracy ")]
+        assert bool(found) == warned
+        accuracy = run.metrics["validation"]["accuracy"]
+        assert not warned or f"{accuracy:.4f}" in found[0]
+        assert (f"warning: {''.join(found)}" in capsys.readouterr().out) or not warned

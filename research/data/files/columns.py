@@ -18,6 +18,8 @@ from research.data.files.batches import Batch, read_batches
 from research.data.files.kinds import as_numbers, declare
 from research.data.files.tables import row_name
 
+_PIECE = 2**16  # texts that are inspected together
+
 # Part of the cache keys: raise it when the results of this module change.
 _VERSION = 2
 
@@ -34,6 +36,16 @@ class Texts(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def empty(self) -> np.ndarray:
+        """The indices of texts that are empty or white space."""
+        found = []
+        for start in range(0, len(self), _PIECE):
+            offsets = np.asarray(self._offsets[start : start + _PIECE + 1])
+            visible = ~np.isin(self._values[offsets[0] : offsets[-1]], list(b" \t\r\n\v\f"))
+            before = np.concatenate([[0], np.cumsum(visible)])[offsets - offsets[0]]
+            found.append(start + np.flatnonzero(np.diff(before) == 0))
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def take(self, indices: np.ndarray) -> list[str]:
         """The texts `indices` [B]."""

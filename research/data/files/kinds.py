@@ -47,7 +47,8 @@ class Summary:
       rows: rows read so far, with those before the column appeared.
       values: those that are not missing; `numbers` of them are numbers, `dates` are dates, `images` paths of images.
       integral: whether all numbers are integers.
-      distinct: the distinct values as text, in order of appearance; None: more than MOST_CATEGORIES.
+      distinct: the distinct values as text, in order of appearance, and how often each occurs; None: more than
+        MOST_CATEGORIES.
       words: the number of words in all values.
     """
 
@@ -58,7 +59,7 @@ class Summary:
     images: int = 0
     integral: bool = True
     typed: bool = False
-    distinct: dict[str, None] | None = dataclasses.field(default_factory=dict)
+    distinct: dict[str, int] | None = dataclasses.field(default_factory=dict)
     words: int = 0
     first_missing: int | None = None
     first_other: tuple[int, str] | None = None  # the first value that is not a number
@@ -219,11 +220,12 @@ def _add_distinct(summary: Summary, values: Any, text: Any) -> None:
 
     if summary.distinct is None:
         return
-    unique = pc.unique(values)
+    unique = pc.value_counts(values)
     if len(unique) > MOST_CATEGORIES:
         summary.distinct = None
         return
-    summary.distinct.update(dict.fromkeys(map(text, unique.to_pylist())))
+    for value, count in zip(*(unique.field(name).to_pylist() for name in ("values", "counts")), strict=True):
+        summary.distinct[text(value)] = summary.distinct.get(text(value), 0) + count
     if len(summary.distinct) > MOST_CATEGORIES:
         summary.distinct = None
 

@@ -229,10 +229,22 @@ class _Table:
         size = len(next(iter(values.values()))) if values else 0
         if self._label in values:
             values[self._label] = self._labels(path, values[self._label])
+        if self._label:
+            self._check_texts(path, values)
         images = [name for name, kind in self._kinds.items() if kind == "image"]
         values |= {name: _images(path, values[name]) for name in images}
         keys = [name for name, kind in self._kinds.items() if kind == "key"]
         return _Columns({**values, KEY: values[keys[0]] if keys else np.arange(size)}, path)
+
+    def _check_texts(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Raises UserError for a row without a text."""
+        for name in [name for name, kind in self._kinds.items() if kind == "text" and name != self._label]:
+            empty = values[name].empty()
+            if len(empty):
+                raise UserError(
+                    f"{row_name(int(empty[0]), path)}: column {name!r} has no value, as in {len(empty):,} of "
+                    f"{len(values[name]):,} rows; give it, or remove the row"
+                )
 
     def _labels(self, path: Path, values: Any) -> np.ndarray:
         if isinstance(values, Categories):

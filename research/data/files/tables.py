@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from research.base.errors import UserError
+from research.base.paths import shown
 
 Row = dict[str, Any]
 
@@ -51,7 +52,7 @@ def read_rows(path: Path | None, form: str | None = None, *, line_column: str = 
 
 def row_name(index: int, of: Path | str) -> str:
     """What error messages call the row `index`, from 0 as in predictions: "row 3 (counting from 0) of FILE"."""
-    return f"row {index} (counting from 0) of {of}"
+    return f"row {index} (counting from 0) of {shown(of) if isinstance(of, Path) else of}"
 
 
 def column_names(path: Path) -> list[str]:
