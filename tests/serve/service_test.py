@@ -133,7 +133,8 @@ def test_an_overloaded_service_refuses_and_recovers(held, in_loop):
         return [getattr(result, "kind", None) for result in done]
 
     kinds = in_loop({"m": held}, run, Limits(queue_inputs=4, queue_ms=1e6))
-    assert kinds == [None] * 5 + [Kind.OVERLOADED] * 3
+    # Which ones are refused depends on the threads that encode them.
+    assert (kinds[0], kinds.count(None), kinds.count(Kind.OVERLOADED)) == (None, 5, 3)
 
 
 def test_a_request_that_takes_too_long_is_given_up(held, in_loop):
