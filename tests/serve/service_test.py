@@ -123,7 +123,8 @@ def test_an_overloaded_service_refuses_and_recovers(held, in_loop):
         tasks = [asyncio.ensure_future(service.answer(held, row(0)))]
         await asyncio.sleep(0.05)  # the device has the first one
         tasks += [asyncio.ensure_future(service.answer(held, row(i))) for i in range(1, 8)]
-        await asyncio.sleep(0.05)
+        while service.waiting < 4 or sum(task.done() for task in tasks) < 3:
+            await asyncio.sleep(0.01)
         with pytest.raises(ServiceError) as refused:
             await service.answer(held, row(9))
         assert refused.value.kind is Kind.OVERLOADED
