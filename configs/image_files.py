@@ -8,8 +8,12 @@ printed: images of several sizes, or of more than 96 pixels, are resized to 64×
 and resize are given. A tenth is cut off for validation, unless --config.data.validation=FOLDER is given.
 
 Hardware: any for `embedded`. Presets:
-  embedded: a small ResNet from random weights.
-  resnet50: ResNet-50 from ImageNet weights, at 224×224; not yet measured.
+  embedded: a small ResNet from random weights, for simple images or some hundred and more of each class.
+  resnet50: ResNet-50 from ImageNet weights, at 224×224, for few photographs; not yet measured.
+
+Measured for `embedded` on 2 CPU cores with other work on the machine, JAX 0.10.1, seed 0, accuracy on held-out images:
+180 drawings of three shapes in random colours 0.8800; 200 MNIST digits 0.9220; 200 digits of scikit-learn 0.9480;
+200 CIFAR-10 images of two classes 0.8750. The 180 drawings took 4 min 39 s.
 """
 
 from ml_collections import ConfigDict
@@ -30,11 +34,18 @@ def get_config(preset: str = "") -> ConfigDict:
     config.data.transform = image(channels=3)
     config.data.transform.label = ""
     config.data.transform.inputs = ()
-    config.optimizer.learning_rate = 0.05
     config.eval.splits, config.eval.every_steps = ("validation",), 0
-    if config.preset == "resnet50":
-        _resnet50(config)
+    {"embedded": _small, "resnet50": _resnet50}[config.preset](config)
     return config
+
+
+def _small(config: ConfigDict) -> None:
+    """Random crops of at least half of an image: without them few images are learned by heart."""
+    config.model.width = 16
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.05
+    config.data.transform.augment.random_resized_crop = (0.5, 1.0)
 
 
 def _resnet50(config: ConfigDict) -> None:

@@ -97,6 +97,8 @@ def _of_images(images: list[Path], config: ConfigDict) -> tuple[dict[str, Any], 
     (height, width), *others = shapes
     same = not others and max(height, width) <= _LARGEST_SIZE
     size = None if same else _SIZE
+    if same and config.data.transform.get("augment", {}).get("random_resized_crop") is not None:
+        size = min(height, width)  # which the crops are resized to
     settings = {
         "data.transform.channels": channels,
         "data.transform.resize": size,
@@ -108,7 +110,8 @@ def _of_images(images: list[Path], config: ConfigDict) -> tuple[dict[str, Any], 
         settings |= {"data.transform.resize": 256, "data.transform.size": 224}
     kind = "grey" if grey else "colour"
     shape = f"{height}×{width}" if not others else f"{len(shapes)} sizes"
-    resized = "" if same else f", resized to {settings['data.transform.size']}×{settings['data.transform.size']}"
+    final = settings["data.transform.size"]
+    resized = "" if same and (final is None or height == width) else f", resized to {final}×{final}"
     return settings, f"  {kind}, {shape}{resized}; mean {settings['model.mean']}, std {settings['model.std']}"
 
 

@@ -24,6 +24,7 @@ from research.training.method import is_deterministic
 # The length of a run: at least and at most this many updates, the latter in no less than one epoch.
 _UPDATES = (300, 20_000)
 _UPDATES_FINE_TUNING = 100  # the fewest from pretrained weights
+_UPDATES_AUGMENTED = 1000  # the fewest on images of which each epoch crops other parts
 _UPDATES_PER_EPOCH = 10
 _SMALLEST_BATCH = 8
 _PIECES_PER_WORD = 1.4  # of a WordPiece tokenizer, roughly
@@ -149,7 +150,8 @@ def _fit_length(config: ConfigDict, found: Found, given: Collection[str]) -> str
         while batch // 2 >= smallest and examples / (batch * per_row) < _UPDATES_PER_EPOCH:
             batch //= 2
         section[key] = batch
-    fewest = _UPDATES_FINE_TUNING if config.init_from else _UPDATES[0]
+    crops = "augment" in data.transform and data.transform.augment.random_resized_crop is not None
+    fewest = _UPDATES_FINE_TUNING if config.init_from else _UPDATES_AUGMENTED if crops else _UPDATES[0]
     if section.epochs is not None and batch != -1 and not {"train.epochs", "train.steps"} & set(given):
         updates = examples / (batch * per_row)
         least, most = fewest / updates, max(1.0, _UPDATES[1] / updates)

@@ -256,7 +256,8 @@ def of_images(folder):
 def test_folder_of_images(tmp_path):
     config, _ = fill_in(of_images(images(tmp_path / "all")), ())
     assert config.model.num_classes == 2
-    assert (config.data.transform.channels, config.data.transform.size) == (3, None)
+    assert (config.data.transform.channels, config.data.transform.size) == (3, 12)
+    assert config.train.epochs * round(12 * 0.66) / config.train.batch_size >= 1000  # updates
     np.testing.assert_allclose(config.model.mean, 127, atol=5)
     np.testing.assert_allclose(config.model.std, 73, atol=5)
     dataset = data.load(config.data)
@@ -264,6 +265,13 @@ def test_folder_of_images(tmp_path):
     assert examples.batch(np.arange(4)[:, None])["images"].shape == (4, 12, 12, 3)
     assert data.label_names(config.data, "label") == ("circle", "square")
     assert keys(dataset.columns["validation"])(0).startswith("circle/")
+
+
+def test_images_of_one_size_are_unchanged_without_crops(tmp_path):
+    config = of_images(images(tmp_path / "all"))
+    config.data.transform.augment.random_resized_crop = None
+    config, _ = fill_in(config, ())
+    assert (config.data.transform.resize, config.data.transform.size) == (None, None)
 
 
 def test_images_of_several_sizes_are_resized(tmp_path):
