@@ -230,4 +230,4 @@ class _Guarded:
             "tokens": usage.tokens,
             "cached": usage.cached,
         }
-        logs.requests.info("", extra={"fields": fields})
+        logs.log_request(fields)
