@@ -3,6 +3,7 @@
 limits.py      every limit of the service, with its default
 errors.py      the errors that a client gets, with their codes
 shapes.py      the batch shapes that are compiled, and which one a set of inputs needs
+operations.py  what a model can be asked for: predictions, embeddings
 model.py       a checkpoint, compiled for these shapes
 queue.py       inputs that wait for a device: bounded, fair between clients
 engine.py      the threads that take inputs from the queue and run the model

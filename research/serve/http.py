@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from research.serve.errors import Kind, ServiceError
+from research.serve.model import ServedModel
 from research.serve.service import Result, Service
 
 T = TypeVar("T")
@@ -50,10 +51,9 @@ class Exchange:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    async def answer(self, model: str | None, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
+    async def answer(self, model: ServedModel, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
         """As `Service.answer`. Raises ClientGone if the client goes before the answer is there."""
-        served = self.service.model(model)
-        return await self.connected(self.service.answer(served, columns, client=self.client, truncate=truncate))
+        return await self.connected(self.service.answer(model, columns, client=self.client, truncate=truncate))
 
     async def connected(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled if the client goes. Call it after `body`."""

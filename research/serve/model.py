@@ -1,5 +1,6 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
+import copy
 import dataclasses
 import functools
 import time
@@ -8,11 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from research.base.errors import UserError
-from research.core.metrics import at_least_float32
-from research.core.tasks import Task
 from research.data.encoder import Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out, split
@@ -21,6 +19,7 @@ from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
 from research.serve import shapes
 from research.serve.limits import Limits
+from research.serve.operations import OPERATIONS, Operation
 from research.serve.shapes import Shape
 
 # What a client may ask the service to compute in.
@@ -34,7 +33,8 @@ class Answer:
     """The predictions for one input.
 
     Attributes:
-      values: those of the task by name, such as `prediction` and `scores`, and `outputs`, what the model returned.
+      values: by name. Predictions are those of the task, such as `prediction` and `scores`, and `outputs`, what the
+        model returned; embeddings are `embedding`, [D], or [T, D] of every token.
       version: that of the model that made them.
     """
 
@@ -43,11 +43,13 @@ class Answer:
 
 
 class ServedModel:
-    """A model on some devices. `warm_up` compiles it; until then it answers nothing.
+    """A model on some devices, for one operation. `warm_up` compiles it; until then it answers nothing.
 
     Attributes:
       name, version: what requests call it; the version is the step of the checkpoint.
       compute: the dtype that it computes in.
+      operation: what it answers with, a name in OPERATIONS.
+      others: the same model for other operations, by their names; `warm_up` compiles them too.
       samples: sample inputs of the run.
       seconds: the measured time of a batch by its shape, after `warm_up`.
       capacity: the items of the largest batch to make.
@@ -60,11 +62,14 @@ class ServedModel:
         *,
         samples: Samples | None = None,
         compute: str = "float32",
+        operations: Sequence[str] = ("predict",),
         devices: Sequence[jax.Device] | None = None,
     ):
+        """`operations`: which it is for; one that the model does not support is left out."""
         self.name = name
         self.version = str(model.step)
         self.compute = compute
+        self.operation = "predict"
         self.samples = samples
         self.seconds: dict[Shape, float] = {}
         self.capacity = 1
@@ -75,6 +80,14 @@ class ServedModel:
         variables = {"params": state.params, **state.model_state}
         self._variables = [jax.device_put(variables, device) for device in self._devices]
         self._programs: dict[tuple[int, Shape], Any] = {}
+        names = [name for name in operations if name != "predict" and OPERATIONS[name].supports(model.module)]
+        self.others = {name: self._for(name) for name in names}
+
+    def _for(self, operation: str) -> "ServedModel":
+        """The same model with the same parameters for another operation."""
+        other = copy.copy(self)
+        other.operation, other.seconds, other._programs, other.others = operation, {}, {}, {}
+        return other
 
     @classmethod
     def open(
@@ -90,6 +103,15 @@ class ServedModel:
     def signature(self) -> Signature:
         """The columns that it reads, and the names of the labels if they are known."""
         return self._model.signature
+
+    @property
+    def _operation(self) -> Operation:
+        return OPERATIONS[self.operation]
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its answers are small enough to be kept."""
+        return not self._operation.per_item
 
     @property
     def config(self) -> Any:
@@ -158,6 +180,8 @@ class ServedModel:
             yield shape, self.seconds[shape]
         self.capacity = shapes.capacity(self.seconds, limits.batch_ms)
         self._seconds_per_item = min(time / (shape.rows * (shape.length or 1)) for shape, time in self.seconds.items())
+        for other in self.others.values():
+            yield from other.warm_up(limits)
 
     def _prepare(self, shape: Shape, device: int) -> float:
         """Compiles a shape for a device -> the seconds that a full batch takes."""
@@ -170,7 +194,8 @@ class ServedModel:
         batch = lay_out([example] * members.size, members, shape.length)
         place = jax.sharding.SingleDeviceSharding(self._devices[device])
         abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
-        program = jax.jit(functools.partial(_predict, module=self._model.module, task=self._model.task))
+        run = self._operation.run
+        program = jax.jit(functools.partial(run, module=self._model.module, task=self._model.task))
         self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
         times = []
         for _ in range(_TIMED):
@@ -190,18 +215,17 @@ class ServedModel:
         The first one always has an answer. Raises ValueError if an input has another shape than the model reads.
         """
         shape, members = shapes.choose([part.length for part in parts], self.seconds)
-        columns = self._run(lay_out(parts, members, shape.length), shape, device)
+        batch = lay_out(parts, members, shape.length)
+        columns = self._run(batch, shape, device)
         answers: list[Answer | None] = [None] * len(parts)
-        flat = {name: x.reshape(members.size, *x.shape[2 if shape.length else 1 :]) for name, x in columns.items()}
-        for place in np.flatnonzero(members >= 0):
-            values = {name: x[place] for name, x in flat.items()}
-            answers[members.flat[place]] = Answer(values, self.version)
+        for row, slot in np.argwhere(members >= 0):
+            member, where = members[row, slot], (row, slot) if shape.length else (row,)
+            if self._operation.per_item:
+                start = batch["starts"][row, slot]
+                where = (row, slice(start, start + parts[member].length))
+            # Copied, as an answer that is cached must not keep the whole batch.
+            answers[member] = Answer({name: x[where].copy() for name, x in columns.items()}, self.version)
         return answers, shape
-
-
-def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
-    outputs: Any = module.apply(variables, batch, train=False)
-    return {"outputs": at_least_float32(outputs), **task.predictions(outputs, batch)}
 
 
 def _is_sequence(part: Part) -> bool:

@@ -101,7 +101,7 @@ def router(service: Service) -> APIRouter:
         else:
             asked = parse(_PREDICT, await exchange.body())
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
-        results = await exchange.answer(name, columns, truncate=truncate)
+        results = await exchange.answer(served, columns, truncate=truncate)
         return reply({"model": name, "predictions": [record(result, served) for result in results]})
 
     return found

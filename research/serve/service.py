@@ -17,7 +17,7 @@ from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.queue import Job
 
-Key = tuple[str, str, bytes]  # of an answer: model, version, hash of the encoded input
+Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
 
 # Texts with at most as many characters are encoded at once: handing them to another thread takes longer.
 _SHORT_TEXT = 2000
@@ -95,11 +95,14 @@ class Service:
         """Whether every model answers."""
         return bool(self.models) and all(state == "ready" for state in self.states.values())
 
-    def model(self, name: str | None = None) -> ServedModel:
+    def model(self, name: str | None = None, operation: str = "predict") -> ServedModel:
         """A model by name; without a name the first one. Raises ServiceError if there is none, or not yet."""
         name = next(iter([*self.states, *self.models]), "") if name is None else name
         if name in self.models:
-            return self.models[name]
+            model = self.models[name]
+            if operation != model.operation and operation not in model.others:
+                raise ServiceError(Kind.FAILED, f"model {name!r} is not served for {operation}")
+            return model.others.get(operation, model)
         if name in self.states:
             raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
         raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {', '.join(self.models)}")
@@ -184,7 +187,7 @@ class Service:
         new: list[tuple[Key, _Pending]] = []
         here: dict[Key, _Pending] = {}
         for part in parts:
-            key = (model.name, model.version, part.digest)
+            key = (model.name, model.version, model.operation, part.digest)
             answer = self.cache.get(key)
             if answer is not None:
                 found.append(answer)
@@ -239,7 +242,8 @@ class Service:
                 continue
             del self._pending[job.ticket]
             if isinstance(result, Answer):
-                self.cache.put(job.ticket, result)
+                if job.model.is_cached:
+                    self.cache.put(job.ticket, result)
                 entry.future.set_result(result)
             else:
                 entry.future.set_exception(_failure(result))

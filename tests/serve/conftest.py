@@ -15,6 +15,7 @@ from research.runs.rundir import RunDir
 from research.serve.app import make_app
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
+from research.serve.operations import OPERATIONS
 from research.serve.service import Service
 from research.training.loop import train_and_evaluate
 from tests import tiny
@@ -52,7 +53,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def models(runs):
     """The runs' models by name, compiled."""
-    found = {name: ServedModel.open(name, run) for name, run in runs.items()}
+    found = {name: ServedModel.open(name, run, operations=tuple(OPERATIONS)) for name, run in runs.items()}
     for model in found.values():
         for _ in model.warm_up(LIMITS):
             pass
