@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from research.serve import plain
+from research.serve import oip, plain
 from research.serve.errors import ServiceError
 from research.serve.http import ClientGone, refusal
 from research.serve.repository import Repository
@@ -42,4 +42,5 @@ def make_app(service: Service, repository: Repository | None = None) -> FastAPI:
         return Response(status_code=_GONE)
 
     app.include_router(plain.router(service))
+    app.include_router(oip.router(service))
     return app

@@ -51,6 +51,7 @@ class ServedModel:
       operation: what it answers with, a name in OPERATIONS.
       others: the same model for other operations, by their names; `warm_up` compiles them too.
       samples: sample inputs of the run.
+      outputs: the shape and dtype of an answer's values by name, after `warm_up`.
       seconds: the measured time of a batch by its shape, after `warm_up`.
       capacity: the items of the largest batch to make.
     """
@@ -71,6 +72,7 @@ class ServedModel:
         self.compute = compute
         self.operation = "predict"
         self.samples = samples
+        self.outputs: dict[str, jax.ShapeDtypeStruct] = {}
         self.seconds: dict[Shape, float] = {}
         self.capacity = 1
         self._seconds_per_item = 0.0
@@ -127,10 +129,7 @@ class ServedModel:
         if not _is_sequence(self._example):
             for i, part in enumerate(parts):
                 for name, array in part.arrays.items():
-                    expected = self._example.arrays[name].shape
-                    if array.shape != expected:
-                        found, wanted = ("x".join(map(str, shape)) for shape in (array.shape, expected))
-                        raise UserError(f"input {i} has {name} of size {found}; the model reads {wanted}")
+                    part.arrays[name] = _as_read(array, self._example.arrays[name], f"input {i} has {name}")
         return parts
 
     @functools.cached_property
@@ -200,8 +199,10 @@ class ServedModel:
         times = []
         for _ in range(_TIMED):
             start = time.perf_counter()
-            self._run(batch, shape, device)
+            found = self._run(batch, shape, device)
             times.append(time.perf_counter() - start)
+        axes = 2 if shape.length else 1
+        self.outputs = {name: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype) for name, x in found.items()}
         return min(times)
 
     def _run(self, batch: Mapping[str, np.ndarray], shape: Shape, device: int) -> dict[str, np.ndarray]:
@@ -226,6 +227,20 @@ class ServedModel:
             # Copied, as an answer that is cached must not keep the whole batch.
             answers[member] = Answer({name: x[where].copy() for name, x in columns.items()}, self.version)
         return answers, shape
+
+
+def _as_read(array: np.ndarray, example: np.ndarray, what: str) -> np.ndarray:
+    """An array with the dtype of the example. Raises UserError if it has another size, or values that need another."""
+    if array.shape != example.shape:
+        found, wanted = ("x".join(map(str, x.shape)) for x in (array, example))
+        raise UserError(f"{what} of size {found}; the model reads {wanted}")
+    if array.dtype == example.dtype:
+        return array
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(example.dtype)
+    if not np.array_equal(cast, array):
+        raise UserError(f"{what} of {array.dtype}; the model reads {example.dtype}")
+    return cast
 
 
 def _is_sequence(part: Part) -> bool:

@@ -43,7 +43,8 @@ def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> di
 def _hidden(variables: Any, batch: Any, module: Any) -> jax.Array:
     """The encoder's hidden states [R, L, D]."""
     params = {"params": variables["params"]["encoder"]}
-    return at_least_float32(Encoder(**module.sizes).apply(params, batch, train=False))
+    hidden: Any = Encoder(**module.sizes).apply(params, batch, train=False)
+    return at_least_float32(hidden)
 
 
 def _embed(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
