@@ -9,4 +9,11 @@ queue.py       inputs that wait for a device: bounded, fair between clients
 engine.py      the threads that take inputs from the queue and run the model
 cache.py       answers by encoded input: bounded
 service.py     from raw inputs to answers: limits, encoding, cache, queue
+http.py        what the protocols share
+plain.py       the service's own JSON
+tensors.py     tensors of the Open Inference Protocol, in JSON and binary
+oip.py         the Open Inference Protocol, version 2
+tei_schema.py  the requests of text-embeddings-inference
+tei.py         text-embeddings-inference's interface, and OpenAI's embeddings
+app.py         the paths of all protocols
 """

@@ -90,12 +90,15 @@ def reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = 
     return Response(to_json(value), status, headers, media_type="application/json")
 
 
-def refusal(error: ServiceError) -> Response:
-    """The answer to a request that is refused: {"error", "error_type"}."""
+def refusal(error: ServiceError, path: str) -> Response:
+    """The answer to a request of a path that is refused: {"error", "error_type"}; OpenAI's {"error": {…}} for /v1."""
     headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if error.kind is Kind.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return reply({"error": str(error), "error_type": error.kind.label}, status=error.kind.status, headers=headers)
+    found: dict[str, Any] = {"error": str(error), "error_type": error.kind.label}
+    if path.startswith("/v1/"):
+        found = {"error": {"message": str(error), "type": error.kind.label, "code": error.kind.status}}
+    return reply(found, status=error.kind.status, headers=headers)
 
 
 def described(schema: TypeAdapter[Any], *examples: Any) -> dict[str, Any]:

@@ -115,6 +115,24 @@ class ServedModel:
         """Whether its answers are small enough to be kept."""
         return not self._operation.per_item
 
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a model of texts, without truncation; None for one that reads no tokens."""
+        definition = getattr(self.encoder, "definition", None)
+        if definition is None:
+            return None
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(definition)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @property
+    def platform(self) -> str:
+        """What it computes on: cpu, gpu or tpu."""
+        return str(self._devices[0].platform)
+
     @property
     def config(self) -> Any:
         return self._model.config
@@ -238,7 +256,8 @@ def _as_read(array: np.ndarray, example: np.ndarray, what: str) -> np.ndarray:
         return array
     with np.errstate(invalid="ignore"):
         cast = array.astype(example.dtype)
-    if not np.array_equal(cast, array):
+    rounds = array.dtype.kind == example.dtype.kind == "f"
+    if not rounds and not np.array_equal(cast, array):
         raise UserError(f"{what} of {array.dtype}; the model reads {example.dtype}")
     return cast
 

@@ -54,6 +54,7 @@ class Service:
     Attributes:
       models: those that answer, by name; `install` adds them.
       states: what happens with each model: "loading", "ready", or an error.
+      encoder_threads: how many threads encode inputs.
     """
 
     def __init__(self, limits: Limits, *, devices: int = 1):
@@ -64,7 +65,8 @@ class Service:
         # Encoding a short text takes longer than looking up its answer.
         self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
         self._engine = Engine(limits, self._deliver, devices=devices)
-        self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "encode")
+        self.encoder_threads = os.cpu_count() or 1
+        self._encoders = concurrent.futures.ThreadPoolExecutor(self.encoder_threads, "encode")
         self._pending: dict[Key, _Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = 0
@@ -139,7 +141,7 @@ class Service:
 
     async def encode(self, model: ServedModel, columns: Columns) -> list[Part]:
         """The inputs as the model reads them. Raises ServiceError if they are invalid or too many."""
-        self._check(columns)
+        self.check(columns)
         try:
             if _is_short(columns):
                 return self._encode_short(model, columns)
@@ -163,7 +165,8 @@ class Service:
             self._encoded.put(key, part)
         return [part]
 
-    def _check(self, columns: Columns) -> None:
+    def check(self, columns: Columns) -> None:
+        """Raises ServiceError if the inputs are none, too many, too long, or differ in number."""
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ServiceError(Kind.INVALID, f"the inputs differ in number: {lengths}")
