@@ -19,6 +19,9 @@ def parser() -> cli.Parser:
     parser.add_argument(
         "--compute", default="float32", help="what models compute in: float32 or bfloat16 (default: float32)"
     )
+    parser.add_argument(
+        "--embed", action="store_true", help="also answer with embeddings of texts; it takes longer to be ready"
+    )
     limits = parser.add_argument_group("limits")
     for field in dataclasses.fields(Limits):
         limits.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
@@ -28,6 +31,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
+    from research.serve.operations import OPERATIONS
     from research.serve.server import serve
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
@@ -36,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         Limits(**chosen),
         checkpoint=arguments.checkpoint,
         compute=arguments.compute,
+        operations=tuple(OPERATIONS) if arguments.embed else ("predict",),
         host=arguments.host,
         port=arguments.port,
     )

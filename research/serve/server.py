@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import uvicorn
@@ -13,8 +14,8 @@ from research.serve.repository import Repository, sources
 from research.serve.service import Service
 
 
-def serve(workdirs: Sequence[str], limits: Limits, *, checkpoint: str, compute: str, host: str, port: int) -> int:
-    """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", until a signal -> 0.
+def serve(workdirs: Sequence[str], limits: Limits, *, host: str, port: int, **options: Any) -> int:
+    """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", with the options of `Source`, until a signal -> 0.
 
     Raises UserError if one is not a run directory, or the port is taken.
     """
@@ -23,7 +24,7 @@ def serve(workdirs: Sequence[str], limits: Limits, *, checkpoint: str, compute: 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("research.serve").setLevel(logging.INFO)
     devices = jax.local_devices()
-    found = sources(workdirs, checkpoint=checkpoint, compute=compute)
+    found = sources(workdirs, **options)
     service = Service(limits, devices=len(devices))
     repository = Repository(found, limits, service.install, devices=devices)
     service.states = repository.states
