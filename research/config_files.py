@@ -73,7 +73,7 @@ def _path(name: str) -> Path:
             raise UserError(f"config {name!r} is unknown; {nearest(name, names())}")
     if not os.path.isfile(path):  # also False for an invalid path
         if path.stem in names():
-            raise UserError(f"config file {path} does not exist; --config={path.stem} works in any folder")
+            raise UserError(f"config file {path} does not exist; the name {path.stem} works in any folder")
         beside = [file.name for file in path.parent.glob("*.py") if file.stem not in _NOT_CONFIGS]
         known = [*beside, *names()]
         raise UserError(f"config file {path} does not exist; {nearest(path.name, known, whole=True)}")

@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from research.base.errors import UserError
     from research.base.paths import expanded
-    from research.inference.bulk import open_source, write_predictions
+    from research.inference.bulk import open_source
+    from research.inference.prediction_file import write_predictions
     from research.inference.predictor import Predictor
 
     for pair in arguments.column:

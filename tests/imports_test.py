@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-_NAMES = ("train", "evaluate", "predict", "export", "glue", "plot", "coefficients", "ladder", "list")
+_NAMES = ("train", "evaluate", "predict", "export", "glue", "plot", "coefficients", "ladder", "list", "serve_keys")
 COMMANDS = {f"research.{name}" for name in _NAMES}
 
 

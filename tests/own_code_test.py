@@ -1,8 +1,11 @@
 """A user's own modules, `imports`, and config files found by name, whatever the current directory is."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from research import api
@@ -64,6 +67,27 @@ def test_own_model_trains_and_is_found_again_from_elsewhere(by, lab, tmp_path_fa
     assert api.open_run(workdir).evaluate("test")["step"] == 2
 
 
+def test_own_model_of_the_readme_trains_and_predicts(lab, tmp_path):
+    """As it is printed there, on a table; the README's command names the module as `my_lab/models.py`."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (model,) = (block for block in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "MODELS[" in block)
+    (tmp_path / lab / "models.py").write_text(model)
+    (name,) = re.findall(r'MODELS\["(\w+)"\]', model)
+    overrides = {"imports": f"{lab}/models.py", "model.name": name, "model.width": 8, "train.steps": 2}
+    run = api.fit("logistic_digits", workdir="run", show=False, **overrides)
+    MODELS.pop(name)
+    _forget(lab)
+    assert len(run.predict({"features": np.zeros((3, 8, 8, 1))})) == 3
+    MODELS.pop(name)
+
+
+def test_own_model_without_dtype_is_one_line_and_leaves_nothing(lab, tmp_path):
+    (tmp_path / lab / "models.py").write_text(MODEL.replace("    dtype: object = None\n", ""))
+    with pytest.raises(UserError, match=r"^model 'own' has no field dtype, .*`dtype: Any = None`$"):
+        api.fit("logistic_digits", workdir="run", show=False, imports=f"{lab}.models", **{"model.name": "own"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_module_is_one_line_with_the_way_out(lab):
     with pytest.raises(UserError, match=rf"no module '{lab}.modelz' in .*--config.imports=FOLDER/FILE.py"):
         load("logistic_digits", [f"imports={lab}.modelz"])
@@ -89,7 +113,7 @@ def test_config_is_found_by_name_from_a_folder_with_configs_of_its_own(lab):
     assert load("logistic_digits").config.preset == "embedded"
     with pytest.raises(UserError, match=r"'logistic_digit' is unknown; did you mean 'logistic_digits'\?"):
         load("logistic_digit")
-    with pytest.raises(UserError, match=r"configs/majority.py does not exist; --config=majority "):
+    with pytest.raises(UserError, match=r"configs/majority.py does not exist; the name majority works in any folder$"):
         load("configs/majority.py")
 
 

@@ -64,9 +64,8 @@ class Command(NamedTuple):
 
 
 def _module(name):
-    return importlib.import_module(
-        {"runs": "research.runs.__main__", "configs": "research.list"}.get(name, f"research.{name}")
-    )
+    others = {"configs": "list", "runs": "runs.__main__", "serve": "serve.__main__"}
+    return importlib.import_module(f"research.{others.get(name, name)}")
 
 
 def _typed(text):

@@ -150,7 +150,8 @@ def expand_variant(table: Mapping[str, Callable[..., Any]], section: Mapping[str
 def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], what: str, **extra: Any) -> Any:
     """Calls `table[section["name"]]` with the section's other keys and `extra`.
 
-    Raises UserError for an unknown name or key, suggesting the nearest known one, and for a missing key.
+    Raises UserError for an unknown name or key, suggesting the nearest known one, for a missing key, and for an entry
+    that does not take `extra`.
     """
     arguments = dict(section)
     name = arguments.pop("name")
@@ -159,6 +160,12 @@ def build(table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], w
     for key in arguments:
         if key not in parameters or key in extra:
             raise UserError(f"{what}.{key} is not a key of {name!r}; {nearest(key, set(parameters) - set(extra))}")
+    for key in extra:
+        if key not in parameters:
+            raise UserError(
+                f"{what} {name!r} has no field {key}, which it is given: declare it, for a Flax module as "
+                f"`{key}: Any = None`"
+            )
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in arguments and key not in extra:
             raise UserError(f"{what}.{key} is missing; {name!r} needs it")

@@ -21,6 +21,16 @@ from research.data.files.kinds import MISSING_NUMBERS
 # Examples that are read together where all are.
 _PIECE = 2**16
 
+_UNKNOWN = -1  # the code of a category that does not occur in training
+
+# The way out of a missing value, in training (True: there are labels) and in prediction.
+_WAY_OUT = {
+    True: "give it, leave the column out, or take the column's mean (text: a category of its own) with "
+    "--config.data.transform.missing=impute",
+    False: "give it or remove the row; to predict for rows with missing values, train with "
+    "--config.data.transform.missing=impute",
+}
+
 # What stands for a missing category that is imputed.
 MISSING = "(missing)"
 
@@ -45,6 +55,11 @@ class TableExamples:
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         indices = first(members, rows)
         return {"features": self.encoder.features(self.columns, indices), **labels_of(self.labels, indices)}
+
+    def unknown(self) -> dict[str, np.ndarray]:
+        """By column of categories, the examples whose value is none of the known ones."""
+        named = zip(self.encoder.learnt, self.columns, strict=True)
+        return {name: np.flatnonzero(codes == _UNKNOWN) for name, codes in named if name in self.encoder.categories}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,21 +205,25 @@ class TableEncoder(Encoder):
         return mean, scale
 
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> TableExamples:
-        read = tuple(self._column(columns, name, split) for name in self.learnt)
+        read = tuple(self._column(columns, name, split, labels) for name in self.learnt)
         given = None
         if labels:
             given = np.asarray(column(columns, self.options.label, split))
             given = as_labels(given) if given.dtype.kind in "biu" else given.astype(np.float64)
         return TableExamples(read, self, given, len(read[0]))
 
-    def _column(self, columns: Columns, name: str, split: str) -> Any:
-        """A column as numbers, float [N], or as codes of its categories, int [N]; −1: another value."""
+    def _column(self, columns: Columns, name: str, split: str, labels: bool) -> Any:
+        """A column as numbers, float [N], or as codes of its categories, int [N]; _UNKNOWN: another value."""
         values = column(columns, name, split)
-        if name in self.categories:
-            return self._codes(values, name, lambda index: place(columns, split, index))
-        return self._numbers(values, name, lambda index: place(columns, split, index))
 
-    def _numbers(self, values: Any, name: str, where: Callable[[int], str]) -> Any:
+        def missing(index: int) -> UserError:
+            return UserError(f"{place(columns, split, index)}: column {name!r} has no value; {_WAY_OUT[labels]}")
+
+        if name in self.categories:
+            return self._codes(values, name, missing)
+        return self._numbers(values, name, lambda index: place(columns, split, index), missing)
+
+    def _numbers(self, values: Any, name: str, where: Callable[[int], str], missing: Callable[[int], UserError]) -> Any:
         if not (isinstance(values, Rows | np.ndarray) and np.asarray(values[:1]).dtype.kind in "biuf"):
             values = np.array([_number(value, name, where, i) for i, value in enumerate(values)], np.float64)
         for start in range(0, len(values), _PIECE):
@@ -213,29 +232,23 @@ class TableEncoder(Encoder):
             if len(wrong):
                 value, index = piece[wrong[0]], start + int(wrong[0])
                 if np.isnan(value):
-                    raise self._missing(name, where(index))
+                    raise missing(index)
                 raise _infinite(where(index), name, value)
         return values
 
-    def _missing(self, name: str, where: str) -> UserError:
-        return UserError(
-            f"{where}: column {name!r} has no value; give it, leave the column out, or take the column's mean (text: a "
-            "category of its own) with --config.data.transform.missing=impute"
-        )
-
-    def _codes(self, values: Any, name: str, where: Callable[[int], str]) -> np.ndarray:
+    def _codes(self, values: Any, name: str, missing: Callable[[int], UserError]) -> np.ndarray:
         position = {value: i for i, value in enumerate(self.categories[name])}
         absent = position.get(MISSING, -2)
         whole = values.take(slice(None)) if isinstance(values, Rows) else values
         if isinstance(whole, Categories):
-            table = np.array([*(position.get(value, -1) for value in whole.names), absent], np.int32)
+            table = np.array([*(position.get(value, _UNKNOWN) for value in whole.names), absent], np.int32)
             codes = table[whole.codes]
         else:
             names = [as_category(value) for value in values]
-            codes = np.array([absent if value is None else position.get(value, -1) for value in names], np.int32)
-        missing = np.flatnonzero(codes == -2)
-        if len(missing):
-            raise self._missing(name, where(int(missing[0])))
+            codes = np.array([absent if value is None else position.get(value, _UNKNOWN) for value in names], np.int32)
+        empty = np.flatnonzero(codes == -2)
+        if len(empty):
+            raise missing(int(empty[0]))
         return codes
 
     def features(self, columns: Sequence[Any], indices: np.ndarray) -> np.ndarray:

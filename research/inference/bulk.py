@@ -1,22 +1,16 @@
-"""Predictions for a whole file, or a folder of images: a piece at a time, resumable, in constant memory."""
+"""Predictions for a whole file, or a folder of images: a piece at a time, in constant memory."""
 
 import dataclasses
-import json
-import os
-import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
-
-from tqdm import tqdm
+from typing import Any
 
 from research.base.errors import UserError
-from research.base.paths import atomic_write
 from research.base.registry import nearest
-from research.base.trees import to_json
 from research.data.examples import BagExamples, Examples, TextExamples
 from research.data.files import folders, tables
-from research.data.table import as_category
+from research.data.table import TableExamples, as_category
 from research.inference.predictor import Predictor
 
 
@@ -68,12 +62,16 @@ def open_source(
             yield named
 
     if path == "-":
-        return Source("standard input", lambda: rows(None), None, None)
+        unique = uuid.uuid4().hex  # what another call reads there may differ
+        return Source("standard input", lambda: rows(None), None, unique)
     file = Path(path).expanduser()
     if file.is_dir():
         images = folders.image_files(file)
         if predictor.signature.kind != "image":
-            raise UserError(f"{file} is a folder, which is for images; this run's inputs are {_inputs(predictor)}")
+            raise UserError(
+                f"{file} is a folder, which is for images; this run reads a table with the "
+                f"column{'s' if len(inputs) > 1 else ''} {', '.join(inputs)}"
+            )
         column = predictor.signature.inputs[0]
         return Source(
             str(file),
@@ -87,8 +85,40 @@ def open_source(
     return Source(str(file), lambda: rows(file), tables.count(file), [stat.st_size, stat.st_mtime_ns])
 
 
+class Unseen:
+    """The values of categories that did not occur in training, which are encoded as none of the known categories."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._first: str | None = None
+
+    def note(self, examples: Examples, piece: list[tables.Row], start: int) -> None:
+        """Counts the rows of a piece that have such a value; `start`: the number of its first row."""
+        found = examples.unknown() if isinstance(examples, TableExamples) else {}
+        rows = {int(i) for indices in found.values() for i in indices}
+        if rows and self._first is None:
+            first = min(rows)
+            name = next(name for name, indices in found.items() if first in indices)
+            self._first = f"row {start + first} (counting from 0): {name} {as_category(piece[first][name])!r:.40}"
+        self._rows += len(rows)
+
+    @property
+    def warning(self) -> str | None:
+        """One line; None if every value is known."""
+        if self._first is None:
+            return None
+        more = f" ({self._rows:,} such rows in all)" if self._rows > 1 else ""
+        return f"{self._first} was not in training; it is encoded as none of the known categories{more}"
+
+
 def predict_rows(
-    predictor: Predictor, source: Source, *, keys: tuple[str, ...] = (), inputs: bool = False, start: int = 0
+    predictor: Predictor,
+    source: Source,
+    *,
+    keys: tuple[str, ...] = (),
+    inputs: bool = False,
+    start: int = 0,
+    unseen: Unseen | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of the source's rows from `start` on, a multiple of `tables.PIECE_ROWS`, in lists of at most as many.
 
@@ -96,115 +126,83 @@ def predict_rows(
     row has it too; the columns `keys` of its row, and with `inputs` those that the model reads; for texts also
     "tokens", the number of tokens that the model reads, and "truncated"; and the predictions of `Predictor`.
 
-    Raises UserError, naming the row, for a row that lacks a column or has a value that the model can't read.
+    `unseen` is told of values that did not occur in training.
+
+    Raises UserError, naming the row, for a row that lacks a column or has a value that the model can't read; the
+    records of all rows before it come first.
     """
     rows = source.rows()
     for _ in range(start):
         next(rows, None)
+    shown = (*keys, *(predictor.signature.inputs if inputs else ()))
     for piece in tables.pieces(rows):
-        examples = _encoded(predictor, source, piece, start)
-        key = predictor.key
-        shown = (*keys, *(predictor.signature.inputs if inputs else ()))
-        named = [_shown(row, shown, start + i, source) for i, row in enumerate(piece)]
-        yield [
-            {
-                "row": start + i,
-                **({"key": as_category(row[key])} if key in row else {}),
-                **name,
-                **length,
-                **{k: x for k, x in record.items() if k != "index"},
-            }
-            for i, (row, name, length, record) in enumerate(
-                zip(piece, named, _lengths(examples), predictor.predict_examples(examples), strict=True)
-            )
-        ]
+        error = None
+        try:
+            read: _Read | None = _read(predictor, source, piece, shown)
+        except UserError as unnamed:
+            bad, error = _first_error(predictor, source, piece, shown, start, unnamed)
+            piece = piece[:bad]
+            read = _read(predictor, source, piece, shown) if piece else None
+        if read:
+            if unseen is not None:
+                unseen.note(read[0], piece, start)
+            yield _records(predictor, piece, *read, start)
+        if error:
+            raise error
         start += len(piece)
 
 
-def write_predictions(
+def _records(
+    predictor: Predictor, piece: list[tables.Row], examples: Examples, names: list[dict[str, Any]], start: int
+) -> list[dict[str, Any]]:
+    key = predictor.key
+    return [
+        {
+            "row": start + i,
+            **({"key": as_category(row[key])} if key in row else {}),
+            **name,
+            **length,
+            **{k: x for k, x in record.items() if k != "index"},
+        }
+        for i, (row, name, length, record) in enumerate(
+            zip(piece, names, _lengths(examples), predictor.predict_examples(examples), strict=True)
+        )
+    ]
+
+
+# The examples of rows, and of each row the columns that are copied to its record.
+_Read = tuple[Examples, list[dict[str, Any]]]
+
+
+def _read(
+    predictor: Predictor, source: Source, piece: list[tables.Row], shown: tuple[str, ...], where: str = ""
+) -> _Read:
+    """Encodes rows -> the examples, and the columns `shown` of each row. Raises UserError, at `where`."""
+    columns = _Columns({name: [_value(row, name) for row in piece] for name in predictor.signature.inputs})
+    columns.place = where
+    return predictor.encode(columns, source.name), [_shown(row, shown) for row in piece]
+
+
+def _first_error(
     predictor: Predictor,
     source: Source,
-    output: Path | None,
-    *,
-    identity: dict[str, Any],
-    keys: tuple[str, ...] = (),
-    inputs: bool = False,
-    show: bool = True,
-) -> int:
-    """Writes a JSON line per row to `output`, None for standard output -> the number of rows.
+    piece: list[tables.Row],
+    shown: tuple[str, ...],
+    start: int,
+    unnamed: UserError,
+) -> tuple[int, UserError]:
+    """The place of the first row of a piece that can't be read, and the error, which names the row.
 
-    The lines are in OUTPUT.part until they are complete. Where that file is left from an interrupted call for the same
-    model, rows and options, its complete pieces are kept.
-
-    Args:
-      identity: what identifies the model, such as the run directory and the step.
-
-    Raises:
-      UserError: as `predict_rows`; `output` exists already, or its .part file is that of another call.
+    Raises `unnamed`, the error of the whole piece, if there is no such row.
     """
-    if output is None:
-        return _write(predict_rows(predictor, source, keys=keys, inputs=inputs), sys.stdout, 0, source, show)
-    if output.exists():
-        raise UserError(f"{output} exists; remove it or give another --output")
-    part, about = output.with_name(output.name + ".part"), output.with_name(output.name + ".part.json")
-    call = {**identity, "source": source.name, "state": source.state, "keys": list(keys), "inputs": inputs}
-    start = _resumed(part, about, call)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(about, json.dumps(call))
-    with part.open("a", encoding="utf-8") as file:
-        records = predict_rows(predictor, source, keys=keys, inputs=inputs, start=start)
-        done = _write(records, file, start, source, show)
-    os.replace(part, output)
-    about.unlink()
-    return done
-
-
-def _write(records: Iterator[list[dict[str, Any]]], file: IO[str], done: int, source: Source, show: bool) -> int:
-    with tqdm(
-        total=source.size, initial=done, unit="row", disable=not show, delay=1.0, leave=False, file=sys.stderr
-    ) as bar:
-        for piece in records:
-            file.writelines(to_json(record) + "\n" for record in piece)
-            file.flush()
-            done += len(piece)
-            bar.update(len(piece))
-    return done
-
-
-def _resumed(part: Path, about: Path, call: dict[str, Any]) -> int:
-    """The number of rows that `part` holds already: whole pieces, what follows them is cut off."""
-    if not part.exists():
-        return 0
-    if not about.is_file() or json.loads(about.read_text()) != call:
-        raise UserError(f"{part} is left from a call with another model, input or options; remove it")
-    ends = [0]
-    with part.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number % tables.PIECE_ROWS == 0 and line.endswith(b"\n"):
-                ends.append(file.tell())
-    os.truncate(part, ends[-1])
-    return (len(ends) - 1) * tables.PIECE_ROWS
-
-
-def _encoded(predictor: Predictor, source: Source, piece: list[tables.Row], start: int) -> Examples:
-    """Encodes the rows of a piece. Raises UserError with the number of the first row that can't be encoded."""
-
-    def encode(rows: list[tables.Row], where: str = "") -> Examples:
-        columns = _Columns({name: [_value(row, name) for row in rows] for name in predictor.signature.inputs})
-        columns.place = where
-        return predictor.encode(columns, source.name)
-
-    try:
-        return encode(piece)
-    except UserError:
-        for number, row in enumerate(piece, start + 1):
-            where = f"row {number} of {source.name}" + (f", {row['file']}" if "file" in row else "")
-            try:
-                encode([row], where)
-            except UserError as error:
-                said = str(error)
-                raise UserError(said if said.startswith(where) else f"{where}: {said}") from error
-        raise
+    for i, row in enumerate(piece):
+        where = tables.row_name(start + i, source.name) + (f", {row['file']}" if "file" in row else "")
+        try:
+            _read(predictor, source, [row], shown, where)
+        except UserError as error:
+            said = str(error)
+            return i, UserError(said if said.startswith(where) else f"{where}: {said}")
+    raise unnamed
 
 
 class _Columns(dict[str, Any]):
@@ -227,11 +225,11 @@ def _value(row: tables.Row, name: str) -> Any:
     return row[name]
 
 
-def _shown(row: tables.Row, names: tuple[str, ...], number: int, source: Source) -> dict[str, Any]:
-    """The columns `names` of a row that are not bytes, and the file of an image."""
+def _shown(row: tables.Row, names: tuple[str, ...]) -> dict[str, Any]:
+    """The columns `names` of a row that are not bytes, and the file of an image. Raises UserError if it lacks one."""
     missing = [name for name in names if name not in row]
     if missing:
-        raise UserError(f"row {number + 1} of {source.name} has no column {missing[0]!r}; it has {', '.join(row)}")
+        raise UserError(f"it has no column {missing[0]!r}, but {', '.join(row)}")
     shown = {name: row[name] for name in names if not isinstance(row[name], bytes)}
     return {**({"file": row["file"]} if "file" in row else {}), **shown}
 
@@ -245,7 +243,3 @@ def _lengths(examples: Examples) -> list[dict[str, Any]]:
         {examples.unit: int(length), "truncated": bool(whole > length)}
         for length, whole in zip(examples.lengths, full, strict=True)
     ]
-
-
-def _inputs(predictor: Predictor) -> str:
-    return f"{predictor.signature.kind}: {', '.join(predictor.signature.inputs)}"

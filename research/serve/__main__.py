@@ -22,6 +22,25 @@ def parser() -> cli.Parser:
     parser.add_argument(
         "--embed", action="store_true", help="also answer with embeddings of texts; it takes longer to be ready"
     )
+    parser.add_argument(
+        "--log",
+        default="json",
+        choices=("json", "text", "none"),
+        help="how each request is logged to stderr, without its inputs (default: json)",
+    )
+    access = parser.add_argument_group("access")
+    access.add_argument(
+        "--api_keys_file",
+        metavar="FILE",
+        help="only answer requests with a key of this file, which `python -m research.serve_keys NAME` makes lines for",
+    )
+    access.add_argument(
+        "--rate",
+        type=float,
+        help="the requests a second of each key, or of each address if there are no keys; twice as many at once "
+        "(default: any)",
+    )
+    access.add_argument("--open_metrics", action="store_true", help="answer /metrics without a key")
     limits = parser.add_argument_group("limits")
     for field in dataclasses.fields(Limits):
         limits.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
@@ -32,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
     from research.serve.operations import OPERATIONS
-    from research.serve.server import serve
+    from research.serve.server import Access, serve
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     return serve(
@@ -43,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         operations=tuple(OPERATIONS) if arguments.embed else ("predict",),
         host=arguments.host,
         port=arguments.port,
+        access=Access(arguments.api_keys_file, arguments.rate, arguments.open_metrics),
+        log_format=arguments.log,
     )
 
 

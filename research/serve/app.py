@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from research.serve import oip, plain, tei
 from research.serve.errors import ServiceError
 from research.serve.http import ClientGone, refusal
+from research.serve.metrics import Metrics
 from research.serve.repository import Repository
 from research.serve.service import Service
 
@@ -18,7 +19,7 @@ _GONE = 499
 _DRAIN_SECONDS = 30.0
 
 
-def make_app(service: Service, repository: Repository | None = None) -> FastAPI:
+def make_app(service: Service, repository: Repository | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The ASGI application of a service, which it starts and stops, with the models of a repository."""
 
     @contextlib.asynccontextmanager
@@ -44,4 +45,6 @@ def make_app(service: Service, repository: Repository | None = None) -> FastAPI:
     app.include_router(plain.router(service))
     app.include_router(oip.router(service))
     app.include_router(tei.router(service))
+    if metrics:
+        app.include_router(metrics.router())
     return app

@@ -1,10 +1,12 @@
 """The threads that run the models: each takes from the queue when its device is free. There is no timer."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from research.serve.limits import Limits
 from research.serve.model import Answer
+from research.serve.observer import Observer
 from research.serve.queue import FairQueue, Job
 
 # Called in a thread with the jobs of a batch and what came of each: an answer, or the error of all.
@@ -14,9 +16,10 @@ Deliver = Callable[[Sequence[tuple[Job, Answer | Exception]]], None]
 class Engine:
     """Runs the jobs of a queue on `devices` devices, and delivers the answers batch by batch."""
 
-    def __init__(self, limits: Limits, deliver: Deliver, *, devices: int = 1):
+    def __init__(self, limits: Limits, deliver: Deliver, *, devices: int = 1, observer: Observer | None = None):
         self.queue = FairQueue(limits)
         self._deliver = deliver
+        self._observer = observer or Observer()
         self._threads = [
             threading.Thread(target=self._work, args=(device,), name=f"device-{device}", daemon=True)
             for device in range(devices)
@@ -35,21 +38,28 @@ class Engine:
 
     def _work(self, device: int) -> None:
         while jobs := self.queue.take():
-            done, waiting = _answers(jobs, device)
+            done, waiting = _answers(jobs, device, self._observer)
             self.queue.put_back(waiting)
             self._deliver(done)
 
 
-def _answers(jobs: Sequence[Job], device: int) -> tuple[list[tuple[Job, Answer | Exception]], list[Job]]:
+def _answers(
+    jobs: Sequence[Job], device: int, observer: Observer
+) -> tuple[list[tuple[Job, Answer | Exception]], list[Job]]:
     """What came of the jobs of one model, and the jobs that have to wait."""
+    started = time.perf_counter()
     try:
-        answers, _ = jobs[0].model.answer([job.part for job in jobs], device)
+        answers, shape = jobs[0].model.answer([job.part for job in jobs], device)
     except Exception as error:  # whatever a model raises must not end the thread
         if len(jobs) == 1:
             return [(jobs[0], error)], []
         # One input must not fail the others: each is tried alone.
-        return [(job, result) for job in jobs for _, result in _answers([job], device)[0]], []
+        return [(job, result) for job in jobs for _, result in _answers([job], device, observer)[0]], []
     done: list[tuple[Job, Answer | Exception]] = [
         (job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None
     ]
+    ended = time.perf_counter()
+    for job, _ in done:
+        job.started, job.ended = started, ended
+    observer.computed([job for job, _ in done], shape)
     return done, [job for job, answer in zip(jobs, answers, strict=True) if answer is None]

@@ -13,6 +13,7 @@ class Limits:
     Attributes:
       batch_inputs: the inputs of one request.
       body_bytes: the bytes of a request's body.
+      body_ms: how long a request's body may take to come.
       text_chars: the characters of a text; it is truncated to the model's tokens after that.
       image_pixels: the pixels of an image, before any resizing.
       queue_inputs: the inputs that wait for a device, of all models.
@@ -27,6 +28,7 @@ class Limits:
 
     batch_inputs: int = 64
     body_bytes: int = 8 * 2**20
+    body_ms: float = 10_000.0
     text_chars: int = 100_000
     image_pixels: int = 16 * 2**20
     queue_inputs: int = 4096

@@ -4,6 +4,7 @@ import dataclasses
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ class Job:
       client: who asks; clients share the devices evenly.
       ticket: what its answer is delivered with.
       cancelled: set by any thread: nobody waits for the answer.
+      queued, started, ended: when it came into the queue, and when its batch began and ended, by `perf_counter`.
     """
 
     model: ServedModel
@@ -29,6 +31,9 @@ class Job:
     client: str = ""
     ticket: Any = None
     cancelled: bool = False
+    queued: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
 
 
 class FairQueue:
@@ -65,7 +70,9 @@ class FairQueue:
                     f"{self._count} inputs are waiting, for about {wait:.1f} s; try again later",
                     retry_after=max(wait - self._limits.queue_ms / 2000, 0.0),
                 )
+            now = time.perf_counter()
             for job in jobs:
+                job.queued = now
                 tag = max(self._clock, self._ends.get(job.client, 0.0))
                 self._ends[job.client] = tag + job.model.time_of(job.part)
                 heapq.heappush(self._waiting.setdefault(job.model, []), (tag, next(self._numbers), job))

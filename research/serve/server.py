@@ -1,6 +1,10 @@
 """Starts the service: models in a thread, HTTP at once."""
 
+import asyncio
+import dataclasses
 import logging
+import signal
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,31 +12,91 @@ import jax
 import uvicorn
 
 from research.base.errors import UserError
+from research.serve import logs
 from research.serve.app import make_app
+from research.serve.guard import Guard
+from research.serve.keys import Keys
 from research.serve.limits import Limits
+from research.serve.metrics import Metrics
 from research.serve.repository import Repository, sources
 from research.serve.service import Service
 
+log = logging.getLogger("research.serve")
 
-def serve(workdirs: Sequence[str], limits: Limits, *, host: str, port: int, **options: Any) -> int:
+_DRAIN_SECONDS = 30
+
+# What clients sent before the signal may still be on its way, or in the buffers of this machine.
+_GRACE_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """Who may ask, and how often: see the flags in `__main__`."""
+
+    api_keys_file: str | None = None
+    rate: float | None = None
+    open_metrics: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise UserError(f"--rate is {self.rate}; it must be above 0")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which answers what was sent before it stops, and then ends without an error."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stopping = True
+        await asyncio.sleep(_GRACE_SECONDS)
+        await super().shutdown(sockets)
+
+
+def serve(
+    workdirs: Sequence[str],
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    access: Access,
+    log_format: str,
+    **options: Any,
+) -> int:
     """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", with the options of `Source`, until a signal -> 0.
 
-    Raises UserError if one is not a run directory, or the port is taken.
+    Raises UserError if one is not a run directory, the API keys are invalid, or the port is taken.
     """
     if not 0 < port < 2**16:
         raise UserError(f"--port is {port}; it must be 1 to 65535")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("research.serve").setLevel(logging.INFO)
+    logs.set_up(log_format)
+    keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
     found = sources(workdirs, **options)
-    service = Service(limits, devices=len(devices))
+    metrics = Metrics()
+    service = Service(limits, devices=len(devices), observer=metrics)
+    metrics.service = service
     repository = Repository(found, limits, service.install, devices=devices)
     service.states = repository.states
-    app = make_app(service, repository)
-    config = uvicorn.Config(app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
-    server = uvicorn.Server(config)
+    app = make_app(service, repository, metrics)
+    guarded = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics)
+    config = uvicorn.Config(
+        guarded,
+        host,
+        port,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    # uvicorn raises the signal again when it has stopped.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        server.run()
+        Server(config, service).run()
     except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
         raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
+    log.info("stopped")
     return 0

@@ -4,17 +4,20 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.base.errors import UserError
 from research.data.examples import Columns
+from research.data.images.decoding import image_size
 from research.data.parts import Part
 from research.serve.cache import Cache
 from research.serve.engine import Engine
 from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
+from research.serve.observer import Observer
 from research.serve.queue import Job
 
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
@@ -55,16 +58,19 @@ class Service:
       models: those that answer, by name; `install` adds them.
       states: what happens with each model: "loading", "ready", or an error.
       encoder_threads: how many threads encode inputs.
+      stopping: whether the process is about to end: requests are still answered.
     """
 
-    def __init__(self, limits: Limits, *, devices: int = 1):
+    def __init__(self, limits: Limits, *, devices: int = 1, observer: Observer | None = None):
         self.models: dict[str, ServedModel] = {}
         self.states: Mapping[str, str] = {}
+        self.stopping = False
         self.limits = limits
         self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
         # Encoding a short text takes longer than looking up its answer.
         self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
-        self._engine = Engine(limits, self._deliver, devices=devices)
+        self._observer = observer or Observer()
+        self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
         self.encoder_threads = os.cpu_count() or 1
         self._encoders = concurrent.futures.ThreadPoolExecutor(self.encoder_threads, "encode")
         self._pending: dict[Key, _Pending] = {}
@@ -94,8 +100,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model answers."""
-        return bool(self.models) and all(state == "ready" for state in self.states.values())
+        """Whether every model answers, and will go on to."""
+        return not self.stopping and bool(self.models) and all(state == "ready" for state in self.states.values())
 
     def model(self, name: str | None = None, operation: str = "predict") -> ServedModel:
         """A model by name; without a name the first one. Raises ServiceError if there is none, or not yet."""
@@ -128,10 +134,12 @@ class Service:
         self._requests += 1
         try:
             async with asyncio.timeout(self.limits.timeout_ms / 1000):
+                began = time.perf_counter()
                 parts = await self.encode(model, columns)
+                encoding = time.perf_counter() - began
                 if not truncate:
                     _refuse_truncated(parts, model)
-                return await self._answers(model, parts, client)
+                return await self._answers(model, parts, client, encoding)
         except TimeoutError:
             limit = self.limits.timeout_ms / 1000
             message = f"the request took longer than {limit:g} s"
@@ -183,8 +191,22 @@ class Service:
                 if isinstance(value, str) and len(value) > allowed:
                     message = f"a text of {name!r} has {len(value)} characters; at most {allowed} are allowed"
                     raise ServiceError(Kind.TOO_LARGE, message)
+                if isinstance(value, bytes):
+                    self._check_image(value)
 
-    async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str) -> list[Result]:
+    def _check_image(self, encoded: bytes) -> None:
+        """Raises ServiceError for a file that is not an image, or one that would take much memory when decoded."""
+        try:
+            width, height = image_size(encoded)
+        except ValueError as error:
+            raise ServiceError(Kind.INVALID, f"an image can't be read: {error}") from error
+        if width * height > self.limits.image_pixels:
+            raise ServiceError(
+                Kind.TOO_LARGE,
+                f"an image has {width}x{height} pixels; at most {self.limits.image_pixels} in all are allowed",
+            )
+
+    async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str, encoding: float) -> list[Result]:
         assert self._loop is not None
         found: list[Answer | _Pending] = []
         new: list[tuple[Key, _Pending]] = []
@@ -214,6 +236,7 @@ class Service:
         finally:
             for entry in waited:
                 self._leave(entry)
+        self._observer.answered(model.name, parts, [entry.job for entry in waited], encoding)
         return [
             Result(
                 entry.future.result() if isinstance(entry, _Pending) else entry,

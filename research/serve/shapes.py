@@ -20,6 +20,11 @@ class Shape:
     slots: int = 1
 
     @property
+    def items(self) -> int:
+        """The items that a batch has room for."""
+        return self.rows * (self.length or 1)
+
+    @property
     def smallest(self) -> int:
         """The items that an input takes at least, so that no row has more inputs than `slots`."""
         return 1 if self.length is None else -(-self.length // self.slots)
@@ -95,9 +100,8 @@ def capacity(seconds: Mapping[Shape, float], batch_ms: float) -> int:
 
     A larger one would only make its inputs wait longer.
     """
-    sizes = {shape: shape.rows * (shape.length or 1) for shape in seconds}
     longest = max(shape.length or 1 for shape in seconds)
     full = [shape for shape in seconds if (shape.length or 1) == longest]
     fast = [shape for shape in full if seconds[shape] <= batch_ms / 1000] or [min(full)]
-    best = max(sizes[shape] / seconds[shape] for shape in fast)
-    return min(sizes[shape] for shape in fast if sizes[shape] / seconds[shape] >= 0.9 * best)
+    best = max(shape.items / seconds[shape] for shape in fast)
+    return min(shape.items for shape in fast if shape.items / seconds[shape] >= 0.9 * best)

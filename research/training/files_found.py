@@ -12,6 +12,7 @@ from research.base.errors import UserError
 from research.base.registry import nearest
 from research.data.files import folders, source
 from research.data.files.kinds import LABELS, Summary, declare, declared, infer, summarize
+from research.data.files.tables import row_name
 from research.data.images.decoding import MODES, decode
 
 # A label of integers has classes if it has at most this many values, and numbers otherwise.
@@ -181,8 +182,8 @@ def _classes(label: str, summary: Summary, known: Mapping[str, str], path: Path)
     """The names of a label's classes, in order; None for a label of numbers."""
     if summary.missing:
         raise UserError(
-            f"row {summary.first_missing} of {path}: the label {label!r} is missing, as in {summary.missing:,} of "
-            f"{summary.rows:,} rows; give it, or remove the rows"
+            f"{row_name(summary.first_missing or 0, path)}: the label {label!r} is missing, as in "
+            f"{summary.missing:,} of {summary.rows:,} rows; give it, or remove the rows"
         )
     kind = known.get(label)
     if kind is None:

@@ -106,7 +106,7 @@ def test_undecodable_image_is_named(height, tmp_path, monkeypatch):
     """Before training, whether the sizes differ or not; if nothing is in memory, on access."""
     images = [encoded(pixels(0, height)), *(encoded(pixels(i)) for i in range(1, 600))]
     images[399] = images[399][:60]
-    named = r"image 399 of split 'test' \(a\.array_record-00001\) can't be decoded: .*truncated"
+    named = r"example 399 of split 'test' \(a\.array_record-00001\): the image can't be decoded: .*truncated"
     with pytest.raises(UserError, match=named):
         read({"test": _columns(images)}, ArtifactCache(), **OPTIONS)["test"]
 
@@ -118,7 +118,7 @@ def test_undecodable_image_is_named_when_it_is_read(tmp_path, monkeypatch):
     store, _ = read(splits, ArtifactCache(), **OPTIONS)["train"]
     monkeypatch.setattr(Records, "take", lambda self, indices: [b"no image"] * len(indices))
     with pytest.raises(
-        UserError, match=r"image 4 of split 'train' \(/.*array_record-00000-of-00001\) can't be decoded"
+        UserError, match=r"example 4 of split 'train' \(/.*array_record-00000-of-00001\): the image can't be decoded"
     ):
         store.take(np.array([4]))
 

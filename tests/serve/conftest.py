@@ -39,32 +39,50 @@ CONFIGS = {
 }
 
 
+class _Made(dict):
+    """Values that are made when they are first asked for."""
+
+    def __init__(self, make):
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name):
+        self[name] = self._make(name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Finished runs by name: text classifier, image classifier, regression of features."""
+    """Finished runs by name: see CONFIGS."""
     folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.few_sentences(patch)
-        for name, config in CONFIGS.items():
-            train_and_evaluate(config(), folder / name, show=False)
-    return {name: RunDir.open(folder / name) for name in CONFIGS}
+
+    def train(name):
+        with pytest.MonkeyPatch.context() as patch:
+            tiny.few_sentences(patch)
+            train_and_evaluate(CONFIGS[name](), folder / name, show=False)
+        return RunDir.open(folder / name)
+
+    return _Made(train)
 
 
 @pytest.fixture(scope="session")
 def models(runs):
     """The runs' models by name, compiled."""
-    found = {name: ServedModel.open(name, run, operations=tuple(OPERATIONS)) for name, run in runs.items()}
-    for model in found.values():
+
+    def compile(name):
+        model = ServedModel.open(name, runs[name], operations=tuple(OPERATIONS))
         for _ in model.warm_up(LIMITS):
             pass
-    return found
+        return model
+
+    return _Made(compile)
 
 
 @contextlib.contextmanager
-def serving(models, limits=LIMITS, **options):
+def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
     """A service of the models, listening on a free port -> (its URL, the service)."""
-    service = Service(limits)
-    app = make_app(service, **options)
+    service = Service(limits, observer=options.get("metrics"))
+    app = wrap(make_app(service, **options), service)
     service.models.update(models)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,8 +103,15 @@ def serving(models, limits=LIMITS, **options):
 
 @pytest.fixture(scope="session")
 def served(models):
-    """The URL of a service of all models."""
-    with serving(models) as (url, _):
+    """The URL of a service of the model that compiles fastest."""
+    with serving({"features": models["features"]}) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def served_all(models):
+    """The URL of a service of all models; the first one is the classifier of texts."""
+    with serving({name: models[name] for name in CONFIGS}) as (url, _):
         yield url
 
 

@@ -18,8 +18,8 @@ from tests.serve.conftest import TEXTS, serving
 
 
 @pytest.fixture
-def client(served):
-    with triton.InferenceServerClient(served.removeprefix("http://")) as found:
+def client(served_all):
+    with triton.InferenceServerClient(served_all.removeprefix("http://")) as found:
         yield found
 
 
@@ -99,7 +99,7 @@ def test_what_the_client_sends_by_default_is_binary(client, runs, images):
     np.testing.assert_allclose(answer.as_numpy("scores"), [record["scores"] for record in expected], atol=1e-5)
 
 
-def test_files_of_images(served, runs, client):
+def test_files_of_images(served_all, runs, client):
     files = []
     for shade in (0, 90):
         with io.BytesIO() as file:
@@ -111,30 +111,32 @@ def test_files_of_images(served, runs, client):
     expected = Predictor.open(runs["image"].path).predict({"features": files})
     np.testing.assert_allclose(found, [record["scores"] for record in expected], atol=1e-5)
     data = [base64.b64encode(file).decode() for file in files]
-    answer = _post(served, "image", {"inputs": [{"name": "features", "shape": [2], "datatype": "BYTES", "data": data}]})
+    answer = _post(
+        served_all, "image", {"inputs": [{"name": "features", "shape": [2], "datatype": "BYTES", "data": data}]}
+    )
     scores = _named(answer.json()["outputs"])["scores"]["data"]
     np.testing.assert_allclose(scores, found.ravel(), atol=1e-6)
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_numbers_as_json(served, runs, features, nested):
+def test_numbers_as_json(served_all, runs, features, nested):
     (name,) = Predictor.open(runs["features"].path).signature.inputs
     data = features.tolist() if nested else features.ravel().tolist()
     body = {"inputs": [{"name": name, "shape": [3, 10], "datatype": "FP32", "data": data}]}
-    (output,) = _post(served, "features", body).json()["outputs"]
+    (output,) = _post(served_all, "features", body).json()["outputs"]
     expected = Predictor.open(runs["features"].path).predict({name: features})
     np.testing.assert_allclose(output.pop("data"), [record["prediction"] for record in expected], rtol=1e-5)
     assert output == {"name": "prediction", "datatype": "FP32", "shape": [3]}
 
 
-def test_texts_as_json(served, runs, models):
+def test_texts_as_json(served_all, runs, models):
     body = {
         "id": "a",
         "parameters": {"unknown": 1},
         "inputs": [_texts(parameters={"content_type": "str"})],
         "outputs": [{"name": "scores"}, {"name": "prediction", "parameters": {"other": 2}}],
     }
-    answer = _post(served, f"text/versions/{models['text'].version}", body)
+    answer = _post(served_all, f"text/versions/{models['text'].version}", body)
     found = answer.json()
     assert (found["id"], found["model_name"], found["model_version"]) == ("a", "text", models["text"].version)
     scores, prediction = found["outputs"]
@@ -147,20 +149,20 @@ def test_texts_as_json(served, runs, models):
     assert "Inference-Header-Content-Length" not in answer.headers
 
 
-def test_truncation_is_told_or_refused(served):
+def test_truncation_is_told_or_refused(served_all):
     body = {"inputs": [_texts(["film " * 100, "film"])]}
-    assert _post(served, "text", body).json()["parameters"]["truncated"] == [True, False]
-    assert _post(served, "text", {**body, "parameters": {"truncate": False}}).status_code == 422
+    assert _post(served_all, "text", body).json()["parameters"]["truncated"] == [True, False]
+    assert _post(served_all, "text", {**body, "parameters": {"truncate": False}}).status_code == 422
 
 
-def test_a_repeated_input_is_cached(served):
+def test_a_repeated_input_is_cached(served_all):
     body = {"inputs": [_texts(["a text of the protocol only"])]}
-    assert [_post(served, "text", body).json()["parameters"]["cached"] for _ in range(2)] == [[False], [True]]
+    assert [_post(served_all, "text", body).json()["parameters"]["cached"] for _ in range(2)] == [[False], [True]]
 
 
-def test_one_output_of_several_may_be_binary(served):
+def test_one_output_of_several_may_be_binary(served_all):
     outputs = [{"name": "label", "parameters": {"binary_data": True}}, {"name": "prediction"}]
-    answer = _post(served, "text", {"inputs": [_texts(["a film"])], "outputs": outputs})
+    answer = _post(served_all, "text", {"inputs": [_texts(["a film"])], "outputs": outputs})
     length = int(answer.headers["Inference-Header-Content-Length"])
     label, prediction = json.loads(answer.content[:length])["outputs"]
     (size,) = struct.unpack_from("<I", answer.content, length)
@@ -170,7 +172,7 @@ def test_one_output_of_several_may_be_binary(served):
 
 
 def test_a_service_that_is_loading(models):
-    with serving(models) as (url, service):
+    with serving({"text": models["text"]}) as (url, service):
         service.states = {"text": "ready", "later": "loading"}
         assert httpx.get(f"{url}/v2/health/live").status_code == 200
         assert httpx.get(f"{url}/v2/health/ready").status_code == 503
@@ -221,10 +223,10 @@ def _numbers(**changed):
         ("image", {"inputs": [{"name": "features", "shape": [1, 1], "datatype": "FP32", "data": [0]}]}, 422),
     ],
 )
-def test_bad_requests_are_refused(served, runs, model, body, status):
+def test_bad_requests_are_refused(served_all, runs, model, body, status):
     if model == "features":
         body["inputs"][0]["name"] = Predictor.open(runs["features"].path).signature.inputs[0]
-    answer = _post(served, model, body)
+    answer = _post(served_all, model, body)
     assert answer.status_code == status, answer.text
     assert isinstance(answer.json()["error"], str)
     assert "\n" not in answer.json()["error"]
@@ -253,11 +255,11 @@ def _element(data):
         (_element(b"a") + _element(b"\xff"), 10, None),
     ],
 )
-def test_bad_binary_data_is_refused(served, tail, size, header):
+def test_bad_binary_data_is_refused(served_all, tail, size, header):
     tensor = {"name": "sentence", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     body = json.dumps({"inputs": [tensor]}).encode()
     headers = {"Inference-Header-Content-Length": header or str(len(body))}
-    answer = httpx.post(f"{served}/v2/models/text/infer", content=body + tail, headers=headers)
+    answer = httpx.post(f"{served_all}/v2/models/text/infer", content=body + tail, headers=headers)
     assert answer.status_code == 422, answer.text
 
 

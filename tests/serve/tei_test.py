@@ -52,21 +52,23 @@ def _unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_predictions_are_those_of_the_run(served, runs):
+def test_predictions_are_those_of_the_run(served_all, runs):
     predictor = Predictor.open(runs["text"].path)
-    answer = _post(served, "predict", inputs=[[text] for text in TEXTS])
+    answer = _post(served_all, "predict", inputs=[[text] for text in TEXTS])
     names = predictor.signature.label_names
     for found, expected in zip(answer.json(), predictor.predict({"sentence": TEXTS}), strict=True):
         assert next(entry["label"] for entry in found) == expected["label_name"]
         assert found[0]["score"] >= found[1]["score"]
         scores = {entry["label"]: entry["score"] for entry in found}
         np.testing.assert_allclose([scores[name] for name in names], expected["scores"], atol=1e-5)
-    assert _post(served, "predict", inputs=TEXTS[0]).json() == _post(served, "predict", inputs=[TEXTS[0]]).json()
-    assert _post(served, "predict", inputs=TEXTS[0]).json() == answer.json()[0]
+    assert (
+        _post(served_all, "predict", inputs=TEXTS[0]).json() == _post(served_all, "predict", inputs=[TEXTS[0]]).json()
+    )
+    assert _post(served_all, "predict", inputs=TEXTS[0]).json() == answer.json()[0]
 
 
-def test_raw_scores_are_logits(served):
-    found, raw = (_post(served, "predict", inputs="dull", raw_scores=raw).json() for raw in (False, True))
+def test_raw_scores_are_logits(served_all):
+    found, raw = (_post(served_all, "predict", inputs="dull", raw_scores=raw).json() for raw in (False, True))
     logits = np.array([entry["score"] for entry in raw])
     assert [entry["label"] for entry in raw] == [entry["label"] for entry in found]
     np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), [entry["score"] for entry in found], rtol=1e-5)
@@ -103,30 +105,30 @@ def test_rerank_sorts_texts_by_their_scores(pairs, pair_runs, model, raw):
     assert "text" not in _post(pairs, "rerank", query=QUERY, texts=TEXTS, model=model).json()[0]
 
 
-def test_embeddings_are_means_of_hidden_states(served, means):
-    found = _post(served, "embed", inputs=TEXTS, normalize=False).json()
+def test_embeddings_are_means_of_hidden_states(served_all, means):
+    found = _post(served_all, "embed", inputs=TEXTS, normalize=False).json()
     np.testing.assert_allclose(found, means, atol=1e-5)
-    np.testing.assert_allclose(_post(served, "embed", inputs=TEXTS).json(), _unit(means), atol=1e-5)
-    np.testing.assert_allclose(_post(served, "embed", inputs=TEXTS[0]).json(), _unit(means[:1]), atol=1e-5)
-    few = _post(served, "embed", inputs=TEXTS, dimensions=3).json()
+    np.testing.assert_allclose(_post(served_all, "embed", inputs=TEXTS).json(), _unit(means), atol=1e-5)
+    np.testing.assert_allclose(_post(served_all, "embed", inputs=TEXTS[0]).json(), _unit(means[:1]), atol=1e-5)
+    few = _post(served_all, "embed", inputs=TEXTS, dimensions=3).json()
     np.testing.assert_allclose(few, _unit(means[:, :3]), atol=1e-5)
 
 
-def test_embeddings_of_all_tokens(served, runs):
-    found = _post(served, "embed_all", inputs=TEXTS).json()
+def test_embeddings_of_all_tokens(served_all, runs):
+    found = _post(served_all, "embed_all", inputs=TEXTS).json()
     for embedding, hidden in zip(found, hidden_states(runs["text"], TEXTS), strict=True):
         np.testing.assert_allclose(embedding, hidden, atol=1e-5)
 
 
-def test_similarity_is_the_cosine(served, means):
+def test_similarity_is_the_cosine(served_all, means):
     inputs = {"source_sentence": TEXTS[0], "sentences": TEXTS}
-    found = _post(served, "similarity", inputs=inputs, parameters={"truncate": True}).json()
+    found = _post(served_all, "similarity", inputs=inputs, parameters={"truncate": True}).json()
     np.testing.assert_allclose(found, _unit(means) @ _unit(means)[0], atol=1e-5)
 
 
-def test_tokens_and_their_places(served, models):
+def test_tokens_and_their_places(served_all, models):
     text = "The film, moving — é!"
-    (found,) = _post(served, "tokenize", inputs=text).json()
+    (found,) = _post(served_all, "tokenize", inputs=text).json()
     (part,) = models["text"].encode({"sentence": [text]})
     assert [token["id"] for token in found] == part.arrays["tokens"].tolist()
     first, *inner, last = found
@@ -134,40 +136,40 @@ def test_tokens_and_their_places(served, models):
     assert last["text"] == "[SEP]"
     assert all(token["text"] == text[token["start"] : token["stop"]] for token in inner)
     assert "".join(token["text"] for token in inner) == text.replace(" ", "")
-    assert _post(served, "tokenize", inputs=[text], add_special_tokens=False).json() == [inner]
+    assert _post(served_all, "tokenize", inputs=[text], add_special_tokens=False).json() == [inner]
     long = "film " * 1000
-    assert len(_post(served, "tokenize", inputs=long).json()[0]) > 1000, "not truncated"
+    assert len(_post(served_all, "tokenize", inputs=long).json()[0]) > 1000, "not truncated"
 
 
-def test_tokens_are_decoded(served):
-    (tokens,) = _post(served, "tokenize", inputs="the film is great").json()
+def test_tokens_are_decoded(served_all):
+    (tokens,) = _post(served_all, "tokenize", inputs="the film is great").json()
     ids = [token["id"] for token in tokens]
-    assert _post(served, "decode", ids=ids).json() == ["the film is great"]
-    assert _post(served, "decode", ids=[ids, ids[:2]], skip_special_tokens=False).json() == [
+    assert _post(served_all, "decode", ids=ids).json() == ["the film is great"]
+    assert _post(served_all, "decode", ids=[ids, ids[:2]], skip_special_tokens=False).json() == [
         "[CLS] the film is great [SEP]",
         "[CLS] the",
     ]
     np.testing.assert_allclose(
-        _post(served, "embed", inputs=[ids]).json(),
-        _post(served, "embed", inputs="the film is great").json(),
+        _post(served_all, "embed", inputs=[ids]).json(),
+        _post(served_all, "embed", inputs="the film is great").json(),
         atol=1e-6,
     )
 
 
-def test_truncation_is_the_same_for_one_text_and_for_a_list(served):
+def test_truncation_is_the_same_for_one_text_and_for_a_list(served_all):
     long = "film " * 1000
     for path, forms in {"predict": [long, [[long], ["film"]]], "embed": [long, [long, "film"]]}.items():
         for inputs in forms:
-            refused = _post(served, path, inputs=inputs)
+            refused = _post(served_all, path, inputs=inputs)
             assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
-            assert _post(served, path, inputs=inputs, truncate=None).status_code == 422
-        one, both = (_post(served, path, inputs=inputs, truncate=True) for inputs in forms)
+            assert _post(served_all, path, inputs=inputs, truncate=None).status_code == 422
+        one, both = (_post(served_all, path, inputs=inputs, truncate=True) for inputs in forms)
         assert (one.headers["x-truncated"], both.headers["x-truncated"]) == ("true", "true,false")
         np.testing.assert_equal(one.json() if path == "predict" else one.json()[0], both.json()[0])
         assert int(one.headers["x-compute-tokens"]) < int(both.headers["x-compute-tokens"]) < 1000
         assert both.headers["x-compute-characters"] == str(len(long) + 4)
         assert both.headers["x-compute-type"] == "cpu"
-    left = _post(served, "predict", inputs="film", truncate=True, truncation_direction="Left")
+    left = _post(served_all, "predict", inputs="film", truncate=True, truncation_direction="Left")
     assert left.status_code == 422
 
 
@@ -201,8 +203,8 @@ def test_truncation_is_the_same_for_one_text_and_for_a_list(served):
         ("decode", {"ids": [2**40]}, 422, "Tokenizer"),
     ],
 )
-def test_bad_requests_are_refused(served, path, body, status, kind):
-    answer = _post(served, path, **body)
+def test_bad_requests_are_refused(served_all, path, body, status, kind):
+    answer = _post(served_all, path, **body)
     assert (answer.status_code, answer.json()["error_type"]) == (status, kind), answer.text
     assert answer.json().keys() == {"error", "error_type"}
 
@@ -212,34 +214,34 @@ def test_a_model_that_is_not_served_for_embeddings(pairs):
     assert _post(pairs, "rerank", query="a", texts=["b"], model="mnli").status_code == 424
 
 
-def test_health_and_info(served, pairs, models):
-    assert httpx.get(f"{served}/health").status_code == httpx.get(f"{served}/ping").status_code == 200
-    found = httpx.get(f"{served}/info").json()
+def test_health_and_info(served_all, pairs, models):
+    assert httpx.get(f"{served_all}/health").status_code == httpx.get(f"{served_all}/ping").status_code == 200
+    found = httpx.get(f"{served_all}/info").json()
     assert (found["model_id"], found["model_dtype"], found["max_client_batch_size"]) == ("text", "float32", 64)
     assert found["max_input_length"] == models["text"].signature.limits["max_length"]
     assert found["model_type"]["classifier"]["id2label"].keys() == {"0", "1"}
     assert found["embedding"] == {"pooling": "mean"}
     assert "reranker" in httpx.get(f"{pairs}/info").json()["model_type"]
-    with serving(models) as (url, service):
+    with serving({"text": models["text"]}) as (url, service):
         service.states = {"text": "loading"}
         assert httpx.get(f"{url}/health").json()["error_type"] == "Unhealthy"
 
 
 @pytest.fixture
-def client(served):
-    with openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0) as found:
+def client(served_all):
+    with openai.OpenAI(base_url=f"{served_all}/v1", api_key="none", max_retries=0) as found:
         yield found
 
 
-def test_embeddings_by_openais_client(served, client, means):
+def test_embeddings_by_openais_client(served_all, client, means):
     answer = client.embeddings.create(model="text", input=TEXTS)  # it asks for base64
     np.testing.assert_allclose([entry.embedding for entry in answer.data], _unit(means), atol=1e-5)
     assert [entry.index for entry in answer.data] == list(range(len(TEXTS)))
-    tokens = sum(len(tokens) for tokens in _post(served, "tokenize", inputs=TEXTS).json())
+    tokens = sum(len(tokens) for tokens in _post(served_all, "tokenize", inputs=TEXTS).json())
     assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("text", tokens, tokens)
     few = client.embeddings.create(model="text", input=TEXTS[0], dimensions=3, encoding_format="float")
     np.testing.assert_allclose(few.data[0].embedding, _unit(means[0, :3]), atol=1e-5)
-    raw = _post(served, "v1/embeddings", input="a", encoding_format="base64").json()["data"][0]["embedding"]
+    raw = _post(served_all, "v1/embeddings", input="a", encoding_format="base64").json()["data"][0]["embedding"]
     assert len(raw) == -(-4 * means.shape[1] // 3) * 4
 
 

@@ -27,7 +27,8 @@ def read_batches(path: Path, what: str, wanted: Callable[[str], bool] = lambda n
 
     Raises:
       UserError: as `tables.read_rows`; a column of JSON lines has values of several types, or of a type that is neither
-        a number, text nor a boolean. The message has the file's name and the number of the line or row, from 1.
+        a number, text nor a boolean. The message has the file's name and the number of the line, from 1, or of the
+        row, from 0.
     """
     suffix = path.suffix.lower()
     delimiter = tables.DELIMITERS.get(suffix)
@@ -118,28 +119,30 @@ def _array(values: list[Any], name: str, start: int, path: Path) -> Any:
     """The values of a column as an Arrow array; `start` is the index of their first row."""
     import pyarrow
 
-    for i, value in enumerate(values, start + 1):
+    for i, value in enumerate(values, start):
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"
             raise UserError(
-                f"row {i} of {path}: column {name!r} is {kind}; a number, text, true or false is needed; to leave the "
-                f"column out: --config.data.kinds={name}=ignored"
+                f"{tables.row_name(i, path)}: column {name!r} is {kind}; a number, text, true or false is needed; to "
+                f"leave the column out: --config.data.kinds={name}=ignored"
             )
     try:
         return pyarrow.array(values)
     except UnicodeEncodeError:
-        wrong = next(i for i, value in enumerate(values, start + 1) if isinstance(value, str) and not _is_text(value))
-        raise UserError(f"row {wrong} of {path}: column {name!r} has half of a surrogate pair, not text") from None
+        wrong = next(i for i, value in enumerate(values, start) if isinstance(value, str) and not _is_text(value))
+        raise UserError(
+            f"{tables.row_name(wrong, path)}: column {name!r} has half of a surrogate pair, not text"
+        ) from None
     except (pyarrow.ArrowException, OverflowError):
-        given = [(i, value) for i, value in enumerate(values, start + 1) if value is not None]
+        given = [(i, value) for i, value in enumerate(values, start) if value is not None]
         (first, one), *_ = given
         for i, value in given:
             if isinstance(value, str) is not isinstance(one, str) or isinstance(value, bool) is not isinstance(
                 one, bool
             ):
                 raise UserError(
-                    f"row {i} of {path}: column {name!r} is {value!r:.40}, and {one!r:.40} in row {first}; a column's "
-                    "values must be of one type"
+                    f"{tables.row_name(i, path)}: column {name!r} is {value!r:.40}, and {one!r:.40} in row {first}; a "
+                    "column's values must be of one type"
                 ) from None
         return pyarrow.array([None if value is None else float(value) for value in values])
 

@@ -16,6 +16,7 @@ from research.data.cache import ArtifactCache
 from research.data.examples import pack_array, unpack_array
 from research.data.files.batches import Batch, read_batches
 from research.data.files.kinds import as_numbers, declare
+from research.data.files.tables import row_name
 
 # Part of the cache keys: raise it when the results of this module change.
 _VERSION = 2
@@ -189,7 +190,7 @@ class _Writer:
             for place, value in enumerate(array):
                 if as_numbers(pyarrow.array([value.as_py()], pyarrow.string())) is None:
                     raise UserError(
-                        f"row {self._rows + place + 1} of {self._path}: column {name!r} is {value.as_py()!r:.40}, not "
+                        f"{row_name(self._rows + place, self._path)}: column {name!r} is {value.as_py()!r:.40}, not "
                         f"a number; mend it, or declare the column: {declare(name, 'category')}"
                     )
         pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False).tofile(self._files[f"{i}"])

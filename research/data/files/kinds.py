@@ -18,6 +18,7 @@ from typing import Any
 from research.base.errors import UserError
 from research.data.files import folders
 from research.data.files.batches import Batch, read_batches
+from research.data.files.tables import row_name
 
 KINDS = ("number", "category", "text", "image", "key", "ignored")
 
@@ -40,7 +41,7 @@ LABELS = ("label", "labels", "target", "class", "y")
 
 @dataclasses.dataclass
 class Summary:
-    """What is known of a column. Rows are counted from 1; `first_…` is the row and the value.
+    """What is known of a column. Rows are counted from 0; `first_…` is the row and the value.
 
     Attributes:
       rows: rows read so far, with those before the column appeared.
@@ -77,11 +78,11 @@ def summarize(path: Path, ignored: Collection[str] = ()) -> dict[str, Summary]:
     for batch in read_batches(path, "inspecting", lambda name: name not in ignored):
         size = len(next(iter(batch.values()))) if batch else 0
         for name in {**found, **batch}:
-            summary = found.setdefault(name, Summary(rows, first_missing=1 if rows else None))
+            summary = found.setdefault(name, Summary(rows, first_missing=0 if rows else None))
             if name in batch:
                 _add(summary, batch, name, path)
             elif summary.first_missing is None:
-                summary.first_missing = rows + 1
+                summary.first_missing = rows
             summary.rows = rows + size
         rows += size
     if not rows:
@@ -114,7 +115,7 @@ def _add(summary: Summary, batch: Batch, name: str, path: Path) -> None:
         summary.typed = summary.typed or array.null_count < len(array)
     if summary.typed and summary.first_other and summary.numbers:
         row, value = summary.first_other
-        raise UserError(f"row {row} of {path}: column {name!r} is {value!r:.40}, and a number in other rows")
+        raise UserError(f"{row_name(row, path)}: column {name!r} is {value!r:.40}, and a number in other rows")
 
 
 def _is_number(kind: Any) -> bool:
@@ -164,7 +165,7 @@ def _add_text(summary: Summary, array: Any) -> None:
     if numeric < count and summary.first_other is None:
         rows = pc.indices_nonzero(given)
         first = pc.index(is_number, pyarrow.scalar(False)).as_py()
-        summary.first_other = (summary.rows + rows[first].as_py() + 1, present[first].as_py())
+        summary.first_other = (summary.rows + rows[first].as_py(), present[first].as_py())
     summary.values += count
     summary.numbers += numeric
     summary.dates += pc.sum(pc.match_substring_regex(present, _DATE)).as_py() or 0
@@ -210,7 +211,7 @@ def _note_missing(summary: Summary, given: Any, count: int) -> None:
     import pyarrow.compute as pc
 
     if count < len(given) and summary.first_missing is None:
-        summary.first_missing = summary.rows + pc.index(given, pyarrow.scalar(False)).as_py() + 1
+        summary.first_missing = summary.rows + pc.index(given, pyarrow.scalar(False)).as_py()
 
 
 def _add_distinct(summary: Summary, values: Any, text: Any) -> None:
@@ -250,8 +251,8 @@ def infer(name: str, summary: Summary, path: Path) -> str:
     if summary.first_other and summary.numbers >= 0.9 * count:
         row, value = summary.first_other
         raise UserError(
-            f"row {row} of {path}: column {name!r} is {value!r:.40}, and a number in {summary.numbers:,} of {count:,} "
-            f"rows; mend it, or declare the column: {declare(name, 'category')}"
+            f"{row_name(row, path)}: column {name!r} is {value!r:.40}, and a number in {summary.numbers:,} of "
+            f"{count:,} rows; mend it, or declare the column: {declare(name, 'category')}"
         )
     if summary.images == count:
         return "image"

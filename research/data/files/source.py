@@ -21,6 +21,7 @@ from research.data.files import folders
 from research.data.files.columns import Categories, Rows, Texts, read_columns
 from research.data.files.cutting import cut
 from research.data.files.kinds import declared
+from research.data.files.tables import row_name
 from research.data.sources.tfds_source import IN_MEMORY_BYTES, Records, Shards, Values
 from research.data.splits import BySplit
 
@@ -147,7 +148,7 @@ class _Columns(dict[str, Any]):
         """Where the example `index` comes from; see `research.data.columns.place`."""
         if self._path.is_dir():
             return str(self._path / self[KEY][index])
-        return f"row {(index if self._numbers is None else self._numbers[index]) + 1} of {self._path}"
+        return row_name(index if self._numbers is None else self._numbers[index], self._path)
 
     def rows(self, numbers: np.ndarray) -> "_Columns":
         """Some rows of all columns."""
@@ -185,7 +186,7 @@ def _order(path: Path, name: str, option: str, state: str) -> np.ndarray:
     array = np.array(values[:], np.str_)
     empty = np.flatnonzero(array == "")
     if len(empty):
-        raise UserError(f"row {empty[0] + 1} of {path}: column {name!r}, data.{option[:-1]}_by, has no value")
+        raise UserError(f"{row_name(empty[0], path)}: column {name!r}, data.{option[:-1]}_by, has no value")
     if option == "times":
         try:
             return array.astype(np.float64)
@@ -241,7 +242,7 @@ class _Table:
             if unknown:
                 row = int(np.flatnonzero(values.codes == values.names.index(unknown[0]))[0])
                 raise UserError(
-                    f"row {row + 1} of {path}: the label {unknown[0]!r} is not in {self._train}, whose labels are "
+                    f"{row_name(row, path)}: the label {unknown[0]!r} is not in {self._train}, whose labels are "
                     f"{', '.join(self.label_names[:10])}{', …' if len(self.label_names) > 10 else ''}"
                 )
             codes = np.array([*(position[name] for name in values.names), -1], np.int32)
@@ -252,7 +253,7 @@ class _Table:
             missing = np.flatnonzero(np.isnan(labels))
         if len(missing):
             raise UserError(
-                f"row {missing[0] + 1} of {path}: the label {self._label!r} is missing; give it, or remove the row"
+                f"{row_name(missing[0], path)}: the label {self._label!r} is missing; give it, or remove the row"
             )
         return labels
 
@@ -297,9 +298,9 @@ def _encoded(files: _Paths) -> Values | Records:
 def _images(path: Path, names: Texts) -> _Paths:
     """The images that a table's column names. Raises UserError with the row of one that does not exist."""
     files = _Paths(path.parent / name for name in names)
-    for row, file in enumerate(files, 1):
+    for row, file in enumerate(files):
         if not file.is_file():
-            raise UserError(f"row {row} of {path}: there is no image {file}")
+            raise UserError(f"{row_name(row, path)}: there is no image {file}")
     return files
 
 

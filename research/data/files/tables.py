@@ -7,7 +7,6 @@ are UTF-8, with or without a byte order mark.
 
 import contextlib
 import csv
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ def read_rows(path: Path | None, form: str | None = None, *, line_column: str = 
 
     Raises:
       UserError: the file can't be read, names a column twice, has a row with more or fewer values than columns, or is
-        not valid in its format; the message has the file's name and the number of the line or row, from 1.
+        not valid in its format; the message has the file's name and the number of the line, from 1.
     """
     name = "standard input" if path is None else str(path)
     suffix = form or (".jsonl" if path is None else path.suffix.lower())
@@ -48,6 +47,11 @@ def read_rows(path: Path | None, form: str | None = None, *, line_column: str = 
             raise UserError("standard input can't be Parquet, whose index is at the end; give a file")
         return _parquet(path)
     return _text_rows(path, name, suffix, line_column)
+
+
+def row_name(index: int, of: Path | str) -> str:
+    """What error messages call the row `index`, from 0 as in predictions: "row 3 (counting from 0) of FILE"."""
+    return f"row {index} (counting from 0) of {of}"
 
 
 def column_names(path: Path) -> list[str]:
@@ -66,8 +70,19 @@ def count(path: Path) -> int | None:
 
 
 def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """The rows in lists of at most PIECE_ROWS."""
-    while piece := list(itertools.islice(rows, PIECE_ROWS)):
+    """The rows in lists of at most PIECE_ROWS; those before a row that can't be read come before its UserError."""
+    piece: list[Row] = []
+    try:
+        for row in rows:
+            piece.append(row)
+            if len(piece) == PIECE_ROWS:
+                yield piece
+                piece = []
+    except UserError:
+        if piece:
+            yield piece
+        raise
+    if piece:
         yield piece
 
 
@@ -149,9 +164,12 @@ def _json_lines(lines: Iterator[str], name: str, line_column: str) -> Iterator[R
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"line {number} of {name} is not valid JSON: {error}") from error
+            row = json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            what = error.msg.removesuffix(" at").removesuffix(" starting")  # which end with the column
+            raise UserError(f"line {number}, column {error.colno} of {name} is not valid JSON: {what}") from error
+        except ValueError as error:  # such as an integer of too many digits
+            raise UserError(f"line {number} of {name} can't be read: {error}") from error
         if isinstance(row, str):
             row = {line_column: row}
         if not isinstance(row, dict):

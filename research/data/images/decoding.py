@@ -41,6 +41,18 @@ def decode(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
     return pixels(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
 
 
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """The width and height that an image file declares, without decoding it.
+
+    Raises ValueError if it is not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.size
+    except Exception as error:  # as in `decode`; pillow also refuses sizes from which it expects an attack
+        raise ValueError("it is not an image, or too large a one") from error
+
+
 def pixels(image: Image.Image) -> np.ndarray:
     """An image of mode L or RGB as uint8 [H, W, C]."""
     array = np.asarray(image)

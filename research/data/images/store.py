@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,7 +72,7 @@ def read(
     def make() -> dict[str, np.ndarray]:
         arrays = {"labels": as_labels(column(columns, label, split))} if label else {}
         values = column(columns, name, split)
-        decoded = _decoded(values, split, channels)
+        decoded = _decoded(values, split, channels, getattr(columns, "where", None))
         if decoded is not None:
             arrays["images"] = decoded
         elif not isinstance(values, Records):  # records remain on disk
@@ -90,7 +90,7 @@ def read(
     return Encoded(column(columns, name, split), split, channels), labels
 
 
-def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
+def _decoded(values: Any, split: str, channels: int, where: Callable[[int], str] | None = None) -> np.ndarray | None:
     """The column as uint8 or float32 [N, H, W, C]; None where encoded images differ in size or take too many bytes.
 
     Images in memory are decoded in any case, so that an invalid one is found before training; others only if they may
@@ -101,7 +101,7 @@ def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
     if not isinstance(values[0], bytes):
         return _checked(np.asarray(values), split, channels)
     in_memory = not isinstance(values, Records)
-    shape = _decode(values[0], channels, split, 0, values).shape
+    shape = _decode(values[0], channels, split, 0, values, where).shape
     fits = len(values) * math.prod(shape) <= DECODED_BYTES
     if not (fits or in_memory):
         return None
@@ -110,7 +110,7 @@ def _decoded(values: Any, split: str, channels: int) -> np.ndarray | None:
     def decode_piece(start: int) -> tuple[int, bool]:
         """The number of images in a piece, and whether all have the size of the first."""
         piece = values[start : start + _PIECE]
-        found = [_decode(encoded, channels, split, index, values) for index, encoded in enumerate(piece, start)]
+        found = [_decode(encoded, channels, split, index, values, where) for index, encoded in enumerate(piece, start)]
         alike = all(image.shape == shape for image in found)
         if fits and alike:
             images[start : start + len(found)] = found
@@ -144,10 +144,19 @@ def _checked(values: np.ndarray, split: str, channels: int) -> np.ndarray:
 
 
 def _decode(
-    encoded: bytes | np.ndarray, channels: int, split: str, index: int, origin: Sequence[Any] | Ragged
+    encoded: bytes | np.ndarray,
+    channels: int,
+    split: str,
+    index: int,
+    origin: Sequence[Any] | Ragged,
+    where: Callable[[int], str] | None = None,
 ) -> np.ndarray:
+    """Decodes an image, which is at `where(index)` if that is known: see `research.data.columns.place`."""
     try:
         return decode(encoded, channels)
     except ValueError as error:
-        where = f" ({origin.shards.path(index)})" if isinstance(origin, Values | Records) else ""
-        raise UserError(f"image {index} of split {split!r}{where} can't be decoded: {error}") from error
+        place = where(index) if where else f"example {index} of split {split!r}"
+        file = origin.shards.path(index) if isinstance(origin, Values | Records) else place
+        raise UserError(
+            f"{place}{'' if file in place else f' ({file})'}: the image can't be decoded: {error}"
+        ) from error

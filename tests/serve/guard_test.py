@@ -1,0 +1,304 @@
+"""Keys, rates, slow and large bodies, request ids, logs, and the end of the process."""
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import socket
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from research.serve import logs, rates
+from research.serve.guard import Guard
+from research.serve.keys import Keys, new_key
+from research.serve.limits import Limits
+from research.serve.metrics import Metrics
+from research.serve.rates import Rates
+from tests.serve.conftest import LIMITS, serving
+
+PATH = "/models/features/predict"
+ROW = {"inputs": [[0.01] * 10]}
+
+
+@contextlib.contextmanager
+def _guarded(models, limits=LIMITS, **options):
+    """A guarded service of the features -> (its URL, the service)."""
+    metrics = Metrics()
+
+    def wrap(app, service):
+        metrics.service = service
+        return Guard(app, service, metrics, **options)
+
+    with serving({"features": models["features"]}, limits, wrap, metrics=metrics) as (url, service):
+        yield url, service
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Keys by the client's name, and their file."""
+    found = {name: new_key(name) for name in ("ana", "bob")}
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("\n".join(line for _, line in found.values()))
+    return {name: key for name, (key, _) in found.items()}, path
+
+
+@pytest.fixture(scope="module")
+def locked(models, keys):
+    with _guarded(models, keys=Keys(keys[1])) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def opened(models):
+    """A service without keys that gives bodies little time, and allows few bytes -> (its URL, the service)."""
+    limits = Limits(batch_ms=1000.0, queue_ms=1e6, batch_rows=4, body_ms=400.0, body_bytes=200_000)
+    with _guarded(models, limits) as found:
+        yield found
+
+
+@pytest.mark.parametrize("header", ["authorization", "api-key", "x-api-key"])
+def test_a_key_opens_every_path(locked, keys, header):
+    value = f"Bearer {keys[0]['ana']}" if header == "authorization" else keys[0]["ana"]
+    assert httpx.post(locked + PATH, json=ROW, headers={header: value}).status_code == 200
+    assert httpx.get(f"{locked}/metrics", headers={header: value}).status_code == 200
+
+
+def test_without_a_valid_key_nothing_is_said(locked, keys):
+    answers = []
+    for headers in ({}, {"authorization": "Bearer x"}, {"api-key": "wrong"}, {"authorization": keys[0]["ana"]}):
+        for path in (PATH, "/models/unknown/predict", "/unknown", "/models", "/metrics", "/docs", "/health/x"):
+            for method in ("GET", "POST"):
+                answers.append(httpx.request(method, locked + path, headers=headers))
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.content for answer in answers}) == 1
+    assert {frozenset(answer.headers) for answer in answers} == {frozenset(answers[0].headers)}
+    assert answers[0].headers["www-authenticate"] == "Bearer"
+
+
+def test_health_needs_no_key(locked):
+    for path in ("/", "/health", "/ping", "/v2/health/live", "/v2/health/ready"):
+        assert httpx.get(locked + path).status_code != 401
+
+
+def test_open_metrics(models, keys):
+    with _guarded(models, keys=Keys(keys[1]), open_metrics=True) as (url, _):
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        assert httpx.get(f"{url}/models").status_code == 401
+
+
+def test_each_client_has_its_rate(models, keys):
+    with _guarded(models, keys=Keys(keys[1]), rate=1.0) as (url, _), httpx.Client(base_url=url) as client:
+
+        def ask(name):
+            return client.get("/models", headers={"api-key": keys[0][name]})
+
+        assert [ask("ana").status_code for _ in range(3)] == [200, 200, 429]
+        assert ask("ana").headers["retry-after"] == "1"
+        assert ask("bob").status_code == 200
+        assert client.get("/health").status_code != 429
+
+
+def test_without_keys_each_address_has_its_rate(models):
+    with _guarded(models, rate=0.01) as (url, _):
+        assert [httpx.get(f"{url}/models").status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_bucket_fills_again(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(rates.time, "monotonic", lambda: now)
+    found = Rates(2.0)
+    assert [found.wait("a") for _ in range(5)] == [0, 0, 0, 0, 0.5]
+    now += 0.5
+    assert [found.wait("a"), found.wait("a")] == [0, 0.5]
+    now += 1000
+    assert [found.wait("a") for _ in range(5)] == [0, 0, 0, 0, 0.5]  # no more than the burst
+
+
+def test_the_buckets_are_bounded():
+    found = Rates(1.0, clients=3)
+    for number in range(100):
+        found.wait("steady")
+        found.wait(str(number))
+    assert len(found._buckets) == 3
+    assert found.wait("steady") > 0  # the one that asks most is not forgotten
+
+
+@contextlib.contextmanager
+def _connected(url):
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), 5) as found:
+        found.settimeout(5)
+        yield found
+
+
+def _read(connection):
+    """All bytes until the server closes."""
+    found = b""
+    while part := connection.recv(65536):
+        found += part
+    return found
+
+
+def _head(length):
+    return f"POST {PATH} HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode()
+
+
+def test_a_declared_body_that_is_too_large_is_refused_at_once(opened):
+    with _connected(opened[0]) as connection:
+        connection.sendall(_head("Content-Length: 200001"))
+        began = time.monotonic()
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - began < 0.35  # before the time of the body
+    answer = httpx.post(opened[0] + PATH, content=b" " * 5_000_000)  # a client that sends all before it reads
+    assert answer.status_code == 413
+
+
+def test_an_undeclared_body_that_is_too_large_is_refused(opened):
+    answer = httpx.post(opened[0] + PATH, content=(b" " * 1000 for _ in range(300)))
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_slow_body_is_refused(opened, length):
+    with _connected(opened[0]) as connection:
+        began = time.monotonic()
+        connection.sendall(_head(length))
+        with contextlib.suppress(OSError):
+            for _ in range(4):  # each byte comes soon, the body does not
+                time.sleep(0.15)
+                connection.sendall(b"1\r\n \r\n" if "chunked" in length else b" ")
+        answer = _read(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer
+    assert b"within 0.4 s" in answer
+    assert 0.35 < time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("leave", ["in the body", "in the answer", "half"])
+def test_clients_that_vanish_leave_nothing_behind(opened, leave):
+    url, service = opened
+
+    def tasks():
+        return len(asyncio.all_tasks(service._loop))
+
+    while tasks() > 2 and service._requests:
+        time.sleep(0.01)
+    before = tasks()
+    body = json.dumps({"inputs": [[time.time()] * 10]}).encode()
+    for _ in range(10):
+        with _connected(url) as connection:
+            connection.sendall(_head(f"Content-Length: {len(body)}") + (b"" if leave == "in the body" else body))
+            if leave == "half":
+                connection.shutdown(socket.SHUT_WR)
+                _read(connection)
+    deadline = time.monotonic() + 3
+    while tasks() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert service._requests == 0
+    assert httpx.post(url + PATH, json=ROW).status_code == 200
+
+
+def test_requests_have_an_id(opened):
+    url = opened[0]
+    assert httpx.get(f"{url}/models", headers={"x-request-id": "my-id.1"}).headers["x-request-id"] == "my-id.1"
+    made = {httpx.get(f"{url}/unknown", headers={"x-request-id": "not valid"}).headers["x-request-id"] for _ in "ab"}
+    assert len(made) == 2
+    assert "not valid" not in made
+
+
+def test_before_the_end_it_is_not_ready_and_connections_close(models):
+    with _guarded(models) as (url, service):
+        assert service.is_ready
+        assert "connection" not in httpx.post(url + PATH, json=ROW).headers
+        service.stopping = True
+        assert not service.is_ready
+        answer = httpx.post(url + PATH, json=ROW)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
+@pytest.fixture
+def logged():
+    """Everything that is logged, by any logger, as `--log=json` writes it."""
+    stream = io.StringIO()
+    root, level = logging.getLogger(), logging.getLogger().level
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs._Json())
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield stream
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def _requests(stream):
+    return [line for line in map(json.loads, stream.getvalue().splitlines()) if "path" in line]
+
+
+def test_each_request_is_logged(locked, keys, logged):
+    headers = {"api-key": keys[0]["bob"], "x-request-id": "it"}
+    for _ in range(2):
+        httpx.post(locked + PATH, json={"inputs": [[0.011] * 10, [0.012] * 10]}, headers=headers)
+    httpx.get(f"{locked}/nothing?key=value", headers=headers)
+    httpx.request("WEIRD", f"{locked}/models")
+    first, second, third, *_ = _requests(logged)
+    assert first.keys() >= {"time", "level", "id", "client", "method", "path", "status", "ms", "inputs", "tokens"}
+    assert [first[key] for key in ("id", "client", "method", "path")] == [
+        "it", "bob", "POST", "/models/{name}/predict",
+    ]  # fmt: skip
+    assert (first["status"], first["inputs"], first["cached"], second["cached"]) == (200, 2, 0, 2)
+    assert 0 < first["ms"]["compute"] < first["ms"]["total"]
+    assert (second["ms"]["queue"], second["ms"]["compute"]) == (0, 0)
+    assert (third["path"], third["status"]) == ("other", 404)
+
+
+def test_neither_inputs_nor_keys_are_logged(models, keys, logged):
+    secret = "correct horse battery staple"
+
+    class Broken:
+        """A model whose errors have the input in them, while it is encoded."""
+
+        name, signature = "broken", models["features"].signature
+
+        def encode(self, columns):
+            raise KeyError(str(columns))
+
+    with _guarded(models, keys=Keys(keys[1])) as (url, service):
+        service.models["broken"] = Broken()
+        for key in (keys[0]["ana"], "a-wrong-key-of-a-client"):
+            headers = {"authorization": f"Bearer {key}"}
+            for model in ("features", "broken", "unknown"):
+                for inputs in ([secret], [[secret]], [{secret: 1}], [[0.5] * 10], secret):
+                    path = f"/models/{model}/predict"
+                    httpx.post(url + path, json={"inputs": inputs}, headers=headers)
+        failed = httpx.post(
+            f"{url}/models/broken/predict", json={"inputs": [secret]}, headers={"api-key": keys[0]["ana"]}
+        )
+        assert failed.status_code == 500
+        assert secret not in failed.text
+    said = logged.getvalue()
+    assert "KeyError at " in said
+    for hidden in (secret, keys[0]["ana"], "a-wrong-key", "Traceback"):
+        assert hidden not in said
+    assert all("error" not in line for line in _requests(logged))
+
+
+def test_text_logs_and_none(capsys):
+    root, handlers, level = logging.getLogger(), logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        for form in ("text", "none", "json"):
+            logs.set_up(form)
+            logs.requests.info("", extra={"fields": {"id": form, "status": 200}})
+            logging.getLogger("research.serve").info("ready: %s", form)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    text, ready, none, *json_lines = capsys.readouterr().err.splitlines()
+    assert text.endswith(" id=text status=200")
+    assert ready.endswith("ready: text")
+    assert none.endswith("ready: none")
+    assert [json.loads(line).get("id") for line in json_lines] == ["json", None]
