@@ -108,9 +108,11 @@ class Service:
         name = next(iter([*self.states, *self.models]), "") if name is None else name
         if name in self.models:
             model = self.models[name]
-            if operation != model.operation and operation not in model.others:
+            if operation == "predict":
+                return model
+            if operation not in model.others:
                 raise ServiceError(Kind.FAILED, f"model {name!r} is not served for {operation}")
-            return model.others.get(operation, model)
+            return model.others[operation]
         if name in self.states:
             raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
         raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {', '.join(self.models)}")
