@@ -139,10 +139,15 @@ class EncoderSizes(nn.Module, kw_only=True):
     def kernel_init(self) -> Initializer:
         return nn.initializers.truncated_normal(stddev=self.initializer_range)
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """These hyperparameters by name."""
+        names = {field.name for field in dataclasses.fields(EncoderSizes)} - {"parent", "name"}
+        return {name: getattr(self, name) for name in names}
+
     def encoder(self) -> "Encoder":
         """The encoder with these sizes, to be called in a compact method; its parameters are under `encoder`."""
-        names = {field.name for field in dataclasses.fields(EncoderSizes)} - {"parent", "name"}
-        return Encoder(**{name: getattr(self, name) for name in names}, name="encoder")
+        return Encoder(**self.sizes, name="encoder")
 
 
 class Encoder(EncoderSizes, kw_only=True):

@@ -20,6 +20,9 @@ def parser() -> cli.Parser:
         "--compute", default="float32", help="what models compute in: float32 or bfloat16 (default: float32)"
     )
     parser.add_argument(
+        "--embed", action="store_true", help="also answer with embeddings of texts; it takes longer to be ready"
+    )
+    parser.add_argument(
         "--log",
         default="json",
         choices=("json", "text", "none"),
@@ -47,6 +50,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
+    from research.serve.operations import OPERATIONS
     from research.serve.server import Access, serve
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
@@ -55,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         Limits(**chosen),
         checkpoint=arguments.checkpoint,
         compute=arguments.compute,
+        operations=tuple(OPERATIONS) if arguments.embed else ("predict",),
         host=arguments.host,
         port=arguments.port,
         access=Access(arguments.api_keys_file, arguments.rate, arguments.open_metrics),

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from research.serve import plain
+from research.serve import oip, plain, tei
 from research.serve.errors import ServiceError
 from research.serve.http import ClientGone, refusal
 from research.serve.metrics import Metrics
@@ -35,14 +35,16 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
     app = FastAPI(title="research", description="Models trained by this project, as a service.", lifespan=lifespan)
 
     @app.exception_handler(ServiceError)
-    async def refused(_: Request, error: ServiceError) -> Response:
-        return refusal(error)
+    async def refused(request: Request, error: ServiceError) -> Response:
+        return refusal(error, request.url.path)
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, __: ClientGone) -> Response:
         return Response(status_code=_GONE)
 
     app.include_router(plain.router(service))
+    app.include_router(oip.router(service))
+    app.include_router(tei.router(service))
     if metrics:
         app.include_router(metrics.router())
     return app

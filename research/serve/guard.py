@@ -183,7 +183,7 @@ class _Guarded:
         if self._status:  # the application has answered before it read the body
             self._refused = True
             return
-        response = refusal(error)
+        response = refusal(error, self._scope["path"])
         linger = self._unread and self._is_large and error.kind is not Kind.SLOW  # that one had its time
         await self.send({"type": "http.response.start", "status": error.kind.status, "headers": response.raw_headers})
         self._refused = True

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from research.serve.errors import Kind, ServiceError
+from research.serve.model import ServedModel
 from research.serve.service import Result, Service
 
 T = TypeVar("T")
@@ -50,10 +51,9 @@ class Exchange:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    async def answer(self, model: str | None, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
+    async def answer(self, model: ServedModel, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
         """As `Service.answer`. Raises ClientGone if the client goes before the answer is there."""
-        served = self.service.model(model)
-        return await self.connected(self.service.answer(served, columns, client=self.client, truncate=truncate))
+        return await self.connected(self.service.answer(model, columns, client=self.client, truncate=truncate))
 
     async def connected(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled if the client goes. Call it after `body`."""
@@ -90,12 +90,15 @@ def reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = 
     return Response(to_json(value), status, headers, media_type="application/json")
 
 
-def refusal(error: ServiceError) -> Response:
-    """The answer to a request that is refused: {"error", "error_type"}."""
+def refusal(error: ServiceError, path: str) -> Response:
+    """The answer to a request of a path that is refused: {"error", "error_type"}; OpenAI's {"error": {…}} for /v1."""
     headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if error.kind is Kind.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return reply({"error": str(error), "error_type": error.kind.label}, status=error.kind.status, headers=headers)
+    found: dict[str, Any] = {"error": str(error), "error_type": error.kind.label}
+    if path.startswith("/v1/"):
+        found = {"error": {"message": str(error), "type": error.kind.label, "code": error.kind.status}}
+    return reply(found, status=error.kind.status, headers=headers)
 
 
 def described(schema: TypeAdapter[Any], *examples: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
+import copy
 import dataclasses
 import functools
 import time
@@ -8,11 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from research.base.errors import UserError
-from research.core.metrics import at_least_float32
-from research.core.tasks import Task
 from research.data.encoder import Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out, split
@@ -21,6 +19,7 @@ from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
 from research.serve import shapes
 from research.serve.limits import Limits
+from research.serve.operations import OPERATIONS, Operation
 from research.serve.shapes import Shape
 
 # What a client may ask the service to compute in.
@@ -34,7 +33,8 @@ class Answer:
     """The predictions for one input.
 
     Attributes:
-      values: those of the task by name, such as `prediction` and `scores`, and `outputs`, what the model returned.
+      values: by name. Predictions are those of the task, such as `prediction` and `scores`, and `outputs`, what the
+        model returned; embeddings are `embedding`, [D], or [T, D] of every token.
       version: that of the model that made them.
     """
 
@@ -43,12 +43,15 @@ class Answer:
 
 
 class ServedModel:
-    """A model on some devices. `warm_up` compiles it; until then it answers nothing.
+    """A model on some devices, for one operation. `warm_up` compiles it; until then it answers nothing.
 
     Attributes:
       name, version: what requests call it; the version is the step of the checkpoint.
       compute: the dtype that it computes in.
+      operation: what it answers with, a name in OPERATIONS.
+      others: the same model for other operations, by their names; `warm_up` compiles them too.
       samples: sample inputs of the run.
+      outputs: the shape and dtype of an answer's values by name, after `warm_up`.
       seconds: the measured time of a batch by its shape, after `warm_up`.
       capacity: the items of the largest batch to make.
     """
@@ -60,12 +63,16 @@ class ServedModel:
         *,
         samples: Samples | None = None,
         compute: str = "float32",
+        operations: Sequence[str] = ("predict",),
         devices: Sequence[jax.Device] | None = None,
     ):
+        """`operations`: which it is for; one that the model does not support is left out."""
         self.name = name
         self.version = str(model.step)
         self.compute = compute
+        self.operation = "predict"
         self.samples = samples
+        self.outputs: dict[str, jax.ShapeDtypeStruct] = {}
         self.seconds: dict[Shape, float] = {}
         self.capacity = 1
         self._seconds_per_item = 0.0
@@ -75,6 +82,14 @@ class ServedModel:
         variables = {"params": state.params, **state.model_state}
         self._variables = [jax.device_put(variables, device) for device in self._devices]
         self._programs: dict[tuple[int, Shape], Any] = {}
+        names = [name for name in operations if name != "predict" and OPERATIONS[name].supports(model.module)]
+        self.others = {name: self._for(name) for name in names}
+
+    def _for(self, operation: str) -> "ServedModel":
+        """The same model with the same parameters for another operation."""
+        other = copy.copy(self)
+        other.operation, other.seconds, other._programs, other.others = operation, {}, {}, {}
+        return other
 
     @classmethod
     def open(
@@ -92,6 +107,33 @@ class ServedModel:
         return self._model.signature
 
     @property
+    def _operation(self) -> Operation:
+        return OPERATIONS[self.operation]
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its answers are small enough to be kept."""
+        return not self._operation.per_item
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a model of texts, without truncation; None for one that reads no tokens."""
+        definition = getattr(self.encoder, "definition", None)
+        if definition is None:
+            return None
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(definition)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @property
+    def platform(self) -> str:
+        """What it computes on: cpu, gpu or tpu."""
+        return str(self._devices[0].platform)
+
+    @property
     def config(self) -> Any:
         return self._model.config
 
@@ -105,12 +147,7 @@ class ServedModel:
         if not _is_sequence(self._example):
             for i, part in enumerate(parts):
                 for name, array in part.arrays.items():
-                    expected = self._example.arrays[name].shape
-                    if array.shape != expected:
-                        found, wanted = ("x".join(map(str, shape)) for shape in (array.shape, expected))
-                        raise UserError(f"input {i} has {name} of size {found}; the model reads {wanted}")
-                    # Images in files are bytes, also where the run's were not.
-                    part.arrays[name] = array.astype(self._example.arrays[name].dtype, copy=False)
+                    part.arrays[name] = _as_read(array, self._example.arrays[name], f"input {i} has {name}")
         return parts
 
     @functools.cached_property
@@ -160,6 +197,8 @@ class ServedModel:
             yield shape, self.seconds[shape]
         self.capacity = shapes.capacity(self.seconds, limits.batch_ms)
         self._seconds_per_item = min(time / (shape.rows * (shape.length or 1)) for shape, time in self.seconds.items())
+        for other in self.others.values():
+            yield from other.warm_up(limits)
 
     def _prepare(self, shape: Shape, device: int) -> float:
         """Compiles a shape for a device -> the seconds that a full batch takes."""
@@ -172,13 +211,16 @@ class ServedModel:
         batch = lay_out([example] * members.size, members, shape.length)
         place = jax.sharding.SingleDeviceSharding(self._devices[device])
         abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
-        program = jax.jit(functools.partial(_predict, module=self._model.module, task=self._model.task))
+        run = self._operation.run
+        program = jax.jit(functools.partial(run, module=self._model.module, task=self._model.task))
         self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
         times = []
         for _ in range(_TIMED):
             start = time.perf_counter()
-            self._run(batch, shape, device)
+            found = self._run(batch, shape, device)
             times.append(time.perf_counter() - start)
+        axes = 2 if shape.length else 1
+        self.outputs = {name: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype) for name, x in found.items()}
         return min(times)
 
     def _run(self, batch: Mapping[str, np.ndarray], shape: Shape, device: int) -> dict[str, np.ndarray]:
@@ -192,18 +234,32 @@ class ServedModel:
         The first one always has an answer. Raises ValueError if an input has another shape than the model reads.
         """
         shape, members = shapes.choose([part.length for part in parts], self.seconds)
-        columns = self._run(lay_out(parts, members, shape.length), shape, device)
+        batch = lay_out(parts, members, shape.length)
+        columns = self._run(batch, shape, device)
         answers: list[Answer | None] = [None] * len(parts)
-        flat = {name: x.reshape(members.size, *x.shape[2 if shape.length else 1 :]) for name, x in columns.items()}
-        for place in np.flatnonzero(members >= 0):
-            values = {name: x[place] for name, x in flat.items()}
-            answers[members.flat[place]] = Answer(values, self.version)
+        for row, slot in np.argwhere(members >= 0):
+            member, where = members[row, slot], (row, slot) if shape.length else (row,)
+            if self._operation.per_item:
+                start = batch["starts"][row, slot]
+                where = (row, slice(start, start + parts[member].length))
+            # Copied, as an answer that is cached must not keep the whole batch.
+            answers[member] = Answer({name: x[where].copy() for name, x in columns.items()}, self.version)
         return answers, shape
 
 
-def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
-    outputs: Any = module.apply(variables, batch, train=False)
-    return {"outputs": at_least_float32(outputs), **task.predictions(outputs, batch)}
+def _as_read(array: np.ndarray, example: np.ndarray, what: str) -> np.ndarray:
+    """An array with the dtype of the example. Raises UserError if it has another size, or values that need another."""
+    if array.shape != example.shape:
+        found, wanted = ("x".join(map(str, x.shape)) for x in (array, example))
+        raise UserError(f"{what} of size {found}; the model reads {wanted}")
+    if array.dtype == example.dtype:
+        return array
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(example.dtype)
+    rounds = array.dtype.kind == example.dtype.kind == "f"
+    if not rounds and not np.array_equal(cast, array):
+        raise UserError(f"{what} of {array.dtype}; the model reads {example.dtype}")
+    return cast
 
 
 def _is_sequence(part: Part) -> bool:

@@ -47,10 +47,10 @@ def columns_of(inputs: list[Any], model: ServedModel) -> dict[str, list[Any]]:
             wrong = f"lacks {lacking[0]!r}" if lacking else f"has {min(others)!r}"
             raise ServiceError(Kind.INVALID, f"input {i} {wrong}; the model reads {', '.join(names)}")
         rows.append(value)
-    return {name: [_read(row[name], model, i) for i, row in enumerate(rows)] for name in names}
+    return {name: [read_value(row[name], model, i) for i, row in enumerate(rows)] for name in names}
 
 
-def _read(value: Any, model: ServedModel, index: int) -> Any:
+def read_value(value: Any, model: ServedModel, index: int) -> Any:
     """An image from its base64; anything else as it is."""
     if model.signature.kind == "image" and isinstance(value, str):
         try:
@@ -101,7 +101,7 @@ def router(service: Service) -> APIRouter:
         else:
             asked = parse(_PREDICT, await exchange.body())
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
-        results = await exchange.answer(name, columns, truncate=truncate)
+        results = await exchange.answer(served, columns, truncate=truncate)
         return reply({"model": name, "predictions": [record(result, served) for result in results]})
 
     return found

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,31 +27,32 @@ _CLOSE = {"float32": 1e-4, "bfloat16": 0.05}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model to serve: its name, and which checkpoint of which run it is."""
+    """A model to serve: its name, which checkpoint of which run it is, and what it is asked for."""
 
     name: str
     run: RunDir
     checkpoint: str = "best"
     compute: str = "float32"
+    operations: tuple[str, ...] = ("predict",)
 
     @classmethod
-    def of(cls, text: str, *, checkpoint: str, compute: str) -> "Source":
+    def of(cls, text: str, **options: Any) -> "Source":
         """From "NAME=RUN" or "RUN", which is called as its folder. Raises UserError if it is not a run directory."""
         name, _, path = text.rpartition("=")
         run = RunDir.open(path)
         name = name or Path(path).resolve().name
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise UserError(f"the model's name {name!r} is not of letters, digits and . _ -; give one: NAME={path}")
-        return cls(name, run, checkpoint, compute)
+        return cls(name, run, **options)
 
     def step(self) -> int:
         """The step of the checkpoint now. Raises UserError if there is none."""
         return checkpoint_step(self.run, self.checkpoint)
 
 
-def sources(texts: Sequence[str], *, checkpoint: str, compute: str) -> list[Source]:
-    """The models of --workdir flags. Raises UserError if two have the same name."""
-    found = [Source.of(text, checkpoint=checkpoint, compute=compute) for text in texts]
+def sources(texts: Sequence[str], **options: Any) -> list[Source]:
+    """The models of --workdir flags, with the options of `Source`. Raises UserError if two have the same name."""
+    found = [Source.of(text, **options) for text in texts]
     names = [source.name for source in found]
     for name in names:
         if names.count(name) > 1:
@@ -113,7 +115,12 @@ class Repository:
     def _load(self, source: Source) -> ServedModel:
         began = time.perf_counter()
         model = ServedModel.open(
-            source.name, source.run, source.checkpoint, compute=source.compute, devices=self._devices
+            source.name,
+            source.run,
+            source.checkpoint,
+            compute=source.compute,
+            operations=source.operations,
+            devices=self._devices,
         )
         for number, (shape, seconds) in enumerate(model.warm_up(self._limits), 1):
             log.info("model %s: batch shape %d, %s: %.1f ms", source.name, number, shape, 1000 * seconds)

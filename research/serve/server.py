@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import uvicorn
@@ -58,14 +59,13 @@ def serve(
     workdirs: Sequence[str],
     limits: Limits,
     *,
-    checkpoint: str,
-    compute: str,
     host: str,
     port: int,
     access: Access,
     log_format: str,
+    **options: Any,
 ) -> int:
-    """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", until a signal -> 0.
+    """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", with the options of `Source`, until a signal -> 0.
 
     Raises UserError if one is not a run directory, the API keys are invalid, or the port is taken.
     """
@@ -74,7 +74,7 @@ def serve(
     logs.set_up(log_format)
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
-    found = sources(workdirs, checkpoint=checkpoint, compute=compute)
+    found = sources(workdirs, **options)
     metrics = Metrics()
     service = Service(limits, devices=len(devices), observer=metrics)
     metrics.service = service

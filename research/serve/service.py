@@ -20,7 +20,7 @@ from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
 from research.serve.queue import Job
 
-Key = tuple[str, str, bytes]  # of an answer: model, version, hash of the encoded input
+Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
 
 # Texts with at most as many characters are encoded at once: handing them to another thread takes longer.
 _SHORT_TEXT = 2000
@@ -57,6 +57,7 @@ class Service:
     Attributes:
       models: those that answer, by name; `install` adds them.
       states: what happens with each model: "loading", "ready", or an error.
+      encoder_threads: how many threads encode inputs.
       stopping: whether the process is about to end: requests are still answered.
     """
 
@@ -70,7 +71,8 @@ class Service:
         self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
         self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
-        self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "encode")
+        self.encoder_threads = os.cpu_count() or 1
+        self._encoders = concurrent.futures.ThreadPoolExecutor(self.encoder_threads, "encode")
         self._pending: dict[Key, _Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = 0
@@ -101,11 +103,16 @@ class Service:
         """Whether every model answers, and will go on to."""
         return not self.stopping and bool(self.models) and all(state == "ready" for state in self.states.values())
 
-    def model(self, name: str | None = None) -> ServedModel:
+    def model(self, name: str | None = None, operation: str = "predict") -> ServedModel:
         """A model by name; without a name the first one. Raises ServiceError if there is none, or not yet."""
         name = next(iter([*self.states, *self.models]), "") if name is None else name
         if name in self.models:
-            return self.models[name]
+            model = self.models[name]
+            if operation == "predict":
+                return model
+            if operation not in model.others:
+                raise ServiceError(Kind.FAILED, f"model {name!r} is not served for {operation}")
+            return model.others[operation]
         if name in self.states:
             raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
         raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {', '.join(self.models)}")
@@ -144,7 +151,7 @@ class Service:
 
     async def encode(self, model: ServedModel, columns: Columns) -> list[Part]:
         """The inputs as the model reads them. Raises ServiceError if they are invalid or too many."""
-        self._check(columns)
+        self.check(columns)
         try:
             if _is_short(columns):
                 return self._encode_short(model, columns)
@@ -168,7 +175,8 @@ class Service:
             self._encoded.put(key, part)
         return [part]
 
-    def _check(self, columns: Columns) -> None:
+    def check(self, columns: Columns) -> None:
+        """Raises ServiceError if the inputs are none, too many, too long, or differ in number."""
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ServiceError(Kind.INVALID, f"the inputs differ in number: {lengths}")
@@ -206,7 +214,7 @@ class Service:
         new: list[tuple[Key, _Pending]] = []
         here: dict[Key, _Pending] = {}
         for part in parts:
-            key = (model.name, model.version, part.digest)
+            key = (model.name, model.version, model.operation, part.digest)
             answer = self.cache.get(key)
             if answer is not None:
                 found.append(answer)
@@ -262,7 +270,8 @@ class Service:
                 continue
             del self._pending[job.ticket]
             if isinstance(result, Answer):
-                self.cache.put(job.ticket, result)
+                if job.model.is_cached:
+                    self.cache.put(job.ticket, result)
                 entry.future.set_result(result)
             else:
                 entry.future.set_exception(_failure(result))

@@ -15,6 +15,7 @@ from research.runs.rundir import RunDir
 from research.serve.app import make_app
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
+from research.serve.operations import OPERATIONS
 from research.serve.service import Service
 from research.training.loop import train_and_evaluate
 from tests import tiny
@@ -69,7 +70,7 @@ def models(runs):
     """The runs' models by name, compiled."""
 
     def compile(name):
-        model = ServedModel.open(name, runs[name])
+        model = ServedModel.open(name, runs[name], operations=tuple(OPERATIONS))
         for _ in model.warm_up(LIMITS):
             pass
         return model
