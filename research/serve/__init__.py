@@ -9,7 +9,8 @@ observer.py    what the service reports about its work, such as to metrics
 queue.py       inputs that wait for a device: bounded, fair between clients
 engine.py      the threads that take inputs from the queue and run the model
 cache.py       answers by encoded input: bounded
-service.py     from raw inputs to answers: limits, encoding, cache, queue
+inputs.py      what is checked of raw inputs before they are encoded
+service.py     from raw inputs to answers: encoding, cache, queue
 http.py        what the protocols share
 plain.py       the service's own JSON
 tensors.py     tensors of the Open Inference Protocol, in JSON and binary

@@ -8,15 +8,12 @@ from fastapi.responses import Response
 
 from research.serve import oip, plain, tei
 from research.serve.errors import ServiceError
-from research.serve.http import ClientGone, refusal
+from research.serve.http import GONE, ClientGone, refusal
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository
 from research.serve.service import Service
 
-# What nginx answers to a client that has gone; nobody sees it.
-_GONE = 499
-
-_DRAIN_SECONDS = 30.0
+DRAIN_SECONDS = 30  # for what was asked before the end
 
 
 def make_app(service: Service, repository: Repository | None = None, metrics: Metrics | None = None) -> FastAPI:
@@ -30,7 +27,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
         yield
         if repository:
             repository.stop()
-        await service.stop(_DRAIN_SECONDS)
+        await service.stop(DRAIN_SECONDS)
 
     app = FastAPI(title="research", description="Models trained by this project, as a service.", lifespan=lifespan)
 
@@ -40,7 +37,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, __: ClientGone) -> Response:
-        return Response(status_code=_GONE)
+        return Response(status_code=GONE)
 
     app.include_router(plain.router(service))
     app.include_router(oip.router(service))

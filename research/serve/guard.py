@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from research.serve import logs
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import refusal
+from research.serve.http import GONE, refusal
 from research.serve.keys import Keys
 from research.serve.metrics import OTHER, USAGE, Metrics, Usage
 from research.serve.rates import Rates
@@ -30,7 +30,6 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _CLOSE = (b"connection", b"close")
 _SMALL_BODY = 2**16  # bytes that are read whether they are wanted or not
 _DISCONNECT = {"type": "http.disconnect"}
-_GONE = 499
 
 
 class Guard:
@@ -202,7 +201,7 @@ class _Guarded:
 
     async def _failed(self, error: Exception) -> None:
         """Logs where a bug is, without its message, in which an input may be."""
-        if self._refused or self._status == _GONE:
+        if self._refused or self._status == GONE:
             return
         frames = traceback.extract_tb(error.__traceback__)
         where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in frames[-1:-6:-1])
@@ -212,7 +211,7 @@ class _Guarded:
 
     def _report(self) -> None:
         seconds = time.perf_counter() - self._started
-        usage, status = self._usage, self._status or _GONE
+        usage, status = self._usage, self._status or GONE
         path = getattr(self._scope.get("route"), "path", OTHER)
         self._guard.metrics.requested(path, status, usage, seconds)
         if not logs.requests.isEnabledFor(logging.INFO):

@@ -10,12 +10,16 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 
 from research.serve.errors import Kind, ServiceError
 from research.serve.model import ServedModel
 from research.serve.service import Result, Service
 
 T = TypeVar("T")
+
+# The status that nginx logs for a client that has gone; nobody sees the answer.
+GONE = 499
 
 
 class ClientGone(Exception):
@@ -37,19 +41,11 @@ class Exchange:
         return str(state.get("client", host))
 
     async def body(self) -> bytes:
-        """The body. Raises ServiceError if it is too large, ClientGone if it does not come to its end."""
-        limit, parts, size = self.service.limits.body_bytes, [], 0
-        while True:
-            message = await self.request.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise ServiceError(Kind.TOO_LARGE, f"the body has more than {limit} bytes")
-            parts.append(part)
-            if not message.get("more_body"):
-                return b"".join(parts)
+        """The body, whose size the guard has limited. Raises ClientGone if it does not come to its end."""
+        try:
+            return await self.request.body()
+        except ClientDisconnect:
+            raise ClientGone from None
 
     async def answer(self, model: ServedModel, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
         """As `Service.answer`. Raises ClientGone if the client goes before the answer is there."""

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from research.data.parts import Part
 from research.serve.errors import Kind
+from research.serve.http import GONE
 from research.serve.observer import Observer
 from research.serve.queue import Job
 from research.serve.service import Service
@@ -35,7 +36,7 @@ _FILL = tuple(tenth / 10 for tenth in range(1, 11))
 # The error of a status, whichever protocol it was answered in.
 _ERRORS = {kind.status: kind.name.lower() for kind in reversed(Kind)} | {
     422: "invalid",
-    499: "client_gone",
+    GONE: "client_gone",
     500: "internal",
 }
 

@@ -118,7 +118,7 @@ class ServedModel:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of a model of texts, without truncation; None for one that reads no tokens."""
-        definition = getattr(self.encoder, "definition", None)
+        definition = getattr(self._model.encoder, "definition", None)
         if definition is None:
             return None
         import tokenizers
@@ -132,14 +132,6 @@ class ServedModel:
     def platform(self) -> str:
         """What it computes on: cpu, gpu or tpu."""
         return str(self._devices[0].platform)
-
-    @property
-    def config(self) -> Any:
-        return self._model.config
-
-    @property
-    def encoder(self) -> Any:
-        return self._model.encoder
 
     def encode(self, columns: Columns) -> list[Part]:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
@@ -181,8 +173,7 @@ class ServedModel:
     def warm_up(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
         """Compiles and measures a batch of each shape on each device -> the shape and its time in seconds, one by one.
 
-        Shapes that take longer than `limits.batch_ms` on one device are not compiled for the others, except the
-        smallest that holds the longest input.
+        Of each length, shapes with more rows than the first that takes longer than `limits.batch_ms` are left out.
         """
         example = self._example
         packs = _is_sequence(example)

@@ -16,7 +16,7 @@ from research.base.trees import jsonable
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, described, parse, reply
 from research.serve.model import ServedModel
-from research.serve.service import Result, Service, summary
+from research.serve.service import Result, Service
 
 Value = str | bool | int | float | list[Any] | None
 
@@ -74,6 +74,20 @@ def record(result: Result, model: ServedModel) -> dict[str, Any]:
     if "unit" in model.signature.limits:
         found |= {model.signature.limits["unit"]: result.length, "truncated": result.truncated}
     return {**found, "cached": result.cached, "version": result.answer.version}
+
+
+def summary(model: ServedModel) -> dict[str, Any]:
+    """What a client should know of a model."""
+    signature = model.signature
+    return {
+        "name": model.name,
+        "version": model.version,
+        "kind": signature.kind,
+        "inputs": list(signature.inputs),
+        "labels": None if signature.label_names is None else list(signature.label_names),
+        "limits": dict(signature.limits),
+        "compute": model.compute,
+    }
 
 
 def router(service: Service) -> APIRouter:

@@ -147,7 +147,7 @@ def check(model: ServedModel, run: RunDir) -> None:
         records = [{name: values[name].tolist() for name in names if name in values} for values in found]
         try:
             if model.compute == "float32":
-                add_predictions(run, records, step)
+                add_predictions(RunDir(run.path), records, step)  # a writer, which readers are not
         except OSError:
             log.warning("model %s: %s can't be written; its sample predictions are not kept", model.name, run.path)
         return

@@ -13,7 +13,7 @@ import uvicorn
 
 from research.base.errors import UserError
 from research.serve import logs
-from research.serve.app import make_app
+from research.serve.app import DRAIN_SECONDS, make_app
 from research.serve.guard import Guard
 from research.serve.keys import Keys
 from research.serve.limits import Limits
@@ -22,8 +22,6 @@ from research.serve.repository import Repository, sources
 from research.serve.service import Service
 
 log = logging.getLogger("research.serve")
-
-_DRAIN_SECONDS = 30
 
 # What clients sent before the signal may still be on its way, or in the buffers of this machine.
 _GRACE_SECONDS = 0.5
@@ -90,7 +88,7 @@ def serve(
         lifespan="on",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     # uvicorn raises the signal again when it has stopped.
     signal.signal(signal.SIGTERM, lambda *_: None)

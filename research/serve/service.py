@@ -10,20 +10,17 @@ from typing import Any
 
 from research.base.errors import UserError
 from research.data.examples import Columns
-from research.data.images.decoding import image_size
 from research.data.parts import Part
 from research.serve.cache import Cache
 from research.serve.engine import Engine
 from research.serve.errors import Kind, ServiceError
+from research.serve.inputs import are_short, check
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
 from research.serve.queue import Job
 
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
-
-# Texts with at most as many characters are encoded at once: handing them to another thread takes longer.
-_SHORT_TEXT = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +148,9 @@ class Service:
 
     async def encode(self, model: ServedModel, columns: Columns) -> list[Part]:
         """The inputs as the model reads them. Raises ServiceError if they are invalid or too many."""
-        self.check(columns)
+        check(columns, self.limits)
         try:
-            if _is_short(columns):
+            if are_short(columns):
                 return self._encode_short(model, columns)
             assert self._loop is not None
             return await self._loop.run_in_executor(self._encoders, model.encode, columns)
@@ -174,39 +171,6 @@ class Service:
             (part,) = model.encode(columns)
             self._encoded.put(key, part)
         return [part]
-
-    def check(self, columns: Columns) -> None:
-        """Raises ServiceError if the inputs are none, too many, too long, or differ in number."""
-        lengths = {name: len(values) for name, values in columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise ServiceError(Kind.INVALID, f"the inputs differ in number: {lengths}")
-        count = max(lengths.values(), default=0)
-        if not count:
-            raise ServiceError(Kind.EMPTY, "the request has no inputs")
-        if count > self.limits.batch_inputs:
-            raise ServiceError(
-                Kind.TOO_LARGE, f"the request has {count} inputs; at most {self.limits.batch_inputs} are allowed"
-            )
-        allowed = self.limits.text_chars
-        for name, values in columns.items():
-            for value in values:
-                if isinstance(value, str) and len(value) > allowed:
-                    message = f"a text of {name!r} has {len(value)} characters; at most {allowed} are allowed"
-                    raise ServiceError(Kind.TOO_LARGE, message)
-                if isinstance(value, bytes):
-                    self._check_image(value)
-
-    def _check_image(self, encoded: bytes) -> None:
-        """Raises ServiceError for a file that is not an image, or one that would take much memory when decoded."""
-        try:
-            width, height = image_size(encoded)
-        except ValueError as error:
-            raise ServiceError(Kind.INVALID, f"an image can't be read: {error}") from error
-        if width * height > self.limits.image_pixels:
-            raise ServiceError(
-                Kind.TOO_LARGE,
-                f"an image has {width}x{height} pixels; at most {self.limits.image_pixels} in all are allowed",
-            )
 
     async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str, encoding: float) -> list[Result]:
         assert self._loop is not None
@@ -293,29 +257,3 @@ def _refuse_truncated(parts: Sequence[Part], model: ServedModel) -> None:
             f"an input has {longest.full_length} {unit}; the model reads {longest.length}. Shorten it, or allow "
             "truncation",
         )
-
-
-def _is_short(columns: Columns) -> bool:
-    """Whether the inputs are encoded faster than they are handed to another thread."""
-    total = 0
-    for values in columns.values():
-        for value in values:
-            if isinstance(value, str):
-                total += len(value)
-            elif not isinstance(value, int | float | type(None)):
-                return False
-    return total <= _SHORT_TEXT
-
-
-def summary(model: ServedModel) -> dict[str, Any]:
-    """What a client should know of a model."""
-    signature = model.signature
-    return {
-        "name": model.name,
-        "version": model.version,
-        "kind": signature.kind,
-        "inputs": list(signature.inputs),
-        "labels": None if signature.label_names is None else list(signature.label_names),
-        "limits": dict(signature.limits),
-        "compute": model.compute,
-    }

@@ -18,6 +18,7 @@ from research import __version__
 from research.serve import tei_schema as schema
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, described, parse, reply
+from research.serve.inputs import check
 from research.serve.model import ServedModel
 from research.serve.service import Result, Service
 
@@ -207,7 +208,7 @@ def _tokenizer(model: ServedModel) -> Any:
 async def _tokenize(call: _Call) -> Response:
     asked, service = parse(schema.TOKENIZE, await call.exchange.body()), call.exchange.service
     texts = schema.as_list(asked.inputs)
-    service.check({"inputs": texts})
+    check({"inputs": texts}, service.limits)
     tokenizer = _tokenizer(_text_model(service, asked.model))
 
     def encode() -> list[list[dict[str, Any]]]:
@@ -230,7 +231,7 @@ def _tokens(text: str, encoding: Any) -> list[dict[str, Any]]:
 
 def _decoded(lists: Sequence[Sequence[int]], model: ServedModel, service: Service, *, skip: bool) -> list[str]:
     """The texts of tokens. Raises ServiceError for a token that does not exist. `skip`: special ones."""
-    service.check({"ids": lists})
+    check({"ids": lists}, service.limits)
     tokenizer = _tokenizer(model)
     size = tokenizer.get_vocab_size()
     for token in (token for each in lists for token in each):

@@ -12,9 +12,9 @@ import tritonclient.http as triton
 from PIL import Image
 
 from research.inference.predictor import Predictor
-from research.serve.errors import ServiceError
-from research.serve.tensors import DTYPES, Tensor, to_binary, to_json
 from tests.serve.conftest import TEXTS, serving
+
+pytestmark = pytest.mark.extended
 
 
 @pytest.fixture
@@ -261,18 +261,3 @@ def test_bad_binary_data_is_refused(served_all, tail, size, header):
     headers = {"Inference-Header-Content-Length": header or str(len(body))}
     answer = httpx.post(f"{served_all}/v2/models/text/infer", content=body + tail, headers=headers)
     assert answer.status_code == 422, answer.text
-
-
-@pytest.mark.parametrize("datatype", DTYPES)
-def test_every_datatype_is_read_and_written(datatype):
-    values = {"BOOL": [True, False], "BYTES": ["", "ä"]}.get(datatype, [0, 100])
-    tensor = Tensor.checked("x", datatype, [2])
-    binary = to_binary(values, datatype)
-    read = tensor.of_binary(binary)
-    assert list(read) == ([value.encode() for value in values] if datatype == "BYTES" else values)
-    assert list(tensor.of_json(to_json(values, datatype))) == values
-    if datatype != "BYTES":
-        bits = {"BOOL": 8}.get(datatype) or int(datatype.strip("UINTFP"))
-        assert len(binary) == 2 * bits // 8
-        with pytest.raises(ServiceError):
-            tensor.of_binary(binary[1:])

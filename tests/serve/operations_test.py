@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Embeddings: the same parameters and queue as predictions, other programs."""
 
 import numpy as np
@@ -8,6 +9,8 @@ from research.models.transformer import Encoder
 from research.serve.errors import ServiceError
 from research.serve.model import ServedModel
 from tests.serve.conftest import TEXTS
+
+pytestmark = pytest.mark.extended
 
 
 def hidden_states(run, texts):

@@ -2,12 +2,15 @@
 
 import asyncio
 import itertools
+import shutil
 import threading
 
 import numpy as np
 import pytest
 
 from research.inference.predictor import Predictor
+from research.inference.samples import read_samples
+from research.runs.rundir import RunDir
 from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
@@ -189,6 +192,23 @@ def test_a_model_is_checked_by_the_samples_of_its_run(models, runs, monkeypatch)
     monkeypatch.setattr(ServedModel, "answer", lambda self, parts, device=0: ([Answer(wrong, "3")], None))
     with pytest.raises(ValueError, match="sample input 0"):
         check(model, run)
+
+
+def test_predictions_at_another_step_are_added_to_the_samples(models, runs, tmp_path):
+    """As for a best checkpoint, which a run has no predictions for."""
+    shutil.copytree(runs["features"].path, tmp_path / "run")
+    run = RunDir.open(tmp_path / "run")
+    saved = run.samples()
+    (records,) = saved["predictions"].values()
+    RunDir(run.path).write_samples({**saved, "predictions": {}})
+    model = ServedModel("features", models["features"]._model, samples=read_samples(run))
+    for _ in model.warm_up(LIMITS):
+        pass
+    check(model, run)
+    (added,) = read_samples(run).predictions.values()
+    np.testing.assert_allclose(
+        [record["prediction"] for record in added], [record["prediction"] for record in records], rtol=1e-5
+    )
 
 
 def test_a_replaced_model_answers_later_requests(models, in_loop):

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """text-embeddings-inference's interface and OpenAI's embeddings."""
 
 import httpx
@@ -12,6 +13,8 @@ from research.training.loop import train_and_evaluate
 from tests import tiny
 from tests.serve.conftest import LIMITS, TEXTS, serving
 from tests.serve.operations_test import hidden_states
+
+pytestmark = pytest.mark.extended
 
 QUERY = "a dull film"
 

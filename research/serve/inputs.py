@@ -1,0 +1,53 @@
+"""What is checked of the raw inputs of a request before they are encoded."""
+
+from research.data.examples import Columns
+from research.data.images.decoding import image_size
+from research.serve.errors import Kind, ServiceError
+from research.serve.limits import Limits
+
+# Texts with at most as many characters are encoded at once: handing them to another thread takes longer.
+_SHORT_TEXT = 2000
+
+
+def check(columns: Columns, limits: Limits) -> None:
+    """Raises ServiceError if the inputs are none, too many, too large, or differ in number."""
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ServiceError(Kind.INVALID, f"the inputs differ in number: {lengths}")
+    count = max(lengths.values(), default=0)
+    if not count:
+        raise ServiceError(Kind.EMPTY, "the request has no inputs")
+    if count > limits.batch_inputs:
+        raise ServiceError(Kind.TOO_LARGE, f"the request has {count} inputs; at most {limits.batch_inputs} are allowed")
+    for name, values in columns.items():
+        for value in values:
+            if isinstance(value, str) and len(value) > limits.text_chars:
+                message = f"a text of {name!r} has {len(value)} characters; at most {limits.text_chars} are allowed"
+                raise ServiceError(Kind.TOO_LARGE, message)
+            if isinstance(value, bytes):
+                _check_image(value, limits)
+
+
+def _check_image(encoded: bytes, limits: Limits) -> None:
+    """Raises ServiceError for a file that is not an image, or one that would take much memory when decoded."""
+    try:
+        width, height = image_size(encoded)
+    except ValueError as error:
+        raise ServiceError(Kind.INVALID, f"an image can't be read: {error}") from error
+    if width * height > limits.image_pixels:
+        raise ServiceError(
+            Kind.TOO_LARGE,
+            f"an image has {width}x{height} pixels; at most {limits.image_pixels} in all are allowed",
+        )
+
+
+def are_short(columns: Columns) -> bool:
+    """Whether the inputs are encoded faster than they are handed to another thread."""
+    total = 0
+    for values in columns.values():
+        for value in values:
+            if isinstance(value, str):
+                total += len(value)
+            elif not isinstance(value, int | float | type(None)):
+                return False
+    return total <= _SHORT_TEXT
