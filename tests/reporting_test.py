@@ -70,3 +70,12 @@ def test_the_best_checkpoint_is_named_if_it_is_not_the_last(tmp_path, monkeypatc
         train_and_evaluate(config, tmp_path / str(steps))
         lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("best: ")]
         assert [line.split(";")[0] for line in lines] == (["best: accuracy 0.9000 at step 4"] if named else [])
+
+
+def test_paths_are_shown_from_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_and_evaluate(tiny.logistic(steps=2), "runs/a b")
+    out = capsys.readouterr().out
+    assert str(tmp_path) not in out
+    assert " -> runs/a b\n" in out
+    assert "--workdir='runs/a b' --input=FILE" in out

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from research import solvers
+from research.base.paths import shown
 from research.core.state import TrainState, param_count
 from research.core.statistics import Value, means
 from research.runs.checkpoint import Progress
@@ -34,7 +35,7 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
         f"{config.model.name} ({param_count(state.params) // replicas.size:,} parameters, {config.dtype}{many}) on "
         f"{experiment.dataset.name} "
         f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
-        f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {run.path}"
+        f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {shown(run.path)}"
     )
 
 
@@ -76,10 +77,10 @@ def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool, said: Coll
             f"  best: {best['metric']} {best['value']:.4f} at step {best['step']}; predict and evaluate use the last "
             "checkpoint unless --checkpoint=best"
         )
-    workdir = shlex.quote(str(run.path))
+    workdir = shlex.quote(str(shown(run.path)))
     if is_finished(summary):
         if summary["step"] > 1:
-            lines.append(f"  curve: {run.plots / 'training_curve.png'}")
+            lines.append(f"  curve: {shown(run.plots / 'training_curve.png')}")
         lines.append(
             f"  again: python -m research.evaluate --workdir={workdir} "
             f"--split={shlex.quote(next(iter(summary['metrics'])))}"
