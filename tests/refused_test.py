@@ -76,7 +76,7 @@ def test_evaluations_during_training_and_the_commands_that_follow_are_printed(he
     assert [line.split(":")[0] for line in evaluations] == ["  step 4", "  step 8"]
     values = {line["step"]: line for line in RunDir.open("run").metrics("validation")}
     assert f"validation: accuracy {values[4]['accuracy']:.4f}, loss {values[4]['loss']:.4f}" in evaluations[0]
-    assert f"  predict: python -m research.predict --workdir={here / 'run'} --input=FILE" in lines
+    assert "  predict: python -m research.predict --workdir=run --input=FILE" in lines
 
 
 def test_start_line_says_how_many_examples_a_packed_step_holds(here, capsys, monkeypatch):

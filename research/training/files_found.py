@@ -188,7 +188,7 @@ def _label(config: ConfigDict, names: Mapping[str, Any], path: Path) -> str:
         if label not in names:
             raise UserError(f"data.transform.label: {path} has no column {label!r}; {nearest(label, names)}")
         return label
-    found = [name for name in LABELS for name in [name] if name in names]
+    found = [name for name in LABELS if name in names]
     if not found:
         raise UserError(
             f"which column of {path} is the label? --config.data.transform.label=COLUMN, one of {', '.join(names)}"

@@ -173,16 +173,27 @@ def test_an_undeclared_body_that_is_too_large_is_refused(opened):
     assert answer.status_code == 413
 
 
-@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-def test_a_slow_body_is_refused(opened, length):
-    with _connected(opened[0]) as connection:
+def _slow(url, length):
+    """The answer to a body of which each byte comes soon, but not the end; None if the connection was reset.
+
+    That is, if a byte was on its way when the server closed, which loses the answer.
+    """
+    with _connected(url) as connection:
         began = time.monotonic()
         connection.sendall(_head(length))
-        while not select.select([connection], [], [], 0.1)[0]:  # each byte comes soon, the body does not
-            assert time.monotonic() - began < 3
-            connection.sendall(b"1\r\n \r\n" if "chunked" in length else b" ")
-        assert time.monotonic() - began > 0.35
-        answer = _read(connection)
+        try:
+            while not select.select([connection], [], [], 0.1)[0]:
+                assert time.monotonic() - began < 3
+                connection.sendall(b"1\r\n \r\n" if "chunked" in length else b" ")
+            assert time.monotonic() - began > 0.35
+            return _read(connection)
+        except (ConnectionResetError, BrokenPipeError):
+            return None
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_slow_body_is_refused(opened, length):
+    answer = next(filter(None, (_slow(opened[0], length) for _ in range(5))))
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in answer
     assert b"within 0.4 s" in answer
