@@ -4,6 +4,7 @@ limits.py      every limit of the service, with its default
 errors.py      the errors that a client gets, with their codes
 shapes.py      the batch shapes that are compiled, and which one a set of inputs needs
 operations.py  what a model can be asked for: predictions, embeddings
+compute.py     what a model computes in: float32, bfloat16 or int8, by measurement
 model.py       a checkpoint, compiled for these shapes
 observer.py    what the service reports about its work, such as to metrics
 queue.py       inputs that wait for a device: bounded, fair between clients

@@ -1,10 +1,11 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from research.data.encoder import Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out, split
 from research.inference.model import TrainedModel, open_model
+from research.inference.quantization import int8_products, quantized
 from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
 from research.serve import shapes
@@ -22,8 +24,8 @@ from research.serve.limits import Limits
 from research.serve.operations import OPERATIONS, Operation
 from research.serve.shapes import Shape
 
-# What a client may ask the service to compute in.
-COMPUTE = ("float32", "bfloat16")
+# What a model can compute in: int8 is the products of dense layers, with everything else in float32.
+COMPUTE = ("float32", "bfloat16", "int8")
 
 _TIMED = 3  # repetitions, of which the fastest counts
 
@@ -80,6 +82,10 @@ class ServedModel:
         self._devices = list(devices or jax.local_devices()[:1])
         state = model.predicting_state
         variables = {"params": state.params, **state.model_state}
+        self._products: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        if compute == "int8":
+            variables = self._quantized(variables)
+            self._products = int8_products
         self._variables = [jax.device_put(variables, device) for device in self._devices]
         self._programs: dict[tuple[int, Shape], Any] = {}
         names = [name for name in operations if name != "predict" and OPERATIONS[name].supports(model.module)]
@@ -98,8 +104,16 @@ class ServedModel:
         """Opens a checkpoint of a run, the first seed's if it has several. Raises UserError if there is none."""
         if compute not in COMPUTE:
             raise UserError(f"--compute is {compute!r}; known: {', '.join(COMPUTE)}")
-        model = open_model(run, checkpoint, dtype=compute).single
+        model = open_model(run, checkpoint, dtype="float32" if compute == "int8" else compute).single
         return cls(name, model, samples=read_samples(run), compute=compute, **options)
+
+    def _quantized(self, variables: Any) -> Any:
+        example = self._example
+        batch = lay_out([example], np.zeros((1, 1), np.int64), example.length if _is_sequence(example) else None)
+        try:
+            return quantized(variables, lambda variables: self._model.module.apply(variables, batch, train=False))
+        except ValueError as error:
+            raise UserError(f"model {self.name!r} can't compute in int8: {error}") from error
 
     @property
     def signature(self) -> Signature:
@@ -170,6 +184,13 @@ class ServedModel:
         """The share of an input in the time of a full batch, in seconds."""
         return part.length * self._seconds_per_item
 
+    def probe(self, limits: Limits) -> float:
+        """Compiles one shape, for a first look before `warm_up` -> the seconds of an item in a full batch of it."""
+        packs = _is_sequence(self._example)
+        shape = shapes.packed(self.row_length, 1)[-1] if packs else shapes.fixed(min(8, limits.batch_rows))[-1]
+        self.seconds = {shape: self._prepare(shape, 0)}
+        return self.seconds[shape] / shape.items
+
     def warm_up(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
         """Compiles and measures a batch of each shape on each device -> the shape and its time in seconds, one by one.
 
@@ -204,7 +225,8 @@ class ServedModel:
         abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
         run = self._operation.run
         program = jax.jit(functools.partial(run, module=self._model.module, task=self._model.task))
-        self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
+        with self._products():
+            self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
         times = []
         for _ in range(_TIMED):
             start = time.perf_counter()

@@ -42,8 +42,8 @@ def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> di
 
 def _hidden(variables: Any, batch: Any, module: Any) -> jax.Array:
     """The encoder's hidden states [R, L, D]."""
-    params = {"params": variables["params"]["encoder"]}
-    hidden: Any = Encoder(**module.sizes).apply(params, batch, train=False)
+    own = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+    hidden: Any = Encoder(**module.sizes).apply(own, batch, train=False)
     return at_least_float32(hidden)
 
 

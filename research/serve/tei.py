@@ -126,6 +126,7 @@ class _Call:
         results = await self.exchange.answer(model, columns, truncate=truncate)
         self._headers = {
             "x-compute-type": model.platform,
+            "x-compute-dtype": model.compute,
             "x-compute-characters": str(sum(len(text) for each in texts for text in each)),
             "x-compute-tokens": str(sum(result.length for result in results)),
             "x-truncated": ",".join(str(result.truncated).lower() for result in results),

@@ -1,0 +1,177 @@
+"""Sends requests to a service at a fixed rate, from a process of its own, and measures when the answers come.
+
+python benchmarks/load.py --port=8000 --bodies=FILE --rate=200 --seconds=10     # prints one line of JSON
+
+Open loop: requests are sent at random times (a Poisson process) whether or not earlier ones are answered, and a latency
+counts from the time that a request was due. A generator that waits for answers measures a slow service too kindly.
+Only the standard library and raw sockets, so that the generator takes little of the processor that it shares.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+GIVE_UP_SECONDS = 20  # after the last request
+
+
+def post(path: str, body: bytes, content_type: str = "application/json", headers: str = "") -> bytes:
+    """A request of HTTP/1.1, as it is sent."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{headers}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Connection(asyncio.Protocol):
+    """A connection that answers one request after the other."""
+
+    def __init__(self, pool: "Pool"):
+        self._pool = pool
+        self._buffer = b""
+        self._transport: Any = None
+        self._due = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._pool.free(self)
+
+    def send(self, due: float, request: bytes) -> None:
+        self._due = due
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, end, body = self._buffer.partition(b"\r\n\r\n")
+        if not end:
+            return
+        length = head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]
+        if len(body) < int(length or 0):
+            return
+        self._buffer = b""
+        self._pool.record(self._due, int(head[9:12]))
+        self._due = 0.0
+        self._pool.free(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._due:
+            self._pool.record(self._due, 0)
+        self._pool.lost(self)
+
+
+class Pool:
+    """Connections, opened when all others are busy, up to a limit; beyond it requests wait, and their time counts."""
+
+    def __init__(self, host: str, port: int, limit: int):
+        self.answers: list[tuple[float, float, int]] = []  # when a request was due, its latency, its status
+        self._address = (host, port)
+        self._limit = limit
+        self._open = 0
+        self._idle: list[Connection] = []
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._opening: set[asyncio.Task[Any]] = set()
+
+    def send(self, due: float, request: bytes) -> None:
+        if self._idle:
+            self._idle.pop().send(due, request)
+            return
+        self._waiting.append((due, request))
+        if self._open < self._limit:
+            self._open += 1
+            task = asyncio.ensure_future(self._connect())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _connect(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: Connection(self), *self._address)
+        except OSError:
+            self._open -= 1
+            if self._waiting:
+                self.record(self._waiting.popleft()[0], 0)
+
+    def free(self, connection: Connection) -> None:
+        if self._waiting:
+            connection.send(*self._waiting.popleft())
+        else:
+            self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self._open -= 1
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def record(self, due: float, status: int) -> None:
+        self.answers.append((due, time.perf_counter() - due, status))
+
+
+async def generate(pool: Pool, requests: Sequence[bytes], rate: float, seconds: float, seed: int) -> int:
+    """Sends requests at a rate -> how many. Waits for their answers, at most GIVE_UP_SECONDS."""
+    rng = random.Random(seed)
+    began = time.perf_counter()
+    due, sent = began, 0
+    while (due := due + rng.expovariate(rate)) < began + seconds:
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        pool.send(due, requests[sent % len(requests)])
+        sent += 1
+    for _ in range(GIVE_UP_SECONDS * 100):
+        if len(pool.answers) >= sent:
+            break
+        await asyncio.sleep(0.01)
+    return sent
+
+
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """The smallest of the values that at least this fraction of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else float("nan")
+
+
+def summary(answers: Sequence[tuple[float, float, int]], sent: int) -> dict[str, Any]:
+    """Counts by status (0: the connection was lost; "none": no answer), and quantiles of the latency in ms."""
+    statuses: dict[str, int] = {}
+    for _, _, status in answers:
+        statuses[str(status)] = statuses.get(str(status), 0) + 1
+    if len(answers) < sent:
+        statuses["none"] = sent - len(answers)
+    good = [1000 * latency for _, latency, status in answers if status == 200]
+    span = max((due + latency for due, latency, _ in answers), default=0) - min((due for due, *_ in answers), default=0)
+    return {
+        "sent": sent,
+        "statuses": statuses,
+        "answered_per_second": len(good) / span if span else 0.0,
+        "p50_ms": quantile(good, 0.5),
+        "p99_ms": quantile(good, 0.99),
+        "max_ms": max(good, default=float("nan")),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--path", default="/predict")
+    parser.add_argument("--bodies", required=True, help="a file with a JSON body in each line")
+    parser.add_argument("--rate", type=float, required=True, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--connections", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    requests = [post(arguments.path, line) for line in Path(arguments.bodies).read_bytes().splitlines()]
+
+    async def measure() -> dict[str, Any]:
+        pool = Pool(arguments.host, arguments.port, arguments.connections)
+        sent = await generate(pool, requests, arguments.rate, arguments.seconds, arguments.seed)
+        return summary(pool.answers, sent)
+
+    json.dump(asyncio.run(measure()), sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()
