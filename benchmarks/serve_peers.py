@@ -7,8 +7,8 @@ python benchmarks/serve_peers.py --kind=onnx --file=int8.onnx --folder=FOLDER --
 python benchmarks/serve_peers.py --kind=export --folder=FOLDER                  # writes model.onnx and int8.onnx
 
 FOLDER is one that `python -m research.export` or transformers wrote. `--workers` requests are computed at the same
-time, each with `--threads` threads. POST /predict reads {"inputs": "a text"}, as the text-embeddings-inference interface
-of the service does, and answers with the labels' scores. Texts are truncated to 512 tokens.
+time, each with `--threads` threads. POST /predict reads {"inputs": "a text"}, as text-embeddings-inference and the
+service do, and answers with the labels' scores. Texts are truncated to 512 tokens.
 """
 
 import argparse

@@ -63,13 +63,16 @@ def _product(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.modul
     rows, scales = _quantize(x.astype(jnp.float32), axis=-1)
     kernel: jax.Array = module.get_variable("params", "kernel")
     sums = jax.lax.dot_general(rows, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
-    bias: jax.Array = module.get_variable("params", "bias")
-    scaled = sums.astype(jnp.float32) * scales[..., None] * module.get_variable(_SCALES, "kernel")
-    return (scaled + bias).astype(module.dtype)
+    columns, bias = (
+        jnp.expand_dims(module.get_variable(kind, name), range(x.ndim - 1))
+        for kind, name in ((_SCALES, "kernel"), ("params", "bias"))
+    )
+    # nn.Dense without a dtype computes in that of its inputs.
+    return (sums.astype(jnp.float32) * scales[..., None] * columns + bias).astype(module.dtype or x.dtype)
 
 
 def _quantize(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """x as int8, and the scales, without the axis; x is all zeros where the scale is 0."""
     scales = jnp.max(jnp.abs(x), axis=axis) / _LEVELS
-    safe = jnp.where(scales == 0, 1, scales)
-    return jnp.round(x / jnp.expand_dims(safe, axis)).astype(jnp.int8), scales
+    safe = jnp.expand_dims(jnp.where(scales == 0, 1, scales), axis)
+    return jnp.round(x / safe).astype(jnp.int8), scales
