@@ -21,6 +21,7 @@ tei.py         text-embeddings-inference's interface, and OpenAI's embeddings
 app.py         the paths of all protocols
 guard.py       what stands before them: keys (keys.py), rates (rates.py), slow and large bodies, request ids
 metrics.py     what Prometheus reads at /metrics
+tracing.py     spans of requests for OpenTelemetry
 logs.py        one line for each request, never with its inputs or key
 server.py      starts all of it, and stops it after what was asked is answered
 """

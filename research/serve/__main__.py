@@ -32,6 +32,11 @@ def parser() -> cli.Parser:
         choices=("json", "text", "none"),
         help="how each request is logged to stderr, without its inputs (default: json)",
     )
+    parser.add_argument(
+        "--tracing",
+        action="store_true",
+        help="send a span of each request to OpenTelemetry's collector, which its environment variables name",
+    )
     access = parser.add_argument_group("access")
     access.add_argument(
         "--api_keys_file",
@@ -68,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         port=arguments.port,
         access=Access(arguments.api_keys_file, arguments.rate, arguments.open_metrics),
         log_format=arguments.log,
+        tracing=arguments.tracing,
     )
 
 

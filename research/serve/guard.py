@@ -18,6 +18,7 @@ from research.serve.keys import Keys
 from research.serve.metrics import OTHER, USAGE, Metrics, Usage
 from research.serve.rates import Rates
 from research.serve.service import Service
+from research.serve.tracing import Tracer
 
 log = logging.getLogger("research.serve")
 
@@ -44,12 +45,14 @@ class Guard:
         keys: Keys | None = None,
         rate: float | None = None,
         open_metrics: bool = False,
+        tracer: Tracer | None = None,
     ):
         self.app = app
         self.service = service
         self.metrics = metrics
         self.keys = keys
         self.rates = None if rate is None else Rates(rate)
+        self.tracer = tracer
         self.open_paths = OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,7 +217,8 @@ class _Guarded:
         usage, status = self._usage, self._status or GONE
         path = getattr(self._scope.get("route"), "path", OTHER)
         self._guard.metrics.requested(path, status, usage, seconds)
-        if not logs.requests.isEnabledFor(logging.INFO):
+        tracer, logged = self._guard.tracer, logs.requests.isEnabledFor(logging.INFO)
+        if tracer is None and not logged:
             return
         stages = {"encode": usage.encode, "queue": usage.queue, "compute": usage.compute, "total": seconds}
         method = self._scope["method"]
@@ -229,4 +233,7 @@ class _Guarded:
             "tokens": usage.tokens,
             "cached": usage.cached,
         }
-        logs.log_request(fields)
+        if tracer is not None:
+            tracer.request(self._scope["headers"], fields, seconds)
+        if logged:
+            logs.log_request(fields)

@@ -20,6 +20,7 @@ from research.serve.limits import Limits
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository, sources
 from research.serve.service import Service
+from research.serve.tracing import Tracer
 
 log = logging.getLogger("research.serve")
 
@@ -61,6 +62,7 @@ def serve(
     port: int,
     access: Access,
     log_format: str,
+    tracing: bool = False,
     **options: Any,
 ) -> int:
     """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", with the options of `Source`, until a signal -> 0.
@@ -79,7 +81,8 @@ def serve(
     repository = Repository(found, limits, service.install, devices=devices)
     service.states = repository.states
     app = make_app(service, repository, metrics)
-    guarded = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics)
+    tracer = Tracer() if tracing else None
+    guarded = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
     config = uvicorn.Config(
         guarded,
         host,
@@ -97,5 +100,7 @@ def serve(
         Server(config, service).run()
     except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
         raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
+    if tracer is not None:
+        tracer.close()
     log.info("stopped")
     return 0
