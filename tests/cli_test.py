@@ -311,9 +311,9 @@ def test_two_processes_train_as_one(tmp_path, config, split, overrides):
         return subprocess.Popen([*command, f"--workdir={tmp_path}/{name}"], env=environment)
 
     alone = start("alone", 4)
-    assert alone.wait(timeout=200) == 0
+    assert alone.wait(timeout=600) == 0
     pair = [start("pair", 2, f"--coordinator={address}", "--processes=2", f"--process_id={i}") for i in range(2)]
-    assert [process.wait(timeout=200) for process in pair] == [0, 0]
+    assert [process.wait(timeout=600) for process in pair] == [0, 0]
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "pair")]
     assert summaries[1]["environment"]["processes"] == 2
     for name, metrics in summaries[0]["metrics"].items():
