@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from research.base.trees import jsonable
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, described, parse, reply
+from research.serve.limits import Limits
 from research.serve.model import ServedModel
 from research.serve.service import Result, Service
 
@@ -76,8 +77,8 @@ def record(result: Result, model: ServedModel) -> dict[str, Any]:
     return {**found, "cached": result.cached, "version": result.answer.version}
 
 
-def summary(model: ServedModel) -> dict[str, Any]:
-    """What a client should know of a model."""
+def summary(model: ServedModel, limits: Limits) -> dict[str, Any]:
+    """What a client should know of a model; the limits are those of an input and of a request."""
     signature = model.signature
     return {
         "name": model.name,
@@ -85,7 +86,7 @@ def summary(model: ServedModel) -> dict[str, Any]:
         "kind": signature.kind,
         "inputs": list(signature.inputs),
         "labels": None if signature.label_names is None else list(signature.label_names),
-        "limits": dict(signature.limits),
+        "limits": {**signature.limits, "batch_inputs": limits.batch_inputs, "body_bytes": limits.body_bytes},
         "compute": model.compute,
     }
 
@@ -96,11 +97,11 @@ def router(service: Service) -> APIRouter:
 
     @found.get("/models", summary="The models, and what each reads")
     async def models() -> Response:
-        return reply([jsonable(summary(model)) for model in service.models.values()])
+        return reply([jsonable(summary(model, service.limits)) for model in service.models.values()])
 
     @found.get("/models/{name}", summary="A model, and what it reads")
     async def model(name: str) -> Response:
-        return reply(jsonable(summary(service.model(name))))
+        return reply(jsonable(summary(service.model(name), service.limits)))
 
     @found.post(
         "/models/{name}/predict",
@@ -132,11 +133,11 @@ async def _form(exchange: Exchange, model: ServedModel) -> dict[str, list[Any]]:
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    form = await Request(exchange.request.scope, receive).form(max_files=exchange.service.limits.batch_inputs)
-    columns: dict[str, list[Any]] = {}
-    for name in model.signature.inputs:
-        values = form.getlist(name)
-        if not values:
-            raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
-        columns[name] = [value if isinstance(value, str) else await value.read() for value in values]
+    request, columns = Request(exchange.request.scope, receive), {}
+    async with request.form(max_files=exchange.service.limits.batch_inputs) as form:
+        for name in model.signature.inputs:
+            values = form.getlist(name)
+            if not values:
+                raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
+            columns[name] = [value if isinstance(value, str) else await value.read() for value in values]
     return columns
