@@ -32,21 +32,38 @@ class Raw(str):
 
 # fmt: off
 NASTY: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 1.5, -0.0, "", " ", "a dull film", "é", "日本語", "🎬", "\0", "\n", "x" * 2000, [], {}, [[]],
-    [{}], [None], [0], [""], ["a", "b"], ["a", "b", "c"], [["a", "b", "c"]], {"a": 1}, {"": None}, [1, "a", None], [[[[[]]]]],
-    Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e400"), Raw("-1e400"), Raw("1e-400"), Raw("1E5"), Raw("9" * 5000),
-    Raw("1" + "0" * 400), Raw("-" + "9" * 400), 2**31, 2**32, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**30,
-    Raw("1e39"), Raw("1e308"), Raw("-1e308"), Raw("5e-324"), Raw('"\\ud800"'), Raw('"\\udfff\\ud800"'), Raw('"\\u0000"'), Raw("'a'"), Raw("01"), Raw("+1"),
-    Raw(".5"), Raw("1."), Raw("nul"), Raw("undefined"), Raw('"\x01"'), Raw('{"a":1,"a":2}'), Raw("[1,]"), Raw("/**/1"),
+    None, True, False, 0, -1, 1, 1.5, -0.0, "", " ", "a dull film", "é", "日本語", "🎬", "\0", "\n", "x" * 2000, [], {},
+    [[]], [{}], [None], [0], [""], ["a", "b"], ["a", "b", "c"], [["a", "b", "c"]], {"a": 1}, {"": None}, [1, "a", None],
+    [[[[[]]]]], 2**31, 2**32, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**30,
+    *map(Raw, (
+        "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e-400", "1E5", "9" * 5000, "1" + "0" * 400, "-" + "9" * 400,
+        "1e39", "1e308", "-1e308", "5e-324", '"\\ud800"', '"\\udfff\\ud800"', '"\\u0000"', "'a'", "01", "+1", ".5", "1.",
+        "nul", "undefined", '"\x01"', '{"a":1,"a":2}', "[1,]", "/**/1",
+    )),
 )
 TEXTS: tuple[str, ...] = (
-    "a gripping, moving film", "dull", "word " * 100_000, "x" * 100_000, "x" * 100_001, "\u0301" * 50_000, "\ufdfa" * 5000,
-    "\u200b" * 3000, "[CLS] [SEP] [PAD] [MASK]", "\x00\x01\x02", "ß" * 100, "\u2028", "a\u0300" * 9000, "🏳️‍🌈" * 500, "中" * 20_000, ", " * 40_000,
+    "a gripping, moving film", "dull", "word " * 100_000, "x" * 100_000, "x" * 100_001, "\u0301" * 50_000,
+    "\ufdfa" * 5000, "\u200b" * 3000, "[CLS] [SEP] [PAD] [MASK]", "\x00\x01\x02", "ß" * 100, "\u2028",
+    "a\u0300" * 9000, "🏳️‍🌈" * 500, "中" * 20_000, ", " * 40_000,
 )
 CONTENT_TYPES = (
-    "application/json", "", "text/plain", "application/octet-stream", "multipart/form-data", "multipart/form-data; boundary=",
-    "multipart/form-data; boundary=x", "multipart/form-data; boundary=\"", "application/x-www-form-urlencoded", "multipart/form-data; boundary=" + "b" * 300,
-    "application/json; charset=utf-16", "image/png", "multipart/mixed; boundary=x", "*/*", "multipart/form-data; charset=nonsense; boundary=x",
+    "application/json", "", "text/plain", "application/octet-stream", "multipart/form-data",
+    "multipart/form-data; boundary=", "multipart/form-data; boundary=x", 'multipart/form-data; boundary="',
+    "application/x-www-form-urlencoded", "multipart/form-data; boundary=" + "b" * 300, "*/*", "image/png",
+    "application/json; charset=utf-16", "multipart/mixed; boundary=x",
+    "multipart/form-data; charset=nonsense; boundary=x",
+)
+# Bodies of nearly 8 MiB that repeat a part, which take long to read: (before, part, after).
+LONG = (
+    (b'{"inputs":[', b"0,", b"0]}"), (b'{"inputs":[[', b"0,", b"0]]}"), (b'{"inputs":[', b"[],", b"[]]}"),
+    (b'{"inputs":[', b"{},", b"{}]}"), (b'{"inputs":[', b'"",', b'""]}'), (b'{"inputs":[', b'"",0,', b'""]}'),
+    (b'{"inputs":[', b'{"a":[0]},', b"{}]}"), (b'{"inputs":[', b'["a"],', b'["a"]]}'), (b'{"ids":[', b"1,", b"1]}"),
+    (b'{"inputs":[{"name":"features","shape":[', b"1,", b'1],"datatype":"FP32","data":[]}]}'),
+    (b'{"inputs":[{"name":"features","shape":[1,10],"datatype":"FP32","data":[', b"[],", b"0]}]}"),
+    (b'{"inputs":[{"name":"sentence","shape":[2000000],"datatype":"BYTES","data":[', b'"",', b'""]}]}'),
+    (b'{"inputs":[],"outputs":[', b"{},", b"{}]}"), (b'{"query":"a","texts":[', b"0,", b"0]}"), (b"", b" ", b"0"),
+    (b"", b"[", b""), (b'{"a":"', b"\\u00e9", b'"}'), (b"", b'{"a":', b""), (b"--x\r\n", b"a:b\r\n", b""),
+    (b'--x\r\nContent-Disposition: form-data; name="features"; filename="a"\r\n\r\n', b"\r\n--", b"\r\n--x--"),
 )
 # fmt: on
 
@@ -82,7 +99,17 @@ def images() -> tuple[bytes, ...]:
     chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
     small = _file("PNG", mode="L")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n{} loop\n%%EOF\n"
-    return (*valid, *modes, *sizes, *bombs, small[:33] + chunk + small[33:], script, b"", b"\x89PNG\r\n\x1a\n", b"GIF89a")
+    return (
+        *valid,
+        *modes,
+        *sizes,
+        *bombs,
+        small[:33] + chunk + small[33:],
+        script,
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+    )
 
 
 def dumped(value: Any) -> str:
@@ -146,7 +173,7 @@ def _infer(rng: random.Random) -> tuple[str, Any]:
     if rng.random() < 0.3:
         body["outputs"] = [{"name": rng.choice(("scores", "label", "prediction", "outputs", "x"))}]
         body["parameters"] = {"binary_data_output": rng.choice((True, False, 1, "true"))}
-    version = rng.choice(("", "", "/versions/3", "/versions/4", "/versions/x"))
+    version = rng.choice(("",) * 8 + ("/versions/3", "/versions/x"))
     return f"/v2/models/{model}{version}/infer", body
 
 
@@ -161,7 +188,7 @@ def _tei(rng: random.Random) -> tuple[str, Any]:
         "v1/embeddings": {"input": text, "encoding_format": rng.choice(("float", "base64", "x"))},
     }.get(path, {"inputs": text})
     options = {
-        "model": rng.choice((None, *MODELS, "x", "../x")),
+        "model": rng.choice((None, "text", "text", *MODELS, "x", "../x")),
         "truncate": rng.choice((True, False, None)),
         "truncation_direction": rng.choice(("left", "Right")),
         "dimensions": rng.choice((1, 16, 17, 0, -1, 2**70)),
@@ -210,7 +237,9 @@ def _damaged(rng: random.Random, body: bytes) -> bytes:
         (
             lambda: body[:place],
             lambda: _flipped(rng, body),
-            lambda: body[:place] + rng.choice((b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00", b"\xf8\x88")) + body[place:],
+            lambda: (
+                body[:place] + rng.choice((b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00", b"\xf8\x88")) + body[place:]
+            ),
             lambda: b"\xef\xbb\xbf" + body,
             lambda: body.decode("utf-8", "replace").encode("utf-16"),
             lambda: body + body,
@@ -258,20 +287,30 @@ def _binary(rng: random.Random) -> Case:
 
 def _json(rng: random.Random) -> Case:
     path, body = rng.choice(BODIES)(rng)
-    kind = rng.choice(("mutated",) * 6 + ("plain", "damaged", "damaged"))
+    kind = rng.choice(("mutated",) * 4 + ("plain", "plain", "plain", "damaged", "damaged"))
     if kind == "mutated":
         body = _mutated(rng, body)
     found = dumped(body).encode()
     if kind == "damaged":
         found = _damaged(rng, found)
-    headers = {"Content-Type": rng.choice(("application/json",) * 5 + CONTENT_TYPES)}
+    headers = {"Content-Type": rng.choice(("application/json",) * 40 + CONTENT_TYPES)}
     if rng.random() < 0.05:
-        headers[rng.choice(("Content-Encoding", "Accept", "X-Request-Id", "Api-Key"))] = rng.choice(("gzip", "x" * 3000, "é"))
+        headers[rng.choice(("Content-Encoding", "Accept", "X-Request-Id", "Api-Key"))] = rng.choice(
+            ("gzip", "x" * 3000, "é")
+        )
     method = rng.choice(("POST",) * 30 + ("PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "GET"))
     return Case(kind, path, headers, found, method)
+
+
+def _long(rng: random.Random) -> Case:
+    before, part, after = rng.choice(LONG)
+    body = before + part * ((8 * 2**20 - len(before) - len(after)) // len(part)) + after
+    path, _ = rng.choice(BODIES)(rng)
+    headers = {"Content-Type": "multipart/form-data; boundary=x"} if before.startswith(b"--") else {}
+    return Case("long", f"/models/{rng.choice(MODELS)}/predict" if headers else path, headers, body)
 
 
 def case(seed: int, number: int) -> Case:
     """Deterministic for a given seed and number."""
     rng = random.Random(f"{seed} {number}")
-    return rng.choice((_json, _json, _json, _json, _json, _form, _binary))(rng)
+    return rng.choices((_json, _form, _binary, _long), (0.7, 0.15, 0.14, 0.01))[0](rng)

@@ -265,9 +265,18 @@ def closed_in_the_middle(connection: socket.socket, rng: random.Random) -> None:
 
 
 def garbage(connection: socket.socket, rng: random.Random) -> None:
-    lines = (b"\x16\x03\x01\x02", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 1000)
+    lines = (
+        b"\x16\x03\x01\x02",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\0" * 1000,
+    )
     heads = (b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"Content-Length: -1\r\n\r\n", b"Host : x\r\n\r\n")
-    chunks = (b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n", b"Transfer-Encoding: x, chunked\r\n\r\nzz\r\n")
+    chunks = (
+        b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        b"Transfer-Encoding: x, chunked\r\n\r\nzz\r\n",
+    )
     connection.sendall(rng.choice((*lines, rng.randbytes(300), *(_HEAD + each for each in (*heads, *chunks)))))
     _closed(connection)
 

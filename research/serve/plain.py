@@ -11,15 +11,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from starlette.exceptions import HTTPException
 
 from research.base.trees import jsonable
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import Exchange, described, parse, reply
+from research.serve.http import Exchange, ListOf, described, parse, reply
+from research.serve.inputs import check_count
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
 from research.serve.service import Result, Service
-
-Value = str | bool | int | float | list[Any] | None
 
 
 class Predict(BaseModel):
@@ -27,7 +27,7 @@ class Predict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: Annotated[list[dict[str, Value] | Value], Field(min_length=1)]
+    inputs: Annotated[ListOf[Any], Field(min_length=1)]
     truncate: bool = True
 
 
@@ -47,6 +47,8 @@ def columns_of(inputs: list[Any], model: ServedModel) -> dict[str, list[Any]]:
         if lacking or others:
             wrong = f"lacks {lacking[0]!r}" if lacking else f"has {min(others)!r}"
             raise ServiceError(Kind.INVALID, f"input {i} {wrong}; the model reads {', '.join(names)}")
+        if any(isinstance(value[name], Mapping) for name in names):
+            raise ServiceError(Kind.INVALID, f"input {i} has an object within an object; the model reads values")
         rows.append(value)
     return {name: [read_value(row[name], model, i) for i, row in enumerate(rows)] for name in names}
 
@@ -115,6 +117,7 @@ def router(service: Service) -> APIRouter:
             columns, truncate = await _form(exchange, served), True
         else:
             asked = parse(_PREDICT, await exchange.body())
+            check_count(len(asked.inputs), service.limits)
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
         results = await exchange.answer(served, columns, truncate=truncate)
         return reply({"model": name, "predictions": [record(result, served) for result in results]})
@@ -134,10 +137,13 @@ async def _form(exchange: Exchange, model: ServedModel) -> dict[str, list[Any]]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     request, columns = Request(exchange.request.scope, receive), {}
-    async with request.form(max_files=exchange.service.limits.batch_inputs) as form:
-        for name in model.signature.inputs:
-            values = form.getlist(name)
-            if not values:
-                raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
-            columns[name] = [value if isinstance(value, str) else await value.read() for value in values]
+    try:
+        async with request.form(max_files=exchange.service.limits.batch_inputs) as form:
+            for name in model.signature.inputs:
+                values = form.getlist(name)
+                if not values:
+                    raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
+                columns[name] = [value if isinstance(value, str) else await value.read() for value in values]
+    except HTTPException as error:
+        raise ServiceError(Kind.INVALID, f"the form can't be read: {error.detail}") from None
     return columns

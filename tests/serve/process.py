@@ -22,7 +22,9 @@ def start(workdirs: dict[str, str], log: Path, *flags: str, port: int) -> subpro
     """Starts a service of runs by name, which appends to `log`."""
     models = [f"--workdir={name}={path}" for name, path in workdirs.items()]
     with log.open("ab") as file:
-        return subprocess.Popen([sys.executable, "-m", "research.serve", f"--port={port}", *models, *flags], stderr=file)
+        return subprocess.Popen(
+            [sys.executable, "-m", "research.serve", f"--port={port}", *models, *flags], stderr=file
+        )
 
 
 @contextlib.contextmanager
