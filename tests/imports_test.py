@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import sys
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
@@ -51,7 +52,7 @@ LAYERS = (
     ("interop",),
     ("inference",),
     ("training",),
-    ("analysis", "serve"),
+    ("analysis", "client", "serve"),
     ("commands",),
 )
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
@@ -108,6 +109,13 @@ def test_data_does_not_import_jax():
             assert others <= allowed | {"research.base"}, name
     for name in allowed:
         assert not _third_party(MODULES[name]) & {"jax", "flax", "optax"}, name
+
+
+def test_the_client_imports_only_httpx():
+    for name, path in MODULES.items():
+        if name.startswith("research.client"):
+            assert _third_party(path) - sys.stdlib_module_names <= {"httpx", "research"}, name
+            assert all(own.startswith("research.client") for own in _own(path) - {"research"}), name
 
 
 def test_configs_import_only_ml_collections():

@@ -19,9 +19,11 @@ from research.config import load
 from research.data.load import SOURCES
 from research.overrides import declared
 from research.runs.rundir import RunDir
+from research.serve.model import ServedModel
 from research.training import loop
 from research.training.method import is_deterministic
 from tests import fuzz, tiny
+from tests.serve.conftest import LIMITS, serving
 
 TEXT = Path("README.md").read_text()
 BLOCKS = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", TEXT, re.MULTILINE)
@@ -226,7 +228,10 @@ def test_python_code(runs, tmp_path, monkeypatch):
     Path("customers.csv").write_text("\n".join(["age,income,city,plan", *rows]) + "\n")
     overrides = {"data.train": "customers.csv", "data.transform.label": "plan", "train.steps": 1}
     api.fit("tabular_files", workdir="plan", show=False, **overrides)
+    served = ServedModel.open("bert", RunDir.open(runs / "bert_sst2"))
+    assert list(served.warm_up(LIMITS))
     names: dict = {}
-    for snippet in SNIPPETS:
-        code = snippet.replace("runs/bert", str(runs / "bert_sst2")).replace('"runs/', f'"{tmp_path}/')
-        exec(compile(code, "README.md", "exec"), names)
+    with serving({"bert": served}) as (url, _):
+        for snippet in SNIPPETS:
+            code = snippet.replace("runs/bert", str(runs / "bert_sst2")).replace('"runs/', f'"{tmp_path}/')
+            exec(compile(code.replace("http://localhost:8000", url), "README.md", "exec"), names)

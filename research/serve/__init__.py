@@ -20,6 +20,7 @@ tei_schema.py  the requests of text-embeddings-inference
 tei.py         text-embeddings-inference's interface, and OpenAI's embeddings
 app.py         the paths of all protocols
 guard.py       what stands before them: keys (keys.py), rates (rates.py), slow and large bodies, request ids
+connection.py  limits on the heads of requests
 metrics.py     what Prometheus reads at /metrics
 tracing.py     spans of requests for OpenTelemetry
 logs.py        one line for each request, never with its inputs or key

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 
 from research.serve import oip, plain, tei
-from research.serve.errors import ServiceError
+from research.serve.errors import Kind, ServiceError
 from research.serve.http import GONE, ClientGone, refusal
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository
@@ -34,6 +35,14 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
     @app.exception_handler(ServiceError)
     async def refused(request: Request, error: ServiceError) -> Response:
         return refusal(error, request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        kind = Kind.METHOD if error.status_code == Kind.METHOD.status else Kind.UNKNOWN
+        message = f"{request.method} {request.url.path:.80} is not a path of the service; GET /docs lists them"
+        response = refusal(ServiceError(kind, message), request.url.path)
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, __: ClientGone) -> Response:

@@ -9,6 +9,7 @@ class Kind(enum.Enum):
     EMPTY = 400, "Empty"
     UNAUTHORIZED = 401, "Unauthorized"
     UNKNOWN = 404, "NotFound"
+    METHOD = 405, "Validation"
     SLOW = 408, "Timeout"
     TOO_LARGE = 413, "Validation"
     INVALID = 422, "Validation"

@@ -4,11 +4,11 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FailFast, TypeAdapter, ValidationError
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
@@ -17,6 +17,14 @@ from research.serve.model import ServedModel
 from research.serve.service import Result, Service
 
 T = TypeVar("T")
+
+
+class _FirstError(FailFast):
+    __hash__ = object.__hash__  # for unions of annotated types
+
+
+# A list in a request. Of a list with millions of errors only the first is made, as all of them take minutes.
+ListOf = Annotated[list[T], _FirstError()]
 
 # The status that nginx logs for a client that has gone; nobody sees the answer.
 GONE = 499

@@ -17,8 +17,7 @@ def check(columns: Columns, limits: Limits) -> None:
     count = max(lengths.values(), default=0)
     if not count:
         raise ServiceError(Kind.EMPTY, "the request has no inputs")
-    if count > limits.batch_inputs:
-        raise ServiceError(Kind.TOO_LARGE, f"the request has {count} inputs; at most {limits.batch_inputs} are allowed")
+    check_count(count, limits)
     for name, values in columns.items():
         for value in values:
             if isinstance(value, str) and len(value) > limits.text_chars:
@@ -26,6 +25,12 @@ def check(columns: Columns, limits: Limits) -> None:
                 raise ServiceError(Kind.TOO_LARGE, message)
             if isinstance(value, bytes):
                 _check_image(value, limits)
+
+
+def check_count(count: int, limits: Limits) -> None:
+    """Raises ServiceError if a request has too many inputs."""
+    if count > limits.batch_inputs:
+        raise ServiceError(Kind.TOO_LARGE, f"the request has {count} inputs; at most {limits.batch_inputs} are allowed")
 
 
 def _check_image(encoded: bytes, limits: Limits) -> None:

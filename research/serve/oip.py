@@ -4,7 +4,7 @@ An input is a tensor for each column of the model. In JSON an encoded image is b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, StrictInt, TypeAdapter
 
 from research import __version__
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import Exchange, described, parse, reply
+from research.serve.http import Exchange, ListOf, described, parse, reply
+from research.serve.inputs import check_count
 from research.serve.model import ServedModel
 from research.serve.plain import read_value
 from research.serve.service import Result, Service
@@ -26,7 +27,7 @@ class Input(BaseModel):
     """A tensor: `data` in row-major order, nested or flat, unless `parameters` has a `binary_data_size`."""
 
     name: str
-    shape: list[StrictInt]
+    shape: ListOf[StrictInt]
     datatype: str
     parameters: dict[str, Any] = {}
     data: list[Any] | None = None
@@ -44,8 +45,8 @@ class Infer(BaseModel):
 
     id: str | None = None
     parameters: dict[str, Any] = {}
-    inputs: list[Input] = Field(min_length=1)
-    outputs: list[Output] = []
+    inputs: Annotated[ListOf[Input], Field(min_length=1)]
+    outputs: ListOf[Output] = []
 
 
 _INFER = TypeAdapter(Infer)
@@ -90,6 +91,7 @@ def router(service: Service) -> APIRouter:
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         model, exchange = _model(service, name, version), Exchange(service, request)
         asked, tail = _parts(await exchange.body(), request.headers.get(_LENGTH_HEADER))
+        check_count(max((tensor.shape[0] for tensor in asked.inputs if tensor.shape), default=0), service.limits)
         columns, chosen = _columns(asked.inputs, tail, model), _chosen(asked, model)
         truncate = asked.parameters.get("truncate") is not False
         return _response(asked, chosen, await exchange.answer(model, columns, truncate=truncate), model)

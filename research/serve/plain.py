@@ -11,14 +11,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from starlette.exceptions import HTTPException
 
 from research.base.trees import jsonable
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import Exchange, described, parse, reply
+from research.serve.http import Exchange, ListOf, described, parse, reply
+from research.serve.inputs import check_count
+from research.serve.limits import Limits
 from research.serve.model import ServedModel
 from research.serve.service import Result, Service
-
-Value = str | bool | int | float | list[Any] | None
 
 
 class Predict(BaseModel):
@@ -26,7 +27,7 @@ class Predict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: Annotated[list[dict[str, Value] | Value], Field(min_length=1)]
+    inputs: Annotated[ListOf[Any], Field(min_length=1)]
     truncate: bool = True
 
 
@@ -46,6 +47,8 @@ def columns_of(inputs: list[Any], model: ServedModel) -> dict[str, list[Any]]:
         if lacking or others:
             wrong = f"lacks {lacking[0]!r}" if lacking else f"has {min(others)!r}"
             raise ServiceError(Kind.INVALID, f"input {i} {wrong}; the model reads {', '.join(names)}")
+        if any(isinstance(value[name], Mapping) for name in names):
+            raise ServiceError(Kind.INVALID, f"input {i} has an object within an object; the model reads values")
         rows.append(value)
     return {name: [read_value(row[name], model, i) for i, row in enumerate(rows)] for name in names}
 
@@ -76,8 +79,8 @@ def record(result: Result, model: ServedModel) -> dict[str, Any]:
     return {**found, "cached": result.cached, "version": result.answer.version}
 
 
-def summary(model: ServedModel) -> dict[str, Any]:
-    """What a client should know of a model."""
+def summary(model: ServedModel, limits: Limits) -> dict[str, Any]:
+    """What a client should know of a model; the limits are those of an input and of a request."""
     signature = model.signature
     return {
         "name": model.name,
@@ -85,7 +88,7 @@ def summary(model: ServedModel) -> dict[str, Any]:
         "kind": signature.kind,
         "inputs": list(signature.inputs),
         "labels": None if signature.label_names is None else list(signature.label_names),
-        "limits": dict(signature.limits),
+        "limits": {**signature.limits, "batch_inputs": limits.batch_inputs, "body_bytes": limits.body_bytes},
         "compute": model.compute,
     }
 
@@ -96,11 +99,11 @@ def router(service: Service) -> APIRouter:
 
     @found.get("/models", summary="The models, and what each reads")
     async def models() -> Response:
-        return reply([jsonable(summary(model)) for model in service.models.values()])
+        return reply([jsonable(summary(model, service.limits)) for model in service.models.values()])
 
     @found.get("/models/{name}", summary="A model, and what it reads")
     async def model(name: str) -> Response:
-        return reply(jsonable(summary(service.model(name))))
+        return reply(jsonable(summary(service.model(name), service.limits)))
 
     @found.post(
         "/models/{name}/predict",
@@ -114,6 +117,7 @@ def router(service: Service) -> APIRouter:
             columns, truncate = await _form(exchange, served), True
         else:
             asked = parse(_PREDICT, await exchange.body())
+            check_count(len(asked.inputs), service.limits)
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
         results = await exchange.answer(served, columns, truncate=truncate)
         return reply({"model": name, "predictions": [record(result, served) for result in results]})
@@ -132,11 +136,14 @@ async def _form(exchange: Exchange, model: ServedModel) -> dict[str, list[Any]]:
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    form = await Request(exchange.request.scope, receive).form(max_files=exchange.service.limits.batch_inputs)
-    columns: dict[str, list[Any]] = {}
-    for name in model.signature.inputs:
-        values = form.getlist(name)
-        if not values:
-            raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
-        columns[name] = [value if isinstance(value, str) else await value.read() for value in values]
+    request, columns = Request(exchange.request.scope, receive), {}
+    try:
+        async with request.form(max_files=exchange.service.limits.batch_inputs) as form:
+            for name in model.signature.inputs:
+                values = form.getlist(name)
+                if not values:
+                    raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
+                columns[name] = [value if isinstance(value, str) else await value.read() for value in values]
+    except HTTPException as error:
+        raise ServiceError(Kind.INVALID, f"the form can't be read: {error.detail}") from None
     return columns

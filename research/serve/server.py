@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import signal
 import socket
@@ -14,6 +15,7 @@ import uvicorn
 from research.base.errors import UserError
 from research.serve import logs
 from research.serve.app import DRAIN_SECONDS, make_app
+from research.serve.connection import Connection
 from research.serve.guard import Guard
 from research.serve.keys import Keys
 from research.serve.limits import Limits
@@ -72,6 +74,7 @@ def serve(
     if not 0 < port < 2**16:
         raise UserError(f"--port is {port}; it must be 1 to 65535")
     logs.set_up(log_format)
+    gc.set_threshold(20_000, 20, 20)  # by default, collections take most of the time of reading a large body
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
     found = sources(workdirs, **options)
@@ -87,6 +90,7 @@ def serve(
         guarded,
         host,
         port,
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, StrictInt, StrictStr, TypeAdapter
 
 from research.serve.errors import Kind, ServiceError
+from research.serve.http import ListOf
 
-Text = StrictStr | list[StrictInt]  # or its tokens
+Text = StrictStr | ListOf[StrictInt]  # or its tokens
 
 
 class _Request(BaseModel):
@@ -36,21 +37,21 @@ class Truncating(BaseModel):
 class Predict(_Request, Truncating):
     """A text, a pair [text, text], or a list of [text] and [text, text]."""
 
-    inputs: StrictStr | list[StrictStr] | list[list[StrictStr]]
+    inputs: StrictStr | ListOf[StrictStr] | ListOf[ListOf[StrictStr]]
     raw_scores: bool = False
 
 
 class Embed(_Request, Truncating):
     """A text or a list of texts; `dimensions`: how many of the first ones to keep."""
 
-    inputs: Text | list[Text]
+    inputs: Text | ListOf[Text]
     normalize: bool = True
     dimensions: int | None = Field(None, ge=1)
 
 
 class Sentences(BaseModel):
     source_sentence: StrictStr
-    sentences: list[StrictStr]
+    sentences: ListOf[StrictStr]
 
 
 class Similarity(_Request):
@@ -64,7 +65,7 @@ class Rerank(_Request, Truncating):
     """A query, and texts to sort by how well they fit it."""
 
     query: StrictStr
-    texts: list[StrictStr]
+    texts: ListOf[StrictStr]
     raw_scores: bool = False
     return_text: bool = False
 
@@ -72,21 +73,21 @@ class Rerank(_Request, Truncating):
 class Tokenize(_Request):
     """A text or a list of texts."""
 
-    inputs: StrictStr | list[StrictStr]
+    inputs: StrictStr | ListOf[StrictStr]
     add_special_tokens: bool = True
 
 
 class Decode(_Request):
     """The tokens of a text, or of several."""
 
-    ids: list[StrictInt] | list[list[StrictInt]]
+    ids: ListOf[StrictInt] | ListOf[ListOf[StrictInt]]
     skip_special_tokens: bool = True
 
 
 class OpenAI(_Request):
     """OpenAI's request. `truncate` is an extension; without it a text that is too long is refused, as there."""
 
-    input: Text | list[Text]
+    input: Text | ListOf[Text]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None

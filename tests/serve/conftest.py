@@ -13,6 +13,7 @@ import uvicorn
 from research.configs import linear_diabetes
 from research.runs.rundir import RunDir
 from research.serve.app import make_app
+from research.serve.connection import Connection
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
 from research.serve.operations import OPERATIONS
@@ -87,7 +88,9 @@ def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning", loop="asyncio"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, "127.0.0.1", port, http=Connection, log_level="warning", loop="asyncio")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

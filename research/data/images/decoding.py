@@ -10,6 +10,8 @@ from PIL import Image
 from research.base.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
+# Formats that pillow decodes by itself: it gives PostScript to another program.
+SAFE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -44,13 +46,13 @@ def decode(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
 def image_size(encoded: bytes) -> tuple[int, int]:
     """The width and height that an image file declares, without decoding it.
 
-    Raises ValueError if it is not an image.
+    Raises ValueError if it is not an image in one of SAFE_FORMATS.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=SAFE_FORMATS) as image:
             return image.size
     except Exception as error:  # as in `decode`; pillow also refuses sizes from which it expects an attack
-        raise ValueError("it is not an image, or too large a one") from error
+        raise ValueError(f"it is too large, or not an image in one of the formats {', '.join(SAFE_FORMATS)}") from error
 
 
 def pixels(image: Image.Image) -> np.ndarray:

@@ -1,0 +1,336 @@
+"""Fuzzes the service: no request may end in a server error, take long, or disturb the next one.
+
+python -m tests.serve_fuzz --count=10000 [--seed=0] [--show]
+
+Tiny runs of every family are trained and served by a process of its own. THREADS clients send it the cases of
+tests/serve_bodies.py, and a good request after each; meanwhile others open connections that send slowly, or stop in the
+middle (ATTACKS). Every answer must come within ANSWER_SECONDS, have a status below 500, and be JSON if it is an error;
+the good ones must have the same prediction as before. At the end, every model must predict as at the start.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import http.client
+import json
+import random
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research import api
+from research.client import Client
+from research.training.loop import train_and_evaluate
+from tests import tiny
+from tests.serve import process
+from tests.serve.conftest import CONFIGS, TEXTS
+from tests.serve_bodies import Case, case
+
+THREADS = 4
+ATTACKERS = 8
+ANSWER_SECONDS = 10.0
+BODY_MS = 1500.0
+FLAGS = (f"--body_ms={BODY_MS}", "--embed", "--log=none", "--batch_items=150", "--batch_rows=4", "--queue_ms=60000")
+
+GOOD: dict[str, list[Any]] = {
+    "features": [[0.01 * i for i in range(10)]],
+    "image": [[[[float(row * column % 17)] for column in range(8)] for row in range(8)]],
+    "text": list(TEXTS),
+    "pair": [{"sentence1": "a dull film", "sentence2": "the film is dull"}],
+    "table": [{"size": 1.5, "group": "a"}],
+}
+
+
+def train(folder: Path) -> dict[str, str]:
+    """Runs by name, as in GOOD."""
+    table = {
+        "data.train": str(tiny.own_file(folder / "own", "table")),
+        "data.transform.label": "label",
+        "data.transform.inputs": ("size", "group"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.few_sentences(patch)
+        tiny.tfds(patch)
+        for name, config in {**CONFIGS, "pair": lambda: tiny.bert_glue_task("mrpc", steps=3)}.items():
+            train_and_evaluate(config(), folder / name, show=False)
+        api.fit("tabular_files:linear", workdir=folder / "table", show=False, **table)
+    return {name: str(folder / name) for name in GOOD}
+
+
+@dataclasses.dataclass
+class Found:
+    """What came of all cases."""
+
+    statuses: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    slowest: float = 0.0
+    slowest_good: float = 0.0
+
+
+class Connection:
+    """Sends requests on one connection, opened again where the service closed it."""
+
+    def __init__(self, port: int):
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+
+    def ask(self, asked: Case) -> tuple[int, bytes]:
+        """The status and the body of the answer. Raises OSError or HTTPException if there is none."""
+        for attempt in range(2):
+            fresh = self._connection.sock is None
+            try:
+                self._connection.putrequest(asked.method, asked.path, skip_accept_encoding=True)
+                for name, value in {**asked.headers, "Content-Length": str(len(asked.body))}.items():
+                    self._connection.putheader(name, value.encode())
+                self._connection.endheaders(asked.body)
+                answer = self._connection.getresponse()
+                return answer.status, answer.read()
+            except (ConnectionError, http.client.RemoteDisconnected):
+                self._connection.close()
+                if fresh or attempt:
+                    raise
+            except BaseException:
+                self._connection.close()
+                raise
+        raise AssertionError
+
+
+def verdict(asked: Case, status: int, body: bytes, seconds: float) -> str | None:
+    """What is wrong with an answer."""
+    if status >= 500:
+        return f"status {status}"
+    if seconds > ANSWER_SECONDS:
+        return f"{seconds:.1f} s"
+    if status >= 400 and asked.method != "HEAD":
+        try:
+            return None if isinstance(json.loads(body)["error"], str | dict) else "an error that is not text"
+        except (ValueError, KeyError, TypeError):
+            return f"status {status} with the body {body[:100]!r}"
+    return None
+
+
+class Fuzz:
+    """Clients of a service that share the cases."""
+
+    def __init__(self, port: int, cases: Iterator[tuple[int, Case]], *, show: bool = False):
+        self.found = Found()
+        self.stopped = threading.Event()
+        self._port = port
+        self._cases = cases
+        self._show = show
+        self._lock = threading.Lock()
+        body = json.dumps({"inputs": GOOD["features"]}).encode()
+        self._good = Case("good", "/models/features/predict", {"Content-Type": "application/json"}, body)
+        self._expected = json.loads(Connection(port).ask(self._good)[1])["predictions"][0]["prediction"]
+
+    def run(self) -> None:
+        workers = [threading.Thread(target=self._work) for _ in range(THREADS)]
+        attackers = [threading.Thread(target=self._attack, args=(number,)) for number in range(ATTACKERS)]
+        for thread in (*workers, *attackers):
+            thread.start()
+        for thread in workers:
+            thread.join()
+        self.stopped.set()
+        for thread in attackers:
+            thread.join()
+
+    def _work(self) -> None:
+        bad, good = Connection(self._port), Connection(self._port)
+        while True:
+            with self._lock:
+                number, asked = next(self._cases, (-1, None))
+            if asked is None:
+                return
+            outcome, seconds = self._ask(bad, asked)
+            self._note(f"{number} {asked.kind} {asked.method} {asked.path}", asked, outcome, seconds)
+            (status, body), seconds = self._ask(good, self._good)
+            with self._lock:
+                self.found.slowest_good = max(self.found.slowest_good, seconds)
+                if status != 200 or json.loads(body)["predictions"][0]["prediction"] != self._expected:
+                    self.found.wrong.append(f"{number}: the good request after it: {status} {body[:200]!r}")
+
+    def _ask(self, connection: Connection, asked: Case) -> tuple[tuple[int, bytes], float]:
+        began = time.monotonic()
+        try:
+            outcome = connection.ask(asked)
+        except (OSError, http.client.HTTPException) as error:
+            outcome = 0, repr(error).encode()
+        return outcome, time.monotonic() - began
+
+    def _note(self, name: str, asked: Case, outcome: tuple[int, bytes], seconds: float) -> None:
+        status, body = outcome
+        wrong = verdict(asked, status, body, seconds) if status else f"no answer: {body.decode()}"
+        with self._lock:
+            self.found.statuses[str(status)] += 1
+            self.found.slowest = max(self.found.slowest, seconds)
+            if wrong:
+                self.found.wrong.append(f"{name}: {wrong}; sent {asked.headers} {asked.body[:300]!r}")
+            if self._show or wrong:
+                print(f"{name} {status} {seconds:.2f}s {wrong or ''}", flush=True)
+
+    def _attack(self, number: int) -> None:
+        rng = random.Random(number)
+        while not self.stopped.is_set():
+            attack = rng.choice(ATTACKS)
+            began = time.monotonic()
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), ANSWER_SECONDS) as connection:
+                    attack(connection, rng)
+            except TimeoutError:
+                with self._lock:
+                    self.found.wrong.append(f"{attack.__name__} is still open after {time.monotonic() - began:.0f} s")
+            except OSError:  # closed by the service
+                pass
+            with self._lock:
+                self.found.statuses[attack.__name__] += 1
+
+
+_HEAD = b"POST /models/features/predict HTTP/1.1\r\nHost: x\r\n"
+
+
+def _drip(connection: socket.socket, data: bytes, seconds: float = 30.0) -> None:
+    """Sends byte by byte until the service closes. Raises TimeoutError if it does not."""
+    began = time.monotonic()
+    connection.settimeout(0.02)
+    for place in range(len(data)):
+        connection.sendall(data[place : place + 1])
+        with contextlib.suppress(TimeoutError):
+            if not connection.recv(65536):
+                return
+        if time.monotonic() - began > seconds:
+            raise TimeoutError
+    _closed(connection)
+
+
+def _closed(connection: socket.socket, seconds: float = 30.0) -> None:
+    """Reads until the service closes."""
+    connection.settimeout(seconds)
+    while connection.recv(65536):
+        pass
+
+
+def slow_head(connection: socket.socket, _: random.Random) -> None:
+    _drip(connection, _HEAD + b"X: " + b"y" * 10_000)
+
+
+def slow_body(connection: socket.socket, _: random.Random) -> None:
+    connection.sendall(_HEAD + b"Content-Length: 10000\r\n\r\n")
+    _drip(connection, b" " * 10_000)
+
+
+def slow_chunks(connection: socket.socket, _: random.Random) -> None:
+    connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    _drip(connection, b"1\r\n \r\n" * 5000)
+
+
+def nothing(connection: socket.socket, _: random.Random) -> None:
+    _closed(connection)
+
+
+def endless_head(connection: socket.socket, rng: random.Random) -> None:
+    connection.sendall(_HEAD)
+    part = rng.choice((b"y" * 65536, b"".join(b"x-%d: y\r\n" % i for i in range(5000))))
+    connection.sendall(b"X: " if part[:1] == b"y" else b"")
+    for _ in range(500):
+        connection.sendall(part)
+    _closed(connection)
+
+
+def endless_trailers(connection: socket.socket, _: random.Random) -> None:
+    connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n0\r\nX: ")
+    for _ in range(500):
+        connection.sendall(b"y" * 65536)
+    _closed(connection)
+
+
+def half_closed(connection: socket.socket, rng: random.Random) -> None:
+    body = rng.choice((b"", b"[", b'{"inputs": [[1,1,1,1,1,1,1,1,1,1]]}'))
+    connection.sendall(_HEAD + b"Content-Length: 35\r\n\r\n" + body)
+    connection.shutdown(socket.SHUT_WR)
+    _closed(connection)
+
+
+def closed_in_the_middle(connection: socket.socket, rng: random.Random) -> None:
+    request = _HEAD + b"Content-Length: 35\r\n\r\n" + b'{"inputs": [[1,1,1,1,1,1,1,1,1,%d]]}' % rng.randrange(10)
+    connection.sendall(request[: rng.randrange(len(request) + 1)])
+    if rng.random() < 0.5:  # a reset
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+
+def garbage(connection: socket.socket, rng: random.Random) -> None:
+    lines = (
+        b"\x16\x03\x01\x02",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\0" * 1000,
+    )
+    heads = (b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"Content-Length: -1\r\n\r\n", b"Host : x\r\n\r\n")
+    chunks = (
+        b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        b"Transfer-Encoding: x, chunked\r\n\r\nzz\r\n",
+    )
+    connection.sendall(rng.choice((*lines, rng.randbytes(300), *(_HEAD + each for each in (*heads, *chunks)))))
+    _closed(connection)
+
+
+def pipelined(connection: socket.socket, _: random.Random) -> None:
+    connection.sendall((_HEAD + b"Content-Length: 35\r\n\r\n" + b'{"inputs": [[1,1,1,1,1,1,1,1,1,1]]}') * 200)
+    _closed(connection)
+
+
+ATTACKS: tuple[Callable[[socket.socket, random.Random], None], ...] = (
+    slow_head, slow_body, slow_chunks, nothing, endless_head, endless_trailers, half_closed, closed_in_the_middle,
+    garbage, pipelined,
+)  # fmt: skip
+
+
+def _predictions(url: str) -> dict[str, Any]:
+    with Client(url) as client:
+        found = {name: [each.prediction for each in client.predict(name, inputs)] for name, inputs in GOOD.items()}
+        return {**found, "embed": len(client.embed(TEXTS, model="text"))}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.serve_fuzz", description=__doc__)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="the first case to send")
+    parser.add_argument("--show", action="store_true", help="print each case when it is answered")
+    arguments = parser.parse_args(argv)
+    cases = ((number, case(arguments.seed, number)) for number in range(arguments.start, arguments.count))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with process.process(train(folder), folder / "log", *FLAGS) as (service, url):
+            before = _predictions(url)
+            fuzz = Fuzz(int(url.rpartition(":")[2]), cases, show=arguments.show)
+            memory, began = process.resident(service.pid), time.monotonic()
+            fuzz.run()
+            seconds, found = time.monotonic() - began, fuzz.found
+            time.sleep(1)
+            if service.poll() is not None:
+                found.wrong.append(f"the service ended with {service.returncode}")
+            elif _predictions(url) != before:
+                found.wrong.append("the predictions are not those from before")
+            after, files = process.resident(service.pid), process.descriptors(service.pid)
+            said = (folder / "log").read_text().splitlines()
+    found.wrong += [line for line in said if "failed: " in line or "Traceback" in line]
+    print("\n".join(found.wrong[:50]))
+    statuses = ", ".join(f"{status}: {count}" for status, count in sorted(found.statuses.items()))
+    print(
+        f"{arguments.count - arguments.start} requests in {seconds:.0f} s ({statuses}); slowest {found.slowest:.2f} s, "
+        f"slowest good one {found.slowest_good:.2f} s; memory {memory:.0f} -> {after:.0f} MiB, {files} files open; "
+        f"{len(found.wrong)} wrong"
+    )
+    return 1 if found.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
