@@ -22,17 +22,17 @@ export function bar(start, end) {
   return element("span", {class: "track", "aria-hidden": "true"}, fill);
 }
 
-// A number for people: four significant digits.
-export function number(value) {
+// A number for people.
+export function number(value, digits = 4) {
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-4 || size >= 1e7)) return value.toExponential(2);
-  return value.toLocaleString("en", {maximumSignificantDigits: size >= 1000 ? 7 : 4});
+  if (size !== 0 && (size < 1e-4 || size >= 1e7)) return value.toExponential(1);
+  return value.toLocaleString("en", {maximumSignificantDigits: digits}).replace("-", "−");
 }
 
-export const signed = (value) => (value < 0 ? "−" : "+") + number(Math.abs(value));
+export const signed = (value) => (value < 0 ? "−" : "+") + number(Math.abs(value), 3);
 
 export function percent(share) {
-  if (share > 0 && share < 0.001) return "< 0.1 %";
-  if (share < 1 && share > 0.999) return "> 99.9 %";
-  return `${(100 * share).toFixed(1)} %`;
+  if (share > 0 && share < 0.0005) return "under 0.1\u00a0%";
+  if (share < 1 && share > 0.9995) return "over 99.9\u00a0%";
+  return `${(100 * share).toFixed(1)}\u00a0%`;
 }

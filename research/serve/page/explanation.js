@@ -9,6 +9,9 @@ export function explanation(found, read) {
   return [...parts, legend(found), summed(found)];
 }
 
+// Below this share of the largest attribution, nothing is marked.
+const FAINT = 0.05;
+
 const side = (value) => (value < 0 ? "against" : "for");
 
 // Tokens of one word are marked together. Offsets count characters, JavaScript's strings have half ones for some.
@@ -25,8 +28,10 @@ function words(tokens, texts) {
     const line = element("p", {class: "words"});
     let end = 0;
     for (const word of found.filter((each) => each.input === input)) {
-      const mark = element("mark", {class: side(word.attribution), title: signed(word.attribution)});
-      mark.style.setProperty("--strength", Math.abs(word.attribution) / largest);
+      const strength = Math.abs(word.attribution) / largest;
+      const name = strength < FAINT ? "span" : "mark";
+      const mark = element(name, {class: side(word.attribution), title: signed(word.attribution)});
+      mark.style.setProperty("--strength", strength);
       mark.append(characters.slice(word.start, word.stop).join(""));
       line.append(characters.slice(end, word.start).join(""), mark);
       end = word.stop;
@@ -49,19 +54,22 @@ function table(title, what, rows) {
   );
 }
 
-// The map over the image, which is dimmed: blocks of pixels in the colours of both sides.
+// The map over the image, which is grey and dimmed: blocks of pixels in the colours of both sides.
 function saliency(map, preview) {
   const canvas = element("canvas", {width: preview.width, height: preview.height});
   const context = canvas.getContext("2d");
-  context.globalAlpha = 0.45;
+  context.filter = "grayscale(1) brightness(0.5)";
   context.drawImage(preview, 0, 0);
+  context.filter = "none";
   const style = getComputedStyle(document.documentElement);
-  const largest = Math.max(...map.flat().map(Math.abs), 1e-12);
+  // A few pixels may be far stronger than all others: these are drawn like the hundredth part of them.
+  const sizes = map.flat().map(Math.abs).sort((one, other) => other - one);
+  const large = Math.max(sizes[Math.floor(sizes.length / 100)], 1e-12);
   // Blocks are of the same size, except the last.
   const high = Math.ceil(preview.height / map.length);
   const wide = Math.ceil(preview.width / map[0].length);
   map.forEach((row, y) => row.forEach((value, x) => {
-    context.globalAlpha = Math.abs(value) / largest;
+    context.globalAlpha = Math.min(1, Math.abs(value) / large);
     context.fillStyle = style.getPropertyValue(value < 0 ? "--against" : "--accent");
     context.fillRect(x * wide, y * high, wide, high);
   }));
@@ -87,14 +95,14 @@ const legend = (found) =>
     element("span", {class: "for"}, found.label === null ? "raises the number" : `speaks for ${found.label}`),
     element("span", {class: "against"}, found.label === null ? "lowers it" : "speaks against it"));
 
-const BASELINES = {tokens: "the same text without its words", map: "a black image", features: "the mean of every feature"};
+const BASELINES = {tokens: "the same text without its words", map: "a black image", features: "the mean of every number and no category"};
 
 function summed(found) {
   const [kind] = Object.keys(BASELINES).filter((name) => name in found);
   const difference = found.score - found.baseline;
   const share = Math.abs(found.gap) / Math.max(Math.abs(difference), 1e-12);
   return element("p", {class: "muted"},
-    `The score is ${number(found.score)}, and ${number(found.baseline)} for ${BASELINES[kind]}. What is marked adds up to ` +
-    `${number(difference - found.gap)} of the difference ${number(difference)}: a gap of ${number(Math.abs(found.gap))} ` +
-    `(${percent(share)}). Integrated gradients, ${found.points} points.`);
+    `Integrated gradients: the score is ${number(found.score)}, and ${number(found.baseline)} for ${BASELINES[kind]}. ` +
+    `The parts add up to ${number(difference - found.gap)} of the difference, ${number(difference)}: a gap of ` +
+    `${percent(share)} with ${found.points} points.`);
 }

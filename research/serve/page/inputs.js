@@ -92,7 +92,7 @@ function control(field, i) {
 // Two standard deviations around the mean: of normal values, nineteen of twenty.
 function usual(field) {
   if (field.std === 0) return `always ${number(field.mean)} in training`;
-  return `mostly ${number(field.mean - 2 * field.std)} to ${number(field.mean + 2 * field.std)}`;
+  return `mostly ${number(field.mean - 2 * field.std, 3)} to ${number(field.mean + 2 * field.std, 3)}`;
 }
 
 function valueOf(control, field) {

@@ -20,21 +20,22 @@ function say(text) {
 }
 
 function show(error) {
-  byId("error").textContent = error ? error.message : "";
-  if (error?.status === 401) {
-    byId("key").hidden = false;
-    if (api.hasKey()) byId("key-hint").textContent = "The service does not know this key.";
-    byId("key-value").focus();
-  }
+  const needsKey = error?.status === 401;
+  byId("error").textContent = error && !needsKey ? error.message : "";
+  if (!needsKey) return;
+  byId("key").hidden = false;
+  if (api.hasKey()) byId("key-hint").textContent = "The service does not know this key.";
+  byId("key-value").focus();
 }
 
 const option = (name, text = name) => element("option", {value: name}, text);
 
 async function load() {
+  const before = document.activeElement;
   try {
     page.models = await api.models();
   } catch (error) {
-    byId("about").textContent = error.status === 401 ? "The models are shown when the key is known." : "";
+    byId("about").textContent = error.status === 401 ? "" : error.message;
     show(error);
     return;
   }
@@ -47,7 +48,9 @@ async function load() {
   }
   byId("model").replaceChildren(...page.models.map((each) => option(each.name)));
   byId("model").disabled = byId("predict").disabled = false;
+  byId("work").hidden = false;
   choose();
+  if (before === byId("key-value")) byId("fields").focus();
 }
 
 // Another model is chosen: its input, and the models that can be compared with it.

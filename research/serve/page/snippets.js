@@ -34,8 +34,9 @@ export function python(model, read, withKey) {
   return [
     ...imports.sort().map((name) => `import ${name}`),
     "",
+    `url = ${literal(url(model))}`,
     `body = json.dumps({"inputs": [${input}]}).encode()`,
-    `request = urllib.request.Request(${literal(url(model))}, body)`,
+    "request = urllib.request.Request(url, body)",
     ...(withKey ? [`request.add_header("Authorization", "Bearer " + os.environ["API_KEY"])`] : []),
     "with urllib.request.urlopen(request) as answer:",
     '    print(json.load(answer)["predictions"])',
