@@ -13,9 +13,13 @@ import pytest
 
 from research.data.parts import lay_out
 from research.inference.model import open_model
+from research.runs.rundir import RunDir
 from research.serve import gradients
 from research.serve.errors import Kind, ServiceError
 from research.serve.explanations import explanation
+from research.serve.model import ServedModel
+from research.training.loop import train_and_evaluate
+from tests import tiny
 from tests.serve.conftest import LIMITS, TEXTS, serving
 
 ROW = np.linspace(-0.1, 0.1, 10).tolist()
@@ -190,6 +194,20 @@ def test_an_image_is_explained_by_a_map(served_all, images):
     assert not found[images[0][:, :, 0] == 0].any(), "black pixels are in the baseline too"
     assert found.sum() == pytest.approx(answer["score"] - answer["baseline"] - answer["gap"], abs=1e-4)
     assert abs(answer["gap"]) <= gradients.TOLERANCE * np.abs(found).sum() or answer["points"] == gradients.MOST_POINTS
+
+
+@pytest.mark.extended
+def test_pixels_of_a_linear_model_are_explained_exactly(tmp_path):
+    train_and_evaluate(tiny.logistic(steps=5), tmp_path, show=False)
+    model = ServedModel.open("digits", RunDir.open(tmp_path))
+    for _ in model.warm_up(dataclasses.replace(LIMITS, batch_rows=1)):
+        pass
+    kernel = np.asarray(model._variables[0]["params"]["linear"]["kernel"], np.float64)
+    image = np.asarray(model.samples.columns["features"][0])
+    columns = {"features": [image]}
+    found = explanation(model, columns, *model.encode(columns), 3)
+    expected = image.reshape(-1) / model.encoder.std * (kernel[:, 3] - np.delete(kernel, 3, axis=1).mean(axis=1))
+    np.testing.assert_allclose(np.ravel(found["map"]), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.extended

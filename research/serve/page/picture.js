@@ -49,7 +49,7 @@ function drawingInput(image) {
   let empty = true;
   context.lineCap = context.lineJoin = "round";
   context.strokeStyle = "#fff";
-  context.lineWidth = scale * Math.max(1.2, image.width / 12);
+  context.lineWidth = scale * Math.max(1.8, image.width / 12);
 
   function line(x, y) {
     context.beginPath();
