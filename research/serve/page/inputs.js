@@ -83,7 +83,7 @@ function control(field, i) {
     return element("select", {id}, ...field.categories.map((value) => element("option", {value}, value)));
   }
   if (!("mean" in field)) return element("input", {id, type: "text", autocomplete: "off"});
-  const value = Number(field.mean.toPrecision(3));
+  const value = rounded(field.mean, field.std);
   return element("input", {
     id, value, type: "number", step: "any", inputmode: "decimal", autocomplete: "off", "aria-describedby": `hint-${i}`,
   });
@@ -92,7 +92,15 @@ function control(field, i) {
 // Two standard deviations around the mean: of normal values, nineteen of twenty.
 function usual(field) {
   if (field.std === 0) return `always ${number(field.mean)} in training`;
-  return `mostly ${number(field.mean - 2 * field.std, 3)} to ${number(field.mean + 2 * field.std, 3)}`;
+  const ends = [-2, 2].map((times) => number(rounded(field.mean + times * field.std, field.std), 3));
+  return `mostly ${ends.join(" to ")}`;
+}
+
+// Digits that are far smaller than the standard deviation say nothing.
+function rounded(value, std) {
+  if (std === 0) return value;
+  const unit = 10 ** (Math.floor(Math.log10(std)) - 1);
+  return Number((Math.round(value / unit) * unit).toPrecision(12)) + 0; // never −0
 }
 
 function valueOf(control, field) {

@@ -48,7 +48,7 @@ async function load() {
   }
   byId("model").replaceChildren(...page.models.map((each) => option(each.name)));
   byId("model").disabled = byId("predict").disabled = false;
-  byId("work").hidden = false;
+  byId("pickers").hidden = byId("work").hidden = false;
   choose();
   if (before === byId("key-value")) byId("fields").focus();
 }
