@@ -11,7 +11,6 @@ from research.data.encoder import Place
 from research.data.examples import Columns
 from research.data.parts import Part
 from research.data.table import TableEncoder
-from research.serve.forms import form
 from research.serve.model import ServedModel
 
 # The rows and columns of a map at most: larger images have the sums of blocks of pixels.
@@ -58,8 +57,9 @@ def _tokens(values: np.ndarray, places: Sequence[tuple[Place, ...]], columns: Co
 
 def _map(values: np.ndarray, model: ServedModel) -> np.ndarray:
     """[h, w], at most _MAP each, for pixels [H, W] or the values of an image [H · W · C]."""
-    size = form(model)["image"]
-    values = values.reshape(size["height"], size["width"], -1).sum(axis=2)
+    if values.ndim == 1:
+        size = model.form["image"]
+        values = values.reshape(size["height"], size["width"], -1).sum(axis=2)
     for axis in (0, 1):
         block = -(-values.shape[axis] // _MAP)
         values = np.add.reduceat(values, np.arange(0, values.shape[axis], block), axis)
@@ -74,5 +74,6 @@ def _features(values: np.ndarray, model: ServedModel) -> list[dict[str, Any]]:
         values = np.add.reduceat(values, np.cumsum([0, *counts[:-1]]))
         names: tuple[str, ...] = tuple(encoder.learnt)
     else:
-        names = tuple(field["name"] for field in form(model)["features"])
+        fields = model.form.get("features", [{"name": f"feature {i}"} for i in range(len(values))])
+        names = tuple(field["name"] for field in fields)
     return [{"name": name, "attribution": float(value)} for name, value in zip(names, values, strict=True)]

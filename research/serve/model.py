@@ -19,6 +19,7 @@ from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
 from research.serve import shapes
 from research.serve.explainer import Explainer
+from research.serve.forms import form
 from research.serve.limits import Limits
 from research.serve.operations import OPERATIONS, Operation
 from research.serve.shapes import Shape
@@ -112,10 +113,10 @@ class ServedModel:
         """What makes examples of raw inputs."""
         return self._model.encoder
 
-    @property
-    def data_name(self) -> str:
-        """The name of the data that it was trained on."""
-        return str(self._model.config.data.name)
+    @functools.cached_property
+    def form(self) -> dict[str, Any]:
+        """What a form for its inputs has to know."""
+        return form(self.encoder, self.example, self._model.config.data.name)
 
     @functools.cached_property
     def explainer(self) -> Explainer:

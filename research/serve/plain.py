@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from research.base.trees import jsonable
 from research.serve.errors import Kind, ServiceError
-from research.serve.forms import form
 from research.serve.http import Exchange, described, parse, reply
 from research.serve.model import ServedModel
 from research.serve.service import Result, Service
@@ -104,7 +103,7 @@ def summary(model: ServedModel) -> dict[str, Any]:
         "labels": None if signature.label_names is None else list(signature.label_names),
         "limits": dict(signature.limits),
         "compute": model.compute,
-        **form(model),
+        **model.form,
     }
 
 

@@ -124,7 +124,9 @@ def test_nothing_is_compiled_twice(models):
     (part,) = model.encode(columns)
     explanation(model, columns, part, None)
     programs = dict(model.explainer._programs)
-    explanation(model, {"features": [[0.02] * 10]}, *model.encode({"features": [[0.02] * 10]}), None)
+    columns = {"features": [[0.02] * 10]}
+    (part,) = model.encode(columns)
+    explanation(model, columns, part, None)
     assert model.explainer._programs == programs
 
 
@@ -167,9 +169,9 @@ def test_the_derivative_is_that_of_finite_differences(models):
     model = models["text"]
     module, explainer = model._model.module, model.explainer
     (part,) = model.encode({"sentence": [TEXTS[0]]})
-    batch = lay_out([part], np.zeros((1, 1), np.int64), 16)
+    batch = jax.tree.map(jnp.asarray, lay_out([part], np.zeros((1, 1), np.int64), 16))
     variables = jax.tree.map(lambda x: 4 * x, explainer._variables)  # as if it had been trained for longer
-    direction, free, nothing = np.array([-1, 1], np.float32), np.ones((1, 16), np.float32), np.zeros((1, 1), np.float32)
+    direction, free, nothing = jnp.array([-1.0, 1.0]), jnp.ones((1, 16)), jnp.zeros((1, 1))
 
     @jax.jit
     def walk(place):
@@ -205,7 +207,8 @@ def test_pixels_of_a_linear_model_are_explained_exactly(tmp_path):
     kernel = np.asarray(model._variables[0]["params"]["linear"]["kernel"], np.float64)
     image = np.asarray(model.samples.columns["features"][0])
     columns = {"features": [image]}
-    found = explanation(model, columns, *model.encode(columns), 3)
+    (part,) = model.encode(columns)
+    found = explanation(model, columns, part, 3)
     expected = image.reshape(-1) / model.encoder.std * (kernel[:, 3] - np.delete(kernel, 3, axis=1).mean(axis=1))
     np.testing.assert_allclose(np.ravel(found["map"]), expected, rtol=1e-4, atol=1e-6)
 
