@@ -23,12 +23,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """Disables most XLA optimizations in the quick and the extended tests.
+    """Disables most XLA optimizations in the quick and the extended tests, and those in a browser.
 
     They run each small program once or twice, so that compilation would take most of their time. The other marked tests
     run programs compiled as for users.
     """
-    quick = any(part in config.getoption("markexpr") for part in ("not slow", "extended"))
+    quick = any(part in config.getoption("markexpr") for part in ("not slow", "extended", "browser"))
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for child processes
     jax.config.update("jax_disable_most_optimizations", quick)
 

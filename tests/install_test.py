@@ -45,6 +45,8 @@ def test_installed_package_runs_in_a_repository_that_has_configs_too(editable, t
     assert run("-c", code, cwd=lab).stdout.split()[0] == "True"
     home = source if editable else packages
     assert run("-c", code, cwd=lab).stdout.split()[1] == str(home / "research/__init__.py")
+    page = "import research.serve.page_files as page; print(*page.PATHS)"
+    assert {"/", "/page/main.js"} <= set(run("-c", page, cwd=lab).stdout.split())
     assert run("-c", "import configs", cwd=tmp_path).returncode == 1  # no top-level name besides `research`
 
     trained = run("-m", "research.train", "--config=majority:embedded", "--workdir=run", cwd=lab)

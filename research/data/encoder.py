@@ -39,6 +39,19 @@ class Signature:
     label_dtype: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in an input something stands: the characters from `start` to `stop` of a column's text.
+
+    `word`: the number of the word that it is part of, counted through all columns.
+    """
+
+    column: str
+    start: int
+    stop: int
+    word: int
+
+
 class Encoder(abc.ABC):
     """Raw columns -> examples. Holds everything that was learned from the training split."""
 
@@ -56,6 +69,12 @@ class Encoder(abc.ABC):
     def affine(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The mean and scale [D] by which it makes features, (x − mean) · scale; None if they are as in the data."""
         return None
+
+    def places(self, columns: Columns) -> list[tuple[Place, ...]]:
+        """Of the first input, where each item that `encode` makes of it stands: a token once or, if it is special,
+        nowhere; a term of a bag wherever its words are. Empty if it is not a text.
+        """
+        return []
 
     def encode(
         self,

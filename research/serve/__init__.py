@@ -14,6 +14,11 @@ inputs.py      what is checked of raw inputs before they are encoded
 service.py     from raw inputs to answers: encoding, cache, queue
 http.py        what the protocols share
 plain.py       the service's own JSON
+forms.py       what a form for a model's inputs has to know
+gradients.py   integrated gradients: what each item of an input adds to a score
+explainer.py   the same for a model, compiled when it is first asked for
+explanations.py  the same as JSON: of words, pixels and features
+page_files.py  the page for people at /, whose files are in page/
 tensors.py     tensors of the Open Inference Protocol, in JSON and binary
 oip.py         the Open Inference Protocol, version 2
 tei_schema.py  the requests of text-embeddings-inference

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from research.serve import oip, plain, tei
+from research.serve import oip, page_files, plain, tei
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import GONE, ClientGone, refusal
 from research.serve.metrics import Metrics
@@ -51,6 +51,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
     app.include_router(plain.router(service))
     app.include_router(oip.router(service))
     app.include_router(tei.router(service))
+    app.include_router(page_files.router())
     if metrics:
         app.include_router(metrics.router())
     return app

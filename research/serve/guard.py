@@ -16,6 +16,7 @@ from research.serve.errors import Kind, ServiceError
 from research.serve.http import GONE, refusal
 from research.serve.keys import Keys
 from research.serve.metrics import OTHER, USAGE, Metrics, Usage
+from research.serve.page_files import PATHS
 from research.serve.rates import Rates
 from research.serve.service import Service
 from research.serve.tracing import Tracer
@@ -23,7 +24,7 @@ from research.serve.tracing import Tracer
 log = logging.getLogger("research.serve")
 
 # Paths without a key: those that a load balancer asks, and the page, which has no data.
-OPEN_PATHS = frozenset(("/", "/health", "/ping", "/v2/health/live", "/v2/health/ready"))
+OPEN_PATHS = frozenset(("/health", "/ping", "/v2/health/live", "/v2/health/ready", *PATHS))
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _KEY_HEADERS = (b"api-key", b"x-api-key")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from research.base.errors import UserError
-from research.data.encoder import Signature
+from research.data.encoder import Encoder, Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out, split
 from research.inference.model import TrainedModel, open_model
@@ -20,6 +20,8 @@ from research.inference.quantization import int8_products, quantized
 from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
 from research.serve import shapes
+from research.serve.explainer import Explainer
+from research.serve.forms import form
 from research.serve.limits import Limits
 from research.serve.operations import OPERATIONS, Operation
 from research.serve.shapes import Shape
@@ -121,6 +123,22 @@ class ServedModel:
         return self._model.signature
 
     @property
+    def encoder(self) -> Encoder:
+        """What makes examples of raw inputs."""
+        return self._model.encoder
+
+    @functools.cached_property
+    def form(self) -> dict[str, Any]:
+        """What a form for its inputs has to know."""
+        return form(self.encoder, self.example, self._model.config.data.name)
+
+    @functools.cached_property
+    def explainer(self) -> Explainer:
+        """What explains its predictions, once it is warmed up; it compiles when it is first asked. For one thread."""
+        lengths = sorted({shape.length or 1 for shape in self.seconds})
+        return Explainer(self._model, self._variables[0], self._devices[0], lengths)
+
+    @property
     def _operation(self) -> Operation:
         return OPERATIONS[self.operation]
 
@@ -150,14 +168,14 @@ class ServedModel:
     def encode(self, columns: Columns) -> list[Part]:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
         parts = split(self._model.encode(columns, "the request"))
-        if not _is_sequence(self._example):
+        if not _is_sequence(self.example):
             for i, part in enumerate(parts):
                 for name, array in part.arrays.items():
-                    part.arrays[name] = _as_read(array, self._example.arrays[name], f"input {i} has {name}")
+                    part.arrays[name] = _as_read(array, self.example.arrays[name], f"input {i} has {name}")
         return parts
 
     @functools.cached_property
-    def _example(self) -> Part:
+    def example(self) -> Part:
         """An input by which the programs are compiled: its values do not matter.
 
         Raises UserError where none is known: for a run of images or features from before runs kept samples.
@@ -175,7 +193,7 @@ class ServedModel:
     @functools.cached_property
     def row_length(self) -> int:
         """The items of the longest row, as in training: tokens of a text; 1 for inputs of a fixed size."""
-        kind = self._example.kind
+        kind = self.example.kind
         if isinstance(kind, TextExamples):
             return max(kind.row_length, int(self.signature.limits["max_length"]))
         return kind.row_length if isinstance(kind, BagExamples) else 1
@@ -196,7 +214,7 @@ class ServedModel:
 
         Of each length, shapes with more rows than the first that takes longer than `limits.batch_ms` are left out.
         """
-        example = self._example
+        example = self.example
         packs = _is_sequence(example)
         found = shapes.packed(self.row_length, limits.batch_items) if packs else shapes.fixed(limits.batch_rows)
         slow: dict[int | None, bool] = {}
@@ -214,7 +232,7 @@ class ServedModel:
 
     def _prepare(self, shape: Shape, device: int) -> float:
         """Compiles a shape for a device -> the seconds that a full batch takes."""
-        example = self._example
+        example = self.example
         if shape.length is not None:  # as full as can be
             length = max(1, shape.length // shape.slots)
             arrays = {name: np.resize(array, length) for name, array in example.arrays.items()}

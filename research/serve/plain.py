@@ -31,7 +31,17 @@ class Predict(BaseModel):
     truncate: bool = True
 
 
+class Explain(BaseModel):
+    """One input, as for `Predict`, and the class to explain: by default that which is predicted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Annotated[ListOf[Any], Field(min_length=1, max_length=1)]
+    label: str | None = None
+
+
 _PREDICT = TypeAdapter(Predict)
+_EXPLAIN = TypeAdapter(Explain)
 
 
 def columns_of(inputs: list[Any], model: ServedModel) -> dict[str, list[Any]]:
@@ -67,16 +77,22 @@ def read_value(value: Any, model: ServedModel, index: int) -> Any:
 
 def record(result: Result, model: ServedModel) -> dict[str, Any]:
     """A result as JSON: `prediction`, for classes `label` and `scores` by name, and what is known about the input."""
-    values, names = result.answer.values, model.signature.label_names
+    values = result.answer.values
     found: dict[str, Any] = {"prediction": values["prediction"].tolist()}
     if "scores" in values:
-        scores = values["scores"].tolist()
-        labels = names if names and len(names) == len(scores) else [str(c) for c in range(len(scores))]
+        labels = labels_of(model)
         found["label"] = labels[found["prediction"]]
-        found["scores"] = dict(zip(labels, scores, strict=True))
+        found["scores"] = dict(zip(labels, values["scores"].tolist(), strict=True))
     if "unit" in model.signature.limits:
         found |= {model.signature.limits["unit"]: result.length, "truncated": result.truncated}
     return {**found, "cached": result.cached, "version": result.answer.version}
+
+
+def labels_of(model: ServedModel) -> list[str]:
+    """The names of the classes; empty if the model predicts a number."""
+    count = model.outputs["scores"].shape[0] if "scores" in model.outputs else 0
+    names = model.signature.label_names
+    return list(names) if names and len(names) == count else [str(c) for c in range(count)]
 
 
 def summary(model: ServedModel, limits: Limits) -> dict[str, Any]:
@@ -90,11 +106,12 @@ def summary(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "labels": None if signature.label_names is None else list(signature.label_names),
         "limits": {**signature.limits, "batch_inputs": limits.batch_inputs, "body_bytes": limits.body_bytes},
         "compute": model.compute,
+        **model.form,
     }
 
 
 def router(service: Service) -> APIRouter:
-    """The paths /models, /models/NAME and /models/NAME/predict."""
+    """The paths /models, /models/NAME, /models/NAME/predict and /models/NAME/explain."""
     found = APIRouter(tags=["models"])
 
     @found.get("/models", summary="The models, and what each reads")
@@ -122,7 +139,31 @@ def router(service: Service) -> APIRouter:
         results = await exchange.answer(served, columns, truncate=truncate)
         return reply({"model": name, "predictions": [record(result, served) for result in results]})
 
+    @found.post(
+        "/models/{name}/explain",
+        summary="Predict for an input, and what adds to the prediction",
+        openapi_extra=described(_EXPLAIN, {"inputs": ["a gripping, moving film"]}),
+    )
+    async def explain(name: str, request: Request) -> Response:
+        """Integrated gradients: of each word, pixel or feature, how much it adds to the score of the class."""
+        exchange, served = Exchange(service, request), service.model(name)
+        asked = parse(_EXPLAIN, await exchange.body())
+        return reply(await exchange.connected(_explained(exchange, served, asked)))
+
     return found
+
+
+async def _explained(exchange: Exchange, model: ServedModel, asked: Explain) -> dict[str, Any]:
+    columns, labels = columns_of(asked.inputs, model), labels_of(model)
+    if asked.label is not None and asked.label not in labels:
+        known = f"the model has {', '.join(labels)}" if labels else "the model predicts a number"
+        raise ServiceError(Kind.INVALID, f"label is {asked.label!r}; {known}")
+    service = exchange.service
+    (result,) = await service.answer(model, columns, client=exchange.client)
+    prediction = record(result, model)
+    label = (asked.label or prediction["label"]) if labels else None
+    found = await service.explain(model, columns, None if label is None else labels.index(label))
+    return {"model": model.name, "prediction": prediction, "label": label, **found}
 
 
 async def _form(exchange: Exchange, model: ServedModel) -> dict[str, list[Any]]:

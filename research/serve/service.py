@@ -14,6 +14,7 @@ from research.data.parts import Part
 from research.serve.cache import Cache
 from research.serve.engine import Engine
 from research.serve.errors import Kind, ServiceError
+from research.serve.explanations import explanation
 from research.serve.inputs import are_short, check
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
@@ -70,6 +71,8 @@ class Service:
         self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
         self.encoder_threads = os.cpu_count() or 1
         self._encoders = concurrent.futures.ThreadPoolExecutor(self.encoder_threads, "encode")
+        self._explainers = concurrent.futures.ThreadPoolExecutor(1, "explain")
+        self._explaining = False
         self._pending: dict[Key, _Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = 0
@@ -82,7 +85,8 @@ class Service:
     async def stop(self, timeout: float) -> bool:
         """Answers what waits, then ends -> whether that took at most `timeout` seconds."""
         ended = await asyncio.to_thread(self._engine.stop, timeout)
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._encoders, self._explainers):
+            executor.shutdown(wait=False, cancel_futures=True)
         return ended
 
     @property
@@ -171,6 +175,40 @@ class Service:
             (part,) = model.encode(columns)
             self._encoded.put(key, part)
         return [part]
+
+    async def explain(self, model: ServedModel, columns: Columns, label: int | None) -> dict[str, Any]:
+        """What adds to the score of a class for the only input, or to a number if `label` is None: see `explanation`.
+
+        It takes many times as long as a prediction, and compiles a program when it is first asked: there is one at a
+        time, in a thread of its own.
+
+        Raises ServiceError: the input is invalid, the model has no attributions, or another explanation is computed.
+        """
+        parts = await self.encode(model, columns)
+        if len(parts) != 1:
+            raise ServiceError(Kind.INVALID, f"the request has {len(parts)} inputs; one is explained at a time")
+        if not model.explainer.supports(parts[0]):
+            raise ServiceError(Kind.FAILED, f"model {model.name!r} can't be explained")
+        if self._explaining:
+            raise ServiceError(Kind.OVERLOADED, "another prediction is being explained", retry_after=1.0)
+        assert self._loop is not None
+        self._explaining = True
+        future = self._loop.run_in_executor(self._explainers, explanation, model, columns, parts[0], label)
+        future.add_done_callback(self._explained)
+        try:
+            # Shielded: what was compiled by then is of use to the next request.
+            async with asyncio.timeout(self.limits.timeout_ms / 1000):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            message = "the explanation takes too long; the next one may be faster, as the model is compiled by then"
+            raise ServiceError(Kind.OVERLOADED, message, retry_after=self.limits.timeout_ms / 1000) from None
+        except Exception as error:  # whatever a model raises
+            raise _failure(error) from error
+
+    def _explained(self, future: asyncio.Future[dict[str, Any]]) -> None:
+        self._explaining = False
+        if not future.cancelled():
+            future.exception()  # so that asyncio does not report one that nobody waits for any more
 
     async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str, encoding: float) -> list[Result]:
         assert self._loop is not None

@@ -163,7 +163,7 @@ class _Images:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ImagesEncoder(Encoder):
+class ImagesEncoder(Encoder):
     """What the encoders of images share."""
 
     images: _Images
@@ -174,7 +174,7 @@ class _ImagesEncoder(Encoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoder(_ImagesEncoder):
+class ImageEncoder(ImagesEncoder):
     """Encodes images, with augmentation and mixing for training."""
 
     augment: Augment
@@ -233,7 +233,7 @@ class PixelTransform:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelEncoder(_ImagesEncoder):
+class PixelEncoder(ImagesEncoder):
     """Encodes images as feature vectors; mean and std are [C]."""
 
     mean: np.ndarray

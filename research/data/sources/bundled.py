@@ -68,11 +68,22 @@ def iris() -> dict[str, Columns]:
 
 
 def feature_names(name: str) -> tuple[str, ...]:
-    """The names of a bundled dataset's features; empty if they have none."""
-    import sklearn.datasets
+    """The names of a bundled dataset's features, scikit-learn's; empty if they have none."""
+    return FEATURE_NAMES.get(name, ())
 
-    return tuple(getattr(sklearn.datasets, f"load_{name}")().feature_names) if name in BUNDLED else ()
 
+_NUCLEUS = (
+    "radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave points", "symmetry",
+    "fractal dimension",
+)  # fmt: skip
+
+# Written out, as importing scikit-learn takes longer than opening a run.
+FEATURE_NAMES = {
+    "breast_cancer": tuple(form % each for form in ("mean %s", "%s error", "worst %s") for each in _NUCLEUS),
+    "diabetes": ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"),
+    "digits": tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8)),
+    "iris": ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"),
+}
 
 # The names of the classes of datasets that have names, not only numbers; scikit-learn's `target_names`.
 CLASS_NAMES = {"breast_cancer": ("malignant", "benign"), "iris": ("setosa", "versicolor", "virginica")}

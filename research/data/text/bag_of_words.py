@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -12,11 +13,14 @@ from research.base.errors import UserError
 from research.base.ranges import TOKENS, Range
 from research.data.cache import ArtifactCache
 from research.data.columns import as_text, column, labels_entry
-from research.data.encoder import ColumnsOf, Encoder, Signature
+from research.data.encoder import ColumnsOf, Encoder, Place, Signature
 from research.data.examples import BagExamples, Columns, Ragged
 
 # Part of the cache keys: raise it when the results of this module change.
 _VERSION = f"2, scikit-learn {version('scikit-learn')}"
+
+# Words of one letter count too: "a" and "i" are words, and so is the "t" in "don't".
+_WORD = r"(?u)\b\w+\b"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,7 @@ class BagOfWords:
         vectorizer = HashingVectorizer(
             n_features=self.buckets,
             ngram_range=tuple(self.ngrams),
-            # Words of one letter count too: "a" and "i" are words, and so is the "t" in "don't".
-            token_pattern=r"(?u)\b\w+\b",
+            token_pattern=_WORD,
             alternate_sign=False,  # sublinear tf takes the counts' logarithm
             norm=None,
             dtype=np.float32,
@@ -111,6 +114,25 @@ class BagEncoder(Encoder):
     def signature(self) -> Signature:
         limits = {"max_length": self.options.max_length, "unit": "terms"}
         return Signature("text", tuple(self.options.inputs), self.options.label, limits)
+
+    def places(self, columns: Columns) -> list[tuple[Place, ...]]:
+        from sklearn.feature_extraction import FeatureHasher
+
+        words = [word for name in self.options.inputs for word in _words(as_text(columns[name][0]), name)]
+        words = [(text, dataclasses.replace(place, word=number)) for number, (text, place) in enumerate(words)]
+        shortest, longest = self.options.ngrams
+        ngrams = [
+            words[start : start + size]
+            for size in range(shortest, longest + 1)
+            for start in range(len(words) - size + 1)
+        ]
+        hasher = FeatureHasher(self.options.buckets, input_type="string", alternate_sign=False)
+        ids = hasher.transform([[" ".join(text for text, _ in ngram)] for ngram in ngrams] or [[]]).indices
+        found: dict[int, list[Place]] = {}
+        for bucket, ngram in zip(ids, ngrams, strict=True):
+            found.setdefault(int(bucket), []).extend(place for _, place in ngram)
+        (read,) = self.encode(columns, labels=False).ids.take(np.arange(1))  # type: ignore[attr-defined]
+        return [tuple(found.get(int(bucket), ())) for bucket in read]
 
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> BagExamples:
         options = self.options
@@ -137,6 +159,17 @@ class BagEncoder(Encoder):
             row_length=options.row_length,
             full_lengths=arrays["full_lengths"],
         )
+
+
+def _words(text: str, column: str) -> list[tuple[str, Place]]:
+    """The words of a text as they are counted, each with its place; numbered later."""
+    lower = text.lower()
+    # One character may become several, such as İ.
+    origin = [i for i, character in enumerate(text) for _ in character.lower()]
+    return [
+        (match.group(), Place(column, origin[match.start()], origin[match.end() - 1] + 1, 0))
+        for match in re.finditer(_WORD, lower)
+    ]
 
 
 def _ragged(matrix: Any, most: int) -> tuple[Ragged, Ragged, np.ndarray]:

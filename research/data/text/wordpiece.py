@@ -14,7 +14,7 @@ from research.base.paths import expanded
 from research.base.ranges import TOKENS, Range
 from research.data.cache import ArtifactCache, digest
 from research.data.columns import as_text, column, labels_entry
-from research.data.encoder import Encoder, Signature
+from research.data.encoder import Encoder, Place, Signature
 from research.data.examples import Columns, Ragged, TextExamples
 
 if TYPE_CHECKING:  # `tokenizers` is imported only where it is used, as every dataset imports this module
@@ -173,6 +173,20 @@ class TextEncoder(Encoder):
                 "data.transform.tokenizer puts no token such as [CLS] before a text; classification needs one"
             )
         return tokenizer
+
+    def places(self, columns: Columns) -> list[tuple[Place, ...]]:
+        names = self.options.inputs
+        texts = [as_text(columns[name][0]) for name in names]
+        encoding = self.tokenizer.encode(texts[0], texts[1] if len(texts) == 2 else None)
+        words: dict[tuple[int, int | None], int] = {}
+        found: list[tuple[Place, ...]] = []
+        for part, word, (start, stop) in zip(encoding.sequence_ids, encoding.word_ids, encoding.offsets, strict=True):
+            if part is None:
+                found.append(())
+                continue
+            number = words.setdefault((part, word), len(words))
+            found.append((Place(names[part], start, stop, number),))
+        return found
 
     @functools.cached_property
     def _digest(self) -> str:

@@ -1,0 +1,211 @@
+// The page: choose a model, give an input, see the prediction.
+
+import * as api from "./api.js";
+import {byId, element} from "./dom.js";
+import {explanation} from "./explanation.js";
+import {areAlike, inputOf} from "./inputs.js";
+import {answer, facts, inWords} from "./result.js";
+import * as snippets from "./snippets.js";
+
+const HISTORY = 20;
+const WAIT = 2000; // milliseconds until a service without models is asked again
+
+const page = {models: [], input: null, running: null, history: []};
+
+const model = () => page.models.find((each) => each.name === byId("model").value);
+const other = () => page.models.find((each) => each.name === byId("other").value) ?? null;
+
+function say(text) {
+  byId("status").textContent = text;
+}
+
+function show(error) {
+  const needsKey = error?.status === 401;
+  byId("error").textContent = error && !needsKey ? error.message : "";
+  if (!needsKey) return;
+  byId("key").hidden = false;
+  if (api.hasKey()) byId("key-hint").textContent = "The service does not know this key.";
+  byId("key-value").focus();
+}
+
+const option = (name, text = name) => element("option", {value: name}, text);
+
+async function load() {
+  const before = document.activeElement;
+  try {
+    page.models = await api.models();
+  } catch (error) {
+    byId("about").textContent = error.status === 401 ? "" : error.message;
+    show(error);
+    return;
+  }
+  show(null);
+  byId("key").hidden = true;
+  if (!page.models.length) {
+    byId("about").textContent = "No model is ready yet. This page looks again every two seconds.";
+    setTimeout(load, WAIT);
+    return;
+  }
+  byId("model").replaceChildren(...page.models.map((each) => option(each.name)));
+  byId("model").disabled = byId("predict").disabled = false;
+  byId("pickers").hidden = byId("work").hidden = false;
+  choose();
+  if (before === byId("key-value")) byId("fields").focus();
+}
+
+// Another model is chosen: its input, and the models that can be compared with it.
+function choose() {
+  const chosen = model();
+  const alike = page.models.filter((each) => each !== chosen && areAlike(chosen, each));
+  byId("other").replaceChildren(option("", alike.length ? "none" : "no model alike"), ...alike.map((each) => option(each.name)));
+  byId("other").disabled = !alike.length;
+  page.input = inputOf(chosen);
+  byId("fields").replaceChildren(page.input.element);
+  byId("about").textContent = described(chosen);
+  byId("results").replaceChildren(element("p", {class: "muted empty"}, "The prediction appears here."));
+  byId("code").hidden = true;
+  show(null);
+}
+
+function described(found) {
+  const {limits} = found;
+  const kinds = {
+    text: "a text", text_pair: "two texts", features: `${limits.features} features`,
+    table: `${found.inputs.length} columns`,
+    image: found.image ? `an image of ${found.image.width} × ${found.image.height} pixels` : "an image",
+  };
+  const length = limits.max_length ? ` of at most ${limits.max_length} ${limits.unit}` : "";
+  const names = found.labels ?? [];
+  const labels = names.length ? ` Classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}.` : "";
+  return `Reads ${kinds[found.kind] ?? found.kind}${length}.${labels} Computes in ${found.compute}, version ${found.version}.`;
+}
+
+async function predict() {
+  page.running?.abort();
+  page.running = new AbortController();
+  const {signal} = page.running;
+  const asked = [model(), other()].filter(Boolean);
+  byId("results").classList.add("stale");
+  show(null);
+  say("Predicting");
+  try {
+    const reads = await Promise.all(asked.map((each) => page.input.read(each)));
+    const found = await Promise.all(asked.map((each, i) => api.predict(each.name, reads[i].value, signal)));
+    const entry = {model: asked[0].name, other: asked[1]?.name ?? "", state: page.input.state(), input: page.input, asked, reads, found};
+    present(entry);
+    remember(entry);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    say("");
+    show(error);
+    byId("results").classList.remove("stale");
+  }
+}
+
+function present({asked, reads, found}) {
+  const results = byId("results");
+  results.classList.remove("stale");
+  results.classList.toggle("two", asked.length > 1);
+  results.replaceChildren(...asked.map((each, i) => result(each, reads[i], found[i], asked.length > 1)));
+  say(asked.map((each, i) => `${asked.length > 1 ? `${each.name}: ` : ""}${inWords(found[i])}`).join("; "));
+  byId("code").hidden = false;
+  byId("curl").textContent = snippets.curl(asked[0].name, reads[0], api.hasKey());
+  byId("python").textContent = snippets.python(asked[0].name, reads[0], api.hasKey());
+}
+
+function result(asked, read, found, named) {
+  return element(
+    "article", {class: "result", "aria-label": `Prediction of ${asked.name}`},
+    named ? element("h3", {}, asked.name) : null,
+    ...answer(found), facts(found, asked), why(asked, read, found),
+  );
+}
+
+// The button that explains a prediction, and what it found.
+function why(asked, read, found) {
+  const place = element("div", {class: "explanation fields", "aria-live": "polite"});
+  const names = found.scores ? Object.keys(found.scores) : [];
+  const label = names.length
+    ? element("select", {"aria-label": "The class to explain"}, ...names.map((name) => option(name)))
+    : null;
+  if (label) label.value = found.label;
+  const button = element("button", {type: "button", onclick: explain}, label ? "Explain" : "Explain the number");
+  async function explain() {
+    button.disabled = true;
+    place.replaceChildren(element("p", {class: "muted"}, "Computing. The first time the model is compiled for it, which may take a while."));
+    try {
+      place.replaceChildren(...explanation(await api.explain(asked.name, read.value, label?.value ?? null), read));
+    } catch (error) {
+      place.replaceChildren(element("p", {class: "error", role: "alert"}, error.message));
+      if (error.status === 401) show(error);
+    }
+    button.disabled = false;
+  }
+  return element("div", {class: "why"}, element("div", {class: "row"}, button, label), place);
+}
+
+function remember(entry) {
+  page.history = [entry, ...page.history].slice(0, HISTORY);
+  list();
+}
+
+function list() {
+  byId("history").hidden = !page.history.length;
+  byId("entries").replaceChildren(...page.history.map((entry) =>
+    element("li", {},
+      element("button", {type: "button", onclick: () => recall(entry)},
+        element("span", {class: "what"}, entry.reads[0].title),
+        element("span", {class: "found"}, `${entry.found.map(inWords).join(" / ")} · ${[entry.model, entry.other].filter(Boolean).join(", ")}`)))));
+}
+
+// Shows an earlier input with its prediction; the service is not asked again.
+function recall(entry) {
+  byId("model").value = entry.model;
+  choose();
+  byId("other").value = entry.other;
+  page.input = entry.input;
+  byId("fields").replaceChildren(entry.input.element);
+  entry.input.restore(entry.state);
+  present(entry);
+  byId("fields").focus();
+}
+
+async function copy(event) {
+  const button = event.currentTarget;
+  const code = byId(button.dataset.copy);
+  const before = button.textContent;
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch { // without https there is no clipboard: the text is selected instead
+    getSelection().selectAllChildren(code);
+    button.textContent = "Selected: copy it with Ctrl C";
+  }
+  say(button.textContent);
+  setTimeout(() => (button.textContent = before), 2000);
+}
+
+byId("model").addEventListener("change", choose);
+byId("other").addEventListener("change", () => show(null));
+byId("input").addEventListener("submit", (event) => {
+  event.preventDefault();
+  predict();
+});
+byId("input").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("predict").disabled) {
+    event.preventDefault();
+    predict();
+  }
+});
+byId("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  api.useKey(byId("key-value").value.trim());
+  load();
+});
+byId("forget").addEventListener("click", () => {
+  page.history = [];
+  list();
+  byId("model").focus();
+});
+for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", copy);
+load();

@@ -1,0 +1,347 @@
+"""The page for people, in a browser: what they can do, with and without a mouse, and that everybody can."""
+
+import copy
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research import api
+from research.runs.rundir import RunDir
+from research.serve.guard import Guard
+from research.serve.keys import Keys, new_key
+from research.serve.metrics import Metrics
+from research.serve.model import ServedModel
+from research.training.loop import train_and_evaluate
+from tests import tiny
+from tests.serve.conftest import LIMITS, serving
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TEXT = "not a 🎬 film but unwatchably dull"
+
+
+def _compiled(name, folder):
+    model = ServedModel.open(name, RunDir.open(folder))
+    for _ in model.warm_up(LIMITS):
+        pass
+    return model
+
+
+@pytest.fixture(scope="module")
+def all_models(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.tfds(patch)
+        train_and_evaluate(tiny.bert_glue_task("mrpc", steps=3), folder / "pair", show=False)
+    train = str(tiny.own_file(folder / "own", "table"))
+    options = {"data.train": train, "data.transform.label": "label", "data.kinds": "text=ignored"}
+    api.fit("tabular_files:linear", workdir=folder / "table", show=False, **options)
+    found = {name: models[name] for name in ("text", "image", "features")}
+    twin = copy.copy(models["text"])
+    twin.name = "twin"
+    return found | {"twin": twin} | {name: _compiled(name, folder / name) for name in ("pair", "table")}
+
+
+@pytest.fixture(scope="module")
+def url(all_models):
+    with serving(all_models) as (found, _):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as started:
+        # A container's root has no sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        found = started.chromium.launch(executable_path=path, args=arguments)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, of which nothing may be refused by its policy, nor fail, nor come from elsewhere."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    found = context.new_page()
+    wrong = []
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on("console", lambda said: wrong.append(said.text) if "Policy" in said.text else None)
+    found.on("request", lambda request: None if request.url.startswith(url) else wrong.append(request.url))
+    _open(found, url)
+    yield found
+    context.close()
+    assert not wrong
+
+
+def _open(page, url):
+    page.goto(url)
+    page.locator("#model:enabled").wait_for()
+
+
+def _predict(page):
+    with page.expect_response("**/predict") as answer:
+        page.get_by_role("button", name="Predict").click()
+    page.locator("#results:not(.stale)").wait_for()
+    return answer.value
+
+
+def _sent(answer):
+    return answer.request.post_data_json["inputs"][0]
+
+
+def _explain(page):
+    page.get_by_role("button", name="Explain").first.click()
+    page.locator(".explanation .legend").first.wait_for()
+
+
+def _text(page):
+    page.select_option("#model", "text")
+    page.get_by_label("Sentence").fill(TEXT)
+    return _predict(page)
+
+
+def _stroke(page):
+    box = page.locator("#ink").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y - 80)
+    page.mouse.down()
+    page.mouse.move(x, y + 80, steps=8)
+    page.mouse.up()
+
+
+def test_a_text_is_predicted_and_its_words_are_marked(page):
+    answer = _text(page)
+    assert _sent(answer) == TEXT
+    (found,) = answer.json()["predictions"]
+    shown = page.locator(".result")
+    assert shown.locator(".answer").inner_text().startswith(found["label"])
+    assert [each.split("\n")[0] for each in shown.locator(".bars li").all_inner_texts()] == sorted(
+        found["scores"], key=lambda name: -found["scores"][name]
+    )
+    assert found["label"] in page.locator("#status").inner_text()
+    facts = shown.locator(".facts").inner_text()
+    assert f"{found['tokens']} tokens" in facts
+    assert "computed now" in facts
+    _explain(page)
+    assert shown.locator(".words").inner_text() == TEXT
+    assert "unwatchably" in shown.locator(".words > *").all_inner_texts()
+    assert "🎬" in shown.locator(".words > *").all_inner_texts()
+    assert "gap of" in shown.locator(".explanation").inner_text()
+    assert "from the cache" in (_predict(page), shown.locator(".facts").inner_text())[1]
+
+
+def test_a_truncated_text_says_so(page):
+    page.get_by_label("Sentence").fill("film " * 100)
+    _predict(page)
+    assert "truncated" in page.locator(".facts").inner_text()
+
+
+def test_a_pair_is_predicted(page):
+    page.select_option("#model", "pair")
+    page.get_by_label("Sentence 1").fill("the film is dull")
+    page.get_by_label("Sentence 2").fill("a film")
+    assert _sent(_predict(page)) == {"sentence1": "the film is dull", "sentence2": "a film"}
+    _explain(page)
+    assert page.locator(".words").all_inner_texts() == ["the film is dull", "a film"]
+
+
+def _png():
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[:8] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return {"name": "half.png", "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def test_an_image_is_sent_in_the_size_and_range_that_the_model_reads(page):
+    page.select_option("#model", "image")
+    page.get_by_label("File").check()
+    page.set_input_files("#file", _png())
+    sent = np.array(_sent(_predict(page)))
+    assert sent.shape == (8, 8, 1)
+    assert (sent[:4] == 16).all()
+    assert not sent[4:].any()
+    _explain(page)
+    assert page.locator(".explanation canvas").count() == 1
+
+
+def test_a_drawing_is_sent_as_the_pixels_that_the_model_reads(page):
+    page.select_option("#model", "image")
+    _stroke(page)
+    sent = np.array(_sent(_predict(page)))[:, :, 0]
+    assert sent.shape == (8, 8)
+    assert 12 < sent.max() <= 16
+    assert sent[:, [0, 7]].max() == 0
+    page.get_by_role("button", name="Clear drawing").click()
+    page.get_by_role("button", name="Predict").click()
+    assert page.get_by_role("alert").filter(has_text="Draw").count() == 1
+
+
+def test_a_form_has_the_fields_of_the_features(page):
+    page.select_option("#model", "features")
+    page.get_by_label("bmi").fill("0.05")
+    sent = _sent(_predict(page))
+    assert len(sent) == 10
+    assert sent[2] == 0.05
+    page.select_option("#model", "table")
+    page.get_by_label("size").fill("3")
+    page.get_by_label("group").select_option("b")
+    assert _sent(_predict(page)) == {"size": 3, "group": "b"}
+    _explain(page)
+    assert page.locator(".explanation .bars li").count() == 2
+
+
+def test_two_models_are_compared(page):
+    assert page.locator("#other option").all_inner_texts() == ["none", "twin"]
+    page.select_option("#other", "twin")
+    _text(page)
+    page.select_option("#other", "twin")
+    _predict(page)
+    page.get_by_role("article", name="Prediction of twin").wait_for()
+    first, second = page.locator(".result .answer").all_inner_texts()
+    assert first == second
+
+
+def test_errors_are_shown_in_words(page, url):
+    page.get_by_role("button", name="Predict").click()
+    assert page.get_by_role("alert").filter(has_text="Type a text first").count() == 1
+    page.select_option("#model", "table")
+    page.get_by_label("size").fill("")
+    assert _predict(page).status == 422
+    assert page.get_by_role("alert").filter(has_text="'size' has no value").count() == 1
+    page.route("**/predict", lambda route: route.abort())
+    page.get_by_label("size").fill("1")
+    page.get_by_role("button", name="Predict").click()
+    page.get_by_role("alert").filter(has_text="can't be reached").wait_for()
+
+
+def test_history_shows_earlier_predictions(page):
+    _text(page)
+    page.select_option("#model", "features")
+    _predict(page)
+    assert page.locator("#entries li").count() == 2
+    page.get_by_role("button", name=TEXT).click()
+    assert page.locator("#model").input_value() == "text"
+    assert page.get_by_label("Sentence").input_value() == TEXT
+    assert page.locator(".result .answer").count() == 1
+    page.get_by_role("button", name="Clear history").click()
+    assert page.locator("#history").is_hidden()
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_copied_code_makes_the_same_request(page, kind, tmp_path):
+    if kind == "text":
+        page.get_by_label("Sentence").fill('it\'s "dull"\n\\ $HOME 🎬')
+    else:
+        page.select_option("#model", "image")
+        _stroke(page)
+    expected = _predict(page).json()["predictions"][0]["scores"]
+    for name, command in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("button", name=f"Copy as {name}").click()
+        code = page.evaluate("navigator.clipboard.readText()")
+        ran = subprocess.run([*command, code], capture_output=True, text=True, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        found = json.loads(ran.stdout)["predictions"] if name == "curl" else eval(ran.stdout)
+        assert found[0]["scores"] == pytest.approx(expected)
+
+
+def _focused(page):
+    return page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+
+
+def _tab_to(page, wanted):
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if _focused(page) == wanted:
+            style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert style == "solid", f"the focus on {wanted} can't be seen"
+            return
+    raise AssertionError(f"{wanted} can't be reached with the Tab key")
+
+
+def test_the_keyboard_alone_is_enough(page):
+    page.keyboard.press("Tab")
+    assert _focused(page) == "Skip to the input"
+    page.keyboard.press("Enter")
+    _tab_to(page, "text-0")
+    page.keyboard.type("dull")
+    page.keyboard.press("Control+Enter")
+    page.locator(".result").wait_for()
+    _tab_to(page, "predict")
+    _tab_to(page, "Explain")
+    page.keyboard.press("Enter")
+    page.locator(".explanation .legend").wait_for()
+    for wanted in ("Copy as curl", "Copy as Python", "forget"):
+        _tab_to(page, wanted)
+    page.keyboard.press("Enter")
+    assert _focused(page) == "model"
+    page.keyboard.type("i")
+    page.locator("#ink").wait_for()
+    _tab_to(page, "ink")
+    for key in ("ArrowUp", "ArrowUp", " ", "ArrowDown", "ArrowDown", "ArrowDown", " "):
+        page.keyboard.press(key)
+    with page.expect_response("**/predict") as answer:
+        page.keyboard.press("Control+Enter")
+    sent = np.array(_sent(answer.value))[:, :, 0]
+    assert sent[:, 4].max() > 12
+    assert sent[0].max() == 0
+
+
+def test_a_service_with_keys_asks_for_one(browser, models, tmp_path):
+    key, line = new_key("ana")
+    (tmp_path / "keys").write_text(line)
+    metrics = Metrics()
+
+    def wrap(app, service):
+        return Guard(app, service, metrics, keys=Keys(tmp_path / "keys"))
+
+    with serving({"features": models["features"]}, wrap=wrap) as (url, _):
+        page = browser.new_page()
+        page.goto(url)
+        field = page.get_by_label("API key", exact=True)
+        field.fill("wrong")
+        page.keyboard.press("Enter")
+        page.get_by_text("does not know this key").wait_for()
+        field.fill(key)
+        page.keyboard.press("Enter")
+        page.locator("#model:enabled").wait_for()
+        assert page.locator("#key").is_hidden()
+        assert _predict(page).status == 200
+        assert key not in page.content(), "the code to copy reads the key from the environment"
+        page.close()
+
+
+STATES = {
+    "text": lambda page: (_text(page), _explain(page)),
+    "pair": lambda page: page.select_option("#model", "pair"),
+    "image": lambda page: (page.select_option("#model", "image"), _stroke(page), _predict(page), _explain(page)),
+    "form": lambda page: (page.select_option("#model", "table"), _predict(page), _explain(page)),
+    "error": lambda page: page.get_by_role("button", name="Predict").click(),
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("state", STATES)
+def test_nothing_is_inaccessible_nor_too_wide_for_a_phone(browser, url, state, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    context = browser.new_context(viewport={"width": 375, "height": 700}, color_scheme=scheme, reduced_motion="reduce")
+    page = context.new_page()
+    _open(page, url)
+    STATES[state](page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    violations = axe.run(page).response["violations"]
+    assert not [(each["id"], [node["target"] for node in each["nodes"]]) for each in violations]
+    context.close()
