@@ -65,7 +65,7 @@ class Service:
         self.limits = limits
         self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
         # Encoding a short text takes longer than looking up its answer.
-        self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
+        self._encoded: Cache[tuple[str, str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
         self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
         self.encoder_threads = os.cpu_count() or 1
@@ -161,11 +161,11 @@ class Service:
         names = model.signature.inputs
         first = tuple(columns[name][0] for name in names if name in columns)
         # Of texts only: 1, 1.0 and True are the same key.
-        if columns.keys() != set(names) or not all(isinstance(value, str) for value in first):
+        if columns.keys() != set(names) or not all(isinstance(value, str | None) for value in first):
             return model.encode(columns)
         if len(columns[names[0]]) > 1:
             return model.encode(columns)
-        key = (model.name, model.version, first)
+        key = (model.name, model.version, model.operation, first)
         part = self._encoded.get(key)
         if part is None:
             (part,) = model.encode(columns)
