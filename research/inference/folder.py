@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from research.base.errors import UserError
 from research.base.paths import local
 from research.core.tasks import Classification, MaskedLM, Regression, Task
 from research.data import load as data
@@ -121,6 +122,15 @@ class Folder:
         if network.model in ("bert_mlm", ENCODER):
             task = MaskedLM() if network.model == "bert_mlm" else None
         return FolderModel(module, network.variables(), task, self.encoder, self.signature)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder has the config.json of transformers, which is not that of a run."""
+    try:
+        config = read_json(path / "config.json")
+    except UserError:
+        return False
+    return "model_type" in config or "architectures" in config
 
 
 def _texts(network: Network) -> Encoder:

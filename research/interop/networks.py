@@ -15,7 +15,7 @@ from research.base.leaves import path_name
 from research.base.registry import build
 from research.interop import source
 from research.interop.kinds import CheckpointSpec, check_kind
-from research.interop.tensors import Tensors, read_json, weight_files
+from research.interop.tensors import Tensors
 from research.interop.trained import shapes_of
 from research.models import MODELS
 from research.models.transformer import Encoder, EncoderSizes
@@ -53,11 +53,6 @@ class Network:
     model: str
     spec: CheckpointSpec
     label_names: tuple[str, ...]
-
-    @property
-    def weight_files(self) -> list[Path]:
-        """The files of its weights."""
-        return weight_files(self.folder)
 
     def module(self, dtype: Any = jnp.float32) -> nn.Module:
         """The module, which computes in `dtype`."""
@@ -127,8 +122,8 @@ def read_network(folder: Path) -> Network:
     regresses = config.get("problem_type") == "regression"
     if (regresses and len(names) != 1) or (model == "resnet" and len(names) == 1):
         raise UserError(
-            f"{where} has {len(names)} labels and problem_type {config.get('problem_type')!r}; a regression has one, and "
-            "is of texts; a classifier has more"
+            f"{where} has {len(names)} labels and problem_type {config.get('problem_type')!r}; a regression has one "
+            "label, and is of texts; a classifier has more"
         )
     return Network(folder, model, spec, names)
 
@@ -140,12 +135,3 @@ def _label_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     if sorted(names) != sorted(map(str, range(len(names)))) or not names:
         raise UserError(f"{where} has id2label of {', '.join(names)}; its keys must be 0 to the number of classes - 1")
     return tuple(str(names[str(i)]) for i in range(len(names)))
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a folder has the config.json of transformers, which is not that of a run."""
-    try:
-        config = read_json(path / "config.json")
-    except UserError:
-        return False
-    return "model_type" in config or "architectures" in config

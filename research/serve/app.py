@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from research.serve import oip, plain, tei
+from research.serve import fill, oip, plain, tei
 from research.serve.errors import ServiceError
 from research.serve.http import GONE, ClientGone, refusal
 from research.serve.metrics import Metrics
@@ -40,6 +40,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
         return Response(status_code=GONE)
 
     app.include_router(plain.router(service))
+    app.include_router(fill.router(service))
     app.include_router(oip.router(service))
     app.include_router(tei.router(service))
     if metrics:

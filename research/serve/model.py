@@ -177,9 +177,9 @@ class ServedModel:
         if columns:
             return split(self._model.encode(columns, "the run's sample"))[0]
         raise UserError(
-            f"the model has no sample of its inputs ({self.signature.kind}), from which their size is known. A run gets "
-            "one when it is finished by this version: python -m research.train --workdir=RUN --extend=1; a folder when "
-            "research.export writes it"
+            f"the model has no sample of its inputs ({self.signature.kind}), from which their size is known. A run "
+            "gets one when it is finished by this version: python -m research.train --workdir=RUN --extend=1; a "
+            "folder when research.export writes it"
         )
 
     @functools.cached_property

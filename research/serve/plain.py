@@ -35,19 +35,19 @@ _PREDICT = TypeAdapter(Predict)
 
 def columns_of(inputs: list[Any], model: ServedModel) -> dict[str, list[Any]]:
     """Inputs as `Predict` has them, by column. Raises ServiceError if one is not of the model's columns."""
-    names = model.signature.inputs
+    names, required = model.signature.inputs, model.signature.required
     rows = []
     for i, value in enumerate(inputs):
         if not isinstance(value, Mapping):
-            if len(names) != 1:
+            if len(required) != 1:
                 raise ServiceError(Kind.INVALID, f"input {i} must be an object with {', '.join(names)}")
-            value = {names[0]: value}
-        lacking, others = [name for name in names if name not in value], value.keys() - set(names)
+            value = {required[0]: value}
+        lacking, others = [name for name in required if name not in value], value.keys() - set(names)
         if lacking or others:
             wrong = f"lacks {lacking[0]!r}" if lacking else f"has {min(others)!r}"
             raise ServiceError(Kind.INVALID, f"input {i} {wrong}; the model reads {', '.join(names)}")
         rows.append(value)
-    return {name: [read_value(row[name], model, i) for i, row in enumerate(rows)] for name in names}
+    return {name: [read_value(row.get(name), model, i) for i, row in enumerate(rows)] for name in names}
 
 
 def read_value(value: Any, model: ServedModel, index: int) -> Any:
@@ -71,9 +71,15 @@ def record(result: Result, model: ServedModel) -> dict[str, Any]:
         labels = names if names and len(names) == len(scores) else [str(c) for c in range(len(scores))]
         found["label"] = labels[found["prediction"]]
         found["scores"] = dict(zip(labels, scores, strict=True))
-    if "unit" in model.signature.limits:
-        found |= {model.signature.limits["unit"]: result.length, "truncated": result.truncated}
-    return {**found, "cached": result.cached, "version": result.answer.version}
+    return found | about(result, model)
+
+
+def about(result: Result, model: ServedModel) -> dict[str, Any]:
+    """What is known about an input and its answer."""
+    limits, found = model.signature.limits, {"cached": result.cached, "version": result.answer.version}
+    if "unit" in limits:
+        return {limits["unit"]: result.length, "truncated": result.truncated, **found}
+    return found
 
 
 def summary(model: ServedModel) -> dict[str, Any]:
@@ -86,8 +92,38 @@ def summary(model: ServedModel) -> dict[str, Any]:
         "inputs": list(signature.inputs),
         "labels": None if signature.label_names is None else list(signature.label_names),
         "limits": dict(signature.limits),
+        "operations": [model.operation, *model.others],
+        **({"mask_token": model.masks.token} if model.masks else {}),
         "compute": model.compute,
     }
+
+
+def variant(name: str, model: ServedModel) -> dict[str, str]:
+    """{"variant": the model's name} if it answers for a split of another name."""
+    return {} if model.name == name else {"variant": model.name}
+
+
+def variants_of(service: Service, name: str) -> Mapping[str, float]:
+    """The weights of a split's models; none for a model."""
+    return service.splits[name].weights if name in service.splits else {}
+
+
+def described_as(service: Service, name: str) -> dict[str, Any]:
+    """What a client should know of a model, or of a split: then of its variants too."""
+    found = summary(service.model(name))
+    weights = variants_of(service, name)
+    if not weights:
+        return found
+    variants = [
+        {
+            "name": each,
+            "weight": weight,
+            "state": service.states.get(each, "ready" if each in service.models else "loading"),
+            "version": service.models[each].version if each in service.models else None,
+        }
+        for each, weight in weights.items()
+    ]
+    return {**found, "name": name, "version": None, "variants": variants}
 
 
 def router(service: Service) -> APIRouter:
@@ -96,11 +132,12 @@ def router(service: Service) -> APIRouter:
 
     @found.get("/models", summary="The models, and what each reads")
     async def models() -> Response:
-        return reply([jsonable(summary(model)) for model in service.models.values()])
+        ready = [name for name, split in service.splits.items() if split.weights.keys() & service.models.keys()]
+        return reply([jsonable(described_as(service, name)) for name in [*ready, *service.models]])
 
     @found.get("/models/{name}", summary="A model, and what it reads")
     async def model(name: str) -> Response:
-        return reply(jsonable(summary(service.model(name))))
+        return reply(jsonable(described_as(service, name)))
 
     @found.post(
         "/models/{name}/predict",
@@ -109,14 +146,16 @@ def router(service: Service) -> APIRouter:
     )
     async def predict(name: str, request: Request) -> Response:
         exchange = Exchange(service, request)
-        served = service.model(name)
+        served = exchange.model(name, "predict")
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
             columns, truncate = await _form(exchange, served), True
         else:
             asked = parse(_PREDICT, await exchange.body())
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
         results = await exchange.answer(served, columns, truncate=truncate)
-        return reply({"model": name, "predictions": [record(result, served) for result in results]})
+        return reply(
+            {"model": name, **variant(name, served), "predictions": [record(result, served) for result in results]}
+        )
 
     return found
 
@@ -136,6 +175,8 @@ async def _form(exchange: Exchange, model: ServedModel) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for name in model.signature.inputs:
         values = form.getlist(name)
+        if not values and name not in model.signature.required:
+            continue
         if not values:
             raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
         columns[name] = [value if isinstance(value, str) else await value.read() for value in values]

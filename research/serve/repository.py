@@ -13,10 +13,9 @@ import numpy as np
 
 from research.base.errors import UserError
 from research.base.paths import expanded
-from research.inference.folder import Folder
+from research.inference.folder import Folder, is_folder
 from research.inference.model import checkpoint_step
 from research.inference.samples import Records, add_predictions
-from research.interop.networks import is_folder
 from research.runs.rundir import RunDir
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
