@@ -20,6 +20,7 @@ from research.runs.rundir import RunDir
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.operations import USUAL
+from research.serve.splits import is_name
 
 log = logging.getLogger("research.serve")
 
@@ -54,11 +55,6 @@ class Source:
     def version(self) -> str:
         """The version of the folder, or the step of the checkpoint, now. Raises UserError if there is none."""
         return self.run.version if isinstance(self.run, Folder) else str(checkpoint_step(self.run, self.checkpoint))
-
-
-def is_name(text: str) -> bool:
-    """Whether a model may be called so."""
-    return text.replace("-", "").replace("_", "").replace(".", "").isalnum()
 
 
 def sources(texts: Sequence[str], **options: Any) -> list[Source]:

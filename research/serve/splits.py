@@ -29,7 +29,11 @@ class Split:
         name, _, rest = text.partition("=")
         pairs = [pair.rpartition(":") for pair in rest.split(",")]
         weights = {model: _number(weight) for model, _, weight in pairs}
-        if not name or len(weights) < len(pairs) or any(not 0 < weight < math.inf for weight in weights.values()):
+        if (
+            not is_name(name)
+            or len(weights) < len(pairs)
+            or any(not 0 < weight < math.inf for weight in weights.values())
+        ):
             raise UserError(
                 f"--split is {text!r}; it must be NAME=MODEL:WEIGHT,MODEL:WEIGHT, each model once and weights above 0"
             )
@@ -99,6 +103,11 @@ class Splits(dict[str, Split]):
                         f"models {model.name!r} and {name!r} of split {split.name!r} read or answer different things: "
                         f"{_interface(model)} and {_interface(others[name])}"
                     )
+
+
+def is_name(text: str) -> bool:
+    """Whether a model or a split may be called so: letters, digits and . _ -"""
+    return text.replace("-", "").replace("_", "").replace(".", "").isalnum()
 
 
 def _number(text: str) -> float:
