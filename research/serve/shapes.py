@@ -78,7 +78,8 @@ def choose(
         if best is None or (left, time) < best[:2]:
             best = left, time, shape, rows
     if best is None:
-        raise ValueError(f"an input of {max(lengths)} items is longer than any row")
+        taken = f"{max(lengths)} items" + (f" and {max(slots)} slots" if slots else "")
+        raise ValueError(f"an input of {taken} is longer than any row")
     _, _, shape, rows = best
     members = np.full((shape.rows, shape.slots), -1, np.int64)
     members[: len(rows), : rows.shape[1]] = rows
