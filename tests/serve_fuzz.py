@@ -238,14 +238,14 @@ def endless_head(connection: socket.socket, rng: random.Random) -> None:
     connection.sendall(_HEAD)
     part = rng.choice((b"y" * 65536, b"".join(b"x-%d: y\r\n" % i for i in range(5000))))
     connection.sendall(b"X: " if part[:1] == b"y" else b"")
-    for _ in range(500):
+    for _chunk in range(500):
         connection.sendall(part)
     _closed(connection)
 
 
 def endless_trailers(connection: socket.socket, _: random.Random) -> None:
     connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n0\r\nX: ")
-    for _ in range(500):
+    for _chunk in range(500):
         connection.sendall(b"y" * 65536)
     _closed(connection)
 

@@ -14,7 +14,7 @@ from research.data.cache import NO_CACHE, ArtifactCache
 from research.data.columns import place
 from research.data.examples import Columns, Examples
 
-_FILE = "encoder.json"
+FILE = "encoder.json"
 _FORMAT = 1
 
 
@@ -23,7 +23,8 @@ class Signature:
     """The inputs of an encoder.
 
     Attributes:
-      kind: "text", "text_pair", "documents", "image", "features" or "table".
+      kind: "text", "text_pair", "text_or_pair" (the second column may be missing), "documents", "image", "features" or
+        "table".
       inputs: the columns that it reads.
       label: the column of labels; None if labels are not a column.
       limits: limits on an input by name, such as {"max_length": 128, "unit": "tokens"}.
@@ -37,6 +38,11 @@ class Signature:
     limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     label_names: tuple[str, ...] | None = None
     label_dtype: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns that every input has."""
+        return self.inputs[:1] if self.kind == "text_or_pair" else self.inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,21 +153,26 @@ class NoSplits(Mapping[str, Columns]):
         return 0
 
 
+def to_json(signature: Signature, **more: Any) -> str:
+    """The text of encoder.json, with `more` keys."""
+    return json.dumps({"format": _FORMAT, **dataclasses.asdict(signature), **more}, indent=2)
+
+
 def save_signature(signature: Signature, cache: ArtifactCache) -> None:
     """Writes assets/encoder.json, unless it exists."""
-    cache.text(_FILE, lambda: json.dumps({"format": _FORMAT, **dataclasses.asdict(signature)}, indent=2))
+    cache.text(FILE, lambda: to_json(signature))
 
 
 def saved_signature(assets: Path, signature: Signature) -> Signature:
     """`signature` with the labels' fields from assets/encoder.json, which runs from before 0.2 lack."""
     try:
-        saved = json.loads((assets / _FILE).read_text())
+        saved = json.loads((assets / FILE).read_text())
     except FileNotFoundError:
         return signature
     except (OSError, ValueError) as error:
-        raise UserError(f"{assets / _FILE} can't be read ({error})") from error
+        raise UserError(f"{assets / FILE} can't be read ({error})") from error
     if saved.get("format") != _FORMAT:
-        raise UserError(f"{assets / _FILE} has format {saved.get('format')!r}; this version reads {_FORMAT}")
+        raise UserError(f"{assets / FILE} has format {saved.get('format')!r}; this version reads {_FORMAT}")
     names = saved["label_names"]
     return dataclasses.replace(
         signature, label_names=None if names is None else tuple(names), label_dtype=saved["label_dtype"]

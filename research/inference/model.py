@@ -101,6 +101,12 @@ class TrainedModel:
         return self.evaluation.predicting_state(self.state)
 
     @property
+    def variables(self) -> dict[str, Any]:
+        """The module's variables from which the run's predictions come."""
+        state = self.predicting_state
+        return {"params": state.params, **state.model_state}
+
+    @property
     def dtype(self) -> str:
         """The dtype that the model computes in."""
         name: str = self.config.dtype

@@ -38,6 +38,8 @@ def quantized(variables: Variables, apply: Callable[[Variables], Any]) -> dict[s
         jax.eval_shape(apply, variables)
     params, scales = flatten_dict(variables["params"]), {}
     for path in sorted(found):
+        if (*path, "kernel") not in params:  # an encoder alone
+            path = ("encoder", *path)
         kernel = params[(*path, "kernel")]
         if kernel.size >= _SMALLEST:
             params[(*path, "kernel")], scales[(*path, "kernel")] = _quantize(kernel, axis=0)

@@ -21,10 +21,14 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Raw inputs by column, and for each step with predictions a record per input: `prediction`, `scores`."""
+    """Raw inputs by column, and for each version with predictions a record per input: `prediction`, `scores`.
+
+    A version is the step of a run's checkpoint, or a hash of a folder's weights. `dtype`: what they were computed in.
+    """
 
     columns: Columns
-    predictions: Mapping[int, Records]
+    predictions: Mapping[str, Records]
+    dtype: str = "float32"
 
 
 def write_samples(run: RunDir, columns: Columns, signature: Signature, records: Records, step: int) -> None:
@@ -52,12 +56,16 @@ def read_samples(run: RunDir) -> Samples | None:
     saved = run.samples()
     if saved is None:
         return None
+    return parse_samples({**saved, "dtype": run.config()["dtype"]}, f"the samples of {run.path}")
+
+
+def parse_samples(saved: Mapping[str, Any], where: str) -> Samples:
+    """The samples in a file's JSON. Raises UserError, naming `where`, if there are none."""
     try:
         columns = {name: [_loaded(value) for value in values] for name, values in saved["inputs"].items()}
-        predictions = {int(step): records for step, records in saved["predictions"].items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the samples of {run.path} can't be read ({error})") from error
-    return Samples(columns, predictions)
+        return Samples(columns, dict(saved["predictions"]), saved["dtype"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where} can't be read ({error})") from error
 
 
 def _saved(value: Any) -> Any:

@@ -8,6 +8,7 @@ source.py      the location of weights: a folder, a hub id, or a run directory
 tensors.py     safetensors files and this project's variables
 trained.py     weights of this project's own runs
 pretrained.py  a config with `init_from` -> the resolved config, and the function that loads the pretrained variables
+networks.py    a folder -> the whole network with its head
 export.py      a run -> a folder that transformers opens
 """
 

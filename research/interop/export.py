@@ -7,6 +7,7 @@ float32 parameters, which are exported unchanged, but rounds them and its activa
 same class for all; the same checkpoint computed here in float32 differs as much from its run.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,11 +18,16 @@ from research.base.errors import UserError
 from research.base.leaves import path_name
 from research.base.paths import expanded
 from research.base.registry import expand_variant
+from research.data import load as data
+from research.data.encoder import FILE as ENCODER_FILE
+from research.data.encoder import to_json
 from research.interop import KINDS
-from research.interop.tensors import SINGLE, write
+from research.interop.tensors import SINGLE, weights_version, write
 from research.interop.trained import average_of, checkpoints_of
 from research.models import MODELS
 from research.runs.rundir import RunDir
+
+SAMPLES_FILE = "samples.json"
 
 # How the outputs of an export differ from those of its run, by the run's dtype; for float32 they do not.
 ROUNDING = {
@@ -35,8 +41,9 @@ ROUNDING = {
 def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") -> int:
     """Writes the "last" or the "best" checkpoint of a run of a BERT or a ResNet to the folder `out` -> its step.
 
-    The folder gets config.json, model.safetensors in float32, and the tokenizer or the images' normalization. Labels
-    are called LABEL_0, …: a run does not know their names. A single output is the prediction of a regression. The
+    The folder gets config.json, model.safetensors in float32, and the tokenizer or the images' normalization; and, by
+    which `research.serve` encodes and checks as for the run, encoder.json and the run's samples.json. In config.json
+    labels are called LABEL_0, …. A single output is the prediction of a regression. The
     softmax of several outputs is the run's `scores`; for task squared_hinge only the most probable class agrees. If a
     run ranks its checkpoints by a metric of its averaged parameters, ema_…, those are exported. Two things are not part
     of the network and are not exported: the run truncates texts to data.transform.max_length, but the exported
@@ -70,6 +77,31 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
             (folder / name).write_text(text, encoding="utf-8")
         write(folder / SINGLE, exported.naming, variables)
         shutil.copymode(folder / "config.json", folder / SINGLE)  # the library makes it readable by its owner only
+        for name, text in _for_serving(run, step, weights_version(folder)).items():
+            (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}") from error
     return step
+
+
+def _for_serving(run: RunDir, step: int, version: str) -> dict[str, str]:
+    """The files from which `research.serve` takes the run's encoder and sample inputs, for weights of this version.
+
+    None for a transform of the user's own, which the folder can't have.
+    """
+    config = run.config()
+    transform = config["data"]["transform"]
+    if transform["name"] not in data.TRANSFORMS:
+        return {}
+    _, signature = data.open_encoder(config["data"], run.assets)
+    # The tokenizer is the folder's.
+    own = {**transform, "tokenizer": None} if "tokenizer" in transform else transform
+    files = {ENCODER_FILE: to_json(signature, transform=own) + "\n"}
+    samples = run.samples()
+    if samples is not None:
+        # An image is not mirrored by the exported network.
+        records = None if config["model"].get("test_flip") else samples["predictions"].get(str(step))
+        predictions = {} if records is None else {version: records}
+        found = {"dtype": config["dtype"], "inputs": samples["inputs"], "predictions": predictions}
+        files[SAMPLES_FILE] = json.dumps(found) + "\n"
+    return files

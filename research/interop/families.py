@@ -27,7 +27,7 @@ class Family:
       keys: a key of `model` -> theirs.
       defaults: transformers' defaults for keys missing from a config.json; all other keys are required.
       fixed: keys of `model` that their config does not set.
-      naming: the names of that class's tensors.
+      naming: the names of that class's tensors, and of a masked language model's.
       reads_type_ids: whether it takes `token_type_ids`.
     """
 
@@ -40,7 +40,7 @@ class Family:
     reads_type_ids: bool
 
 
-def _naming(prefix: str, layer: str, theirs: str, **heads: str) -> Naming:
+def _naming(prefix: str, layer: str, theirs: str, heads: dict[str, str]) -> Naming:
     """Makes a Naming. `theirs`: the eight modules of a layer, in the order here; `heads`: those outside the encoder."""
     ours = "attention/query attention/key attention/value attention/output attention_norm mlp_in mlp_out mlp_norm"
     embeddings = {
@@ -95,7 +95,18 @@ BERT = Family(
     keys=_BERT_KEYS,
     defaults=_BERT_DEFAULTS,
     fixed={"position_offset": 0, "pooler": "tanh", "pooler_dropout": 0.0},
-    naming=_naming("bert", "encoder.layer", _BERT_LAYER, pooler="bert.pooler.dense", classifier="classifier"),
+    naming=_naming(
+        "bert",
+        "encoder.layer",
+        _BERT_LAYER,
+        {
+            "pooler": "bert.pooler.dense",
+            "classifier": "classifier",
+            "transform": "cls.predictions.transform.dense",
+            "transform_norm": "cls.predictions.transform.LayerNorm",
+            "": "cls.predictions",
+        },
+    ),
     reads_type_ids=True,
 )
 # Its position_offset, max_positions and pooler_dropout depend on several settings: see read_config, write_config.
@@ -106,7 +117,16 @@ ROBERTA = Family(
     defaults=_BERT_DEFAULTS,
     fixed={"pooler": "tanh"},
     naming=_naming(
-        "roberta", "encoder.layer", _BERT_LAYER, pooler="classifier.dense", classifier="classifier.out_proj"
+        "roberta",
+        "encoder.layer",
+        _BERT_LAYER,
+        {
+            "pooler": "classifier.dense",
+            "classifier": "classifier.out_proj",
+            "transform": "lm_head.dense",
+            "transform_norm": "lm_head.layer_norm",
+            "": "lm_head",
+        },
     ),
     reads_type_ids=False,
 )
@@ -141,7 +161,16 @@ DISTILBERT = Family(
         "layer_norm_eps": 1e-12,
     },
     naming=_naming(
-        "distilbert", "transformer.layer", _DISTILBERT_LAYER, pooler="pre_classifier", classifier="classifier"
+        "distilbert",
+        "transformer.layer",
+        _DISTILBERT_LAYER,
+        {
+            "pooler": "pre_classifier",
+            "classifier": "classifier",
+            "transform": "vocab_transform",
+            "transform_norm": "vocab_layer_norm",
+            "": "vocab_projector",
+        },
     ),
     reads_type_ids=False,
 )

@@ -15,6 +15,9 @@ _PREPROCESSOR = "preprocessor_config.json"
 # Statistics of ImageNet's pixels between 0 and 1, with which transformers' ResNets were trained.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WHITE = 255.0  # the largest value of a stored pixel; 1 in transformers
+# Pillow's numbers of what resizes images, and the size from which on transformers does not keep their aspect ratio.
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_WARPED = 384
 _WIDENING = {"basic": 1, "bottleneck": 4}
 
 # Transformers' defaults for keys missing from a config.json.
@@ -138,6 +141,27 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
                 f"{path} has {key} {values!r} and rescale_factor {factor!r}; they must be numbers"
             ) from error
     return found[0], found[1]
+
+
+def read_resizing(folder: Path) -> dict[str, Any]:
+    """How images are resized before a ResNet reads them: `resize`, `size` and `interpolation` of `data.transform`.
+
+    As transformers' ConvNextImageProcessor, except that an image that has the size already is unchanged. Raises
+    UserError for another image processor.
+    """
+    path = folder / _PREPROCESSOR
+    settings = read_json(path) if path.is_file() else {}
+    if not settings.get("do_resize", True):
+        return {"resize": None, "size": None, "interpolation": "bicubic"}
+    given, fraction = settings.get("size", 224), settings.get("crop_pct", 0.875)
+    size = given.get("shortest_edge") if isinstance(given, dict) else given
+    resample = settings.get("resample", 3)
+    if type(size) is not int or not 0 < size < _WARPED or not 0 < fraction <= 1 or resample not in _INTERPOLATIONS:
+        raise UserError(
+            f"{path} has size {given!r}, crop_pct {fraction!r} and resample {resample!r}; only a shortest_edge below "
+            f"{_WARPED} and resample {' or '.join(map(str, _INTERPOLATIONS))} can be served"
+        )
+    return {"resize": int(size / fraction), "size": size, "interpolation": _INTERPOLATIONS[resample]}
 
 
 def _channels(shapes: Shapes) -> int:

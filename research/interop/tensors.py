@@ -5,6 +5,8 @@ collection: "params/encoder/layer_0/mlp_in/kernel".
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +29,7 @@ _LEAVES = {
     "embedding": ("weight",),
     "scale": ("weight", "gamma"),
     "bias": ("bias", "beta"),
+    "output_bias": ("bias",),
     "mean": ("running_mean",),
     "var": ("running_var",),
 }
@@ -41,7 +44,7 @@ class Naming:
     """The names of the modules of a class in transformers.
 
     prefix: the prefix of all modules except the head's; a file of the bare network lacks it.
-    modules: a module here -> theirs. `{}` is the number of a layer, a stage or a block.
+    modules: a module here -> theirs; "" is the network itself. `{}` is the number of a layer, a stage or a block.
     """
 
     prefix: str
@@ -144,6 +147,20 @@ def weight_files(folder: Path) -> list[Path]:
         + (f", only {some(pickles)}: a pickle can run any code and is never opened" if pickles else "")
         + "; weights are read from safetensors, which transformers' save_pretrained writes"
     )
+
+
+def weights_version(folder: Path) -> str:
+    """A short hash of a folder's safetensors files, which are read again only when one has changed."""
+    return _version(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder)))
+
+
+@functools.lru_cache(maxsize=64)
+def _version(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:8]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,19 +1,22 @@
-"""Runs as a service over HTTP.
+"""Runs, and folders of transformers, as a service over HTTP.
 
 limits.py      every limit of the service, with its default
 errors.py      the errors that a client gets, with their codes
 shapes.py      the batch shapes that are compiled, and which one a set of inputs needs
-operations.py  what a model can be asked for: predictions, embeddings
+operations.py  what a model can be asked for: predictions, tokens for masks, embeddings
+masks.py       the masks in texts
 compute.py     what a model computes in: float32, bfloat16 or int8, by measurement
-model.py       a checkpoint, compiled for these shapes
+model.py       a checkpoint or a folder, compiled for these shapes
 observer.py    what the service reports about its work, such as to metrics
 queue.py       inputs that wait for a device: bounded, fair between clients
 engine.py      the threads that take inputs from the queue and run the model
 cache.py       answers by encoded input: bounded
 inputs.py      what is checked of raw inputs before they are encoded
+splits.py      one name for several models, which share its requests
 service.py     from raw inputs to answers: encoding, cache, queue
 http.py        what the protocols share
 plain.py       the service's own JSON
+fill.py        the same for masks
 forms.py       what a form for a model's inputs has to know
 gradients.py   integrated gradients: what each item of an input adds to a score
 explainer.py   the same for a model, compiled when it is first asked for

@@ -1,4 +1,4 @@
-"""Serve from the command line: run directories -> an HTTP service."""
+"""Serve from the command line: run directories and folders of transformers -> an HTTP service."""
 
 import dataclasses
 
@@ -9,11 +9,24 @@ from research.serve.limits import Limits
 def parser() -> cli.Parser:
     parser = cli.Parser(
         "serve",
-        "Answer predictions of runs over HTTP. A model is called as its run directory, or as given: NAME=RUN. "
-        "Ready when every batch shape is compiled and each run's sample inputs get their predictions.",
+        "Answer predictions of runs, and of folders that transformers saved, over HTTP. A model is called as its "
+        "folder, or as given: NAME=FOLDER. Ready when every batch shape is compiled and each run's sample inputs get "
+        "their predictions.",
     )
-    parser.add_argument("--workdir", action="append", metavar="[NAME=]RUN", help="a run directory; may be repeated")
-    parser.add_argument("--checkpoint", default="best", choices=("last", "best"), help="the checkpoint (default: best)")
+    parser.add_argument(
+        "--workdir",
+        action="append",
+        metavar="[NAME=]FOLDER",
+        help="a run directory, or a folder with the config.json and the safetensors of transformers; may be repeated",
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL:WEIGHT,MODEL:WEIGHT",
+        help="a name whose requests go to several of the models by weight, such as sst2=a:90,b:10; may be repeated",
+    )
+    parser.add_argument("--checkpoint", default="best", choices=("last", "best"), help="of runs (default: best)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="the port (default: 8000)")
     parser.add_argument(
@@ -24,7 +37,10 @@ def parser() -> cli.Parser:
         "run's sample inputs, as measured at the start (default: float32)",
     )
     parser.add_argument(
-        "--embed", action="store_true", help="also answer with embeddings of texts; it takes longer to be ready"
+        "--embed",
+        action="store_true",
+        help="also answer with embeddings of texts, as a text encoder without a head always does; it takes longer to "
+        "be ready",
     )
     parser.add_argument(
         "--log",
@@ -59,16 +75,17 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
-    from research.serve.operations import OPERATIONS
+    from research.serve.operations import OPERATIONS, USUAL
     from research.serve.server import Access, serve
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     return serve(
         arguments.workdir,
         Limits(**chosen),
+        split=arguments.split,
         checkpoint=arguments.checkpoint,
         compute=arguments.compute,
-        operations=tuple(OPERATIONS) if arguments.embed else ("predict",),
+        operations=tuple(OPERATIONS) if arguments.embed else USUAL,
         host=arguments.host,
         port=arguments.port,
         access=Access(arguments.api_keys_file, arguments.rate, arguments.open_metrics),

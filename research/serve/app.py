@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from research.serve import oip, page_files, plain, tei
+from research.serve import fill, oip, page_files, plain, tei
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import GONE, ClientGone, refusal
 from research.serve.metrics import Metrics
@@ -49,6 +49,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
         return Response(status_code=GONE)
 
     app.include_router(plain.router(service))
+    app.include_router(fill.router(service))
     app.include_router(oip.router(service))
     app.include_router(tei.router(service))
     app.include_router(page_files.router())

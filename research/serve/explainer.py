@@ -11,6 +11,7 @@ import numpy as np
 from research.data.encoder import Place
 from research.data.images.transform import PixelEncoder
 from research.data.parts import Part, lay_out
+from research.inference.folder import FolderModel
 from research.inference.model import TrainedModel
 from research.models.transformer import EncoderSizes
 from research.serve import gradients
@@ -22,7 +23,7 @@ _DENSE = ENTRIES[1:]  # entries that are numbers already
 class Explainer:
     """Attributions of a model's predictions, on one device. For one thread."""
 
-    def __init__(self, model: TrainedModel, variables: Any, device: jax.Device, lengths: Sequence[int]):
+    def __init__(self, model: TrainedModel | FolderModel, variables: Any, device: jax.Device, lengths: Sequence[int]):
         """`lengths`: the lengths of rows for sequences, each of which is compiled when an input first needs it."""
         self._model = model
         self._variables = variables

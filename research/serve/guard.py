@@ -109,7 +109,7 @@ class _Guarded:
             if error is not None:
                 await self._refuse(error)
                 return
-            self._scope.setdefault("state", {})["client"] = self._client
+            self._scope.setdefault("state", {}).update(client=self._client, request_id=self._id.decode())
             USAGE.set(self._usage)
             await self._guard.app(self._scope, self.receive, self.send)
         except Exception as error:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import math
+import secrets
 from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +48,12 @@ class Exchange:
         state = self.request.scope.get("state", {})
         host = self.request.client.host if self.request.client else ""
         return str(state.get("client", host))
+
+    def model(self, name: str | None, operation: str | None, *, version: str | None = None) -> ServedModel:
+        """As `Service.model`; of a split always the same variant for a request id."""
+        state = self.request.scope.get("state", {})
+        key = state.get("request_id") or secrets.token_hex(8)
+        return self.service.model(name, operation, key=key, version=version)
 
     async def body(self) -> bytes:
         """The body, whose size the guard has limited. Raises ClientGone if it does not come to its end."""

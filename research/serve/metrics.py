@@ -98,6 +98,7 @@ class Metrics(Observer, Collector):
         self.service: Service | None = None
         self._models: dict[str, _Model] = {}
         self._requests: Counter[tuple[str, int]] = Counter()
+        self._routed: Counter[tuple[str, ...]] = Counter()
         self._lock = threading.Lock()
         self.registry.register(self)
 
@@ -105,6 +106,9 @@ class Metrics(Observer, Collector):
         if jobs:
             with self._lock:  # several devices
                 self._of(jobs[0].model.name).fill.add(sum(job.part.length for job in jobs) / shape.items)
+
+    def routed(self, split: str, variant: str) -> None:
+        self._routed[split, variant] += 1
 
     def answered(self, model: str, parts: Sequence[Part], jobs: Sequence[Job], encoding: float) -> None:
         found = self._of(model)
@@ -172,6 +176,9 @@ class Metrics(Observer, Collector):
             if status >= 400:
                 errors[(_ERRORS.get(status, OTHER),)] += count
         yield _counter("research_errors", "Requests with an error.", ["type"], errors)
+        yield _counter(
+            "research_routed", "Requests to a split, by the variant they went to.", ["split", "model"], self._routed
+        )
         waiting = self.service.waiting if self.service else 0
         yield GaugeMetricFamily("research_queue_inputs", "Inputs that wait for a device.", waiting)
 

@@ -15,6 +15,8 @@ from research.base.errors import UserError
 from research.data.encoder import Encoder, Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out, split
+from research.data.text.masked_lm import MaskedEncoder
+from research.inference.folder import Folder, FolderModel
 from research.inference.model import TrainedModel, open_model
 from research.inference.quantization import int8_products, quantized
 from research.inference.samples import Samples, read_samples
@@ -23,7 +25,8 @@ from research.serve import shapes
 from research.serve.explainer import Explainer
 from research.serve.forms import form
 from research.serve.limits import Limits
-from research.serve.operations import OPERATIONS, Operation
+from research.serve.masks import Masks
+from research.serve.operations import OPERATIONS, USUAL, Operation, chosen
 from research.serve.shapes import Shape
 
 # What a model can compute in: int8 is the products of dense layers, with everything else in float32.
@@ -38,7 +41,8 @@ class Answer:
 
     Attributes:
       values: by name. Predictions are those of the task, such as `prediction` and `scores`, and `outputs`, what the
-        model returned; embeddings are `embedding`, [D], or [T, D] of every token.
+        model returned; embeddings are `embedding`, [D], or [T, D] of every token; for masks `token` and `score`,
+        [M, K], and those of the input, `tokens`, [T].
       version: that of the model that made them.
     """
 
@@ -50,7 +54,7 @@ class ServedModel:
     """A model on some devices, for one operation. `warm_up` compiles it; until then it answers nothing.
 
     Attributes:
-      name, version: what requests call it; the version is the step of the checkpoint.
+      name, version: what requests call it; the version is the step of the checkpoint, or a hash of a folder's weights.
       compute: the dtype that it computes in.
       operation: what it answers with, a name in OPERATIONS.
       others: the same model for other operations, by their names; `warm_up` compiles them too.
@@ -63,18 +67,19 @@ class ServedModel:
     def __init__(
         self,
         name: str,
-        model: TrainedModel,
+        model: TrainedModel | FolderModel,
         *,
+        version: str,
         samples: Samples | None = None,
         compute: str = "float32",
-        operations: Sequence[str] = ("predict",),
+        operations: Sequence[str] = USUAL,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """`operations`: which it is for; one that the model does not support is left out."""
+        """`operations`: which it is for; one that the model does not support is left out: see `chosen`."""
         self.name = name
-        self.version = str(model.step)
+        self.version = version
         self.compute = compute
-        self.operation = "predict"
+        self.operation, *others = chosen(operations, model.module)
         self.samples = samples
         self.outputs: dict[str, jax.ShapeDtypeStruct] = {}
         self.seconds: dict[Shape, float] = {}
@@ -82,16 +87,14 @@ class ServedModel:
         self._seconds_per_item = 0.0
         self._model = model
         self._devices = list(devices or jax.local_devices()[:1])
-        state = model.predicting_state
-        variables = {"params": state.params, **state.model_state}
+        variables = model.variables
         self._products: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         if compute == "int8":
             variables = self._quantized(variables)
             self._products = int8_products
         self._variables = [jax.device_put(variables, device) for device in self._devices]
         self._programs: dict[tuple[int, Shape], Any] = {}
-        names = [name for name in operations if name != "predict" and OPERATIONS[name].supports(model.module)]
-        self.others = {name: self._for(name) for name in names}
+        self.others = {name: self._for(name) for name in others}
 
     def _for(self, operation: str) -> "ServedModel":
         """The same model with the same parameters for another operation."""
@@ -101,19 +104,31 @@ class ServedModel:
 
     @classmethod
     def open(
-        cls, name: str, run: RunDir, checkpoint: str = "last", *, compute: str = "float32", **options: Any
+        cls, name: str, run: RunDir | Folder, checkpoint: str = "last", *, compute: str = "float32", **options: Any
     ) -> "ServedModel":
-        """Opens a checkpoint of a run, the first seed's if it has several. Raises UserError if there is none."""
+        """Opens a folder, or a checkpoint of a run: the first seed's if it has several.
+
+        Raises UserError if there is none.
+        """
         if compute not in COMPUTE:
             raise UserError(f"--compute is {compute!r}; known: {', '.join(COMPUTE)}")
-        model = open_model(run, checkpoint, dtype="float32" if compute == "int8" else compute).single
-        return cls(name, model, samples=read_samples(run), compute=compute, **options)
+        dtype = "float32" if compute == "int8" else compute
+        if isinstance(run, Folder):
+            version, folder = run.version, run.model(dtype=dtype)
+            return cls(name, folder, version=version, samples=run.samples, compute=compute, **options)
+        model = _of_inputs(open_model(run, checkpoint, dtype=dtype).single)
+        return cls(name, model, version=str(model.step), samples=read_samples(run), compute=compute, **options)
+
+    def serves(self, operation: str) -> bool:
+        """Whether it, or one of `others`, is for the operation."""
+        return operation == self.operation or operation in self.others
 
     def _quantized(self, variables: Any) -> Any:
-        example = self._example
+        example = self.example
         batch = lay_out([example], np.zeros((1, 1), np.int64), example.length if _is_sequence(example) else None)
+        run = functools.partial(self._operation.run, module=self._model.module, task=self._model.task)
         try:
-            return quantized(variables, lambda variables: self._model.module.apply(variables, batch, train=False))
+            return quantized(variables, lambda variables: run(variables, batch))
         except ValueError as error:
             raise UserError(f"model {self.name!r} can't compute in int8: {error}") from error
 
@@ -130,13 +145,16 @@ class ServedModel:
     @functools.cached_property
     def form(self) -> dict[str, Any]:
         """What a form for its inputs has to know."""
-        return form(self.encoder, self.example, self._model.config.data.name)
+        trained_on = self._model.config.data.name if isinstance(self._model, TrainedModel) else ""
+        return form(self.encoder, self.example, trained_on)
 
     @functools.cached_property
     def explainer(self) -> Explainer:
         """What explains its predictions, once it is warmed up; it compiles when it is first asked. For one thread."""
         lengths = sorted({shape.length or 1 for shape in self.seconds})
-        return Explainer(self._model, self._variables[0], self._devices[0], lengths)
+        # Rounding to integers has no gradient.
+        variables = self._model.variables if self.compute == "int8" else self._variables[0]
+        return Explainer(self._model, variables, self._devices[0], lengths)
 
     @property
     def _operation(self) -> Operation:
@@ -160,6 +178,11 @@ class ServedModel:
         tokenizer.no_truncation()
         return tokenizer
 
+    @functools.cached_property
+    def masks(self) -> Masks | None:
+        """The masks that it fills in; None for a model that fills in none."""
+        return Masks.of(self.tokenizer) if self.serves("fill") else None
+
     @property
     def platform(self) -> str:
         """What it computes on: cpu, gpu or tpu."""
@@ -172,6 +195,8 @@ class ServedModel:
             for i, part in enumerate(parts):
                 for name, array in part.arrays.items():
                     part.arrays[name] = _as_read(array, self.example.arrays[name], f"input {i} has {name}")
+        if self._operation.per_mask and self.masks:
+            self.masks.check(parts, max(shape.slots for shape in self.seconds))
         return parts
 
     @functools.cached_property
@@ -181,13 +206,18 @@ class ServedModel:
         Raises UserError where none is known: for a run of images or features from before runs kept samples.
         """
         columns = self.samples.columns if self.samples else {}
-        if not columns and self.signature.kind in ("text", "text_pair"):
-            columns = {name: ["a text"] for name in self.signature.inputs}
+        limits = self.signature.limits
+        if not columns and self.signature.kind in ("text", "text_pair", "text_or_pair"):
+            columns = {name: ["a text"] for name in self.signature.required}
+        if not columns and self.signature.kind == "image" and "size" in limits:
+            image = np.zeros((1, limits["size"], limits["size"], limits["channels"]), np.uint8)
+            columns = dict.fromkeys(self.signature.inputs, image)
         if columns:
             return split(self._model.encode(columns, "the run's sample"))[0]
         raise UserError(
-            f"the run has no sample of its inputs ({self.signature.kind}), which it gets when it is finished by this "
-            "version; to finish it again: python -m research.train --workdir=RUN --extend=1"
+            f"the model has no sample of its inputs ({self.signature.kind}), from which their size is known. A run "
+            "gets one when it is finished by this version: python -m research.train --workdir=RUN --extend=1; a "
+            "folder when research.export writes it"
         )
 
     @functools.cached_property
@@ -204,7 +234,7 @@ class ServedModel:
 
     def probe(self, limits: Limits) -> float:
         """Compiles one shape, for a first look before `warm_up` -> the seconds of an item in a full batch of it."""
-        packs = _is_sequence(self._example)
+        packs = _is_sequence(self.example)
         shape = shapes.packed(self.row_length, 1)[-1] if packs else shapes.fixed(min(8, limits.batch_rows))[-1]
         self.seconds = {shape: self._prepare(shape, 0)}
         return self.seconds[shape] / shape.items
@@ -238,7 +268,7 @@ class ServedModel:
             arrays = {name: np.resize(array, length) for name, array in example.arrays.items()}
             example = dataclasses.replace(example, arrays=arrays, length=length)
         members = np.arange(shape.rows * shape.slots).reshape(shape.rows, shape.slots)
-        batch = lay_out([example] * members.size, members, shape.length)
+        batch = self._batch([example] * members.size, members, shape)
         place = jax.sharding.SingleDeviceSharding(self._devices[device])
         abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
         run = self._operation.run
@@ -264,8 +294,10 @@ class ServedModel:
 
         The first one always has an answer. Raises ValueError if an input has another shape than the model reads.
         """
-        shape, members = shapes.choose([part.length for part in parts], self.seconds)
-        batch = lay_out(parts, members, shape.length)
+        masks = self.masks if self._operation.per_mask else None
+        slots = [masks.count(part.arrays["tokens"]) for part in parts] if masks else None
+        shape, members = shapes.choose([part.length for part in parts], self.seconds, slots)
+        batch = self._batch(parts, members, shape)
         columns = self._run(batch, shape, device)
         answers: list[Answer | None] = [None] * len(parts)
         for row, slot in np.argwhere(members >= 0):
@@ -273,9 +305,30 @@ class ServedModel:
             if self._operation.per_item:
                 start = batch["starts"][row, slot]
                 where = (row, slice(start, start + parts[member].length))
+            elif masks and slots:
+                before = masks.count(batch["tokens"][row, : batch["starts"][row, slot]])
+                where = (row, slice(before, before + slots[member]))
             # Copied, as an answer that is cached must not keep the whole batch.
-            answers[member] = Answer({name: x[where].copy() for name, x in columns.items()}, self.version)
+            values = {name: x[where].copy() for name, x in columns.items()}
+            if masks:
+                values["tokens"] = parts[member].arrays["tokens"].copy()
+            answers[member] = Answer(values, self.version)
         return answers, shape
+
+    def _batch(self, parts: Sequence[Part], members: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
+        """The batch of a shape with the parts `members`; for masks with `masked_positions` [R, E], 0 where unused."""
+        batch = dict(lay_out(parts, members, shape.length))
+        if self._operation.per_mask and self.masks:
+            batch["masked_positions"] = self.masks.positions(batch, shape.slots)
+        return batch
+
+
+def _of_inputs(model: TrainedModel) -> TrainedModel:
+    """The model itself, or one of documents as a model of texts."""
+    if not isinstance(model.encoder, MaskedEncoder):
+        return model
+    encoder = model.encoder.of_texts
+    return dataclasses.replace(model, encoder=encoder, signature=encoder.signature)
 
 
 def _as_read(array: np.ndarray, example: np.ndarray, what: str) -> np.ndarray:

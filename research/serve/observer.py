@@ -13,6 +13,9 @@ class Observer:
     def computed(self, jobs: Sequence[Job], shape: Shape) -> None:
         """A batch of this shape has the answers of these jobs. Called in a device's thread."""
 
+    def routed(self, split: str, variant: str) -> None:
+        """A request to a split goes to one of its models. Called in the event loop's thread."""
+
     def answered(self, model: str, parts: Sequence[Part], jobs: Sequence[Job], encoding: float) -> None:
         """A request has its answers. Called in the event loop's thread, in the context of the request.
 

@@ -16,7 +16,7 @@ from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, ListOf, described, parse, reply
 from research.serve.inputs import check_count
 from research.serve.model import ServedModel
-from research.serve.plain import read_value
+from research.serve.plain import read_value, variant, variants_of
 from research.serve.service import Result, Service
 from research.serve.tensors import Tensor, to_binary, to_json
 
@@ -72,15 +72,17 @@ def router(service: Service) -> APIRouter:
     @found.get("/models/{name}/ready", summary="Whether a model answers")
     @found.get("/models/{name}/versions/{version}/ready", summary="Whether a version of a model answers")
     async def model_ready(name: str, version: str | None = None) -> Response:
-        _model(service, name, version)
+        service.model(name, version=version)
         return reply({"name": name, "ready": True})
 
     @found.get("/models/{name}", summary="A model's tensors")
     @found.get("/models/{name}/versions/{version}", summary="The tensors of a version of a model")
     async def metadata(name: str, version: str | None = None) -> Response:
-        model = _model(service, name, version)
+        model = service.model(name, version=version)
         tensors = {"inputs": inputs_of(model), "outputs": outputs_of(model)}
-        return reply({"name": name, "versions": [model.version], "platform": "jax", **tensors})
+        variants = [service.models[each] for each in variants_of(service, name) if each in service.models]
+        versions = list(dict.fromkeys(each.version for each in variants or [model]))
+        return reply({"name": name, "versions": versions, "platform": "jax", **tensors})
 
     @found.post("/models/{name}/infer", summary="Infer", openapi_extra=described(_INFER, _EXAMPLE))
     @found.post(
@@ -89,21 +91,15 @@ def router(service: Service) -> APIRouter:
         openapi_extra=described(_INFER, _EXAMPLE),
     )
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        model, exchange = _model(service, name, version), Exchange(service, request)
+        exchange = Exchange(service, request)
+        model = exchange.model(name, "predict", version=version)
         asked, tail = _parts(await exchange.body(), request.headers.get(_LENGTH_HEADER))
         check_count(max((tensor.shape[0] for tensor in asked.inputs if tensor.shape), default=0), service.limits)
         columns, chosen = _columns(asked.inputs, tail, model), _chosen(asked, model)
         truncate = asked.parameters.get("truncate") is not False
-        return _response(asked, chosen, await exchange.answer(model, columns, truncate=truncate), model)
+        return _response(name, asked, chosen, await exchange.answer(model, columns, truncate=truncate), model)
 
     return found
-
-
-def _model(service: Service, name: str, version: str | None) -> ServedModel:
-    model = service.model(name)
-    if version not in (None, model.version):
-        raise ServiceError(Kind.UNKNOWN, f"model {name!r} has no version {version!r}; it has {model.version!r}")
-    return model
 
 
 def _tensor(name: str, datatype: str, shape: Sequence[int] = ()) -> dict[str, Any]:
@@ -125,7 +121,9 @@ def _input_of(model: ServedModel, name: str) -> dict[str, Any]:
 
 
 def outputs_of(model: ServedModel) -> list[dict[str, Any]]:
-    """The tensors that a model can answer with."""
+    """The tensors that a model can answer with; none for one that predicts nothing, such as a bare encoder."""
+    if not model.serves("predict"):
+        return []
     classes = "scores" in model.outputs
     found = [_tensor("prediction", "INT64" if classes else "FP32", model.outputs["prediction"].shape)]
     found += [
@@ -148,7 +146,8 @@ def _columns(inputs: Sequence[Input], tail: bytes, model: ServedModel) -> dict[s
     """The tensors as columns of the model. Raises ServiceError if they are others, or the data is not theirs."""
     expected = {tensor["name"]: tensor for tensor in inputs_of(model)}
     names = [tensor.name for tensor in inputs]
-    if sorted(names) != sorted(expected):
+    required = set(model.signature.required)
+    if len(set(names)) < len(names) or not required <= set(names) <= expected.keys():
         raise ServiceError(Kind.INVALID, f"the inputs are {', '.join(names)}; the model reads {', '.join(expected)}")
     columns = {}
     for tensor, given in _read(inputs, tail):
@@ -216,7 +215,11 @@ def _chosen(asked: Infer, model: ServedModel) -> list[tuple[dict[str, Any], bool
 
 
 def _response(
-    asked: Infer, chosen: Sequence[tuple[dict[str, Any], bool]], results: Sequence[Result], model: ServedModel
+    name: str,
+    asked: Infer,
+    chosen: Sequence[tuple[dict[str, Any], bool]],
+    results: Sequence[Result],
+    model: ServedModel,
 ) -> Response:
     outputs, tail = [], b""
     for described_as, binary in chosen:
@@ -228,12 +231,16 @@ def _response(
             tail += data
         else:
             outputs.append({**output, "data": to_json(values, output["datatype"])})
-    parameters: dict[str, Any] = {"compute": model.compute, "cached": [result.cached for result in results]}
+    parameters: dict[str, Any] = {
+        **variant(name, model),
+        "compute": model.compute,
+        "cached": [result.cached for result in results],
+    }
     if "unit" in model.signature.limits:
         parameters[model.signature.limits["unit"]] = [result.length for result in results]
         parameters["truncated"] = [result.truncated for result in results]
     answer = {
-        "model_name": model.name,
+        "model_name": name,
         "model_version": model.version,
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": parameters,

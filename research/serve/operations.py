@@ -1,7 +1,7 @@
-"""What a model can be asked for: its predictions, or the embeddings of texts."""
+"""What a model can be asked for: its predictions, the tokens for masks, or the embeddings of texts."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,10 @@ from flax import linen as nn
 
 from research.core.metrics import at_least_float32
 from research.core.tasks import Task
+from research.models.mlm import BertMaskedLM
 from research.models.transformer import Encoder, EncoderSizes
+
+MOST_TOKENS = 20  # for a mask
 
 # (variables, batch, module=, task=) -> values by name, each with an entry per input, or per item.
 Run = Callable[..., dict[str, jax.Array]]
@@ -22,20 +25,21 @@ class Operation:
 
     Attributes:
       run: (variables, batch, *, module, task) -> values by name: [R] or [R, E] and then the axes of each input.
+      supports: whether a module can be asked for it.
       per_item: whether `run` gives values of each item instead, [R, L, …], which are too large to be cached.
-      encodes: whether it needs a model with an encoder of texts.
+      per_mask: whether it gives values of each mask instead, [R, E, …]: its batches have `masked_positions` [R, E], and
+        no row has more masks than places for inputs.
     """
 
     run: Run
+    supports: Callable[[nn.Module], bool]
     per_item: bool = False
-    encodes: bool = False
-
-    def supports(self, module: nn.Module) -> bool:
-        return not self.encodes or isinstance(module, EncoderSizes)
+    per_mask: bool = False
 
 
-def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
+def _predict(variables: Any, batch: Any, *, module: nn.Module, task: Task | None) -> dict[str, jax.Array]:
     """The task's predictions, and `outputs`: what the model returned."""
+    assert task is not None
     outputs: Any = module.apply(variables, batch, train=False)
     return {"outputs": at_least_float32(outputs), **task.predictions(outputs, batch)}
 
@@ -47,7 +51,7 @@ def _hidden(variables: Any, batch: Any, module: Any) -> jax.Array:
     return at_least_float32(hidden)
 
 
-def _embed(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
+def _embed(variables: Any, batch: Any, *, module: nn.Module, task: Task | None) -> dict[str, jax.Array]:
     """`embedding`: the mean of each input's hidden states, [R, E, D]."""
     slots = jnp.arange(1, batch["starts"].shape[1] + 1)[None, None, :]
     of_slot = (batch["segments"][:, :, None] == slots).astype(jnp.float32)  # [R, L, E]
@@ -56,13 +60,42 @@ def _embed(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict
     return {"embedding": sums / jnp.maximum(of_slot.sum(axis=1), 1)[:, :, None]}
 
 
-def _embed_all(variables: Any, batch: Any, *, module: nn.Module, task: Task) -> dict[str, jax.Array]:
+def _embed_all(variables: Any, batch: Any, *, module: nn.Module, task: Task | None) -> dict[str, jax.Array]:
     """`embedding`: the hidden states of each token, [R, L, D]."""
     return {"embedding": _hidden(variables, batch, module)}
 
 
+def _fill(variables: Any, batch: Any, *, module: nn.Module, task: Task | None) -> dict[str, jax.Array]:
+    """The most probable tokens of each mask, `token` [R, E, K], and their probabilities, `score`; best first."""
+    outputs: Any = module.apply(variables, batch, train=False)
+    logits = at_least_float32(outputs)
+    score, token = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), min(MOST_TOKENS, logits.shape[-1]))
+    return {"token": token, "score": score}
+
+
+def _predicts(module: nn.Module) -> bool:
+    return not isinstance(module, BertMaskedLM | Encoder)
+
+
+def _encodes(module: nn.Module) -> bool:
+    return isinstance(module, EncoderSizes)
+
+
+def _fills(module: nn.Module) -> bool:
+    return isinstance(module, BertMaskedLM)
+
+
 OPERATIONS = {
-    "predict": Operation(_predict),
-    "embed": Operation(_embed, encodes=True),
-    "embed_all": Operation(_embed_all, per_item=True, encodes=True),
+    "predict": Operation(_predict, _predicts),
+    "fill": Operation(_fill, _fills, per_mask=True),
+    "embed": Operation(_embed, _encodes),
+    "embed_all": Operation(_embed_all, _encodes, per_item=True),
 }
+# What every model is asked for that supports it. One that supports neither, an encoder without a head, has all others.
+USUAL = ("predict", "fill")
+
+
+def chosen(names: Sequence[str], module: nn.Module) -> list[str]:
+    """The operations among `names` that a module supports; if it supports none of them, all that it does."""
+    supported = [name for name, operation in OPERATIONS.items() if operation.supports(module)]
+    return [name for name in supported if name in names] or supported

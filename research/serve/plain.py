@@ -46,21 +46,21 @@ _EXPLAIN = TypeAdapter(Explain)
 
 def columns_of(inputs: list[Any], model: ServedModel) -> dict[str, list[Any]]:
     """Inputs as `Predict` has them, by column. Raises ServiceError if one is not of the model's columns."""
-    names = model.signature.inputs
+    names, required = model.signature.inputs, model.signature.required
     rows = []
     for i, value in enumerate(inputs):
         if not isinstance(value, Mapping):
-            if len(names) != 1:
+            if len(required) != 1:
                 raise ServiceError(Kind.INVALID, f"input {i} must be an object with {', '.join(names)}")
-            value = {names[0]: value}
-        lacking, others = [name for name in names if name not in value], value.keys() - set(names)
+            value = {required[0]: value}
+        lacking, others = [name for name in required if name not in value], value.keys() - set(names)
         if lacking or others:
             wrong = f"lacks {lacking[0]!r}" if lacking else f"has {min(others)!r}"
             raise ServiceError(Kind.INVALID, f"input {i} {wrong}; the model reads {', '.join(names)}")
         if any(isinstance(value[name], Mapping) for name in names):
             raise ServiceError(Kind.INVALID, f"input {i} has an object within an object; the model reads values")
         rows.append(value)
-    return {name: [read_value(row[name], model, i) for i, row in enumerate(rows)] for name in names}
+    return {name: [read_value(row.get(name), model, i) for i, row in enumerate(rows)] for name in names}
 
 
 def read_value(value: Any, model: ServedModel, index: int) -> Any:
@@ -83,9 +83,15 @@ def record(result: Result, model: ServedModel) -> dict[str, Any]:
         labels = labels_of(model)
         found["label"] = labels[found["prediction"]]
         found["scores"] = dict(zip(labels, values["scores"].tolist(), strict=True))
-    if "unit" in model.signature.limits:
-        found |= {model.signature.limits["unit"]: result.length, "truncated": result.truncated}
-    return {**found, "cached": result.cached, "version": result.answer.version}
+    return found | about(result, model)
+
+
+def about(result: Result, model: ServedModel) -> dict[str, Any]:
+    """What is known about an input and its answer."""
+    limits, found = model.signature.limits, {"cached": result.cached, "version": result.answer.version}
+    if "unit" in limits:
+        return {limits["unit"]: result.length, "truncated": result.truncated, **found}
+    return found
 
 
 def labels_of(model: ServedModel) -> list[str]:
@@ -105,9 +111,39 @@ def summary(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "inputs": list(signature.inputs),
         "labels": None if signature.label_names is None else list(signature.label_names),
         "limits": {**signature.limits, "batch_inputs": limits.batch_inputs, "body_bytes": limits.body_bytes},
+        "operations": [model.operation, *model.others],
+        **({"mask_token": model.masks.token} if model.masks else {}),
         "compute": model.compute,
         **model.form,
     }
+
+
+def variant(name: str, model: ServedModel) -> dict[str, str]:
+    """{"variant": the model's name} if it answers for a split of another name."""
+    return {} if model.name == name else {"variant": model.name}
+
+
+def variants_of(service: Service, name: str) -> Mapping[str, float]:
+    """The weights of a split's models; none for a model."""
+    return service.splits[name].weights if name in service.splits else {}
+
+
+def described_as(service: Service, name: str) -> dict[str, Any]:
+    """What a client should know of a model, or of a split: then of its variants too."""
+    found = summary(service.model(name), service.limits)
+    weights = variants_of(service, name)
+    if not weights:
+        return found
+    variants = [
+        {
+            "name": each,
+            "weight": weight,
+            "state": service.states.get(each, "ready" if each in service.models else "loading"),
+            "version": service.models[each].version if each in service.models else None,
+        }
+        for each, weight in weights.items()
+    ]
+    return {**found, "name": name, "version": None, "variants": variants}
 
 
 def router(service: Service) -> APIRouter:
@@ -116,11 +152,12 @@ def router(service: Service) -> APIRouter:
 
     @found.get("/models", summary="The models, and what each reads")
     async def models() -> Response:
-        return reply([jsonable(summary(model, service.limits)) for model in service.models.values()])
+        ready = [name for name, split in service.splits.items() if split.weights.keys() & service.models.keys()]
+        return reply([jsonable(described_as(service, name)) for name in [*ready, *service.models]])
 
     @found.get("/models/{name}", summary="A model, and what it reads")
     async def model(name: str) -> Response:
-        return reply(jsonable(summary(service.model(name), service.limits)))
+        return reply(jsonable(described_as(service, name)))
 
     @found.post(
         "/models/{name}/predict",
@@ -129,7 +166,7 @@ def router(service: Service) -> APIRouter:
     )
     async def predict(name: str, request: Request) -> Response:
         exchange = Exchange(service, request)
-        served = service.model(name)
+        served = exchange.model(name, "predict")
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
             columns, truncate = await _form(exchange, served), True
         else:
@@ -137,7 +174,9 @@ def router(service: Service) -> APIRouter:
             check_count(len(asked.inputs), service.limits)
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
         results = await exchange.answer(served, columns, truncate=truncate)
-        return reply({"model": name, "predictions": [record(result, served) for result in results]})
+        return reply(
+            {"model": name, **variant(name, served), "predictions": [record(result, served) for result in results]}
+        )
 
     @found.post(
         "/models/{name}/explain",
@@ -146,7 +185,8 @@ def router(service: Service) -> APIRouter:
     )
     async def explain(name: str, request: Request) -> Response:
         """Integrated gradients: of each word, pixel or feature, how much it adds to the score of the class."""
-        exchange, served = Exchange(service, request), service.model(name)
+        exchange = Exchange(service, request)
+        served = exchange.model(name, "predict")
         asked = parse(_EXPLAIN, await exchange.body())
         return reply(await exchange.connected(_explained(exchange, served, asked)))
 
@@ -182,6 +222,8 @@ async def _form(exchange: Exchange, model: ServedModel) -> dict[str, list[Any]]:
         async with request.form(max_files=exchange.service.limits.batch_inputs) as form:
             for name in model.signature.inputs:
                 values = form.getlist(name)
+                if not values and name not in model.signature.required:
+                    continue
                 if not values:
                     raise ServiceError(Kind.INVALID, f"the form lacks the field {name!r}")
                 columns[name] = [value if isinstance(value, str) else await value.read() for value in values]

@@ -12,12 +12,16 @@ import jax
 import numpy as np
 
 from research.base.errors import UserError
+from research.base.paths import expanded
+from research.inference.folder import Folder, is_folder
 from research.inference.model import checkpoint_step
 from research.inference.samples import Records, add_predictions
 from research.runs.rundir import RunDir
 from research.serve.compute import AUTO, fastest, predictions, relative_difference
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
+from research.serve.operations import USUAL
+from research.serve.splits import is_name
 
 log = logging.getLogger("research.serve")
 
@@ -29,27 +33,30 @@ _CLOSE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model to serve: its name, which checkpoint of which run it is, and what it is asked for."""
+    """A model to serve: its name, which folder or checkpoint of which run it is, and what it is asked for."""
 
     name: str
-    run: RunDir
+    run: RunDir | Folder
     checkpoint: str = "best"
     compute: str = "float32"
-    operations: tuple[str, ...] = ("predict",)
+    operations: tuple[str, ...] = USUAL
 
     @classmethod
     def of(cls, text: str, **options: Any) -> "Source":
-        """From "NAME=RUN" or "RUN", which is called as its folder. Raises UserError if it is not a run directory."""
+        """From "NAME=RUN" or "RUN", which is called as its folder.
+
+        Raises UserError if it is neither a run directory nor a folder of transformers that can be served.
+        """
         name, _, path = text.rpartition("=")
-        run = RunDir.open(path)
+        run = Folder.open(path) if is_folder(expanded(path)) else RunDir.open(path)
         name = name or Path(path).resolve().name
-        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        if not is_name(name):
             raise UserError(f"the model's name {name!r} is not of letters, digits and . _ -; give one: NAME={path}")
         return cls(name, run, **options)
 
-    def step(self) -> int:
-        """The step of the checkpoint now. Raises UserError if there is none."""
-        return checkpoint_step(self.run, self.checkpoint)
+    def version(self) -> str:
+        """The version of the folder, or the step of the checkpoint, now. Raises UserError if there is none."""
+        return self.run.version if isinstance(self.run, Folder) else str(checkpoint_step(self.run, self.checkpoint))
 
 
 def sources(texts: Sequence[str], **options: Any) -> list[Source]:
@@ -84,7 +91,7 @@ class Repository:
         self._install = install
         self._devices = devices
         self._poll_seconds = poll_seconds
-        self._steps: dict[str, int] = {}
+        self._versions: dict[str, str] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
 
@@ -102,14 +109,14 @@ class Repository:
 
     def _load_if_new(self, source: Source) -> None:
         try:
-            step = source.step()
-            if self._steps.get(source.name) == step:
+            version = source.version()
+            if self._versions.get(source.name) == version:
                 return
             self._install(self._load(source))
-            self._steps[source.name] = step
+            self._versions[source.name] = version
             self.states[source.name] = "ready"
         except Exception as error:  # a run that can't be read must not end the service; the last model stays
-            if source.name not in self._steps:
+            if source.name not in self._versions:
                 self.states[source.name] = f"{type(error).__name__}: {error}"
             log.error("model %s can't be loaded: %s", source.name, error)
             self._stopped.wait(self._poll_seconds)
@@ -137,29 +144,28 @@ class Repository:
         return fastest(source.name, make, self._limits) if source.compute == AUTO else make(source.compute)
 
 
-def check(model: ServedModel, run: RunDir) -> None:
-    """Compares the model's predictions for the run's sample inputs with those that the run has for its step.
+def check(model: ServedModel, run: RunDir | Folder) -> None:
+    """Compares the model's predictions for the run's sample inputs with those that the run has for its version.
 
-    Where it has none for this step, they are added, if the model computes in float32 and the folder can be written.
+    Where a run has none for this version, they are added, if the model computes in float32 and the run can be written.
     Raises UserError if they differ.
     """
     samples = model.samples
-    if samples is None:
-        log.warning("model %s: the run has no sample inputs to check it by", model.name)
+    if samples is None or (isinstance(run, Folder) and model.version not in samples.predictions):
+        log.warning("model %s: %s has no sample inputs to check it by", model.name, run.path)
         return
     found = predictions(model)
-    step = int(model.version)
-    if step not in samples.predictions:
+    if isinstance(run, RunDir) and model.version not in samples.predictions:
         names = ("prediction", "scores")
         records = [{name: values[name].tolist() for name in names if name in values} for values in found]
         try:
             if model.compute == "float32":
-                add_predictions(RunDir(run.path), records, step)  # a writer, which readers are not
+                add_predictions(RunDir(run.path), records, int(model.version))  # a writer, which readers are not
         except OSError:
             log.warning("model %s: %s can't be written; its sample predictions are not kept", model.name, run.path)
         return
-    close = max(_CLOSE.get(dtype, 0.0) for dtype in (model.compute, run.config()["dtype"]))
-    _compare(model.name, samples.predictions[step], found, close)
+    close = max(_CLOSE.get(dtype, 0.0) for dtype in (model.compute, samples.dtype))
+    _compare(model.name, samples.predictions[model.version], found, close)
 
 
 def _compare(name: str, expected: Records, found: Sequence[Mapping[str, np.ndarray]], close: float) -> None:

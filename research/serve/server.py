@@ -22,6 +22,7 @@ from research.serve.limits import Limits
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository, sources
 from research.serve.service import Service
+from research.serve.splits import Splits
 from research.serve.tracing import Tracer
 
 log = logging.getLogger("research.serve")
@@ -60,6 +61,7 @@ def serve(
     workdirs: Sequence[str],
     limits: Limits,
     *,
+    split: Sequence[str] = (),
     host: str,
     port: int,
     access: Access,
@@ -67,9 +69,13 @@ def serve(
     tracing: bool = False,
     **options: Any,
 ) -> int:
-    """Serves the runs `workdirs`, each "RUN" or "NAME=RUN", with the options of `Source`, until a signal -> 0.
+    """Serves the runs and folders `workdirs`, with the options of `Source`, until a signal -> 0.
 
-    Raises UserError if one is not a run directory, the API keys are invalid, or the port is taken.
+    Args:
+      workdirs: each "RUN" or "NAME=RUN".
+      split: each "NAME=MODEL:WEIGHT,MODEL:WEIGHT", of names of `workdirs`.
+
+    Raises UserError if one of them is invalid, the API keys are, or the port is taken.
     """
     if not 0 < port < 2**16:
         raise UserError(f"--port is {port}; it must be 1 to 65535")
@@ -78,8 +84,9 @@ def serve(
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
     found = sources(workdirs, **options)
+    shared = Splits.of(split, [source.name for source in found])
     metrics = Metrics()
-    service = Service(limits, devices=len(devices), observer=metrics)
+    service = Service(limits, devices=len(devices), observer=metrics, splits=shared)
     metrics.service = service
     repository = Repository(found, limits, service.install, devices=devices)
     service.states = repository.states

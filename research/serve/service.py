@@ -20,6 +20,7 @@ from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
 from research.serve.queue import Job
+from research.serve.splits import Splits
 
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
 
@@ -55,18 +56,27 @@ class Service:
     Attributes:
       models: those that answer, by name; `install` adds them.
       states: what happens with each model: "loading", "ready", or an error.
+      splits: the names under which several models share requests.
       encoder_threads: how many threads encode inputs.
       stopping: whether the process is about to end: requests are still answered.
     """
 
-    def __init__(self, limits: Limits, *, devices: int = 1, observer: Observer | None = None):
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        devices: int = 1,
+        observer: Observer | None = None,
+        splits: Splits | None = None,
+    ):
         self.models: dict[str, ServedModel] = {}
+        self.splits = splits or Splits()
         self.states: Mapping[str, str] = {}
         self.stopping = False
         self.limits = limits
         self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
         # Encoding a short text takes longer than looking up its answer.
-        self._encoded: Cache[tuple[str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
+        self._encoded: Cache[tuple[str, str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
         self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
         self.encoder_threads = os.cpu_count() or 1
@@ -95,28 +105,67 @@ class Service:
         return len(self._engine.queue)
 
     def install(self, model: ServedModel) -> None:
-        """Adds a model, or replaces that of its name, for all later requests. May be called in any thread."""
+        """Adds a model, or replaces that of its name, for all later requests. May be called in any thread.
+
+        Raises UserError if it does not fit the other variants of a split.
+        """
         assert self._loop is not None
+        self.splits.check(model, self.models)
         self._loop.call_soon_threadsafe(self.models.__setitem__, model.name, model)
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model answers, and will go on to."""
-        return not self.stopping and bool(self.models) and all(state == "ready" for state in self.states.values())
+        """Whether every model answers, and will go on to. For one that failed, another variant may answer."""
+        replaced = self.splits.replaced(self.models)
+        answering = all(
+            state == "ready" or (state != "loading" and name in replaced) for name, state in self.states.items()
+        )
+        return not self.stopping and bool(self.models) and answering
 
-    def model(self, name: str | None = None, operation: str = "predict") -> ServedModel:
-        """A model by name; without a name the first one. Raises ServiceError if there is none, or not yet."""
-        name = next(iter([*self.states, *self.models]), "") if name is None else name
-        if name in self.models:
-            model = self.models[name]
-            if operation == "predict":
-                return model
-            if operation not in model.others:
-                raise ServiceError(Kind.FAILED, f"model {name!r} is not served for {operation}")
-            return model.others[operation]
-        if name in self.states:
+    @property
+    def default(self) -> str:
+        """The name that is meant without a name: the first split, or the first model."""
+        return next(iter([*self.splits, *self.states, *self.models]), "")
+
+    def model(
+        self,
+        name: str | None = None,
+        operation: str | None = None,
+        *,
+        key: str | None = None,
+        version: str | None = None,
+    ) -> ServedModel:
+        """A model by its name or that of a split; without a name the default. `answer` it from the same result.
+
+        Args:
+          operation: what it is to be asked for; None for its first one.
+          key: by which a variant of a split is chosen for a request; None if nothing is to be computed.
+          version: the only one that will do; None for any.
+
+        Raises ServiceError if there is none, or not yet, or it is not served for the operation.
+        """
+        name = self.default if name is None else name
+        variant = self.splits.choose(name, self.models, key or "", version) if name in self.splits else name
+        if variant in self.models:
+            model = self.models[variant]
+        elif name in self.splits:
+            states = "; ".join(f"{each}: {self.states.get(each)}" for each in self.splits[name].weights)
+            raise ServiceError(Kind.UNAVAILABLE, f"no variant of {name!r} is ready: {states}", retry_after=1.0)
+        elif name in self.states:
             raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
-        raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {', '.join(self.models)}")
+        else:
+            known = ", ".join([*self.splits, *self.models])
+            raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {known}")
+        if version not in (None, model.version):
+            raise ServiceError(Kind.UNKNOWN, f"model {name!r} has no version {version!r}; it has {model.version!r}")
+        if name in self.splits and key is not None:
+            self._observer.routed(name, model.name)
+        if operation in (None, model.operation):
+            return model
+        if operation not in model.others:
+            known = ", ".join([model.operation, *model.others])
+            raise ServiceError(Kind.FAILED, f"model {name!r} is not served for {operation}; it is for {known}")
+        return model.others[operation]
 
     async def answer(
         self, model: ServedModel, columns: Columns, *, client: str = "", truncate: bool = True
@@ -165,11 +214,11 @@ class Service:
         names = model.signature.inputs
         first = tuple(columns[name][0] for name in names if name in columns)
         # Of texts only: 1, 1.0 and True are the same key.
-        if columns.keys() != set(names) or not all(isinstance(value, str) for value in first):
+        if columns.keys() != set(names) or not all(isinstance(value, str | None) for value in first):
             return model.encode(columns)
         if len(columns[names[0]]) > 1:
             return model.encode(columns)
-        key = (model.name, model.version, first)
+        key = (model.name, model.version, model.operation, first)
         part = self._encoded.get(key)
         if part is None:
             (part,) = model.encode(columns)

@@ -24,11 +24,6 @@ class Shape:
         """The items that a batch has room for."""
         return self.rows * (self.length or 1)
 
-    @property
-    def smallest(self) -> int:
-        """The items that an input takes at least, so that no row has more inputs than `slots`."""
-        return 1 if self.length is None else -(-self.length // self.slots)
-
 
 _SHORTEST = 16  # items: shorter rows are not faster
 _PACKED = 8  # items of a row for each slot
@@ -54,44 +49,49 @@ def packed(longest: int, items: int) -> tuple[Shape, ...]:
     return tuple(found)
 
 
-def choose(lengths: Sequence[int], seconds: Mapping[Shape, float]) -> tuple[Shape, np.ndarray]:
+def choose(
+    lengths: Sequence[int], seconds: Mapping[Shape, float], slots: Sequence[int] | None = None
+) -> tuple[Shape, np.ndarray]:
     """The shape that holds the inputs, or as many of the first ones as any does, in the least time.
 
     Args:
       lengths: the items of each input; 1 if they have a fixed size.
       seconds: the time that a batch of each shape takes.
+      slots: how many of a row's slots each input takes, at least 1; None for 1.
 
     Returns:
       The shape, and which inputs its rows hold: int [rows, slots], −1 for none. Inputs that are not in it have to wait.
 
     Raises:
-      ValueError: the first input is longer than any row.
+      ValueError: an input is longer, or takes more slots, than any row has.
     """
     best: tuple[int, float, Shape, np.ndarray] | None = None
     layouts: dict[tuple[int | None, int], np.ndarray] = {}
     for shape, time in seconds.items():
-        if shape.length is not None and max(lengths) > shape.length:
+        if shape.length is not None and (max(lengths) > shape.length or max(slots or (1,)) > shape.slots):
             continue
         form = (shape.length, shape.slots)
         if form not in layouts:
-            layouts[form] = _rows(lengths, shape)
+            layouts[form] = _rows(lengths, shape, slots)
         rows = layouts[form][: shape.rows]
         left = len(lengths) - int(np.count_nonzero(rows >= 0))
         if best is None or (left, time) < best[:2]:
             best = left, time, shape, rows
     if best is None:
-        raise ValueError(f"an input of {max(lengths)} items is longer than any row")
+        taken = f"{max(lengths)} items" + (f" and {max(slots)} slots" if slots else "")
+        raise ValueError(f"an input of {taken} is longer than any row")
     _, _, shape, rows = best
     members = np.full((shape.rows, shape.slots), -1, np.int64)
     members[: len(rows), : rows.shape[1]] = rows
     return shape, members
 
 
-def _rows(lengths: Sequence[int], shape: Shape) -> np.ndarray:
+def _rows(lengths: Sequence[int], shape: Shape, slots: Sequence[int] | None) -> np.ndarray:
     """The inputs in rows, in their order: int [R, E]."""
     if shape.length is None:
         return np.arange(len(lengths))[:, None]
-    taken = np.maximum(lengths, shape.smallest)
+    # Each slot that an input takes is a share of the row.
+    taken = np.maximum(lengths, [-(-n * shape.length // shape.slots) for n in slots or [1] * len(lengths)])
     return best_fit(taken, shape.length, np.arange(len(lengths)))
 
 

@@ -20,9 +20,11 @@ from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, described, parse, reply
 from research.serve.inputs import check
 from research.serve.model import ServedModel
+from research.serve.plain import variant
 from research.serve.service import Result, Service
 
-_TEXT_KINDS = {"text": 1, "text_pair": 2}  # and how many texts an input has
+# And how many texts an input has.
+_TEXT_KINDS = {"text": (1,), "text_pair": (2,), "text_or_pair": (1, 2)}
 _EXAMPLE = "a gripping, moving film"
 
 
@@ -39,7 +41,7 @@ def router(service: Service) -> APIRouter:
 
     @found.get("/info", summary="The model, and the limits of the service")
     async def info(model: str | None = None) -> Response:
-        return reply(_info(_text_model(service, model), service))
+        return reply(_info(_checked(service.model(model)), service))
 
     @found.post("/predict", openapi_extra=described(schema.PREDICT, {"inputs": _EXAMPLE}))
     async def predict(request: Request) -> Response:
@@ -88,7 +90,7 @@ def router(service: Service) -> APIRouter:
         """The text of tokens."""
         call = _Call(Exchange(service, request))
         asked = parse(schema.DECODE, await call.exchange.body())
-        model = _text_model(service, asked.model)
+        model = _checked(service.model(asked.model))
         texts = _decoded(schema.as_list(asked.ids), model, service, skip=asked.skip_special_tokens)
         return reply(texts)
 
@@ -100,9 +102,8 @@ def router(service: Service) -> APIRouter:
     return found
 
 
-def _text_model(service: Service, name: str | None, operation: str = "predict") -> ServedModel:
-    """A model of texts. Raises ServiceError if it is none, or not served for the operation."""
-    model = service.model(name, operation)
+def _checked(model: ServedModel) -> ServedModel:
+    """The model. Raises ServiceError if it reads no texts."""
     if model.signature.kind not in _TEXT_KINDS:
         raise ServiceError(Kind.FAILED, f'model {model.name!r} reads no texts; name one that does: {{"model": …}}')
     return model
@@ -116,15 +117,24 @@ class _Call:
         self._start = time.perf_counter()
         self._headers: dict[str, str] = {}
 
+    def model(self, name: str | None, operation: str) -> ServedModel:
+        """A model of texts. Raises ServiceError if it is none, or not served for the operation."""
+        model = _checked(self.exchange.model(name, operation))
+        public = self.exchange.service.default if name is None else name
+        self._headers = {"x-model": public, "x-model-version": model.version}
+        self._headers |= {f"x-model-{key}": value for key, value in variant(public, model).items()}
+        return model
+
     async def ask(self, model: ServedModel, texts: Sequence[Sequence[str]], truncate: bool) -> list[Result]:
         """The answers for texts or pairs of them. Raises ServiceError if the model reads the others."""
-        count = _TEXT_KINDS[model.signature.kind]
-        if any(len(each) != count for each in texts):
-            reads = "single texts" if count == 1 else "pairs of texts"
+        counts, names = _TEXT_KINDS[model.signature.kind], model.signature.inputs
+        if any(len(each) not in counts for each in texts):
+            reads = "single texts" if counts == (1,) else "pairs of texts"
             raise ServiceError(Kind.INVALID, f"model {model.name!r} reads {reads}")
-        columns = dict(zip(model.signature.inputs, map(list, zip(*texts, strict=True)), strict=True))
+        rows = [[*each, None][: len(names)] for each in texts]
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         results = await self.exchange.answer(model, columns, truncate=truncate)
-        self._headers = {
+        self._headers |= {
             "x-compute-type": model.platform,
             "x-compute-dtype": model.compute,
             "x-compute-characters": str(sum(len(text) for each in texts for text in each)),
@@ -138,7 +148,7 @@ class _Call:
     ) -> list[Result]:
         """The embeddings of texts, or of tokens, which are decoded first."""
         service = self.exchange.service
-        model = _text_model(service, name, operation)
+        model = self.model(name, operation)
         texts = [each if isinstance(each, str) else _decoded([each], model, service, skip=True)[0] for each in inputs]
         return await self.ask(model, [(text,) for text in texts], truncate)
 
@@ -151,7 +161,7 @@ class _Call:
 async def _predict(call: _Call) -> Response:
     asked = parse(schema.PREDICT, await call.exchange.body())
     texts, is_batch = schema.sequences(asked.inputs)
-    model = _text_model(call.exchange.service, asked.model)
+    model = call.model(asked.model, "predict")
     results = await call.ask(model, texts, asked.truncates)
     found = [_scores(result.answer.values, _labels(model), raw=asked.raw_scores) for result in results]
     return call.reply(found if is_batch else found[0])
@@ -173,8 +183,8 @@ def _scores(values: Mapping[str, np.ndarray], labels: Sequence[str], *, raw: boo
 async def _rerank(call: _Call) -> Response:
     asked = parse(schema.RERANK, await call.exchange.body())
     texts = schema.as_list(asked.texts)
-    model = _text_model(call.exchange.service, asked.model)
-    if model.signature.kind != "text_pair" or len(_labels(model)) > 2:
+    model = call.model(asked.model, "predict")
+    if 2 not in _TEXT_KINDS[model.signature.kind] or len(_labels(model)) > 2:
         raise ServiceError(Kind.FAILED, f"model {model.name!r} does not score pairs of texts by one number")
     results = await call.ask(model, [(asked.query, text) for text in texts], asked.truncates)
     scores = [_fit(result.answer.values, raw=asked.raw_scores) for result in results]
@@ -210,7 +220,7 @@ async def _tokenize(call: _Call) -> Response:
     asked, service = parse(schema.TOKENIZE, await call.exchange.body()), call.exchange.service
     texts = schema.as_list(asked.inputs)
     check({"inputs": texts}, service.limits)
-    tokenizer = _tokenizer(_text_model(service, asked.model))
+    tokenizer = _tokenizer(_checked(service.model(asked.model)))
 
     def encode() -> list[list[dict[str, Any]]]:
         encodings = tokenizer.encode_batch(texts, add_special_tokens=asked.add_special_tokens)
@@ -254,23 +264,20 @@ async def _openai(call: _Call) -> Response:
         }
         for i, row in enumerate(found)
     ]
-    name = call.exchange.service.model(asked.model).name
+    name = call.exchange.service.default if asked.model is None else asked.model
     tokens = sum(result.length for result in results)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return call.reply({"object": "list", "data": data, "model": name, "usage": usage})
 
 
 def _info(model: ServedModel, service: Service) -> dict[str, Any]:
-    labels, limits = _labels(model), service.limits
-    ids = {str(i): label for i, label in enumerate(labels)}
-    classifier = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
-    scores_pairs = model.signature.kind == "text_pair" and len(labels) <= 2
+    limits = service.limits
     return {
         "model_id": model.name,
         "model_sha": None,
         "model_dtype": model.compute,
-        "model_type": {"reranker" if scores_pairs else "classifier": classifier},
-        "embedding": {"pooling": "mean"} if "embed" in model.others else None,
+        "model_type": _type(model),
+        "embedding": {"pooling": "mean"} if model.serves("embed") else None,
         "max_concurrent_requests": limits.requests,
         "max_input_length": model.signature.limits.get("max_length"),
         "max_batch_tokens": limits.batch_items,
@@ -282,3 +289,14 @@ def _info(model: ServedModel, service: Service) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
     }
+
+
+def _type(model: ServedModel) -> dict[str, Any]:
+    """What a model is for, by text-embeddings-inference's names; a masked language model has none there."""
+    if not model.serves("predict"):
+        return {"masked_lm": {}} if model.serves("fill") else {"embedding": {"pooling": "mean"}}
+    labels = _labels(model)
+    ids = {str(i): label for i, label in enumerate(labels)}
+    classifier = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
+    scores_pairs = 1 not in _TEXT_KINDS[model.signature.kind] and len(labels) <= 2
+    return {"reranker" if scores_pairs else "classifier": classifier}

@@ -108,7 +108,7 @@ def test_command_line(tmp_path, capsys):
     printed = {"step": 7, "format": "hf", "out": str(out), "dtype": "float32"}
     assert json.loads(capsys.readouterr().out) == printed
     before = {path: path.read_bytes() for path in out.iterdir()}
-    assert len(before) == 5
+    assert len(before) == 6
     assert len({path.stat().st_mode for path in before}) == 1
     with pytest.raises(UserError, match="not empty; choose another --out"):
         shell.main([f"--workdir={workdir}", f"--out={out}"])

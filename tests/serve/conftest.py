@@ -82,7 +82,7 @@ def models(runs):
 @contextlib.contextmanager
 def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
     """A service of the models, listening on a free port -> (its URL, the service)."""
-    service = Service(limits, observer=options.get("metrics"))
+    service = Service(limits, observer=options.get("metrics"), splits=options.pop("splits", None))
     app = wrap(make_app(service, **options), service)
     service.models.update(models)
     with socket.socket() as free:

@@ -9,7 +9,6 @@ from research import api
 from research.data.sources.bundled import FEATURE_NAMES
 from research.runs.rundir import RunDir
 from research.serve.model import ServedModel
-from research.serve.plain import summary
 from tests import tiny
 
 
@@ -45,7 +44,7 @@ def test_columns_of_tables_have_ranges_or_categories(tmp_path):
 
 @pytest.mark.extended
 def test_images_have_a_size_and_a_range(models):
-    assert summary(models["image"])["image"] == {
+    assert models["image"].form["image"] == {
         "height": 8, "width": 8, "channels": 1, "white": 16.0, "resize": None,
     }  # fmt: skip
     assert not models["text"].form

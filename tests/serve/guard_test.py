@@ -302,7 +302,7 @@ def test_neither_inputs_nor_keys_are_logged(models, keys, logged):
     class Broken:
         """A model whose errors have the input in them, while it is encoded."""
 
-        name, signature = "broken", models["features"].signature
+        name, version, operation, signature = "broken", "1", "predict", models["features"].signature
 
         def encode(self, columns):
             raise KeyError(str(columns))

@@ -201,7 +201,7 @@ def test_predictions_at_another_step_are_added_to_the_samples(models, runs, tmp_
     saved = run.samples()
     (records,) = saved["predictions"].values()
     RunDir(run.path).write_samples({**saved, "predictions": {}})
-    model = ServedModel("features", models["features"]._model, samples=read_samples(run))
+    model = ServedModel("features", models["features"]._model, version="3", samples=read_samples(run))
     for _ in model.warm_up(LIMITS):
         pass
     check(model, run)
@@ -213,7 +213,7 @@ def test_predictions_at_another_step_are_added_to_the_samples(models, runs, tmp_
 
 def test_a_replaced_model_answers_later_requests(models, in_loop):
     old = models["features"]
-    new = ServedModel("features", old._model, samples=old.samples)
+    new = ServedModel("features", old._model, version="3", samples=old.samples)
     for _ in new.warm_up(LIMITS):
         pass
     new.version = "4"

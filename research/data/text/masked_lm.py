@@ -15,9 +15,9 @@ from research.data import stateless_rng
 from research.data.cache import ArtifactCache, digest
 from research.data.columns import only
 from research.data.encoder import Encoder, Signature
-from research.data.examples import Columns, Ragged
+from research.data.examples import Columns, Examples, Ragged
 from research.data.text.documents import Documents, cut_rows, row_count, special_ids
-from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION
+from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, TextEncoder, WordPiece
 
 if TYPE_CHECKING:
     import tokenizers
@@ -226,6 +226,22 @@ class MaskedEncoder(Encoder):
         tokenizer.no_truncation()
         return tokenizer
 
+    @property
+    def of_texts(self) -> "TextsToFill":
+        """The encoder of single texts, in which masks are given instead of drawn."""
+        options, length = self.options, self.options.row_length
+        texts = WordPiece(
+            inputs=options.inputs,
+            label="",
+            tokenizer=None,
+            vocab_size=options.vocab_size,
+            lowercase=options.lowercase,
+            max_length=length,
+            pad_to=(length,),
+            row_length=length,
+        )
+        return TextsToFill(options, TextEncoder(texts, self.definition))
+
     @functools.cached_property
     def masking(self) -> Masking:
         ids, vocabulary = special_ids(self.tokenizer), self.tokenizer.get_vocab()
@@ -245,3 +261,24 @@ class MaskedEncoder(Encoder):
         arrays = cache.arrays("documents", tokenized, key=key)
         documents = Ragged(arrays["tokens"], arrays["offsets"])
         return MaskedExamples(documents, options.row_length, self.masking, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
+
+
+@dataclasses.dataclass(frozen=True)
+class TextsToFill(Encoder):
+    """Texts as [CLS], tokens and [SEP] each, with the replacements of the documents; [MASK] in a text is a mask."""
+
+    documents: MaskedLanguageModel
+    texts: TextEncoder
+
+    @property
+    def definition(self) -> str:
+        """The tokenizer.json."""
+        return self.texts.definition
+
+    @property
+    def signature(self) -> Signature:
+        return dataclasses.replace(self.texts.signature, label=None)
+
+    def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> Examples:
+        replaced = {only(self.documents.inputs): self.documents.texts(columns, split)}
+        return self.texts.encode(replaced, split=split, labels=labels, cache=cache)
