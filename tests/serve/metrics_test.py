@@ -86,7 +86,7 @@ def test_errors_are_counted_by_type(measured):
     httpx.get(path)  # it takes POST
     found = _read(measured)
     errors = {dict(labels)["type"]: value for (name, labels), value in found.items() if name == "research_errors_total"}
-    assert errors == {"invalid": 1, "empty": 1, "unknown": 2, "other": 1}
+    assert errors == {"invalid": 1, "empty": 1, "unknown": 2, "method": 1}
 
 
 def test_labels_are_bounded(measured):
