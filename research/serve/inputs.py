@@ -43,7 +43,7 @@ def check_count(count: int, limits: Limits) -> None:
 
 
 def _pixels(encoded: bytes, limits: Limits) -> int:
-    """The pixels of an image file. Raises ServiceError for a file that is not an image, or one that would take much memory when decoded."""
+    """The pixels of an image file. Raises ServiceError if it is not an image, or would be large when decoded."""
     try:
         width, height = image_size(encoded)
     except ValueError as error:

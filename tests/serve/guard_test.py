@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from research.base.errors import UserError
-from research.serve import connection, logs, oip, plain, rates, tei_schema
+from research.serve import connection, logs, oip, rates, tei_schema
 from research.serve.guard import OPEN_PATHS, Guard
 from research.serve.keys import Keys, new_key
 from research.serve.limits import Limits
@@ -357,18 +357,15 @@ def test_heads_that_are_slow_or_large_are_refused(opened, monkeypatch):
         assert large.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
-@pytest.mark.parametrize(
-    "adapter", [plain._PREDICT, oip._INFER, tei_schema.PREDICT, tei_schema.EMBED, tei_schema.OPENAI]
-)
-@pytest.mark.parametrize("item", ["0", "{}", '["a", 0]', '"",0'])
+@pytest.mark.parametrize("adapter", [oip._INFER, tei_schema.PREDICT, tei_schema.EMBED, tei_schema.OPENAI])
+@pytest.mark.parametrize("item", ["{}", '["a", {}]', '"",{}'])
 def test_of_many_errors_only_the_first_is_made(adapter, item):
     """Those of a body of 8 MiB took minutes."""
     for name in ("inputs", "input"):
         body = f'{{"{name}": [' + ",".join([item] * 1000) + "]}"
-        try:
+        with pytest.raises(ValidationError) as raised:
             adapter.validate_json(body)
-        except ValidationError as error:
-            assert error.error_count() < 10
+        assert raised.value.error_count() < 10
 
 
 def test_every_path_needs_a_key(locked, keys):
