@@ -25,6 +25,7 @@ from research.serve.shapes import Shape
 # What a client may ask the service to compute in.
 COMPUTE = ("float32", "bfloat16")
 
+_PAIR_CHARS = 64  # of a text of a pair, for each token that the model reads
 _TIMED = 3  # repetitions, of which the fastest counts
 
 
@@ -135,6 +136,11 @@ class ServedModel:
 
     def encode(self, columns: Columns) -> list[Part]:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
+        if self.signature.kind == "text_pair":
+            # The tokenizer combines every cut-off piece of one text with every one of the other: two texts of 80,000
+            # characters took more than 14 GB. Few tokens have as many characters.
+            most = _PAIR_CHARS * int(self.signature.limits["max_length"])
+            columns = {n: [x[:most] if isinstance(x, str) else x for x in values] for n, values in columns.items()}
         parts = split(self._model.encode(columns, "the request"))
         if not _is_sequence(self._example):
             for i, part in enumerate(parts):
