@@ -316,8 +316,9 @@ def main(argv: list[str] | None = None) -> int:
             seconds, found = time.monotonic() - began, fuzz.found
             time.sleep(1)
             if service.poll() is not None:
-                found.wrong.append(f"the service ended with {service.returncode}")
-            elif _predictions(url) != before:
+                print("\n".join(found.wrong[:50]), f"the service ended with {service.returncode}", sep="\n")
+                return 1
+            if _predictions(url) != before:
                 found.wrong.append("the predictions are not those from before")
             after, files = process.resident(service.pid), process.descriptors(service.pid)
             said = (folder / "log").read_text().splitlines()

@@ -8,6 +8,9 @@ from research.serve.limits import Limits
 # Texts with at most as many characters are encoded at once: handing them to another thread takes longer.
 _SHORT_TEXT = 2000
 
+# Images of the largest size in a request: a file of a few kilobytes may have as many pixels.
+_LARGE_IMAGES = 4
+
 
 def check(columns: Columns, limits: Limits) -> None:
     """Raises ServiceError if the inputs are none, too many, too large, or differ in number."""
@@ -18,13 +21,19 @@ def check(columns: Columns, limits: Limits) -> None:
     if not count:
         raise ServiceError(Kind.EMPTY, "the request has no inputs")
     check_count(count, limits)
+    pixels = 0
     for name, values in columns.items():
         for value in values:
             if isinstance(value, str) and len(value) > limits.text_chars:
                 message = f"a text of {name!r} has {len(value)} characters; at most {limits.text_chars} are allowed"
                 raise ServiceError(Kind.TOO_LARGE, message)
             if isinstance(value, bytes):
-                _check_image(value, limits)
+                pixels += _pixels(value, limits)
+    if pixels > _LARGE_IMAGES * limits.image_pixels:
+        raise ServiceError(
+            Kind.TOO_LARGE,
+            f"the images have {pixels} pixels; at most {_LARGE_IMAGES * limits.image_pixels} in a request are allowed",
+        )
 
 
 def check_count(count: int, limits: Limits) -> None:
@@ -33,8 +42,8 @@ def check_count(count: int, limits: Limits) -> None:
         raise ServiceError(Kind.TOO_LARGE, f"the request has {count} inputs; at most {limits.batch_inputs} are allowed")
 
 
-def _check_image(encoded: bytes, limits: Limits) -> None:
-    """Raises ServiceError for a file that is not an image, or one that would take much memory when decoded."""
+def _pixels(encoded: bytes, limits: Limits) -> int:
+    """The pixels of an image file. Raises ServiceError if it is not an image, or would be large when decoded."""
     try:
         width, height = image_size(encoded)
     except ValueError as error:
@@ -44,6 +53,7 @@ def _check_image(encoded: bytes, limits: Limits) -> None:
             Kind.TOO_LARGE,
             f"an image has {width}x{height} pixels; at most {limits.image_pixels} in all are allowed",
         )
+    return width * height
 
 
 def are_short(columns: Columns) -> bool:

@@ -32,6 +32,7 @@ from research.serve.shapes import Shape
 # What a model can compute in: int8 is the products of dense layers, with everything else in float32.
 COMPUTE = ("float32", "bfloat16", "int8")
 
+_PAIR_CHARS = 64  # of a text of a pair, for each token that the model reads
 _TIMED = 3  # repetitions, of which the fastest counts
 
 
@@ -190,6 +191,11 @@ class ServedModel:
 
     def encode(self, columns: Columns) -> list[Part]:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
+        if self.signature.kind == "text_pair":
+            # The tokenizer combines every cut-off piece of one text with every one of the other: two texts of 80,000
+            # characters took more than 14 GB. Few tokens have as many characters.
+            most = _PAIR_CHARS * int(self.signature.limits["max_length"])
+            columns = {n: [x[:most] if isinstance(x, str) else x for x in values] for n, values in columns.items()}
         parts = split(self._model.encode(columns, "the request"))
         if not _is_sequence(self.example):
             for i, part in enumerate(parts):

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from research.base.errors import UserError
-from research.serve import logs, rates
-from research.serve.guard import Guard
+from research.serve import connection, logs, oip, rates, tei_schema
+from research.serve.guard import OPEN_PATHS, Guard
 from research.serve.keys import Keys, new_key
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics
@@ -343,3 +344,37 @@ def test_text_logs_and_none(capsys):
     assert ready.endswith("ready: text")
     assert none.endswith("ready: none")
     assert [json.loads(line).get("id") for line in json_lines] == ["json", None]
+
+
+def test_heads_that_are_slow_or_large_are_refused(opened, monkeypatch):
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    for data in (b"", b"POST / HT", _head("X: y")[:-2]):
+        with _connected(opened[0]) as slow:
+            slow.sendall(data)
+            assert _read(slow).startswith(b"HTTP/1.1 408 ")
+    with _connected(opened[0]) as large:
+        large.sendall(_head("X: y")[:-2] + b"z: " + b"z" * 2**17)
+        assert large.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("adapter", [oip._INFER, tei_schema.PREDICT, tei_schema.EMBED, tei_schema.OPENAI])
+@pytest.mark.parametrize("item", ["{}", '["a", {}]', '"",{}'])
+def test_of_many_errors_only_the_first_is_made(adapter, item):
+    """Those of a body of 8 MiB took minutes."""
+    for name in ("inputs", "input"):
+        body = f'{{"{name}": [' + ",".join([item] * 1000) + "]}"
+        with pytest.raises(ValidationError) as raised:
+            adapter.validate_json(body)
+        assert raised.value.error_count() < 10
+
+
+def test_every_path_needs_a_key(locked, keys):
+    paths = httpx.get(f"{locked}/openapi.json", headers={"api-key": keys[0]["ana"]}).json()["paths"]
+    assert len(paths) > 20
+    for path, methods in paths.items():
+        for method in methods:
+            for headers in ({}, {"authorization": "Bearer wrong"}):
+                status = httpx.request(
+                    method, locked + path.replace("{", "").replace("}", ""), headers=headers
+                ).status_code
+                assert (status == 401) == (path not in OPEN_PATHS), path

@@ -103,6 +103,7 @@ def _png(width, height):
 def test_image_files_in_json_and_in_forms(served_all):
     small, large = _png(8, 8), _png(5000, 5000)  # 25 MB when it is decoded
     assert _predict(served_all, "image", [large]).status_code == 413
+    assert _predict(served_all, "image", [_png(4000, 4000)] * 5).status_code == 413  # each would be small enough
     in_json = _predict(served_all, "image", [small])
     assert in_json.status_code == 200, in_json.text
     url, file = f"{served_all}/models/image/predict", base64.b64decode(small)
