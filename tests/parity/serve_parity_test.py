@@ -82,7 +82,7 @@ def test_fill_mask_gives_the_tokens_of_the_pipeline(tmp_path):
             for key in ("token", "token_str", "sequence"):
                 assert [filled[key] for filled in mine] == [filled[key] for filled in other], key
             scores = [[filled["score"] for filled in each] for each in (mine, other)]
-            np.testing.assert_allclose(*scores, atol=1e-6)
+            np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("which", ["random", "minilm"])
