@@ -53,7 +53,7 @@ def test_no_row_has_more_masks_than_slots(length):
 
 
 def test_where_the_masks_are():
-    tokens = np.array([[2, 4, 9, 4, 3, 0], [2, 9, 3, 0, 0, 0], [4, 4, 4, 3, 2, 4]])
+    tokens = np.array([[2, 4, 9, 4, 3, 0], [2, 9, 3, 4, 0, 0], [4, 4, 4, 3, 2, 4]])
     segments = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
     found = MASKS.positions({"tokens": tokens, "segments": segments}, 3)
     np.testing.assert_array_equal(found, [[1, 3, 0], [0, 0, 0], [0, 1, 2]])
