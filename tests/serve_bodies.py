@@ -159,7 +159,7 @@ def _infer(rng: random.Random) -> tuple[str, Any]:
     tensors = []
     for name in names.get(model, ("image" if model == "image" and rng.random() < 0.5 else "features",)):
         data: Any = [_text(rng)]
-        tensor = {"name": name, "shape": [1], "datatype": "BYTES", "data": data}
+        tensor: dict[str, Any] = {"name": name, "shape": [1], "datatype": "BYTES", "data": data}
         if model == "features" or name == "size":
             shape = rng.choice(([1, 10], [1], [10], [1, -10], [2**40, 2**40], [0], [1] * 9, [10, 1], []))
             kind = rng.choice(("FP32", "FP64", "FP16", "INT64", "UINT8", "BOOL", "BF16", "BYTES"))
