@@ -182,12 +182,13 @@ def _tei(rng: random.Random) -> tuple[str, Any]:
     path = rng.choice(("predict", "rerank", "embed", "embed_all", "similarity", "tokenize", "decode", "v1/embeddings"))
     tokens = [rng.randrange(-1, 400) for _ in range(rng.choice((0, 1, 10, 600)))]
     text: Any = rng.choice((_text(rng), [_text(rng)], [_text(rng), _text(rng)], [[_text(rng), "b"]], tokens, [tokens]))
-    body: dict[str, Any] = {
+    shapes: dict[str, dict[str, Any]] = {
         "rerank": {"query": _text(rng), "texts": text if isinstance(text, list) else [text], "model": "pair"},
         "similarity": {"inputs": {"source_sentence": _text(rng), "sentences": [_text(rng)]}},
         "decode": {"ids": tokens},
         "v1/embeddings": {"input": text, "encoding_format": rng.choice(("float", "base64", "x"))},
-    }.get(path, {"inputs": text})
+    }
+    body = shapes.get(path, {"inputs": text})
     options = {
         "model": rng.choice((None, "text", "text", *MODELS, "x", "../x")),
         "truncate": rng.choice((True, False, None)),
