@@ -158,7 +158,7 @@ def _infer(rng: random.Random) -> tuple[str, Any]:
     tensors = []
     for name in names.get(model, ("image" if model == "image" and rng.random() < 0.5 else "features",)):
         data: Any = [_text(rng)]
-        tensor = {"name": name, "shape": [1], "datatype": "BYTES", "data": data}
+        tensor: dict[str, Any] = {"name": name, "shape": [1], "datatype": "BYTES", "data": data}
         if model == "features" or name == "size":
             shape = rng.choice(([1, 10], [1], [10], [1, -10], [2**40, 2**40], [0], [1] * 9, [10, 1], []))
             kind = rng.choice(("FP32", "FP64", "FP16", "INT64", "UINT8", "BOOL", "BF16", "BYTES"))
@@ -181,13 +181,13 @@ def _tei(rng: random.Random) -> tuple[str, Any]:
     path = rng.choice(("predict", "rerank", "embed", "embed_all", "similarity", "tokenize", "decode", "v1/embeddings"))
     tokens = [rng.randrange(-1, 400) for _ in range(rng.choice((0, 1, 10, 600)))]
     text: Any = rng.choice((_text(rng), [_text(rng)], [_text(rng), _text(rng)], [[_text(rng), "b"]], tokens, [tokens]))
-    bodies: dict[str, dict[str, Any]] = {
+    shapes: dict[str, dict[str, Any]] = {
         "rerank": {"query": _text(rng), "texts": text if isinstance(text, list) else [text], "model": "pair"},
         "similarity": {"inputs": {"source_sentence": _text(rng), "sentences": [_text(rng)]}},
         "decode": {"ids": tokens},
         "v1/embeddings": {"input": text, "encoding_format": rng.choice(("float", "base64", "x"))},
     }
-    body = bodies.get(path, {"inputs": text})
+    body = shapes.get(path, {"inputs": text})
     options = {
         "model": rng.choice((None, "text", "text", *MODELS, "x", "../x")),
         "truncate": rng.choice((True, False, None)),

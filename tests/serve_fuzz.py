@@ -216,21 +216,21 @@ def _closed(connection: socket.socket, seconds: float = 30.0) -> None:
         pass
 
 
-def slow_head(connection: socket.socket, _: random.Random) -> None:
+def slow_head(connection: socket.socket, rng: random.Random) -> None:
     _drip(connection, _HEAD + b"X: " + b"y" * 10_000)
 
 
-def slow_body(connection: socket.socket, _: random.Random) -> None:
+def slow_body(connection: socket.socket, rng: random.Random) -> None:
     connection.sendall(_HEAD + b"Content-Length: 10000\r\n\r\n")
     _drip(connection, b" " * 10_000)
 
 
-def slow_chunks(connection: socket.socket, _: random.Random) -> None:
+def slow_chunks(connection: socket.socket, rng: random.Random) -> None:
     connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
     _drip(connection, b"1\r\n \r\n" * 5000)
 
 
-def nothing(connection: socket.socket, _: random.Random) -> None:
+def nothing(connection: socket.socket, rng: random.Random) -> None:
     _closed(connection)
 
 
@@ -243,7 +243,7 @@ def endless_head(connection: socket.socket, rng: random.Random) -> None:
     _closed(connection)
 
 
-def endless_trailers(connection: socket.socket, _: random.Random) -> None:
+def endless_trailers(connection: socket.socket, rng: random.Random) -> None:
     connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n0\r\nX: ")
     for _chunk in range(500):
         connection.sendall(b"y" * 65536)
@@ -281,7 +281,7 @@ def garbage(connection: socket.socket, rng: random.Random) -> None:
     _closed(connection)
 
 
-def pipelined(connection: socket.socket, _: random.Random) -> None:
+def pipelined(connection: socket.socket, rng: random.Random) -> None:
     connection.sendall((_HEAD + b"Content-Length: 35\r\n\r\n" + b'{"inputs": [[1,1,1,1,1,1,1,1,1,1]]}') * 200)
     _closed(connection)
 
