@@ -28,8 +28,8 @@ def pipeline(arguments: argparse.Namespace) -> Classify:
     made = transformers.pipeline("text-classification", model=arguments.folder, top_k=None, device="cpu")
 
     def classify(text: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = made(text, truncation=True)
-        return found
+        (found,) = made([text], truncation=True)
+        return list(found)
 
     return classify
 
