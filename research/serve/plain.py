@@ -174,9 +174,8 @@ def router(service: Service) -> APIRouter:
             check_count(len(asked.inputs), service.limits)
             columns, truncate = columns_of(asked.inputs, served), asked.truncate
         results = await exchange.answer(served, columns, truncate=truncate)
-        return reply(
-            {"model": name, **variant(name, served), "predictions": [record(result, served) for result in results]}
-        )
+        about_model = {"model": name, **variant(name, served), "compute": served.compute}
+        return reply({**about_model, "predictions": [record(result, served) for result in results]})
 
     @found.post(
         "/models/{name}/explain",
