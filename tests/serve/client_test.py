@@ -109,7 +109,7 @@ def test_retry_after_as_a_date_is_by_the_clock_of_the_service(seconds):
 
 def _response(status, value, *headers):
     body = json.dumps(value).encode()
-    head = [f"HTTP/1.1 {status} x", f"Content-Length: {len(body)}", *headers]
+    head = [f"HTTP/1.1 {status} x", f"Content-Length: {len(body)}", "Connection: close", *headers]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
