@@ -16,7 +16,7 @@ from research.serve.repository import check
 from research.serve.shapes import Shape
 from research.training.loop import train_and_evaluate
 from tests import tiny
-from tests.serve.conftest import serving
+from tests.serve.conftest import packing, serving
 from tests.serve.saved_test import FEW, opened, write_masked
 
 MASKS = Masks("[MASK]", 4)
@@ -64,7 +64,7 @@ def test_where_the_masks_are():
 def test_tokens_of_packed_texts_are_the_most_probable(masked):
     texts = ["a [MASK] film", "[MASK] so [MASK]", "b[MASK]", "a b c d e f g [MASK] h i", "[MASK] [MASK] [MASK]"]
     parts = masked.encode({"text": texts})
-    answers, shape = masked.answer(parts)
+    answers, shape = packing(masked, texts).answer(parts)
     assert shape.rows < len(texts)
     waiting = list(itertools.chain(*(masked.answer([part])[0] for part in parts)))
     for text, answer, alone in zip(texts, answers, waiting, strict=True):
