@@ -53,6 +53,14 @@ def parser() -> cli.Parser:
         action="store_true",
         help="send a span of each request to OpenTelemetry's collector, which its environment variables name",
     )
+    _add_access(parser)
+    limits = parser.add_argument_group("limits")
+    for field in dataclasses.fields(Limits):
+        limits.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    return parser
+
+
+def _add_access(parser: cli.Parser) -> None:
     access = parser.add_argument_group("access")
     access.add_argument(
         "--api_keys_file",
@@ -66,10 +74,6 @@ def parser() -> cli.Parser:
         "(default: any)",
     )
     access.add_argument("--open_metrics", action="store_true", help="answer /metrics without a key")
-    limits = parser.add_argument_group("limits")
-    for field in dataclasses.fields(Limits):
-        limits.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,6 +53,27 @@ def router(service: Service) -> APIRouter:
         """The texts by how well they fit the query, best first."""
         return await _rerank(_Call(Exchange(service, request)))
 
+    @found.post("/tokenize", openapi_extra=described(schema.TOKENIZE, {"inputs": _EXAMPLE}))
+    async def tokenize(request: Request) -> Response:
+        """The tokens of each text, all of them, with their places in it."""
+        return await _tokenize(_Call(Exchange(service, request)))
+
+    @found.post("/decode", openapi_extra=described(schema.DECODE, {"ids": [0]}))
+    async def decode(request: Request) -> Response:
+        """The text of tokens."""
+        call = _Call(Exchange(service, request))
+        asked = parse(schema.DECODE, await call.exchange.body())
+        model = _checked(service.model(asked.model))
+        texts = _decoded(schema.as_list(asked.ids), model, service, skip=asked.skip_special_tokens)
+        return reply(texts)
+
+    _add_embeddings(found, service)
+    return found
+
+
+def _add_embeddings(found: APIRouter, service: Service) -> None:
+    """The paths of embeddings."""
+
     @found.post("/embed", openapi_extra=described(schema.EMBED, {"inputs": _EXAMPLE}))
     async def embed(request: Request) -> Response:
         """The embedding of each text: the mean over its tokens."""
@@ -80,26 +101,10 @@ def router(service: Service) -> APIRouter:
         source, *others = _embeddings(results)
         return call.reply([float(source @ other) for other in others])
 
-    @found.post("/tokenize", openapi_extra=described(schema.TOKENIZE, {"inputs": _EXAMPLE}))
-    async def tokenize(request: Request) -> Response:
-        """The tokens of each text, all of them, with their places in it."""
-        return await _tokenize(_Call(Exchange(service, request)))
-
-    @found.post("/decode", openapi_extra=described(schema.DECODE, {"ids": [0]}))
-    async def decode(request: Request) -> Response:
-        """The text of tokens."""
-        call = _Call(Exchange(service, request))
-        asked = parse(schema.DECODE, await call.exchange.body())
-        model = _checked(service.model(asked.model))
-        texts = _decoded(schema.as_list(asked.ids), model, service, skip=asked.skip_special_tokens)
-        return reply(texts)
-
     @found.post("/v1/embeddings", openapi_extra=described(schema.OPENAI, {"input": _EXAMPLE}))
     async def openai(request: Request) -> Response:
         """OpenAI's embeddings."""
         return await _openai(_Call(Exchange(service, request)))
-
-    return found
 
 
 def _checked(model: ServedModel) -> ServedModel:
