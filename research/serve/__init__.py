@@ -6,6 +6,7 @@ shapes.py      the batch shapes that are compiled, and which one a set of inputs
 operations.py  what a model can be asked for: predictions, tokens for masks, embeddings
 masks.py       the masks in texts
 compute.py     what a model computes in: float32, bfloat16 or int8, by measurement
+encoding.py    from raw inputs to what a model reads
 model.py       a checkpoint or a folder, compiled for these shapes
 observer.py    what the service reports about its work, such as to metrics
 queue.py       inputs that wait for a device: bounded, fair between clients

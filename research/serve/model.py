@@ -14,14 +14,13 @@ import numpy as np
 from research.base.errors import UserError
 from research.data.encoder import Encoder, Signature
 from research.data.examples import BagExamples, Columns, TextExamples
-from research.data.parts import Part, lay_out, split
-from research.data.text.masked_lm import MaskedEncoder
+from research.data.parts import Part, lay_out
 from research.inference.folder import Folder, FolderModel
 from research.inference.model import TrainedModel, open_model
 from research.inference.quantization import int8_products, quantized
 from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
-from research.serve import shapes
+from research.serve import encoding, shapes
 from research.serve.explainer import Explainer
 from research.serve.forms import form
 from research.serve.limits import Limits
@@ -32,7 +31,6 @@ from research.serve.shapes import Shape
 # What a model can compute in: int8 is the products of dense layers, with everything else in float32.
 COMPUTE = ("float32", "bfloat16", "int8")
 
-_PAIR_CHARS = 64  # of a text of a pair, for each token that the model reads
 _TIMED = 3  # repetitions, of which the fastest counts
 
 
@@ -117,7 +115,7 @@ class ServedModel:
         if isinstance(run, Folder):
             version, folder = run.version, run.model(dtype=dtype)
             return cls(name, folder, version=version, samples=run.samples, compute=compute, **options)
-        model = _of_inputs(open_model(run, checkpoint, dtype=dtype).single)
+        model = encoding.of_texts(open_model(run, checkpoint, dtype=dtype).single)
         return cls(name, model, version=str(model.step), samples=read_samples(run), compute=compute, **options)
 
     def serves(self, operation: str) -> bool:
@@ -126,7 +124,9 @@ class ServedModel:
 
     def _quantized(self, variables: Any) -> Any:
         example = self.example
-        batch = lay_out([example], np.zeros((1, 1), np.int64), example.length if _is_sequence(example) else None)
+        batch = lay_out(
+            [example], np.zeros((1, 1), np.int64), example.length if encoding.is_sequence(example) else None
+        )
         run = functools.partial(self._operation.run, module=self._model.module, task=self._model.task)
         try:
             return quantized(variables, lambda variables: run(variables, batch))
@@ -191,16 +191,7 @@ class ServedModel:
 
     def encode(self, columns: Columns) -> list[Part]:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
-        if self.signature.kind == "text_pair":
-            # The tokenizer combines every cut-off piece of one text with every one of the other: two texts of 80,000
-            # characters took more than 14 GB. Few tokens have as many characters.
-            most = _PAIR_CHARS * int(self.signature.limits["max_length"])
-            columns = {n: [x[:most] if isinstance(x, str) else x for x in values] for n, values in columns.items()}
-        parts = split(self._model.encode(columns, "the request"))
-        if not _is_sequence(self.example):
-            for i, part in enumerate(parts):
-                for name, array in part.arrays.items():
-                    part.arrays[name] = _as_read(array, self.example.arrays[name], f"input {i} has {name}")
+        parts = encoding.encode(self._model, columns, self.example)
         if self._operation.per_mask and self.masks:
             self.masks.check(parts, max(shape.slots for shape in self.seconds))
         return parts
@@ -211,20 +202,7 @@ class ServedModel:
 
         Raises UserError where none is known: for a run of images or features from before runs kept samples.
         """
-        columns = self.samples.columns if self.samples else {}
-        limits = self.signature.limits
-        if not columns and self.signature.kind in ("text", "text_pair", "text_or_pair"):
-            columns = {name: ["a text"] for name in self.signature.required}
-        if not columns and self.signature.kind == "image" and "size" in limits:
-            image = np.zeros((1, limits["size"], limits["size"], limits["channels"]), np.uint8)
-            columns = dict.fromkeys(self.signature.inputs, image)
-        if columns:
-            return split(self._model.encode(columns, "the run's sample"))[0]
-        raise UserError(
-            f"the model has no sample of its inputs ({self.signature.kind}), from which their size is known. A run "
-            "gets one when it is finished by this version: python -m research.train --workdir=RUN --extend=1; a "
-            "folder when research.export writes it"
-        )
+        return encoding.example(self._model, self.samples)
 
     @functools.cached_property
     def row_length(self) -> int:
@@ -240,7 +218,7 @@ class ServedModel:
 
     def probe(self, limits: Limits) -> float:
         """Compiles one shape, for a first look before `warm_up` -> the seconds of an item in a full batch of it."""
-        packs = _is_sequence(self.example)
+        packs = encoding.is_sequence(self.example)
         shape = shapes.packed(self.row_length, 1)[-1] if packs else shapes.fixed(min(8, limits.batch_rows))[-1]
         self.seconds = {shape: self._prepare(shape, 0)}
         return self.seconds[shape] / shape.items
@@ -251,7 +229,7 @@ class ServedModel:
         Of each length, shapes with more rows than the first that takes longer than `limits.batch_ms` are left out.
         """
         example = self.example
-        packs = _is_sequence(example)
+        packs = encoding.is_sequence(example)
         found = shapes.packed(self.row_length, limits.batch_items) if packs else shapes.fixed(limits.batch_rows)
         slow: dict[int | None, bool] = {}
         for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
@@ -327,33 +305,6 @@ class ServedModel:
         if self._operation.per_mask and self.masks:
             batch["masked_positions"] = self.masks.positions(batch, shape.slots)
         return batch
-
-
-def _of_inputs(model: TrainedModel) -> TrainedModel:
-    """The model itself, or one of documents as a model of texts."""
-    if not isinstance(model.encoder, MaskedEncoder):
-        return model
-    encoder = model.encoder.of_texts
-    return dataclasses.replace(model, encoder=encoder, signature=encoder.signature)
-
-
-def _as_read(array: np.ndarray, example: np.ndarray, what: str) -> np.ndarray:
-    """An array with the dtype of the example. Raises UserError if it has another size, or values that need another."""
-    if array.shape != example.shape:
-        found, wanted = ("x".join(map(str, x.shape)) for x in (array, example))
-        raise UserError(f"{what} of size {found}; the model reads {wanted}")
-    if array.dtype == example.dtype:
-        return array
-    with np.errstate(invalid="ignore"):
-        cast = array.astype(example.dtype)
-    rounds = array.dtype.kind == example.dtype.kind == "f"
-    if not rounds and not np.array_equal(cast, array):
-        raise UserError(f"{what} of {array.dtype}; the model reads {example.dtype}")
-    return cast
-
-
-def _is_sequence(part: Part) -> bool:
-    return isinstance(part.kind, TextExamples | BagExamples)
 
 
 def _on_device(dtype: np.dtype) -> Any:
