@@ -106,7 +106,7 @@ def serve(
     )
     # uvicorn raises the signal again when it has stopped.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    log.info("http://%s:%d answers; /v2/health/ready says when the models do", host, port)
+    log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
     try:
         Server(config, service).run()
     except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log

@@ -24,11 +24,9 @@ from PIL import Image
 from research.client import AsyncClient, Client, ServiceError, requests
 from research.client.errors import error_of
 from research.client.retries import Retries
-from research.serve.guard import Guard
 from research.serve.keys import Keys, new_key
 from research.serve.limits import Limits
-from research.serve.metrics import Metrics
-from tests.serve.conftest import TEXTS, serving
+from tests.serve.conftest import TEXTS, guarded, serving
 
 ROWS = np.linspace(-0.1, 0.1, 110).reshape(11, 10)
 
@@ -312,12 +310,7 @@ def test_inputs_that_cannot_be_sent_are_an_error():
 def test_keys(make, models, tmp_path):
     key, line = new_key("ana")
     (tmp_path / "keys").write_text(line)
-    metrics = Metrics()
-
-    def wrap(app, service):
-        return Guard(app, service, metrics, keys=Keys(tmp_path / "keys"))
-
-    with serving({"features": models["features"]}, wrap=wrap) as (url, _):
+    with guarded({"features": models["features"]}, keys=Keys(tmp_path / "keys")) as (url, _):
         with make(url, api_key=key) as client:
             assert [each["name"] for each in client.models()] == ["features"]
         with make(url) as client:

@@ -15,7 +15,9 @@ from research.configs import linear_diabetes
 from research.runs.rundir import RunDir
 from research.serve.app import make_app
 from research.serve.connection import Connection
+from research.serve.guard import Guard
 from research.serve.limits import Limits
+from research.serve.metrics import Metrics
 from research.serve.model import ServedModel
 from research.serve.operations import OPERATIONS
 from research.serve.service import Service
@@ -110,6 +112,19 @@ def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def guarded(models, limits=LIMITS, **options):
+    """A service behind a guard with the options, and with metrics -> (its URL, the service)."""
+    metrics = Metrics()
+
+    def wrap(app, service):
+        metrics.service = service
+        return Guard(app, service, metrics, **options)
+
+    with serving(models, limits, wrap, metrics=metrics) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -17,29 +17,15 @@ from pydantic import ValidationError
 
 from research.base.errors import UserError
 from research.serve import connection, logs, oip, rates, tei_schema
-from research.serve.guard import OPEN_PATHS, Guard
+from research.serve.guard import OPEN_PATHS
 from research.serve.keys import Keys, new_key
 from research.serve.limits import Limits
-from research.serve.metrics import Metrics
 from research.serve.rates import Rates
 from research.serve.server import Access
-from tests.serve.conftest import LIMITS, serving
+from tests.serve.conftest import guarded
 
 PATH = "/models/features/predict"
 ROW = {"inputs": [[0.01] * 10]}
-
-
-@contextlib.contextmanager
-def _guarded(models, limits=LIMITS, **options):
-    """A guarded service of the features -> (its URL, the service)."""
-    metrics = Metrics()
-
-    def wrap(app, service):
-        metrics.service = service
-        return Guard(app, service, metrics, **options)
-
-    with serving({"features": models["features"]}, limits, wrap, metrics=metrics) as (url, service):
-        yield url, service
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +39,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def locked(models, keys):
-    with _guarded(models, keys=Keys(keys[1])) as (url, _):
+    with guarded({"features": models["features"]}, keys=Keys(keys[1])) as (url, _):
         yield url
 
 
@@ -61,7 +47,7 @@ def locked(models, keys):
 def opened(models):
     """A service without keys that gives bodies little time, and allows few bytes -> (its URL, the service)."""
     limits = Limits(batch_ms=1000.0, queue_ms=1e6, batch_rows=4, body_ms=400.0, body_bytes=200_000)
-    with _guarded(models, limits) as found:
+    with guarded({"features": models["features"]}, limits) as found:
         yield found
 
 
@@ -90,13 +76,16 @@ def test_health_needs_no_key(locked):
 
 
 def test_open_metrics(models, keys):
-    with _guarded(models, keys=Keys(keys[1]), open_metrics=True) as (url, _):
+    with guarded({"features": models["features"]}, keys=Keys(keys[1]), open_metrics=True) as (url, _):
         assert httpx.get(f"{url}/metrics").status_code == 200
         assert httpx.get(f"{url}/models").status_code == 401
 
 
 def test_each_client_has_its_rate(models, keys):
-    with _guarded(models, keys=Keys(keys[1]), rate=1.0) as (url, _), httpx.Client(base_url=url) as client:
+    with (
+        guarded({"features": models["features"]}, keys=Keys(keys[1]), rate=1.0) as (url, _),
+        httpx.Client(base_url=url) as client,
+    ):
 
         def ask(name):
             return client.get("/models", headers={"api-key": keys[0][name]})
@@ -108,7 +97,7 @@ def test_each_client_has_its_rate(models, keys):
 
 
 def test_without_keys_each_address_has_its_rate(models):
-    with _guarded(models, rate=0.01) as (url, _):
+    with guarded({"features": models["features"]}, rate=0.01) as (url, _):
         assert [httpx.get(f"{url}/models").status_code for _ in range(2)] == [200, 429]
 
 
@@ -225,7 +214,7 @@ def _wait_for(condition):
 @pytest.mark.parametrize("leave", ["in the body", "before the answer", "half"])
 def test_clients_that_vanish_leave_nothing_behind(models, leave):
     held = _Held(models["features"])
-    with _guarded({"features": held}) as (url, service), contextlib.ExitStack() as connections:
+    with guarded({"features": held}) as (url, service), contextlib.ExitStack() as connections:
         before = len(asyncio.all_tasks(service._loop))
         for number in range(10):
             body = json.dumps({"inputs": [[number] * 10]}).encode()
@@ -253,7 +242,7 @@ def test_requests_have_an_id(opened):
 
 
 def test_before_the_end_it_is_not_ready_and_connections_close(models):
-    with _guarded(models) as (url, service):
+    with guarded({"features": models["features"]}) as (url, service):
         assert service.is_ready
         assert "connection" not in httpx.post(url + PATH, json=ROW).headers
         service.stopping = True
@@ -308,7 +297,7 @@ def test_neither_inputs_nor_keys_are_logged(models, keys, logged):
         def encode(self, columns):
             raise KeyError(str(columns))
 
-    with _guarded(models, keys=Keys(keys[1])) as (url, service):
+    with guarded({"features": models["features"]}, keys=Keys(keys[1])) as (url, service):
         service.models["broken"] = Broken()
         for key in (keys[0]["ana"], "a-wrong-key-of-a-client"):
             headers = {"authorization": f"Bearer {key}"}

@@ -8,9 +8,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from research.serve.guard import Guard
 from research.serve.metrics import Metrics
-from tests.serve.conftest import LIMITS, serving
+from tests.serve.conftest import guarded, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,13 +29,7 @@ def _value(samples, name, **labels):
 
 @pytest.fixture
 def measured(models):
-    metrics = Metrics()
-
-    def wrap(app, service):
-        metrics.service = service
-        return Guard(app, service, metrics)
-
-    with serving({"features": models["features"]}, LIMITS, wrap, metrics=metrics) as (url, _):
+    with guarded({"features": models["features"]}) as (url, _):
         yield url
 
 

@@ -14,13 +14,11 @@ from PIL import Image
 
 from research import api
 from research.runs.rundir import RunDir
-from research.serve.guard import Guard
 from research.serve.keys import Keys, new_key
-from research.serve.metrics import Metrics
 from research.serve.model import ServedModel
 from research.training.loop import train_and_evaluate
 from tests import tiny
-from tests.serve.conftest import LIMITS, serving
+from tests.serve.conftest import LIMITS, guarded, serving
 
 pytestmark = pytest.mark.browser
 
@@ -303,12 +301,7 @@ def test_the_keyboard_alone_is_enough(page):
 def test_a_service_with_keys_asks_for_one(browser, models, tmp_path):
     key, line = new_key("ana")
     (tmp_path / "keys").write_text(line)
-    metrics = Metrics()
-
-    def wrap(app, service):
-        return Guard(app, service, metrics, keys=Keys(tmp_path / "keys"))
-
-    with serving({"features": models["features"]}, wrap=wrap) as (url, _):
+    with guarded({"features": models["features"]}, keys=Keys(tmp_path / "keys")) as (url, _):
         page = browser.new_page()
         page.goto(url)
         field = page.get_by_label("API key", exact=True)

@@ -9,24 +9,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from research.base.errors import UserError
-from research.serve.guard import Guard
-from research.serve.metrics import Metrics
 from research.serve.tracing import Tracer
-from tests.serve.conftest import serving
+from tests.serve.conftest import guarded
 
 PATH = "/models/features/predict"
 
 
 def test_a_request_is_a_span_in_the_trace_of_its_client(models):
-    exporter, metrics = InMemorySpanExporter(), Metrics()
+    exporter = InMemorySpanExporter()
     tracer = Tracer(exporter)
-
-    def wrap(app, service):
-        metrics.service = service
-        return Guard(app, service, metrics, tracer=tracer)
-
     parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
-    with serving({"features": models["features"]}, wrap=wrap, metrics=metrics) as (url, service):
+    with guarded({"features": models["features"]}, tracer=tracer) as (url, service):
         httpx.post(url + PATH, json={"inputs": [[0.01] * 10]}, headers={"traceparent": parent, "x-request-id": "me"})
         service.models.clear()
         service.model = None  # a bug
