@@ -27,8 +27,8 @@ log = logging.getLogger("research.serve")
 
 # How far predictions may be from those that the run has for its sample inputs: probabilities absolutely, numbers
 # relative to the largest. In float32 other batch shapes differ by 1e-6; in bfloat16, by up to 0.01 (interop/export.py).
-# int8 was up to 0.02 off on SST-2, like bfloat16.
-_CLOSE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}
+# int8 was up to 0.073 off on SST-2's dev set (benchmarks/results/serve.md).
+_CLOSE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.15}
 
 
 @dataclasses.dataclass(frozen=True)

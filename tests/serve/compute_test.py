@@ -86,8 +86,8 @@ def test_int8_of_a_served_model_is_close_to_float32(monkeypatch, runs, models):
         found, expected = (
             np.stack([answer.values[name] for answer in each.answer(parts)[0]]) for each in (rounded, exact)
         )
-        # 8 bits are a relative error of 1/254; two layers of it were 0.008 off in embeddings of size 1.
-        np.testing.assert_allclose(found, expected, atol=0.03)
+        # Measured: scores 1.3e-4 off, embeddings 3.0e-4.
+        np.testing.assert_allclose(found, expected, atol=1e-3)
         assert np.abs(found - expected).max() > 1e-6
 
 
