@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, TypeAdapter
 
-from research.serve.http import Exchange, described, parse, reply
+from research.serve.http import Exchange, ListOf, described, parse, reply
+from research.serve.inputs import check_count
 from research.serve.model import ServedModel
 from research.serve.operations import MOST_TOKENS
 from research.serve.plain import about, columns_of, variant
@@ -18,7 +19,7 @@ class Fill(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: Annotated[list[StrictStr | dict[str, StrictStr]], Field(min_length=1)]
+    inputs: Annotated[ListOf[StrictStr | dict[str, StrictStr]], Field(min_length=1)]
     top: int = Field(5, ge=1, le=MOST_TOKENS)
     truncate: bool = True
 
@@ -39,9 +40,10 @@ def router(service: Service) -> APIRouter:
         exchange = Exchange(service, request)
         model = exchange.model(name, "fill")
         asked = parse(_FILL, await exchange.body())
+        check_count(len(asked.inputs), service.limits)
         results = await exchange.answer(model, columns_of(asked.inputs, model), truncate=asked.truncate)
         fills = [{"masks": _masks(result, model, asked.top), **about(result, model)} for result in results]
-        return reply({"model": name, **variant(name, model), "fills": fills})
+        return reply({"model": name, **variant(name, model), "compute": model.compute, "fills": fills})
 
     return found
 

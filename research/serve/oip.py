@@ -30,7 +30,7 @@ class Input(BaseModel):
     shape: ListOf[StrictInt]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
+    data: ListOf[Any] | None = None
 
 
 class Output(BaseModel):
