@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import copy
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ import uvicorn
 
 from research.configs import linear_diabetes
 from research.runs.rundir import RunDir
+from research.serve import shapes
 from research.serve.app import make_app
 from research.serve.connection import Connection
 from research.serve.guard import Guard
@@ -77,16 +77,17 @@ def models(runs):
         model = ServedModel.open(name, runs[name], operations=tuple(OPERATIONS))
         for _ in model.warm_up(LIMITS):
             pass
-        return model
+        return steady(model)
 
     return _Made(compile)
 
 
-def packing(model, inputs):
-    """The model with only the shapes that have fewer rows than inputs: which is the fastest depends on the machine."""
-    found = copy.copy(model)
-    found.seconds = {shape: time for shape, time in model.seconds.items() if shape.rows < len(inputs)}
-    return found
+def steady(model):
+    """The model with times of batches that grow with their items: what is chosen must not depend on the machine."""
+    for each in (model, *model.others.values()):
+        each.seconds = {shape: 0.001 * (10 + shape.items) for shape in each.seconds}
+        each.capacity = shapes.capacity(each.seconds, LIMITS.batch_ms)
+    return model
 
 
 @contextlib.contextmanager

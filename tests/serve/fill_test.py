@@ -16,7 +16,7 @@ from research.serve.repository import check
 from research.serve.shapes import Shape
 from research.training.loop import train_and_evaluate
 from tests import tiny
-from tests.serve.conftest import packing, serving
+from tests.serve.conftest import serving, steady
 from tests.serve.saved_test import FEW, opened, write_masked
 
 MASKS = Masks("[MASK]", 4)
@@ -27,7 +27,7 @@ def masked(tmp_path_factory):
     """A folder of a masked language model, compiled."""
     folder = tmp_path_factory.mktemp("masked")
     write_masked(folder)
-    return opened(folder)
+    return steady(opened(folder))
 
 
 def _probabilities(model, text):
@@ -64,7 +64,7 @@ def test_where_the_masks_are():
 def test_tokens_of_packed_texts_are_the_most_probable(masked):
     texts = ["a [MASK] film", "[MASK] so [MASK]", "b[MASK]", "a b c d e f g [MASK] h i", "[MASK] [MASK] [MASK]"]
     parts = masked.encode({"text": texts})
-    answers, shape = packing(masked, texts).answer(parts)
+    answers, shape = masked.answer(parts)
     assert shape.rows < len(texts)
     waiting = list(itertools.chain(*(masked.answer([part])[0] for part in parts)))
     for text, answer, alone in zip(texts, answers, waiting, strict=True):

@@ -8,7 +8,7 @@ from research.inference.model import open_model
 from research.models.transformer import Encoder
 from research.serve.errors import ServiceError
 from research.serve.model import ServedModel
-from tests.serve.conftest import TEXTS, packing
+from tests.serve.conftest import TEXTS
 
 pytestmark = pytest.mark.extended
 
@@ -27,7 +27,7 @@ def hidden_states(run, texts):
 
 
 def test_packed_embeddings_are_the_means_of_hidden_states(models, runs):
-    model = packing(models["text"].others["embed"], TEXTS)
+    model = models["text"].others["embed"]
     answers, shape = model.answer(model.encode({"sentence": TEXTS}))
     assert shape.rows < len(TEXTS)
     for answer, hidden in zip(answers, hidden_states(runs["text"], TEXTS), strict=True):
@@ -35,7 +35,7 @@ def test_packed_embeddings_are_the_means_of_hidden_states(models, runs):
 
 
 def test_packed_embeddings_of_all_tokens_are_hidden_states(models, runs):
-    model = packing(models["text"].others["embed_all"], TEXTS)
+    model = models["text"].others["embed_all"]
     answers, shape = model.answer(model.encode({"sentence": TEXTS}))
     assert shape.rows < len(TEXTS)
     for answer, hidden in zip(answers, hidden_states(runs["text"], TEXTS), strict=True):
