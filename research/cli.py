@@ -145,8 +145,9 @@ def _missing_platform(error: Exception) -> str | None:
 
 def run(main: Callable[[], int]) -> None:
     """Runs a shell and exits: 0; 2 with one line for a user error; 130 after Ctrl-C. Bugs show their stack trace."""
-    # Hides the start-up logs of native libraries, unless the user has set their level.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Hides the logs of native libraries, unless the user has set their level. Their errors too: XLA raises its own, and
+    # logs one for each program kept in the cache on processors that it tunes for, where there is none.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         prepare_process()

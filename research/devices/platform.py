@@ -92,6 +92,13 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
 
 
+def keep_all_programs() -> None:
+    """Keeps programs too that compile in less than a second, JAX's limit: for a process that compiles many of them."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def _processor() -> str:
     """A name for the instruction set of this machine's processor."""
     info = Path("/proc/cpuinfo")

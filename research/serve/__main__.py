@@ -37,6 +37,11 @@ def parser() -> cli.Parser:
         "run's sample inputs, as measured at the start (default: float32)",
     )
     parser.add_argument(
+        "--replicas",
+        type=int,
+        help="the batches that each device computes at once (default: 2 on a CPU with several cores, else 1)",
+    )
+    parser.add_argument(
         "--embed",
         action="store_true",
         help="also answer with embeddings of texts, as a text encoder without a head always does; it takes longer to "
@@ -87,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.workdir,
         Limits(**chosen),
         split=arguments.split,
+        replicas=arguments.replicas,
         checkpoint=arguments.checkpoint,
         compute=arguments.compute,
         operations=tuple(OPERATIONS) if arguments.embed else USUAL,

@@ -14,14 +14,23 @@ Deliver = Callable[[Sequence[tuple[Job, Answer | Exception]]], None]
 
 
 class Engine:
-    """Runs the jobs of a queue on `devices` devices, and delivers the answers batch by batch."""
+    """Runs the jobs of a queue on devices, `replicas` batches at once on each, and delivers the answers by batch."""
 
-    def __init__(self, limits: Limits, deliver: Deliver, *, devices: int = 1, observer: Observer | None = None):
+    def __init__(
+        self,
+        limits: Limits,
+        deliver: Deliver,
+        *,
+        devices: int = 1,
+        replicas: int = 1,
+        observer: Observer | None = None,
+    ):
         self.queue = FairQueue(limits)
         self._deliver = deliver
         self._observer = observer or Observer()
         self._threads = [
-            threading.Thread(target=self._work, args=(device,), name=f"device-{device}", daemon=True)
+            threading.Thread(target=self._work, args=(device,), name=f"device-{device}-{replica}", daemon=True)
+            for replica in range(replicas)
             for device in range(devices)
         ]
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import jax
 import uvicorn
 
 from research.base.errors import UserError
+from research.base.ranges import Range
+from research.devices.platform import keep_all_programs
 from research.serve import logs
 from research.serve.app import DRAIN_SECONDS, make_app
 from research.serve.connection import Connection
@@ -29,6 +32,8 @@ log = logging.getLogger("research.serve")
 
 # What clients sent before the signal may still be on its way, or in the buffers of this machine.
 _GRACE_SECONDS = 0.5
+
+REPLICAS = Range(1, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +62,20 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def usual_replicas(platform: str) -> int:
+    """How many batches a device should compute at once.
+
+    On a CPU two: the cores wait for each other after each layer of a batch, and meanwhile can compute another.
+    """
+    return 2 if platform == "cpu" and (os.cpu_count() or 1) > 1 else 1
+
+
 def serve(
     workdirs: Sequence[str],
     limits: Limits,
     *,
     split: Sequence[str] = (),
+    replicas: int | None = None,
     host: str,
     port: int,
     access: Access,
@@ -74,19 +88,29 @@ def serve(
     Args:
       workdirs: each "RUN" or "NAME=RUN".
       split: each "NAME=MODEL:WEIGHT,MODEL:WEIGHT", of names of `workdirs`.
+      replicas: the batches that each device computes at once; by default `usual_replicas`.
 
     Raises UserError if one of them is invalid, the API keys are, or the port is taken.
     """
     if not 0 < port < 2**16:
         raise UserError(f"--port is {port}; it must be 1 to 65535")
+    if replicas is not None and replicas not in REPLICAS:
+        raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
     logs.set_up(log_format)
     gc.set_threshold(20_000, 20, 20)  # by default, collections take most of the time of reading a large body
+    keep_all_programs()
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
     found = sources(workdirs, **options)
     shared = Splits.of(split, [source.name for source in found])
     metrics = Metrics()
-    service = Service(limits, devices=len(devices), observer=metrics, splits=shared)
+    service = Service(
+        limits,
+        devices=len(devices),
+        replicas=replicas or usual_replicas(devices[0].platform),
+        observer=metrics,
+        splits=shared,
+    )
     metrics.service = service
     repository = Repository(found, limits, service.install, devices=devices)
     service.states = repository.states

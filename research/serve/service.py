@@ -66,6 +66,7 @@ class Service:
         limits: Limits,
         *,
         devices: int = 1,
+        replicas: int = 1,
         observer: Observer | None = None,
         splits: Splits | None = None,
     ):
@@ -78,7 +79,7 @@ class Service:
         # Encoding a short text takes longer than looking up its answer.
         self._encoded: Cache[tuple[str, str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
-        self._engine = Engine(limits, self._deliver, devices=devices, observer=self._observer)
+        self._engine = Engine(limits, self._deliver, devices=devices, replicas=replicas, observer=self._observer)
         self.encoder_threads = os.cpu_count() or 1
         self._encoders = concurrent.futures.ThreadPoolExecutor(self.encoder_threads, "encode")
         self._explainers = concurrent.futures.ThreadPoolExecutor(1, "explain")
