@@ -47,28 +47,29 @@ class Engine:
 
     def _work(self, device: int) -> None:
         while jobs := self.queue.take():
-            done, waiting = _answers(jobs, device, self._observer)
-            self.queue.put_back(waiting)
-            self._deliver(done)
+            self._deliver(self._answers(jobs, device))
 
-
-def _answers(
-    jobs: Sequence[Job], device: int, observer: Observer
-) -> tuple[list[tuple[Job, Answer | Exception]], list[Job]]:
-    """What came of the jobs of one model, and the jobs that have to wait."""
-    started = time.perf_counter()
-    try:
-        answers, shape = jobs[0].model.answer([job.part for job in jobs], device)
-    except Exception as error:  # whatever a model raises must not end the thread
-        if len(jobs) == 1:
-            return [(jobs[0], error)], []
-        # One input must not fail the others: each is tried alone.
-        return [(job, result) for job in jobs for _, result in _answers([job], device, observer)[0]], []
-    done: list[tuple[Job, Answer | Exception]] = [
-        (job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None
-    ]
-    ended = time.perf_counter()
-    for job, _ in done:
-        job.started, job.ended = started, ended
-    observer.computed([job for job, _ in done], shape)
-    return done, [job for job, answer in zip(jobs, answers, strict=True) if answer is None]
+    def _answers(self, jobs: Sequence[Job], device: int) -> list[tuple[Job, Answer | Exception]]:
+        """What came of the jobs of one model that are in a batch; the others are in the queue again."""
+        started = time.perf_counter()
+        model, parts = jobs[0].model, [job.part for job in jobs]
+        tried = jobs
+        try:
+            chosen = model.choose(parts)
+            inside = set(chosen[1].flat)
+            tried = [job for i, job in enumerate(jobs) if i in inside]
+            self.queue.put_back([job for i, job in enumerate(jobs) if i not in inside])  # for another thread, meanwhile
+            answers, shape = model.answer(parts, device, chosen)
+        except Exception as error:  # whatever a model raises must not end the thread
+            if len(tried) == 1:
+                return [(tried[0], error)]
+            # One input must not fail the others: each is tried alone.
+            return [(job, result) for job in tried for _, result in self._answers([job], device)]
+        done: list[tuple[Job, Answer | Exception]] = [
+            (job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None
+        ]
+        ended = time.perf_counter()
+        for job, _ in done:
+            job.started, job.ended = started, ended
+        self._observer.computed([job for job, _ in done], shape)
+        return done

@@ -32,6 +32,7 @@ from research.serve.shapes import Shape
 COMPUTE = ("float32", "bfloat16", "int8")
 
 _TIMED = 3  # repetitions, of which the fastest counts
+_CHOICE = 1.25  # items to choose from, for each that a batch has room for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ServedModel:
       samples: sample inputs of the run.
       outputs: the shape and dtype of an answer's values by name, after `warm_up`.
       seconds: the measured time of a batch by its shape, after `warm_up`.
-      capacity: the items of the largest batch to make.
+      capacity: the items to take for a batch: more than it has room for where those that fill its rows best are chosen.
     """
 
     def __init__(
@@ -185,6 +186,11 @@ class ServedModel:
         return Masks.of(self.tokenizer) if self.serves("fill") else None
 
     @property
+    def _masks(self) -> Masks | None:
+        """The masks that this operation answers for."""
+        return self.masks if self._operation.per_mask else None
+
+    @property
     def platform(self) -> str:
         """What it computes on: cpu, gpu or tpu."""
         return str(self._devices[0].platform)
@@ -192,8 +198,8 @@ class ServedModel:
     def encode(self, columns: Columns) -> list[Part]:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
         parts = encoding.encode(self._model, columns, self.example)
-        if self._operation.per_mask and self.masks:
-            self.masks.check(parts, max(shape.slots for shape in self.seconds))
+        if self._masks:
+            self._masks.check(parts, max(shape.slots for shape in self.seconds))
         return parts
 
     @functools.cached_property
@@ -240,6 +246,8 @@ class ServedModel:
             slow[shape.length] = self.seconds[shape] > limits.batch_ms / 1000
             yield shape, self.seconds[shape]
         self.capacity = shapes.capacity(self.seconds, limits.batch_ms)
+        if packs:
+            self.capacity = int(_CHOICE * self.capacity)
         self._seconds_per_item = min(time / (shape.rows * (shape.length or 1)) for shape, time in self.seconds.items())
         for other in self.others.values():
             yield from other.warm_up(limits)
@@ -269,18 +277,29 @@ class ServedModel:
         return min(times)
 
     def _run(self, batch: Mapping[str, np.ndarray], shape: Shape, device: int) -> dict[str, np.ndarray]:
-        put = {name: jax.device_put(x.astype(_on_device(x.dtype)), self._devices[device]) for name, x in batch.items()}
-        found: dict[str, np.ndarray] = jax.device_get(self._programs[device, shape](self._variables[device], put))
+        # As it is in NumPy: to place each array on the device before takes a millisecond.
+        arrays = {name: x.astype(_on_device(x.dtype), copy=False) for name, x in batch.items()}
+        found: dict[str, np.ndarray] = jax.device_get(self._programs[device, shape](self._variables[device], arrays))
         return found
 
-    def answer(self, parts: Sequence[Part], device: int = 0) -> tuple[list[Answer | None], Shape]:
-        """The answers of the inputs, in order; None for one that the largest batch had no room for, and has to wait.
+    def choose(self, parts: Sequence[Part]) -> tuple[Shape, np.ndarray]:
+        """The shape of the next batch, and which of the inputs its rows hold: see `shapes.choose`."""
+        masks = self._masks
+        slots = [masks.count(part.arrays["tokens"]) for part in parts] if masks else None
+        return shapes.choose([part.length for part in parts], self.seconds, slots)
+
+    def answer(
+        self, parts: Sequence[Part], device: int = 0, chosen: tuple[Shape, np.ndarray] | None = None
+    ) -> tuple[list[Answer | None], Shape]:
+        """The answers of the inputs, in order; None for one that the batch had no room for, and has to wait.
 
         The first one always has an answer. Raises ValueError if an input has another shape than the model reads.
+
+        Args:
+          chosen: what `choose` returned for the inputs, if it was called.
         """
-        masks = self.masks if self._operation.per_mask else None
-        slots = [masks.count(part.arrays["tokens"]) for part in parts] if masks else None
-        shape, members = shapes.choose([part.length for part in parts], self.seconds, slots)
+        masks = self._masks
+        shape, members = chosen or self.choose(parts)
         batch = self._batch(parts, members, shape)
         columns = self._run(batch, shape, device)
         answers: list[Answer | None] = [None] * len(parts)
@@ -289,9 +308,9 @@ class ServedModel:
             if self._operation.per_item:
                 start = batch["starts"][row, slot]
                 where = (row, slice(start, start + parts[member].length))
-            elif masks and slots:
+            elif masks:
                 before = masks.count(batch["tokens"][row, : batch["starts"][row, slot]])
-                where = (row, slice(before, before + slots[member]))
+                where = (row, slice(before, before + masks.count(parts[member].arrays["tokens"])))
             # Copied, as an answer that is cached must not keep the whole batch.
             values = {name: x[where].copy() for name, x in columns.items()}
             if masks:
@@ -302,8 +321,8 @@ class ServedModel:
     def _batch(self, parts: Sequence[Part], members: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
         """The batch of a shape with the parts `members`; for masks with `masked_positions` [R, E], 0 where unused."""
         batch = dict(lay_out(parts, members, shape.length))
-        if self._operation.per_mask and self.masks:
-            batch["masked_positions"] = self.masks.positions(batch, shape.slots)
+        if self._masks:
+            batch["masked_positions"] = self._masks.positions(batch, shape.slots)
         return batch
 
 

@@ -27,6 +27,7 @@ class Shape:
 
 _SHORTEST = 16  # items: shorter rows are not faster
 _PACKED = 8  # items of a row for each slot
+_FULL = 0.9  # of the best speed: a larger batch would only make its inputs wait longer
 
 
 def fixed(rows: int) -> tuple[Shape, ...]:
@@ -37,22 +38,29 @@ def fixed(rows: int) -> tuple[Shape, ...]:
 def packed(longest: int, items: int) -> tuple[Shape, ...]:
     """Shapes for sequences of at most `longest` items, and `items` in a batch if there is more than one row.
 
-    Their lengths are 16, 32, 64, … and `longest`, so that a single short input is fast. Only the longest rows come in
-    large numbers, as several inputs share each.
+    A single row has 16, 24, 32, 48, 64, … or `longest` items, so that few or short inputs are fast. Of more rows, which
+    several inputs share, each has `longest`.
     """
-    lengths = [_SHORTEST << power for power in range(longest.bit_length()) if _SHORTEST << power < longest]
-    found = []
-    for length in [*lengths, longest]:
-        most = max(1, items // length if length == longest else min(items, 2 * longest) // length)
-        slots = max(1, length // _PACKED)
-        found += [Shape(1 << power, length, slots) for power in range(most.bit_length())]
-    return tuple(found)
+    lengths = [*(length for length in _steps(_SHORTEST, longest) if length < longest), longest]
+    rows = _steps(1, max(1, items // longest))
+    return tuple(
+        Shape(count, length, max(1, length // _PACKED))
+        for length in lengths
+        for count in (rows if length == longest else (1,))
+    )
+
+
+def _steps(first: int, last: int) -> list[int]:
+    """The powers of 2 times `first`, and 1.5 times those that are even, in order, up to `last`."""
+    powers = [first << power for power in range(last.bit_length())]
+    halves = [3 * power // 2 for power in powers if power % 2 == 0]
+    return sorted(step for step in (*powers, *halves) if step <= last)
 
 
 def choose(
     lengths: Sequence[int], seconds: Mapping[Shape, float], slots: Sequence[int] | None = None
 ) -> tuple[Shape, np.ndarray]:
-    """The shape that holds the inputs, or as many of the first ones as any does, in the least time.
+    """The shape that has the most items of the inputs for its time. It holds the first input.
 
     Args:
       lengths: the items of each input; 1 if they have a fixed size.
@@ -65,22 +73,24 @@ def choose(
     Raises:
       ValueError: an input is longer, or takes more slots, than any row has.
     """
-    best: tuple[int, float, Shape, np.ndarray] | None = None
-    layouts: dict[tuple[int | None, int], np.ndarray] = {}
+    best: tuple[float, Shape, np.ndarray] | None = None
+    layouts: dict[tuple[int | None, int], tuple[np.ndarray, np.ndarray]] = {}
     for shape, time in seconds.items():
         if shape.length is not None and (max(lengths) > shape.length or max(slots or (1,)) > shape.slots):
             continue
         form = (shape.length, shape.slots)
         if form not in layouts:
-            layouts[form] = _rows(lengths, shape, slots)
-        rows = layouts[form][: shape.rows]
-        left = len(lengths) - int(np.count_nonzero(rows >= 0))
-        if best is None or (left, time) < best[:2]:
-            best = left, time, shape, rows
+            rows = _rows(lengths, shape, slots)
+            layouts[form] = rows, np.cumsum(np.append(lengths, 0)[rows].sum(axis=1))
+        rows, items = layouts[form]
+        count = min(shape.rows, len(rows))
+        speed = items[count - 1] / time
+        if best is None or speed > best[0]:
+            best = speed, shape, rows[:count]
     if best is None:
         taken = f"{max(lengths)} items" + (f" and {max(slots)} slots" if slots else "")
         raise ValueError(f"an input of {taken} is longer than any row")
-    _, _, shape, rows = best
+    _, shape, rows = best
     members = np.full((shape.rows, shape.slots), -1, np.int64)
     members[: len(rows), : rows.shape[1]] = rows
     return shape, members
@@ -96,12 +106,9 @@ def _rows(lengths: Sequence[int], shape: Shape, slots: Sequence[int] | None) -> 
 
 
 def capacity(seconds: Mapping[Shape, float], batch_ms: float) -> int:
-    """The items of the largest batch to make: the smallest, within `batch_ms`, that has almost the best speed.
-
-    A larger one would only make its inputs wait longer.
-    """
+    """The items of the largest batch to make: the smallest, within `batch_ms`, that has almost the best speed."""
     longest = max(shape.length or 1 for shape in seconds)
     full = [shape for shape in seconds if (shape.length or 1) == longest]
     fast = [shape for shape in full if seconds[shape] <= batch_ms / 1000] or [min(full)]
     best = max(shape.items / seconds[shape] for shape in fast)
-    return min(shape.items for shape in fast if shape.items / seconds[shape] >= 0.9 * best)
+    return min(shape.items for shape in fast if shape.items / seconds[shape] >= _FULL * best)

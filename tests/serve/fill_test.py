@@ -42,7 +42,7 @@ def _probabilities(model, text):
 @pytest.mark.parametrize("length", [16, 28, 32, 63])
 def test_no_row_has_more_masks_than_slots(length):
     slots = max(1, length // 8)
-    seconds = {Shape(rows, length, slots): rows / 1000 for rows in (1, 2, 8, 64)}
+    seconds = {Shape(64, length, slots): 0.001}
     for most in range(1, slots + 1):
         counts = [1 + i % most for i in range(20)]
         _, members = shapes.choose([max(4, count + 2) for count in counts], seconds, counts)

@@ -199,9 +199,9 @@ class _Held:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def answer(self, parts, device=0):
+    def answer(self, parts, device=0, chosen=None):
         assert self.release.wait(30)
-        return self._model.answer(parts, device)
+        return self._model.answer(parts, device, chosen)
 
 
 def _wait_for(condition):

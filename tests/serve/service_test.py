@@ -32,12 +32,12 @@ class _Held:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def answer(self, parts, device=0):
+    def answer(self, parts, device=0, chosen=None):
         assert self.release.wait(30)
         self.batches.append(len(parts))
         if self.fails & {part.digest for part in parts}:
             raise RuntimeError("as asked")
-        return self._model.answer(parts, device)
+        return self._model.answer(parts, device, chosen)
 
 
 @pytest.fixture
