@@ -8,8 +8,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from research.serve import fill, oip, page_files, plain, tei
+from research.serve.direct import Direct, gone, refused
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import GONE, ClientGone, refusal
+from research.serve.http import ClientGone, refusal
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository
 from research.serve.service import Service
@@ -32,9 +33,8 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
 
     app = FastAPI(title="research", description="Models trained by this project, as a service.", lifespan=lifespan)
 
-    @app.exception_handler(ServiceError)
-    async def refused(request: Request, error: ServiceError) -> Response:
-        return refusal(error, request.url.path)
+    app.add_exception_handler(ServiceError, refused)
+    app.add_exception_handler(ClientGone, gone)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -44,15 +44,11 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
         response.headers.update(error.headers or {})
         return response
 
-    @app.exception_handler(ClientGone)
-    async def gone(_: Request, __: ClientGone) -> Response:
-        return Response(status_code=GONE)
-
-    app.include_router(plain.router(service))
-    app.include_router(fill.router(service))
-    app.include_router(oip.router(service))
-    app.include_router(tei.router(service))
-    app.include_router(page_files.router())
+    routers = [plain.router(service), fill.router(service), oip.router(service), tei.router(service)]
+    routers.append(page_files.router())
     if metrics:
-        app.include_router(metrics.router())
+        routers.append(metrics.router())
+    for router in routers:
+        app.include_router(router)
+    app.add_middleware(Direct, routers=routers)
     return app

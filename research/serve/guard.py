@@ -1,6 +1,7 @@
 """What stands before the application: keys, rates, limits of bodies, request ids, metrics and logs."""
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
@@ -55,6 +56,12 @@ class Guard:
         self.rates = None if rate is None else Rates(rate)
         self.tracer = tracer
         self.open_paths = OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
+        self._process = secrets.token_hex(4)
+        self._numbers = itertools.count()
+
+    def new_id(self) -> bytes:
+        """An id for a request that has none."""
+        return f"{self._process}{next(self._numbers):08x}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -99,7 +106,7 @@ class _Guarded:
                 self._key = self._key or value
             elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 self._id = value
-        self._id = self._id or secrets.token_hex(8).encode()
+        self._id = self._id or guard.new_id()
         self._unread = self._expected != 0
         self._deadline: float | None = None
 

@@ -64,6 +64,9 @@ class Exchange:
 
     async def answer(self, model: ServedModel, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
         """As `Service.answer`. Raises ClientGone if the client goes before the answer is there."""
+        result = self.service.cached(model, columns, truncate=truncate)
+        if result is not None:
+            return [result]
         return await self.connected(self.service.answer(model, columns, client=self.client, truncate=truncate))
 
     async def connected(self, work: Coroutine[Any, Any, T]) -> T:

@@ -23,6 +23,7 @@ from research.serve.queue import Job
 from research.serve.splits import Splits
 
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
+TextKey = tuple[str, str, str, tuple[str | None, ...]]  # of an encoded input: model, version, operation, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Service:
         self.limits = limits
         self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
         # Encoding a short text takes longer than looking up its answer.
-        self._encoded: Cache[tuple[str, str, str, tuple[Any, ...]], Part] = Cache(limits.cache_entries)
+        self._encoded: Cache[TextKey, Part] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
         self._engine = Engine(limits, self._deliver, devices=devices, replicas=replicas, observer=self._observer)
         self.encoder_threads = os.cpu_count() or 1
@@ -200,6 +201,18 @@ class Service:
         finally:
             self._requests -= 1
 
+    def cached(self, model: ServedModel, columns: Columns, *, truncate: bool = True) -> Result | None:
+        """The answer for the only input, if it is a text or a pair that was answered before."""
+        key = _text_key(model, columns)
+        part = None if key is None else self._encoded.get(key)
+        if part is None or (part.truncated and not truncate):
+            return None
+        answer = self.cache.get((model.name, model.version, model.operation, part.digest))
+        if answer is None:
+            return None
+        self._observer.answered(model.name, [part], [], 0.0)
+        return Result(answer, part.length, part.truncated, cached=True)
+
     async def encode(self, model: ServedModel, columns: Columns) -> list[Part]:
         """The inputs as the model reads them. Raises ServiceError if they are invalid or too many."""
         check(columns, self.limits)
@@ -212,19 +225,14 @@ class Service:
             raise ServiceError(Kind.INVALID, str(error)) from error
 
     def _encode_short(self, model: ServedModel, columns: Columns) -> list[Part]:
-        names = model.signature.inputs
-        first = tuple(columns[name][0] for name in names if name in columns)
-        # Of texts only: 1, 1.0 and True are the same key.
-        if columns.keys() != set(names) or not all(isinstance(value, str | None) for value in first):
-            return model.encode(columns)
-        if len(columns[names[0]]) > 1:
-            return model.encode(columns)
-        key = (model.name, model.version, model.operation, first)
-        part = self._encoded.get(key)
-        if part is None:
-            (part,) = model.encode(columns)
-            self._encoded.put(key, part)
-        return [part]
+        key = _text_key(model, columns)
+        part = None if key is None else self._encoded.get(key)
+        if part is not None:
+            return [part]
+        parts = model.encode(columns)
+        if key is not None:
+            self._encoded.put(key, parts[0])
+        return parts
 
     async def explain(self, model: ServedModel, columns: Columns, label: int | None) -> dict[str, Any]:
         """What adds to the score of a class for the only input, or to a number if `label` is None: see `explanation`.
@@ -328,6 +336,19 @@ class Service:
             else:
                 entry.future.set_exception(_failure(result))
                 entry.future.exception()  # so that asyncio does not report one that nobody waits for any more
+
+
+def _text_key(model: ServedModel, columns: Columns) -> TextKey | None:
+    """The key of the only input; None if there are several, or it is not of texts: 1, 1.0 and True are the same key."""
+    names = model.signature.inputs
+    if columns.keys() != set(names) or len(columns[names[0]]) != 1:
+        return None
+    values = tuple(columns[name][0] for name in names)
+    return (model.name, model.version, model.operation, values) if all(_is_text(value) for value in values) else None
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _failure(error: Exception) -> ServiceError:

@@ -240,19 +240,28 @@ def encode(
     `special`: whether the tokenizer adds [CLS] and [SEP] to each text.
     """
     size, piece = len(parts[0]), 8192
-    tokens, type_ids, full_lengths = [], [], [np.zeros(0, np.int32)]
-    # A service encodes single texts: even a bar that is not drawn would take as long as that.
-    disable = True if size <= piece else None
-    with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=disable) as bar:
+    if size <= piece:  # a service encodes single texts: even a bar that is not drawn would take as long as that
+        return _encode_piece(tokenizer, parts, special=special)
+    found = []
+    with tqdm(total=size, desc=f"tokenizing {split}", unit="text", delay=1, leave=False, disable=None) as bar:
         for start in range(0, size, piece):
-            columns = [list(map(as_text, part[start : start + piece])) for part in parts]
-            lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-            encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
-            tokens.append(Ragged.of([encoding.ids for encoding in encodings], np.int32))
-            type_ids.append(Ragged.of([encoding.type_ids for encoding in encodings], np.int32))
-            full_lengths.append(_full_lengths(tokenizer, columns, encodings, special=special))
-            bar.update(len(encodings))
+            found.append(_encode_piece(tokenizer, [part[start : start + piece] for part in parts], special=special))
+            bar.update(len(found[-1][-1]))
+    tokens, type_ids, full_lengths = zip(*found, strict=True)
     return Ragged.joined(tokens, np.int32), Ragged.joined(type_ids, np.int32), np.concatenate(full_lengths)
+
+
+def _encode_piece(
+    tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], *, special: bool
+) -> tuple[Ragged, Ragged, np.ndarray]:
+    columns = [list(map(as_text, part)) for part in parts]
+    lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
+    return (
+        Ragged.of([encoding.ids for encoding in encodings], np.int32),
+        Ragged.of([encoding.type_ids for encoding in encodings], np.int32),
+        _full_lengths(tokenizer, columns, encodings, special=special),
+    )
 
 
 def _full_lengths(
