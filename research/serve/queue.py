@@ -50,6 +50,7 @@ class FairQueue:
         self._waiting: dict[ServedModel, list[tuple[float, int, Job]]] = {}  # heaps by (tag, number)
         self._ends: dict[str, float] = {}  # by client
         self._numbers = itertools.count()
+        self._front = 0  # the smallest number: of what was put back last
         self._clock = 0.0
         self._count = 0
         self._seconds = 0.0  # that the jobs will take, by the measured speed of their models
@@ -112,9 +113,9 @@ class FairQueue:
     def put_back(self, jobs: Sequence[Job]) -> None:
         """Returns jobs that were taken and did not fit into the batch: they are next."""
         with self._changed:
-            for i, job in enumerate(jobs):
-                entry = (self._clock, i - len(jobs), job)
-                heapq.heappush(self._waiting.setdefault(job.model, []), entry)
+            self._front -= len(jobs)
+            for number, job in enumerate(jobs, self._front):
+                heapq.heappush(self._waiting.setdefault(job.model, []), (self._clock, number, job))
             self._added(jobs)
 
     def _added(self, jobs: Sequence[Job]) -> None:

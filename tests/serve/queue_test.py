@@ -97,6 +97,15 @@ def test_jobs_that_are_put_back_come_first_and_in_order():
     assert _names(queue.take()) == [0, 1]
 
 
+def test_several_threads_put_jobs_back():
+    queue, model = FairQueue(Limits()), _Model(capacity=2)
+    queue.put([_job(model, name) for name in range(6)])
+    one, two = queue.take(), queue.take()
+    queue.put_back(one)
+    queue.put_back(two)
+    assert sorted(_names(_all(queue))) == list(range(6))
+
+
 def test_more_than_the_limit_is_refused_whole():
     queue, model = FairQueue(Limits(queue_inputs=3)), _Model()
     queue.put([_job(model, 0), _job(model, 1)])

@@ -231,6 +231,9 @@ def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
     return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
 
 
+_FEW = 4  # texts that are encoded in the thread that asks
+
+
 def encode(
     tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], split: str, *, special: bool = True
 ) -> tuple[Ragged, Ragged, np.ndarray]:
@@ -256,7 +259,12 @@ def _encode_piece(
 ) -> tuple[Ragged, Ragged, np.ndarray]:
     columns = [list(map(as_text, part)) for part in parts]
     lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
+    if len(lines) > _FEW:
+        encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
+    else:  # a batch of one, too, is handed to another thread, and waits for a core that is free
+        seconds = columns[1] if len(columns) > 1 else [None] * len(lines)
+        pairs = zip(columns[0], seconds, strict=True)
+        encodings = [tokenizer.encode(text, pair, add_special_tokens=special) for text, pair in pairs]
     return (
         Ragged.of([encoding.ids for encoding in encodings], np.int32),
         Ragged.of([encoding.type_ids for encoding in encodings], np.int32),
