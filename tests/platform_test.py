@@ -1,11 +1,16 @@
 # mypy: disable-error-code="attr-defined"
+import contextlib
+import os
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import jaxlib
 import pytest
 
 from research.base.errors import UserError
-from research.devices.platform import check_compiler, compiler_options, keep_compiled_programs
+from research.devices.platform import check_compiler, compiler_options, keep_compiled_programs, prefer_python
 from research.training.experiment import prepare
 from tests import tiny
 
@@ -34,6 +39,20 @@ def test_setting_of_the_user_is_kept(own):
     jax.config.update("jax_compilation_cache_dir", own)
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == own
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_python_runs_before_xla():
+    jax.local_devices()  # starts XLA's threads
+    prefer_python()
+    priorities: dict[str, set[int]] = {}
+    for task in Path("/proc/self/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        priorities.setdefault(name, set()).add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, int(task.name), 0)
+    assert priorities.pop("tf_XLAEigen") == {5}
+    assert set.union(*priorities.values()) == {0}
 
 
 def test_compiler_accepts_the_options():

@@ -15,7 +15,7 @@ import uvicorn
 
 from research.base.errors import UserError
 from research.base.ranges import Range
-from research.devices.platform import keep_all_programs
+from research.devices.platform import keep_all_programs, prefer_python
 from research.serve import logs
 from research.serve.app import DRAIN_SECONDS, make_app
 from research.serve.connection import Connection
@@ -32,6 +32,9 @@ log = logging.getLogger("research.serve")
 
 # What clients sent before the signal may still be on its way, or in the buffers of this machine.
 _GRACE_SECONDS = 0.5
+
+# Longer than load balancers keep a connection that nothing comes over: who closes it first may lose a request.
+KEEP_ALIVE_SECONDS = 75
 
 REPLICAS = Range(1, 64)
 
@@ -101,6 +104,7 @@ def serve(
     keep_all_programs()
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
+    prefer_python()
     found = sources(workdirs, **options)
     shared = Splits.of(split, [source.name for source in found])
     metrics = Metrics()
@@ -127,6 +131,7 @@ def serve(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     # uvicorn raises the signal again when it has stopped.
     signal.signal(signal.SIGTERM, lambda *_: None)
