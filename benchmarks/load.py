@@ -4,21 +4,40 @@ python benchmarks/load.py --port=8000 --bodies=FILE --rate=200 --seconds=10     
 
 Open loop: requests are sent at random times (a Poisson process) whether or not earlier ones are answered, and a latency
 counts from the time that a request was due. A generator that waits for answers measures a slow service too kindly.
-Only the standard library and raw sockets, so that the generator takes little of the processor that it shares.
+Raw connections in uvloop, so that the generator takes little of the processor that it shares with the service.
 """
 
 import argparse
 import asyncio
+import dataclasses
+import itertools
 import json
 import random
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 GIVE_UP_SECONDS = 20  # after the last request
+
+
+@dataclasses.dataclass
+class Answer:
+    """What came of a request: when it was due, sent and answered, by `perf_counter`, and its status (0: none)."""
+
+    due: float
+    sent: float
+    ended: float
+    status: int
+
+    @property
+    def latency_ms(self) -> float:
+        """From when it was due."""
+        return 1000 * (self.ended - self.due)
 
 
 def post(path: str, body: bytes, content_type: str = "application/json", headers: str = "") -> bytes:
@@ -34,15 +53,20 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._buffer = b""
         self._transport: Any = None
-        self._due = 0.0
+        self._due = self._sent = 0.0
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._pool.free(self)
 
+    @property
+    def is_open(self) -> bool:
+        return not self._transport.is_closing()
+
     def send(self, due: float, request: bytes) -> None:
         self._due = due
         self._transport.write(request)
+        self._sent = time.perf_counter()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -53,21 +77,27 @@ class Connection(asyncio.Protocol):
         if len(body) < int(length or 0):
             return
         self._buffer = b""
-        self._pool.record(self._due, int(head[9:12]))
-        self._due = 0.0
+        due, self._due = self._due, 0.0
+        self._pool.record(Answer(due, self._sent, time.perf_counter(), int(head[9:12])))
         self._pool.free(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._due:
-            self._pool.record(self._due, 0)
+            self._pool.record(Answer(self._due, self._sent, time.perf_counter(), 0))
         self._pool.lost(self)
 
 
 class Pool:
-    """Connections, opened when all others are busy, up to a limit; beyond it requests wait, and their time counts."""
+    """Connections, opened when all others are busy, up to a limit; beyond it requests wait, and their time counts.
+
+    Attributes:
+      answers: of all requests that have ended.
+      waited: the most requests that waited for a connection.
+    """
 
     def __init__(self, host: str, port: int, limit: int):
-        self.answers: list[tuple[float, float, int]] = []  # when a request was due, its latency, its status
+        self.answers: list[Answer] = []
+        self.waited = 0
         self._address = (host, port)
         self._limit = limit
         self._open = 0
@@ -76,10 +106,13 @@ class Pool:
         self._opening: set[asyncio.Task[Any]] = set()
 
     def send(self, due: float, request: bytes) -> None:
-        if self._idle:
-            self._idle.pop().send(due, request)
-            return
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                connection.send(due, request)
+                return
         self._waiting.append((due, request))
+        self.waited = max(self.waited, len(self._waiting))
         if self._open < self._limit:
             self._open += 1
             task = asyncio.ensure_future(self._connect())
@@ -92,7 +125,7 @@ class Pool:
         except OSError:
             self._open -= 1
             if self._waiting:
-                self.record(self._waiting.popleft()[0], 0)
+                self.record(Answer(self._waiting.popleft()[0], 0.0, time.perf_counter(), 0))
 
     def free(self, connection: Connection) -> None:
         if self._waiting:
@@ -105,25 +138,52 @@ class Pool:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def record(self, due: float, status: int) -> None:
-        self.answers.append((due, time.perf_counter() - due, status))
+    def record(self, answer: Answer) -> None:
+        self.answers.append(answer)
+
+    async def finish(self, sent: int) -> None:
+        """Waits for the answers of all that was sent, at most GIVE_UP_SECONDS."""
+        for _ in range(GIVE_UP_SECONDS * 100):
+            if len(self.answers) >= sent:
+                break
+            await asyncio.sleep(0.01)
 
 
-async def generate(pool: Pool, requests: Sequence[bytes], rate: float, seconds: float, seed: int) -> int:
-    """Sends requests at a rate -> how many. Waits for their answers, at most GIVE_UP_SECONDS."""
+async def generate(pool: Pool, requests: Iterator[bytes], rate: float, seconds: float, seed: int) -> int:
+    """Sends requests at a rate -> how many."""
     rng = random.Random(seed)
     began = time.perf_counter()
     due, sent = began, 0
     while (due := due + rng.expovariate(rate)) < began + seconds:
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        pool.send(due, requests[sent % len(requests)])
+        elif sent % 64 == 0:  # late: answers are read meanwhile
+            await asyncio.sleep(0)
+        pool.send(due, next(requests))
         sent += 1
-    for _ in range(GIVE_UP_SECONDS * 100):
-        if len(pool.answers) >= sent:
-            break
-        await asyncio.sleep(0.01)
+    await pool.finish(sent)
     return sent
+
+
+class ClosedPool(Pool):
+    """A pool that sends the next request on each connection when it is free, until there are none."""
+
+    def __init__(self, host: str, port: int, limit: int, requests: Iterator[bytes]):
+        super().__init__(host, port, limit)
+        self._requests = requests
+
+    def free(self, connection: Connection) -> None:
+        request = next(self._requests, None)
+        if request is not None:
+            connection.send(time.perf_counter(), request)
+
+    async def run(self, count: int) -> list[Answer]:
+        """The answers of the `count` requests."""
+        for _ in range(self._limit):
+            await self._connect()
+        while len(self.answers) < count:
+            await asyncio.sleep(0.01)
+        return self.answers
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
@@ -132,15 +192,13 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else float("nan")
 
 
-def summary(answers: Sequence[tuple[float, float, int]], sent: int) -> dict[str, Any]:
+def summary(answers: Sequence[Answer], sent: int) -> dict[str, Any]:
     """Counts by status (0: the connection was lost; "none": no answer), and quantiles of the latency in ms."""
-    statuses: dict[str, int] = {}
-    for _, _, status in answers:
-        statuses[str(status)] = statuses.get(str(status), 0) + 1
+    statuses = Counter(str(answer.status) for answer in answers)
     if len(answers) < sent:
         statuses["none"] = sent - len(answers)
-    good = [1000 * latency for _, latency, status in answers if status == 200]
-    span = max((due + latency for due, latency, _ in answers), default=0) - min((due for due, *_ in answers), default=0)
+    good = [answer.latency_ms for answer in answers if answer.status == 200]
+    span = max((answer.ended for answer in answers), default=0) - min((answer.due for answer in answers), default=0)
     return {
         "sent": sent,
         "statuses": statuses,
@@ -166,10 +224,10 @@ def main() -> None:
 
     async def measure() -> dict[str, Any]:
         pool = Pool(arguments.host, arguments.port, arguments.connections)
-        sent = await generate(pool, requests, arguments.rate, arguments.seconds, arguments.seed)
+        sent = await generate(pool, itertools.cycle(requests), arguments.rate, arguments.seconds, arguments.seed)
         return summary(pool.answers, sent)
 
-    json.dump(asyncio.run(measure()), sys.stdout)
+    json.dump(uvloop.run(measure()), sys.stdout)
     print()
 
 

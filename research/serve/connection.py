@@ -1,29 +1,39 @@
 """A connection: uvicorn's, with limits on what comes before a request's body, which uvicorn does not limit."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_SECONDS = 10.0  # from the first byte of a request, or the opening of the connection, to the end of its headers
+HEAD_SECONDS = 10.0  # from the first byte of a request to the end of its headers
+UNUSED_SECONDS = 60.0  # from the opening of the connection to its first byte
 HEAD_BYTES = 2**16  # of the request line and headers, of the trailers, or between two parts of a body
+_SMALL_BODY = 2**16  # bytes that are read though the request was refused
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class Connection(HttpToolsProtocol):
-    """Closes if the head of a request is too slow or too large. The guard limits what comes after it."""
+    """Closes if the head of a request is too slow or too large. The guard limits what comes after it.
 
-    def __init__(self, *arguments: Any, **options: Any):
+    Args:
+      shed: what a POST request is answered with instead of being given to the application; None for the application.
+    """
+
+    def __init__(self, *arguments: Any, shed: Callable[[], bytes | None] = lambda: None, **options: Any):
         super().__init__(*arguments, **options)
+        self._shed = shed
+        self._shed_answer: bytes | None = None
         self._in_head = True
         self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._is_timed = False  # whether the timer is that of a head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._start()
+        self._timer = self.loop.call_later(UNUSED_SECONDS, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
@@ -34,35 +44,59 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._unread_bytes > HEAD_BYTES:
             self._refuse(_LARGE)
-        elif self._in_head and self._timer is None:
+        elif self._in_head and self._unread_bytes and not self._is_timed:
             self._start()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._unread_bytes = 0
         self._stop()
-        super().on_headers_complete()
+        self._shed_answer = self._shed() if self._can_be_shed() else None
+        if self._shed_answer is None:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
-        super().on_body(body)
+        if self._shed_answer is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_head = True
         self._unread_bytes = 0
-        super().on_message_complete()
+        if self._shed_answer is None:
+            super().on_message_complete()
+            return
+        self.transport.write(self._shed_answer)
+        if self.parser.should_keep_alive():
+            self.on_response_complete()
+        else:
+            self.transport.close()
+
+    def _can_be_shed(self) -> bool:
+        """Whether the request is one whose small body comes at once, and no earlier one waits for its answer."""
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        return (
+            self.parser.get_method() == b"POST"
+            and length.isdigit()
+            and int(length) <= _SMALL_BODY
+            and not self.expect_100_continue
+            and not self._answers
+        )
 
     @property
     def _answers(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _start(self) -> None:
+        self._stop()
+        self._is_timed = True
         self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._is_timed = False
 
     def _expire(self) -> None:
         self._timer = None

@@ -63,6 +63,16 @@ class Guard:
         """An id for a request that has none."""
         return f"{self._process}{next(self._numbers):08x}".encode()
 
+    def shed(self) -> bytes | None:
+        """The whole answer to a request that is refused unread, as there are more than can be read; else None."""
+        error = self.service.shed()
+        if error is None:
+            return None
+        self.metrics.requested(OTHER, error.kind.status, Usage(), 0.0)
+        response = refusal(error, "")
+        headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
+        return b"HTTP/1.1 429 Too Many Requests\r\n%b\r\n%b" % (headers, bytes(response.body))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await _Guarded(self, scope, receive, send).answer()

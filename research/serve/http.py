@@ -67,19 +67,29 @@ class Exchange:
         result = self.service.cached(model, columns, truncate=truncate)
         if result is not None:
             return [result]
+        self.service.admit()  # before anything is done for it, as the most that come in an overload are refused
         return await self.connected(self.service.answer(model, columns, client=self.client, truncate=truncate))
 
     async def connected(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled if the client goes. Call it after `body`."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.current_task()
+        assert task is not None
         gone = asyncio.ensure_future(self._gone())
+        working = True
+
+        def stop(watch: asyncio.Future[None]) -> None:
+            if working and not watch.cancelled():
+                task.cancel()
+
+        gone.add_done_callback(stop)
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientGone
-            return task.result()
+            return await work
+        except asyncio.CancelledError:
+            if gone.done() and not gone.cancelled() and not task.uncancel():
+                raise ClientGone from None
+            raise
         finally:
-            task.cancel()
+            working = False
             gone.cancel()
 
     async def _gone(self) -> None:

@@ -36,6 +36,37 @@ class Job:
     ended: float = 0.0
 
 
+class _Pace:
+    """How many seconds of jobs, by the measured speed of their models, a second takes while there are others.
+
+    More than 1 where several batches are computed at once; less where the machine has other work.
+    """
+
+    _KEPT = 0.9  # of what came before each batch
+    _LEAST = 0.05
+
+    def __init__(self) -> None:
+        self._jobs = self._elapsed = 1.0  # as measured, until there are enough batches
+        self._since: float | None = None
+
+    @property
+    def value(self) -> float:
+        return max(self._jobs / self._elapsed, self._LEAST)
+
+    def took(self, seconds: float, *, others_wait: bool) -> None:
+        """A batch of jobs left the queue."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self._jobs = self._KEPT * self._jobs + seconds
+            self._elapsed = self._KEPT * self._elapsed + now - self._since
+        self._since = now if others_wait else None
+
+    def returned(self, seconds: float) -> None:
+        """Jobs that had left came back."""
+        if self._since is not None:
+            self._jobs -= seconds
+
+
 class FairQueue:
     """Jobs by model and client.
 
@@ -50,6 +81,7 @@ class FairQueue:
         self._waiting: dict[ServedModel, list[tuple[float, int, Job]]] = {}  # heaps by (tag, number)
         self._ends: dict[str, float] = {}  # by client
         self._numbers = itertools.count()
+        self._pace = _Pace()
         self._front = 0  # the smallest number: of what was put back last
         self._clock = 0.0
         self._count = 0
@@ -64,13 +96,9 @@ class FairQueue:
         with self._changed:
             if self._closed:
                 raise ServiceError(Kind.UNAVAILABLE, "the service is stopping", retry_after=1.0)
-            wait = self._seconds
-            if self._count + len(jobs) > self._limits.queue_inputs or wait > self._limits.queue_ms / 1000:
-                raise ServiceError(
-                    Kind.OVERLOADED,
-                    f"{self._count} inputs are waiting, for about {wait:.1f} s; try again later",
-                    retry_after=max(wait - self._limits.queue_ms / 2000, 0.0),
-                )
+            error = self.refusal(len(jobs))
+            if error is not None:
+                raise error
             now = time.perf_counter()
             for job in jobs:
                 job.queued = now
@@ -78,6 +106,17 @@ class FairQueue:
                 self._ends[job.client] = tag + job.model.time_of(job.part)
                 heapq.heappush(self._waiting.setdefault(job.model, []), (tag, next(self._numbers), job))
             self._added(jobs)
+
+    def refusal(self, count: int) -> ServiceError | None:
+        """Why the queue is too full for more jobs. May be called in any thread."""
+        wait = self._seconds / self._pace.value
+        if self._count + count <= self._limits.queue_inputs and wait <= self._limits.queue_ms / 1000:
+            return None
+        return ServiceError(
+            Kind.OVERLOADED,
+            f"{self._count} inputs are waiting, for about {wait:.1f} s; try again later",
+            retry_after=max(wait - self._limits.queue_ms / 2000, 0.0),
+        )
 
     def take(self) -> list[Job]:
         """Waits for jobs -> the next ones of one model, as many as fit into its batches; none after `close`."""
@@ -93,7 +132,7 @@ class FairQueue:
                     return jobs
 
     def _take(self, model: ServedModel) -> list[Job]:
-        heap, items = self._waiting[model], 0
+        heap, items, seconds = self._waiting[model], 0, 0.0
         jobs: list[Job] = []
         while heap and (not jobs or items + heap[0][2].part.length <= model.capacity):
             tag, _, job = heapq.heappop(heap)
@@ -103,8 +142,10 @@ class FairQueue:
             if not job.cancelled:
                 jobs.append(job)
                 items += job.part.length
+                seconds += model.time_of(job.part)
         if not heap:
             del self._waiting[model]
+        self._pace.took(seconds, others_wait=self._count > 0)
         if not self._count:
             self._seconds = 0.0  # without the rounding errors
             self._ends.clear()  # no client is owed anything
@@ -113,6 +154,7 @@ class FairQueue:
     def put_back(self, jobs: Sequence[Job]) -> None:
         """Returns jobs that were taken and did not fit into the batch: they are next."""
         with self._changed:
+            self._pace.returned(sum(job.model.time_of(job.part) for job in jobs))
             self._front -= len(jobs)
             for number, job in enumerate(jobs, self._front):
                 heapq.heappush(self._waiting.setdefault(job.model, []), (self._clock, number, job))

@@ -1,6 +1,7 @@
 """Opens the models of a service, checks them, and replaces them when their runs have a better checkpoint."""
 
 import dataclasses
+import gc
 import logging
 import threading
 import time
@@ -102,10 +103,14 @@ class Repository:
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        for source in self._sources:
+            self._load_if_new(source)
+        # What is there now stays: collections of garbage, in which nothing is answered, need not look at it.
+        gc.collect()
+        gc.freeze()
+        while not self._stopped.wait(self._poll_seconds):
             for source in self._sources:
                 self._load_if_new(source)
-            self._stopped.wait(self._poll_seconds)
 
     def _load_if_new(self, source: Source) -> None:
         try:

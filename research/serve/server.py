@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import logging
 import os
@@ -100,7 +101,8 @@ def serve(
     if replicas is not None and replicas not in REPLICAS:
         raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
     logs.set_up(log_format)
-    gc.set_threshold(20_000, 20, 20)  # by default, collections take most of the time of reading a large body
+    # With the default, collections take most of the time of reading a large body; with more, each stops all for longer.
+    gc.set_threshold(10_000, 20, 20)
     keep_all_programs()
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     devices = jax.local_devices()
@@ -125,7 +127,7 @@ def serve(
         guarded,
         host,
         port,
-        http=Connection,
+        http=functools.partial(Connection, shed=guarded.shed),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,

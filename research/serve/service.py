@@ -22,6 +22,10 @@ from research.serve.observer import Observer
 from research.serve.queue import Job
 from research.serve.splits import Splits
 
+_TICK_SECONDS = 0.01
+_LATE_SECONDS = 0.02  # of the event loop, from which requests may be refused unread
+_LATE_SHARE = 4  # then fewer requests are enough to refuse others
+
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
 TextKey = tuple[str, str, str, tuple[str | None, ...]]  # of an encoded input: model, version, operation, texts
 
@@ -88,14 +92,22 @@ class Service:
         self._pending: dict[Key, _Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Starts the threads; call it in the event loop."""
         self._loop = asyncio.get_running_loop()
         self._engine.start()
+        self._tick()
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
     async def stop(self, timeout: float) -> bool:
         """Answers what waits, then ends -> whether that took at most `timeout` seconds."""
+        if self._timer is not None:
+            self._timer.cancel()
         ended = await asyncio.to_thread(self._engine.stop, timeout)
         for executor in (self._encoders, self._explainers):
             executor.shutdown(wait=False, cancel_futures=True)
@@ -181,10 +193,7 @@ class Service:
         Raises:
           ServiceError: the inputs are invalid or too many, the service is overloaded, or the model failed.
         """
-        if self._requests >= self.limits.requests:
-            raise ServiceError(
-                Kind.OVERLOADED, f"{self._requests} requests are being answered; try again later", retry_after=0.1
-            )
+        self.admit()
         self._requests += 1
         try:
             async with asyncio.timeout(self.limits.timeout_ms / 1000):
@@ -200,6 +209,24 @@ class Service:
             raise ServiceError(Kind.OVERLOADED, message, retry_after=limit) from None
         finally:
             self._requests -= 1
+
+    def admit(self) -> None:
+        """Raises ServiceError if a request has no chance of an answer now, other than from the cache."""
+        error = self._refusal(self.limits.requests)
+        if error is not None:
+            raise error
+
+    def shed(self) -> ServiceError | None:
+        """Why requests are refused before they are read: the event loop is late, and there is much to compute."""
+        assert self._loop is not None
+        late = self._timer is not None and self._loop.time() > self._timer.when() + _LATE_SECONDS
+        return self._refusal(self.limits.requests // _LATE_SHARE) if late else None
+
+    def _refusal(self, requests: int) -> ServiceError | None:
+        if self._requests >= requests:
+            message = f"{self._requests} requests are being answered; try again later"
+            return ServiceError(Kind.OVERLOADED, message, retry_after=0.1)
+        return self._engine.queue.refusal(1)
 
     def cached(self, model: ServedModel, columns: Columns, *, truncate: bool = True) -> Result | None:
         """The answer for the only input, if it is a text or a pair that was answered before."""

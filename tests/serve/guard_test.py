@@ -337,6 +337,7 @@ def test_text_logs_and_none(capsys):
 
 def test_heads_that_are_slow_or_large_are_refused(opened, monkeypatch):
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "UNUSED_SECONDS", 0.2)
     for data in (b"", b"POST / HT", _head("X: y")[:-2]):
         with _connected(opened[0]) as slow:
             slow.sendall(data)
