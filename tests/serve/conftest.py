@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,9 +101,8 @@ def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(app, "127.0.0.1", port, http=Connection, log_level="warning", loop="asyncio")
-    )
+    http: Any = functools.partial(Connection, shed=app.shed) if isinstance(app, Guard) else Connection
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, http=http, log_level="warning", loop="asyncio"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import select
 import socket
 import threading
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from research.base.errors import UserError
 from research.serve import connection, logs, oip, rates, tei_schema
+from research.serve.errors import Kind, ServiceError
 from research.serve.guard import OPEN_PATHS
 from research.serve.keys import Keys, new_key
 from research.serve.limits import Limits
@@ -345,6 +347,52 @@ def test_heads_that_are_slow_or_large_are_refused(opened, monkeypatch):
     with _connected(opened[0]) as large:
         large.sendall(_head("X: y")[:-2] + b"z: " + b"z" * 2**17)
         assert large.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def _ask(connected, body=None, head=""):
+    """Sends a POST request with a body, or a GET request without one -> the status and the whole answer."""
+    if body is None:
+        connected.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+    else:
+        connected.sendall(_head(f"{head}Content-Length: {len(body)}"))
+        connected.sendall(body)
+    found = b""
+    while b"\r\n\r\n" not in found:
+        part = connected.recv(65536)
+        assert part, "closed"
+        found += part
+    answer, _, rest = found.partition(b"\r\n\r\n")
+    length = int(re.search(rb"(?i)content-length: (\d+)", answer)[1])
+    while len(rest) < length:
+        rest += connected.recv(65536)
+    return int(answer[9:12]), answer, rest
+
+
+def test_what_is_shed_is_refused_unread(opened, monkeypatch):
+    url, service = opened
+    with _connected(url) as connected:
+        assert _ask(connected, json.dumps(ROW).encode())[0] == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "shed", lambda: ServiceError(Kind.OVERLOADED, "late", retry_after=2.5))
+            status, head, body = _ask(connected, b"not JSON")
+            assert status == 429
+            assert b"retry-after: 3" in head.lower()
+            assert json.loads(body)["error"] == "late"
+            assert _ask(connected)[0] == 200  # others are answered
+            assert _ask(connected, json.dumps(ROW | {"x": "y" * 70_000}).encode())[0] != 429  # as is what is large
+            with _connected(url) as closing:
+                assert _ask(closing, b"{}", "Connection: close\r\n")[0] == 429
+                assert closing.recv(10) == b""
+        assert _ask(connected, json.dumps(ROW).encode())[0] == 200
+    assert 'research_requests_total{path="other",status="429"} 2.0' in httpx.get(f"{url}/metrics").text
+
+
+def test_a_connection_lives_after_a_request(opened, monkeypatch):
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+    with _connected(opened[0]) as connected:
+        for _ in range(3):
+            assert _ask(connected, json.dumps(ROW).encode())[0] == 200
+            time.sleep(0.3)
 
 
 @pytest.mark.parametrize("adapter", [oip._INFER, tei_schema.PREDICT, tei_schema.EMBED, tei_schema.OPENAI])

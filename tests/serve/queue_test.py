@@ -141,3 +141,19 @@ def test_a_closed_queue_refuses_and_ends():
     with pytest.raises(ServiceError) as refused:
         queue.put([_job(model, 0)])
     assert refused.value.kind is Kind.UNAVAILABLE
+
+
+def test_waits_are_estimated_by_the_pace_of_the_queue(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("research.serve.queue.time.perf_counter", lambda: now[0])
+    queue, model = FairQueue(Limits(queue_ms=1000)), _Model(capacity=100)
+    queue.put([_job(model, 0, 90)])
+    for name in range(1, 100):  # 90 ms of jobs take 180 ms
+        queue.put([_job(model, name, 90)])
+        queue.take()
+        now[0] += 0.18
+    queue.take()
+    queue.put([_job(model, "six", 600)])
+    with pytest.raises(ServiceError) as refused:
+        queue.put([_job(model, "late", 1)])
+    assert refused.value.retry_after == pytest.approx(1.2 - 0.5, abs=0.01)

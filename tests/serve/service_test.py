@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -259,3 +260,22 @@ def test_an_observer_is_told_of_batches_and_requests(models):
 
     asyncio.run(run())
     assert told == [("computed", 3, 4), ("features", 3, 3), ("features", 3, 0)]
+
+
+def test_requests_are_shed_only_when_the_loop_is_late_and_the_queue_is_full(held, in_loop):
+    row = _inputs(held)
+
+    async def run(service):
+        time.sleep(0.1)  # late, but there is room
+        assert service.shed() is None
+        asked = [asyncio.ensure_future(service.answer(held, row(0)))]
+        await asyncio.sleep(0.05)  # the device has it
+        asked += [asyncio.ensure_future(service.answer(held, row(i))) for i in range(1, 5)]
+        await asyncio.sleep(0.05)
+        assert service.shed() is None  # there is no room, but it is not late
+        time.sleep(0.1)
+        assert service.shed().kind is Kind.OVERLOADED
+        held.release.set()
+        await asyncio.gather(*asked)
+
+    in_loop({"m": held}, run, Limits(queue_inputs=4))
