@@ -28,6 +28,7 @@ import pytest
 
 from research import api
 from research.client import Client
+from research.serve.server import KEEP_ALIVE_SECONDS
 from research.training.loop import train_and_evaluate
 from tests import tiny
 from tests.serve import process
@@ -209,7 +210,7 @@ def _drip(connection: socket.socket, data: bytes, seconds: float = 30.0) -> None
     _closed(connection)
 
 
-def _closed(connection: socket.socket, seconds: float = 30.0) -> None:
+def _closed(connection: socket.socket, seconds: float = KEEP_ALIVE_SECONDS + 15.0) -> None:
     """Reads until the service closes."""
     connection.settimeout(seconds)
     while connection.recv(65536):

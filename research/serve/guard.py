@@ -1,6 +1,7 @@
 """What stands before the application: keys, rates, limits of bodies, request ids, metrics and logs."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import re
@@ -192,6 +193,9 @@ class _Guarded:
             if self._guard.service.stopping or (self._unread and (self._is_large or self._status == Kind.SLOW.status)):
                 headers.append(_CLOSE)
             message["headers"] = headers
+        elif self._unread and self._is_large and self._status != Kind.SLOW.status and not message.get("more_body"):
+            await self._end(message["body"])  # the application has answered before it read the body
+            return
         await self._send(message)
 
     @property
@@ -207,18 +211,19 @@ class _Guarded:
         linger = self._unread and self._is_large and error.kind is not Kind.SLOW  # that one had its time
         await self.send({"type": "http.response.start", "status": error.kind.status, "headers": response.raw_headers})
         self._refused = True
-        await self._send({"type": "http.response.body", "body": response.body, "more_body": linger})
         if linger:
-            await self._drop_body()
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._end(response.body)
+        else:
+            await self._send({"type": "http.response.body", "body": response.body, "more_body": False})
 
-    async def _drop_body(self) -> None:
-        try:
+    async def _end(self, answer: bytes) -> None:
+        """Sends the body of the answer, and ends it when that of the request has come, or its time is over."""
+        await self._send({"type": "http.response.body", "body": answer, "more_body": True})
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._until()):
                 while self._unread:
                     self._note(await self._receive())
-        except TimeoutError:
-            pass
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _failed(self, error: Exception) -> None:
         """Logs where a bug is, without its message, in which an input may be."""
