@@ -212,7 +212,7 @@ class _Guarded:
         await self.send({"type": "http.response.start", "status": error.kind.status, "headers": response.raw_headers})
         self._refused = True
         if linger:
-            await self._end(response.body)
+            await self._end(bytes(response.body))
         else:
             await self._send({"type": "http.response.body", "body": response.body, "more_body": False})
 
