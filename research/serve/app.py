@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from research.serve import fill, oip, page_files, plain, tei
 from research.serve.direct import Direct, gone, refused
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import ClientGone, refusal
+from research.serve.http import RESPONSES, ClientGone, refusal
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository
 from research.serve.service import Service
@@ -49,6 +49,6 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
     if metrics:
         routers.append(metrics.router())
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, responses=RESPONSES)
     app.add_middleware(Direct, routers=routers)
     return app

@@ -125,10 +125,43 @@ def refusal(error: ServiceError, path: str) -> Response:
     return reply(found, status=error.kind.status, headers=headers)
 
 
+_ERROR = {
+    "description": "The request is refused, or can't be answered: see error_type, and the header Retry-After.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {"error": {}, "error_type": {"type": "string"}},
+            }
+        }
+    },
+}
+# Of every path, for OpenAPI.
+RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
+
+
 def described(schema: TypeAdapter[Any], *examples: Any) -> dict[str, Any]:
     """The `openapi_extra` of a path that reads a JSON body as `schema` describes, with examples."""
     content = {
-        "schema": schema.json_schema(ref_template="#/components/schemas/{model}"),
+        "schema": _inlined(schema.json_schema()),
         "examples": {str(i): {"value": example} for i, example in enumerate(examples)},
     }
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema with its definitions where they are referred to, as it is a part of a larger document."""
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inlined(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            part = definitions[part["$ref"].rpartition("/")[2]] | {k: v for k, v in part.items() if k != "$ref"}
+        return {name: inlined(each) for name, each in part.items()}
+
+    found: dict[str, Any] = inlined(schema)
+    return found

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -186,7 +186,7 @@ class Metrics(Observer, Collector):
         """The path /metrics."""
         found = APIRouter(tags=["operations"])
 
-        @found.get("/metrics", summary="Metrics, in the text format of Prometheus")
+        @found.get("/metrics", summary="Metrics, in the text format of Prometheus", response_class=PlainTextResponse)
         async def metrics() -> Response:
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -32,8 +32,8 @@ def router(service: Service) -> APIRouter:
     """The paths of text-embeddings-inference, and /v1/embeddings."""
     found = APIRouter(tags=["text-embeddings-inference"])
 
-    @found.get("/health", summary="Whether every model answers")
-    @found.get("/ping", summary="The same")
+    @found.get("/health", summary="Whether every model answers", response_class=Response)
+    @found.get("/ping", summary="The same", response_class=Response)
     async def health() -> Response:
         if not service.is_ready:
             raise ServiceError(Kind.UNAVAILABLE, "not every model is ready", retry_after=1.0)

@@ -1,9 +1,16 @@
 """The schemas of requests."""
 
+import functools
+import json
+import operator
+import re
+
+import httpx
 import pytest
 from pydantic import BaseModel
 
 from research.serve import fill, oip, plain, tei_schema
+from tests.serve.conftest import serving
 
 SCHEMAS = sorted(
     {
@@ -37,3 +44,20 @@ def test_lists_are_read_up_to_the_first_error(schema):
 
 def test_there_are_lists():
     assert sum(1 for schema in SCHEMAS for _ in _lists(schema.__pydantic_core_schema__)) >= 12
+
+
+def test_the_description_is_whole(models):
+    """Its references lead somewhere, and every path says what an error looks like."""
+    with serving({"features": models["features"]}) as (url, _):
+        found = httpx.get(f"{url}/openapi.json").json()
+    references = re.findall(r'"\$ref": "#/([^"]*)"', json.dumps(found))
+    for reference in references:
+        functools.reduce(operator.getitem, reference.split("/"), found)
+    operations = [each for path in found["paths"].values() for each in path.values()]
+    assert len(operations) > 20
+    for operation in operations:
+        assert {"4XX", "5XX"} <= operation["responses"].keys()
+    bodies = [each for each in operations if "requestBody" in each]
+    assert bodies
+    for each in bodies:
+        assert each["requestBody"]["content"]["application/json"]["schema"] != {}
