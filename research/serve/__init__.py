@@ -27,9 +27,10 @@ tensors.py     tensors of the Open Inference Protocol, in JSON and binary
 oip.py         the Open Inference Protocol, version 2
 tei_schema.py  the requests of text-embeddings-inference
 tei.py         text-embeddings-inference's interface, and OpenAI's embeddings
+direct.py      a short way from a request to its endpoint
 app.py         the paths of all protocols
 guard.py       what stands before them: keys (keys.py), rates (rates.py), slow and large bodies, request ids
-connection.py  limits on the heads of requests
+connection.py  limits on the heads of requests, and refusals of requests unread
 metrics.py     what Prometheus reads at /metrics
 tracing.py     spans of requests for OpenTelemetry
 logs.py        one line for each request, never with its inputs or key

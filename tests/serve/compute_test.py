@@ -12,7 +12,7 @@ from research.inference import quantization
 from research.serve.compute import BOUND, disagreement, fastest
 from research.serve.model import Answer, ServedModel
 from research.serve.operations import OPERATIONS
-from tests.serve.conftest import LIMITS, TEXTS
+from tests.serve.conftest import LIMITS, TEXTS, answer_all
 
 
 @dataclasses.dataclass
@@ -84,7 +84,7 @@ def test_int8_of_a_served_model_is_close_to_float32(monkeypatch, runs, models):
     for operation, name in (("predict", "scores"), ("embed", "embedding")):
         exact, rounded = (x if operation == "predict" else x.others[operation] for x in (models["text"], model))
         found, expected = (
-            np.stack([answer.values[name] for answer in each.answer(parts)[0]]) for each in (rounded, exact)
+            np.stack([answer.values[name] for answer in answer_all(each, parts)[0]]) for each in (rounded, exact)
         )
         # Measured: scores 1.3e-4 off, embeddings 3.0e-4.
         np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -92,6 +92,17 @@ def steady(model):
     return model
 
 
+def answer_all(model, parts):
+    """The answers for all parts, in as many batches as it takes -> (them, the rows of the batches)."""
+    answers, rows = [None] * len(parts), 0
+    while waiting := [i for i, answer in enumerate(answers) if answer is None]:
+        found, shape = model.answer([parts[i] for i in waiting])
+        rows += shape.rows
+        for i, answer in zip(waiting, found, strict=True):
+            answers[i] = answer
+    return answers, rows
+
+
 @contextlib.contextmanager
 def serving(models, limits=LIMITS, wrap=lambda app, _: app, **options):
     """A service of the models, listening on a free port -> (its URL, the service)."""

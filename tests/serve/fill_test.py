@@ -1,7 +1,5 @@
 """Masks in texts: which tokens fill them. Compared with transformers in tests/parity."""
 
-import itertools
-
 import httpx
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from research.serve.repository import check
 from research.serve.shapes import Shape
 from research.training.loop import train_and_evaluate
 from tests import tiny
-from tests.serve.conftest import serving, steady
+from tests.serve.conftest import answer_all, serving, steady
 from tests.serve.saved_test import FEW, opened, write_masked
 
 MASKS = Masks("[MASK]", 4)
@@ -64,12 +62,12 @@ def test_where_the_masks_are():
 def test_tokens_of_packed_texts_are_the_most_probable(masked):
     texts = ["a [MASK] film", "[MASK] so [MASK]", "b[MASK]", "a b c d e f g [MASK] h i", "[MASK] [MASK] [MASK]"]
     parts = masked.encode({"text": texts})
-    answers, shape = masked.answer(parts)
-    assert shape.rows < len(texts)
-    waiting = list(itertools.chain(*(masked.answer([part])[0] for part in parts)))
-    for text, answer, alone in zip(texts, answers, waiting, strict=True):
+    answers, rows = answer_all(masked, parts)
+    assert rows < len(texts)
+    singly = [masked.answer([part])[0][0] for part in parts]
+    for text, answer, alone in zip(texts, answers, singly, strict=True):
         expected = _probabilities(masked, text)
-        for found in filter(None, (answer, alone)):
+        for found in (answer, alone):
             assert found.values["token"].shape == found.values["score"].shape == (text.count("[MASK]"), 20)
             np.testing.assert_array_equal(found.values["token"], np.argsort(-expected, axis=-1)[:, :20])
             np.testing.assert_allclose(found.values["score"], -np.sort(-expected, axis=-1)[:, :20], atol=1e-6)
@@ -133,7 +131,7 @@ def test_a_run_fills_in_masks_with_the_replacements_of_its_documents(tmp_path, m
         pass
     assert (model.operation, list(model.others), model.signature.kind) == ("fill", [], "text")
     assert model.signature.limits["max_length"] == 16
-    (given, replaced), _ = model.answer(model.encode({"text": ["a [MASK] film", "a <hide> film"]}))
+    (given, replaced), _ = answer_all(model, model.encode({"text": ["a [MASK] film", "a <hide> film"]}))
     np.testing.assert_array_equal(given.values["tokens"], replaced.values["tokens"])
     assert given.values["tokens"][0] == model.tokenizer.token_to_id("[CLS]")
     expected = _probabilities(model, "a [MASK] film")

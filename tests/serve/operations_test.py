@@ -8,7 +8,7 @@ from research.inference.model import open_model
 from research.models.transformer import Encoder
 from research.serve.errors import ServiceError
 from research.serve.model import ServedModel
-from tests.serve.conftest import TEXTS
+from tests.serve.conftest import TEXTS, answer_all
 
 pytestmark = pytest.mark.extended
 
@@ -28,16 +28,16 @@ def hidden_states(run, texts):
 
 def test_packed_embeddings_are_the_means_of_hidden_states(models, runs):
     model = models["text"].others["embed"]
-    answers, shape = model.answer(model.encode({"sentence": TEXTS}))
-    assert shape.rows < len(TEXTS)
+    answers, rows = answer_all(model, model.encode({"sentence": TEXTS}))
+    assert rows < len(TEXTS)
     for answer, hidden in zip(answers, hidden_states(runs["text"], TEXTS), strict=True):
         np.testing.assert_allclose(answer.values["embedding"], hidden.mean(axis=0), atol=1e-5)
 
 
 def test_packed_embeddings_of_all_tokens_are_hidden_states(models, runs):
     model = models["text"].others["embed_all"]
-    answers, shape = model.answer(model.encode({"sentence": TEXTS}))
-    assert shape.rows < len(TEXTS)
+    answers, rows = answer_all(model, model.encode({"sentence": TEXTS}))
+    assert rows < len(TEXTS)
     for answer, hidden in zip(answers, hidden_states(runs["text"], TEXTS), strict=True):
         np.testing.assert_allclose(answer.values["embedding"], hidden, atol=1e-5)
 

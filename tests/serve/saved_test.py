@@ -18,7 +18,7 @@ from research.serve.model import ServedModel
 from research.serve.operations import USUAL
 from research.serve.repository import Source, check
 from tests.interop import tiny_encoder, tiny_resnet
-from tests.serve.conftest import TEXTS
+from tests.serve.conftest import TEXTS, answer_all
 
 # One shape or two of each length.
 FEW = Limits(batch_ms=1000.0, batch_items=32, batch_rows=2)
@@ -84,7 +84,7 @@ def test_texts_and_pairs_of_a_classifier(tmp_path):
     assert (model.signature.kind, model.signature.label_names) == ("text_or_pair", ("no", "yes"))
     assert (model.operation, list(model.others)) == ("predict", [])
     texts, pairs = ["well made", "a film", "so"], ["a b c", None, None]
-    answers, _ = model.answer(model.encode({"text": texts, "text_pair": pairs}))
+    answers, _ = answer_all(model, model.encode({"text": texts, "text_pair": pairs}))
     for answer, text, pair in zip(answers, texts, pairs, strict=True):
         np.testing.assert_allclose(answer.values["outputs"], logits(tmp_path / "f", text, pair), atol=1e-5)
     (alone,), _ = model.answer(model.encode({"text": ["a film"]}))
@@ -110,8 +110,8 @@ def test_an_encoder_without_a_head_has_embeddings_only(tmp_path):
     assert (model.operation, list(model.others)) == ("embed", ["embed_all"])
     assert (model.signature.kind, model.signature.inputs) == ("text", ("text",))
     parts = model.encode({"text": ["a film", "so"]})
-    means, _ = model.answer(parts)
-    each, _ = model.others["embed_all"].answer(parts)
+    means, _ = answer_all(model, parts)
+    each, _ = answer_all(model.others["embed_all"], parts)
     for mean, tokens, part in zip(means, each, parts, strict=True):
         assert tokens.values["embedding"].shape == (part.length, 8)
         np.testing.assert_allclose(mean.values["embedding"], tokens.values["embedding"].mean(axis=0), atol=1e-5)
@@ -186,7 +186,7 @@ def test_a_resnet_resizes_images_as_its_processor_says(tmp_path):
     model = opened(tmp_path / "f")
     assert (model.signature.kind, model.signature.limits) == ("image", {"channels": 3, "size": 28})
     images = tiny_resnet.images()  # of 32 × 32, of which the centre is left
-    answers, _ = model.answer(model.encode({"image": images}))
+    answers, _ = answer_all(model, model.encode({"image": images}))
     module, variables = pretrained.load(str(tmp_path / "f"))
     batch = {"images": images[:, 2:30, 2:30], "weight": np.ones(2, np.float32)}
     expected = np.asarray(module.apply(variables, batch, train=False))
