@@ -5,7 +5,7 @@ import os
 import socket
 
 os.environ.pop("JAX_PLATFORMS", None)
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Eight devices on few cores wait for each other, on a busy machine longer than XLA's default timeout.
 os.environ["XLA_FLAGS"] = (
