@@ -56,7 +56,8 @@ def test_logits_gradients_and_running_statistics(name, train, dtype, tmp_path):
 
     Measured in float32: differences of logits of at most 9e-8 (ResNet-18) and 2e-7 (ResNet-50) in evaluation, 2e-6 and
     2e-5 in training, running statistics 2e-7 and 2e-5, gradients in evaluation 2e-6 relative to each tensor's largest
-    entry. In float64: logits 4e-14, running statistics 3e-14, gradients 4e-13 relative.
+    entry. On a processor with AMX, ResNet-50's logits in training differ by 1.1e-4. In float64: logits 4e-14, running
+    statistics 3e-14, gradients 4e-13 relative.
 
     Gradients in training are compared in float64. In float32 a ReLU whose input is 0 up to rounding may be active in
     one implementation only, and the last stages have so few pixels that a single one matters: the largest entry of
@@ -90,19 +91,19 @@ def test_logits_gradients_and_running_statistics(name, train, dtype, tmp_path):
 
     exact = dtype == "float64"
     assert logits.dtype == dtype
-    np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-10 if exact else 1e-4)
+    np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-10 if exact else 5e-4)
     buffers = dict(theirs.named_buffers())
     for keys, ours in jax.tree_util.tree_leaves_with_path(updated):
         path = path_name(keys)
         statistic = _turned(path, buffers[tensor_names(NAMING, path)[0]])
-        np.testing.assert_allclose(ours, statistic, atol=1e-10 if exact else 1e-4, err_msg=path)
+        np.testing.assert_allclose(ours, statistic, atol=1e-10 if exact else 5e-4, err_msg=path)
     if train and not exact:
         return
     expected = dict(theirs.named_parameters())
     for keys, ours in jax.tree_util.tree_leaves_with_path({"params": gradients}):
         path = path_name(keys)
         grad = _turned(path, expected.pop(tensor_names(NAMING, path)[0]).grad)
-        np.testing.assert_allclose(ours, grad, atol=(1e-10 if exact else 1e-4) * np.abs(grad).max(), err_msg=path)
+        np.testing.assert_allclose(ours, grad, atol=(1e-10 if exact else 5e-4) * np.abs(grad).max(), err_msg=path)
     assert not expected
 
 
