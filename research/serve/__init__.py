@@ -13,6 +13,8 @@ queue.py       inputs that wait for a device: bounded, fair between clients
 engine.py      the threads that take inputs from the queue and run the model
 cache.py       answers by encoded input: bounded
 inputs.py      what is checked of raw inputs before they are encoded
+encoders.py    the same for requests: in threads, and kept for texts
+admission.py   which requests are refused as there are too many
 splits.py      one name for several models, which share its requests
 service.py     from raw inputs to answers: encoding, cache, queue
 http.py        what the protocols share

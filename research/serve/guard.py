@@ -66,7 +66,7 @@ class Guard:
 
     def shed(self) -> bytes | None:
         """The whole answer to a request that is refused unread, as there are more than can be read; else None."""
-        error = self.service.shed()
+        error = self.service.admission.shed()
         if error is None:
             return None
         self.metrics.requested(OTHER, error.kind.status, Usage(), 0.0)

@@ -67,7 +67,7 @@ class Exchange:
         result = self.service.cached(model, columns, truncate=truncate)
         if result is not None:
             return [result]
-        self.service.admit()  # before anything is done for it, as the most that come in an overload are refused
+
         return await self.connected(self.service.answer(model, columns, client=self.client, truncate=truncate))
 
     async def connected(self, work: Coroutine[Any, Any, T]) -> T:

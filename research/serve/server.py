@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import uvicorn
+from fastapi import FastAPI
 
 from research.base.errors import UserError
 from research.base.ranges import Range
@@ -24,7 +25,7 @@ from research.serve.guard import Guard
 from research.serve.keys import Keys
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics
-from research.serve.repository import Repository, sources
+from research.serve.repository import Repository, Source, sources
 from research.serve.service import Service
 from research.serve.splits import Splits
 from research.serve.tracing import Tracer
@@ -101,33 +102,53 @@ def serve(
     if replicas is not None and replicas not in REPLICAS:
         raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
     logs.set_up(log_format)
+    _prepare_process()
+    keys = Keys(access.api_keys_file) if access.api_keys_file else None
+    found = sources(workdirs, **options)
+    service, app, metrics = _service(found, Splits.of(split, [source.name for source in found]), limits, replicas)
+    tracer = Tracer() if tracing else None
+    guard = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
+    # uvicorn raises the signal again when it has stopped.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
+    try:
+        Server(_uvicorn_config(guard, host, port), service).run()
+    except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
+        raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
+    if tracer is not None:
+        tracer.close()
+    log.info("stopped")
+    return 0
+
+
+def _prepare_process() -> None:
     # With the default, collections take most of the time of reading a large body; with more, each stops all for longer.
     gc.set_threshold(10_000, 20, 20)
     keep_all_programs()
-    keys = Keys(access.api_keys_file) if access.api_keys_file else None
-    devices = jax.local_devices()
+    jax.local_devices()  # starts XLA's threads
     prefer_python()
-    found = sources(workdirs, **options)
-    shared = Splits.of(split, [source.name for source in found])
+
+
+def _service(
+    found: Sequence[Source], splits: Splits, limits: Limits, replicas: int | None
+) -> tuple[Service, FastAPI, Metrics]:
+    """A service of the models on all devices, which it starts to load with the application, and its metrics."""
+    devices = jax.local_devices()
+    at_once = usual_replicas(devices[0].platform) if replicas is None else replicas
     metrics = Metrics()
-    service = Service(
-        limits,
-        devices=len(devices),
-        replicas=replicas or usual_replicas(devices[0].platform),
-        observer=metrics,
-        splits=shared,
-    )
+    service = Service(limits, devices=len(devices), replicas=at_once, observer=metrics, splits=splits)
     metrics.service = service
     repository = Repository(found, limits, service.install, devices=devices)
     service.states = repository.states
-    app = make_app(service, repository, metrics)
-    tracer = Tracer() if tracing else None
-    guarded = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
-    config = uvicorn.Config(
-        guarded,
+    return service, make_app(service, repository, metrics), metrics
+
+
+def _uvicorn_config(guard: Guard, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        guard,
         host,
         port,
-        http=functools.partial(Connection, shed=guarded.shed),  # type: ignore[arg-type]
+        http=functools.partial(Connection, shed=guard.shed),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -135,14 +156,3 @@ def serve(
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    # uvicorn raises the signal again when it has stopped.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
-    try:
-        Server(config, service).run()
-    except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
-        raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
-    if tracer is not None:
-        tracer.close()
-    log.info("stopped")
-    return 0

@@ -3,31 +3,25 @@
 import asyncio
 import concurrent.futures
 import dataclasses
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.base.errors import UserError
 from research.data.examples import Columns
 from research.data.parts import Part
+from research.serve.admission import Admission
 from research.serve.cache import Cache
+from research.serve.encoders import Encoders
 from research.serve.engine import Engine
 from research.serve.errors import Kind, ServiceError
 from research.serve.explanations import explanation
-from research.serve.inputs import are_short, check
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
 from research.serve.queue import Job
 from research.serve.splits import Splits
 
-_TICK_SECONDS = 0.01
-_LATE_SECONDS = 0.02  # of the event loop, from which requests may be refused unread
-_LATE_SHARE = 4  # then fewer requests are enough to refuse others
-
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
-TextKey = tuple[str, str, str, tuple[str | None, ...]]  # of an encoded input: model, version, operation, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Result:
 
 @dataclasses.dataclass(eq=False)
 class _Pending:
-    """An answer that is being computed, and for how many inputs of requests. `job` is None before it is queued."""
+    """An answer that is being computed, by which job, and for how many inputs of requests."""
 
     future: asyncio.Future[Answer]
     job: Job
@@ -62,7 +56,8 @@ class Service:
       models: those that answer, by name; `install` adds them.
       states: what happens with each model: "loading", "ready", or an error.
       splits: the names under which several models share requests.
-      encoder_threads: how many threads encode inputs.
+      admission: which requests are refused as there are too many.
+      encoders: what makes inputs of models of raw ones.
       stopping: whether the process is about to end: requests are still answered.
     """
 
@@ -81,36 +76,27 @@ class Service:
         self.stopping = False
         self.limits = limits
         self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
-        # Encoding a short text takes longer than looking up its answer.
-        self._encoded: Cache[TextKey, Part] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
         self._engine = Engine(limits, self._deliver, devices=devices, replicas=replicas, observer=self._observer)
-        self.encoder_threads = os.cpu_count() or 1
-        self._encoders = concurrent.futures.ThreadPoolExecutor(self.encoder_threads, "encode")
+        self.admission = Admission(limits, self._engine.queue)
+        self.encoders = Encoders(limits)
         self._explainers = concurrent.futures.ThreadPoolExecutor(1, "explain")
         self._explaining = False
         self._pending: dict[Key, _Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._requests = 0
-        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Starts the threads; call it in the event loop."""
         self._loop = asyncio.get_running_loop()
         self._engine.start()
-        self._tick()
-
-    def _tick(self) -> None:
-        assert self._loop is not None
-        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+        self.admission.start()
 
     async def stop(self, timeout: float) -> bool:
         """Answers what waits, then ends -> whether that took at most `timeout` seconds."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.admission.stop()
         ended = await asyncio.to_thread(self._engine.stop, timeout)
-        for executor in (self._encoders, self._explainers):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self.encoders.stop()
+        self._explainers.shutdown(wait=False, cancel_futures=True)
         return ended
 
     @property
@@ -193,45 +179,23 @@ class Service:
         Raises:
           ServiceError: the inputs are invalid or too many, the service is overloaded, or the model failed.
         """
-        self.admit()
-        self._requests += 1
-        try:
-            async with asyncio.timeout(self.limits.timeout_ms / 1000):
-                began = time.perf_counter()
-                parts = await self.encode(model, columns)
-                encoding = time.perf_counter() - began
-                if not truncate:
-                    _refuse_truncated(parts, model)
-                return await self._answers(model, parts, client, encoding)
-        except TimeoutError:
-            limit = self.limits.timeout_ms / 1000
-            message = f"the request took longer than {limit:g} s"
-            raise ServiceError(Kind.OVERLOADED, message, retry_after=limit) from None
-        finally:
-            self._requests -= 1
-
-    def admit(self) -> None:
-        """Raises ServiceError if a request has no chance of an answer now, other than from the cache."""
-        error = self._refusal(self.limits.requests)
-        if error is not None:
-            raise error
-
-    def shed(self) -> ServiceError | None:
-        """Why requests are refused before they are read: the event loop is late, and there is much to compute."""
-        assert self._loop is not None
-        late = self._timer is not None and self._loop.time() > self._timer.when() + _LATE_SECONDS
-        return self._refusal(self.limits.requests // _LATE_SHARE) if late else None
-
-    def _refusal(self, requests: int) -> ServiceError | None:
-        if self._requests >= requests:
-            message = f"{self._requests} requests are being answered; try again later"
-            return ServiceError(Kind.OVERLOADED, message, retry_after=0.1)
-        return self._engine.queue.refusal(1)
+        with self.admission.request():
+            try:
+                async with asyncio.timeout(self.limits.timeout_ms / 1000):
+                    began = time.perf_counter()
+                    parts = await self.encoders.encode(model, columns)
+                    encoding = time.perf_counter() - began
+                    if not truncate:
+                        _refuse_truncated(parts, model)
+                    return await self._answers(model, parts, client, encoding)
+            except TimeoutError:
+                limit = self.limits.timeout_ms / 1000
+                message = f"the request took longer than {limit:g} s"
+                raise ServiceError(Kind.OVERLOADED, message, retry_after=limit) from None
 
     def cached(self, model: ServedModel, columns: Columns, *, truncate: bool = True) -> Result | None:
         """The answer for the only input, if it is a text or a pair that was answered before."""
-        key = _text_key(model, columns)
-        part = None if key is None else self._encoded.get(key)
+        part = self.encoders.known(model, columns)
         if part is None or (part.truncated and not truncate):
             return None
         answer = self.cache.get((model.name, model.version, model.operation, part.digest))
@@ -239,27 +203,6 @@ class Service:
             return None
         self._observer.answered(model.name, [part], [], 0.0)
         return Result(answer, part.length, part.truncated, cached=True)
-
-    async def encode(self, model: ServedModel, columns: Columns) -> list[Part]:
-        """The inputs as the model reads them. Raises ServiceError if they are invalid or too many."""
-        check(columns, self.limits)
-        try:
-            if are_short(columns):
-                return self._encode_short(model, columns)
-            assert self._loop is not None
-            return await self._loop.run_in_executor(self._encoders, model.encode, columns)
-        except UserError as error:
-            raise ServiceError(Kind.INVALID, str(error)) from error
-
-    def _encode_short(self, model: ServedModel, columns: Columns) -> list[Part]:
-        key = _text_key(model, columns)
-        part = None if key is None else self._encoded.get(key)
-        if part is not None:
-            return [part]
-        parts = model.encode(columns)
-        if key is not None:
-            self._encoded.put(key, parts[0])
-        return parts
 
     async def explain(self, model: ServedModel, columns: Columns, label: int | None) -> dict[str, Any]:
         """What adds to the score of a class for the only input, or to a number if `label` is None: see `explanation`.
@@ -269,7 +212,7 @@ class Service:
 
         Raises ServiceError: the input is invalid, the model has no attributions, or another explanation is computed.
         """
-        parts = await self.encode(model, columns)
+        parts = await self.encoders.encode(model, columns)
         if len(parts) != 1:
             raise ServiceError(Kind.INVALID, f"the request has {len(parts)} inputs; one is explained at a time")
         if not model.explainer.supports(parts[0]):
@@ -363,19 +306,6 @@ class Service:
             else:
                 entry.future.set_exception(_failure(result))
                 entry.future.exception()  # so that asyncio does not report one that nobody waits for any more
-
-
-def _text_key(model: ServedModel, columns: Columns) -> TextKey | None:
-    """The key of the only input; None if there are several, or it is not of texts: 1, 1.0 and True are the same key."""
-    names = model.signature.inputs
-    if columns.keys() != set(names) or len(columns[names[0]]) != 1:
-        return None
-    values = tuple(columns[name][0] for name in names)
-    return (model.name, model.version, model.operation, values) if all(_is_text(value) for value in values) else None
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
 
 
 def _failure(error: Exception) -> ServiceError:

@@ -289,7 +289,7 @@ def _info(model: ServedModel, service: Service) -> dict[str, Any]:
         "max_batch_requests": None,
         "max_client_batch_size": limits.batch_inputs,
         "auto_truncate": False,
-        "tokenization_workers": service.encoder_threads,
+        "tokenization_workers": service.encoders.threads,
         "version": __version__,
         "sha": None,
         "docker_label": None,

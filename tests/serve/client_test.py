@@ -366,7 +366,7 @@ def test_requests_of_a_long_list_are_sent_at_the_same_time(models):
     def wrap(app, service):
         async def counting(scope, receive, send):
             nonlocal most
-            most = max(most, service._requests)
+            most = max(most, service.admission.requests)
             await app(scope, receive, send)
 
         return counting

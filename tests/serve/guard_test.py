@@ -234,13 +234,13 @@ def test_clients_that_vanish_leave_nothing_behind(models, leave):
             connection.sendall(_head(f"Content-Length: {len(body)}") + (b"[" if leave == "in the body" else body))
         _wait_for(lambda: len(asyncio.all_tasks(service._loop)) >= before + 10)
         if leave != "in the body":
-            _wait_for(lambda: service._requests == 10)
+            _wait_for(lambda: service.admission.requests == 10)
         if leave == "half":
             connection.shutdown(socket.SHUT_WR)
             assert _read(connection) == b""  # it counts as gone
         connections.close()
         _wait_for(lambda: len(asyncio.all_tasks(service._loop)) <= before)  # although the model does not answer
-        assert service._requests == 0
+        assert service.admission.requests == 0
         held.release.set()
         assert httpx.post(url + PATH, json=ROW).status_code == 200
 
@@ -383,7 +383,7 @@ def test_what_is_shed_is_refused_unread(opened, monkeypatch):
     with _connected(url) as connected:
         assert _ask(connected, json.dumps(ROW).encode())[0] == 200
         with monkeypatch.context() as patch:
-            patch.setattr(service, "shed", lambda: ServiceError(Kind.OVERLOADED, "late", retry_after=2.5))
+            patch.setattr(service.admission, "shed", lambda: ServiceError(Kind.OVERLOADED, "late", retry_after=2.5))
             status, head, body = _ask(connected, b"not JSON")
             assert status == 429
             assert b"retry-after: 3" in head.lower()

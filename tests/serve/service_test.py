@@ -267,14 +267,14 @@ def test_requests_are_shed_only_when_the_loop_is_late_and_the_queue_is_full(held
 
     async def run(service):
         time.sleep(0.1)  # late, but there is room
-        assert service.shed() is None
+        assert service.admission.shed() is None
         asked = [asyncio.ensure_future(service.answer(held, row(0)))]
         await asyncio.sleep(0.05)  # the device has it
         asked += [asyncio.ensure_future(service.answer(held, row(i))) for i in range(1, 5)]
         await asyncio.sleep(0.05)
-        assert service.shed() is None  # there is no room, but it is not late
+        assert service.admission.shed() is None  # there is no room, but it is not late
         time.sleep(0.1)
-        assert service.shed().kind is Kind.OVERLOADED
+        assert service.admission.shed().kind is Kind.OVERLOADED
         held.release.set()
         await asyncio.gather(*asked)
 
