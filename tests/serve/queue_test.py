@@ -145,7 +145,7 @@ def test_a_closed_queue_refuses_and_ends():
 
 def test_waits_are_estimated_by_the_pace_of_the_queue(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("research.serve.queue.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("research.serve.queue.time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     queue, model = FairQueue(Limits(queue_ms=1000)), _Model(capacity=100)
     queue.put([_job(model, 0, 90)])
     for name in range(1, 100):  # 90 ms of jobs take 180 ms
