@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--texts", required=True, help="a file with a text in each line")
     parser.add_argument("--compute", nargs="+", default=["float32"], help="what the service computes in")
     parser.add_argument("--only", default="", help="a regular expression of the rows to measure")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: only until each is ready")
     parser.add_argument("--seconds", type=float, default=6.0, help="of a trial of a rate")
     parser.add_argument("--light_seconds", type=float, default=15.0, help="at light load")
     parser.add_argument("--p99_ms", type=float, default=100.0)
@@ -201,7 +201,8 @@ def main() -> None:
             for side in found:
                 measure(side, bodies, arguments, seed=number)
         print(environment(*PACKAGES))
-        print("\n".join(table(found, arguments.p99_ms)))
+        if arguments.rounds:
+            print("\n".join(table(found, arguments.p99_ms)))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,14 @@ def report(answers: list[Answer], limits: Limits) -> None:
     print("statuses: " + ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items())))
     took = [1000 * (answer.ended - answer.sent) for answer in answers if answer.status == 429]
     print(f"refusals, from sending: {quantiles(took)}")
-    print(f"refusals above {REFUSED_MS:g} ms: {sum(each > REFUSED_MS for each in took)} of {len(took)}")
+    began = min(answer.due for answer in answers)
+    late = [
+        answer.due - began
+        for answer in answers
+        if answer.status == 429 and answer.ended - answer.sent > REFUSED_MS / 1000
+    ]
+    after = sum(each > 1 for each in late)
+    print(f"refusals above {REFUSED_MS:g} ms: {len(late)} of {len(took)}, {after} of them after the first second")
     bound = limits.queue_ms + 2 * limits.batch_ms
     accepted = [1000 * (answer.ended - answer.sent) for answer in answers if answer.status == 200]
     above = sum(each > bound for each in accepted)

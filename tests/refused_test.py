@@ -77,6 +77,7 @@ def test_evaluations_during_training_and_the_commands_that_follow_are_printed(he
     values = {line["step"]: line for line in RunDir.open("run").metrics("validation")}
     assert f"validation: accuracy {values[4]['accuracy']:.4f}, loss {values[4]['loss']:.4f}" in evaluations[0]
     assert "  predict: python -m research.predict --workdir=run --input=FILE" in lines
+    assert "  serve: python -m research.serve --workdir=run" in lines
 
 
 def test_start_line_says_how_many_examples_a_packed_step_holds(here, capsys, monkeypatch):

@@ -8,9 +8,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from research.serve import fill, oip, page_files, plain, tei
-from research.serve.direct import Direct, gone, refused
+from research.serve.direct import Direct, refused
 from research.serve.errors import Kind, ServiceError
-from research.serve.http import RESPONSES, ClientGone, refusal
+from research.serve.http import RESPONSES, refusal
 from research.serve.metrics import Metrics
 from research.serve.repository import Repository
 from research.serve.service import Service
@@ -34,7 +34,6 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
     app = FastAPI(title="research", description="Models trained by this project, as a service.", lifespan=lifespan)
 
     app.add_exception_handler(ServiceError, refused)
-    app.add_exception_handler(ClientGone, gone)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -44,7 +43,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
         response.headers.update(error.headers or {})
         return response
 
-    routers = [plain.router(service), fill.router(service), oip.router(service), tei.router(service)]
+    routers = [module.router(service) for module in (plain, fill, oip, tei)]
     routers.append(page_files.router())
     if metrics:
         routers.append(metrics.router())

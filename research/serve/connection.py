@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_SECONDS = 10.0  # from the first byte of a request to the end of its headers
 UNUSED_SECONDS = 60.0  # from the opening of the connection to its first byte
 HEAD_BYTES = 2**16  # of the request line and headers, of the trailers, or between two parts of a body
-_SMALL_BODY = 2**16  # bytes that are read though the request was refused
+SMALL_BODY = 2**16  # bytes that are read whether they are wanted or not
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -29,22 +29,24 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._is_timed = False  # whether the timer is that of a head
+        self._unused: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._timer = self.loop.call_later(UNUSED_SECONDS, self._expire)
+        self._unused = self.loop.call_later(UNUSED_SECONDS, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_unused()
         self._stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._stop_unused()
         self._unread_bytes += len(data)
         super().data_received(data)
         if self._unread_bytes > HEAD_BYTES:
             self._refuse(_LARGE)
-        elif self._in_head and self._unread_bytes and not self._is_timed:
+        elif self._in_head and self._unread_bytes and self._timer is None:
             self._start()
 
     def on_headers_complete(self) -> None:
@@ -78,7 +80,7 @@ class Connection(HttpToolsProtocol):
         return (
             self.parser.get_method() == b"POST"
             and length.isdigit()
-            and int(length) <= _SMALL_BODY
+            and int(length) <= SMALL_BODY
             and not self.expect_100_continue
             and not self._answers
         )
@@ -87,16 +89,18 @@ class Connection(HttpToolsProtocol):
     def _answers(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _stop_unused(self) -> None:
+        if self._unused is not None:
+            self._unused.cancel()
+            self._unused = None
+
     def _start(self) -> None:
-        self._stop()
-        self._is_timed = True
         self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._is_timed = False
 
     def _expire(self) -> None:
         self._timer = None

@@ -18,11 +18,6 @@ async def refused(request: Request, error: Exception) -> Response:
     return refusal(error, request.url.path)
 
 
-async def gone(_: Request, __: Exception) -> Response:
-    """What ends a request whose client has gone."""
-    return Response(status_code=GONE)
-
-
 class Direct:
     """Middleware that calls the endpoints of POST requests that read them themselves; others go on to FastAPI."""
 
@@ -45,8 +40,8 @@ class Direct:
             response = await route.endpoint(request=request, **parameters)
         except ServiceError as error:
             response = await refused(request, error)
-        except ClientGone as error:
-            response = await gone(request, error)
+        except ClientGone:
+            response = Response(status_code=GONE)
         await response(scope, receive, send)
 
     def _find(self, path: str) -> tuple[APIRoute, dict[str, str]] | None:

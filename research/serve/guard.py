@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from research.serve import logs
+from research.serve.connection import SMALL_BODY
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import GONE, refusal
 from research.serve.keys import Keys
@@ -32,7 +33,6 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _KEY_HEADERS = (b"api-key", b"x-api-key")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _CLOSE = (b"connection", b"close")
-_SMALL_BODY = 2**16  # bytes that are read whether they are wanted or not
 _DISCONNECT = {"type": "http.disconnect"}
 
 
@@ -200,7 +200,7 @@ class _Guarded:
 
     @property
     def _is_large(self) -> bool:
-        return self._expected is None or self._expected > _SMALL_BODY
+        return self._expected is None or self._expected > SMALL_BODY
 
     async def _refuse(self, error: ServiceError) -> None:
         """Answers at once. A large body is read, and dropped, so that the client sees the answer; then it is closed."""

@@ -242,7 +242,8 @@ class ServedModel:
             if slow.get(shape.length):
                 continue
             for device in range(len(self._devices)):
-                self.seconds[shape] = self._prepare(shape, device)
+                if (device, shape) not in self._programs:  # `probe` has prepared one
+                    self.seconds[shape] = self._prepare(shape, device)
             slow[shape.length] = self.seconds[shape] > limits.batch_ms / 1000
             yield shape, self.seconds[shape]
         self.capacity = shapes.capacity(self.seconds, limits.batch_ms)

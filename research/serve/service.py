@@ -198,7 +198,7 @@ class Service:
         part = self.encoders.known(model, columns)
         if part is None or (part.truncated and not truncate):
             return None
-        answer = self.cache.get((model.name, model.version, model.operation, part.digest))
+        answer = self.cache.get(_key(model, part))
         if answer is None:
             return None
         self._observer.answered(model.name, [part], [], 0.0)
@@ -244,7 +244,7 @@ class Service:
         new: list[tuple[Key, _Pending]] = []
         here: dict[Key, _Pending] = {}
         for part in parts:
-            key = (model.name, model.version, model.operation, part.digest)
+            key = _key(model, part)
             answer = self.cache.get(key)
             if answer is not None:
                 found.append(answer)
@@ -306,6 +306,10 @@ class Service:
             else:
                 entry.future.set_exception(_failure(result))
                 entry.future.exception()  # so that asyncio does not report one that nobody waits for any more
+
+
+def _key(model: ServedModel, part: Part) -> Key:
+    return model.name, model.version, model.operation, part.digest
 
 
 def _failure(error: Exception) -> ServiceError:

@@ -87,6 +87,7 @@ def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool, said: Coll
         )
         if predicts:
             lines.append(f"  predict: python -m research.predict --workdir={workdir} --input=FILE")
+        lines.append(f"  serve: python -m research.serve --workdir={workdir}")
         lines.append(f"  plots: python -m research.plot --workdir={workdir}")
     else:
         lines.append("  rerun the same command with this --workdir to resume")

@@ -8,7 +8,7 @@ import tokenizers
 from research.base.errors import UserError
 from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, as_text, only
-from research.data.text.wordpiece import SPECIAL_TOKENS, train_wordpiece
+from research.data.text.wordpiece import FEW, SPECIAL_TOKENS, encode, train_wordpiece
 from tests.encoded import wordpiece
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
@@ -215,6 +215,20 @@ def test_lengths_before_truncation_are_kept(inputs):
     short = wordpiece(splits, ArtifactCache(), **{**OPTIONS, "inputs": inputs})["train"]
     np.testing.assert_array_equal(short.full_lengths, whole.lengths)
     np.testing.assert_array_equal(short.lengths, np.minimum(whole.lengths, 8))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_few_texts_are_encoded_as_many(pairs):
+    tokenizer = train_wordpiece(LONG, vocab_size=60, lowercase=True)
+    tokenizer.enable_truncation(8, strategy="longest_first")
+    columns = [LONG, LONG[::-1]] if pairs else [LONG]
+    many = encode(tokenizer, columns, "many")
+    assert len(LONG) > FEW
+    for i in range(len(LONG)):
+        few = encode(tokenizer, [column[i : i + 1] for column in columns], "few")
+        for one, all_of_them in zip(few[:2], many[:2], strict=True):
+            np.testing.assert_array_equal(one.values, all_of_them.values[slice(*all_of_them.offsets[i : i + 2])])
+        assert few[2][0] == many[2][i]
 
 
 @pytest.mark.parametrize("lowercase", [True, False])

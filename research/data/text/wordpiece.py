@@ -231,7 +231,7 @@ def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
     return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
 
 
-_FEW = 4  # texts that are encoded in the thread that asks
+FEW = 4  # texts that are encoded in the thread that asks
 
 
 def encode(
@@ -259,7 +259,7 @@ def _encode_piece(
 ) -> tuple[Ragged, Ragged, np.ndarray]:
     columns = [list(map(as_text, part)) for part in parts]
     lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    if len(lines) > _FEW:
+    if len(lines) > FEW:
         encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
     else:  # a batch of one, too, is handed to another thread, and waits for a core that is free
         seconds = columns[1] if len(columns) > 1 else [None] * len(lines)
