@@ -236,7 +236,10 @@ class ServedModel:
         """
         example = self.example
         packs = encoding.is_sequence(example)
-        found = shapes.packed(self.row_length, limits.batch_items) if packs else shapes.fixed(limits.batch_rows)
+        fine = self.platform == "cpu"
+        found = (
+            shapes.packed(self.row_length, limits.batch_items, fine=fine) if packs else shapes.fixed(limits.batch_rows)
+        )
         slow: dict[int | None, bool] = {}
         for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
             if slow.get(shape.length):
