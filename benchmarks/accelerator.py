@@ -23,9 +23,8 @@ complete. JAX allocates memory on demand (XLA_PYTHON_CLIENT_PREALLOCATE=false), 
 together; they run alternately, never at the same time. SST-2 is used if it is prepared for TFDS, with the tokenizer of
 --tokenizer or .gpu/tokenizer.json; otherwise the embedded corpus.
 
-Compilation takes most of the time. On an H100 with 16 cores and an empty cache (results/accelerator.md), compiling
-ResNet-50's step took 104 s and BERT-base's more than 120 s. Two commands therefore measure more than one:
---parts=environment,correctness,resume,resnet and --parts=environment,bert,attention.
+Compilation takes most of the time: the contenders of a table compile at the same time, and one that takes too long is
+left out. Several commands measure more than one: --parts=environment,bert,attention, then --parts=environment,resnet.
 """
 
 import argparse

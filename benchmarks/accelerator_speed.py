@@ -18,11 +18,6 @@ from turns import Results, Side, SideError
 
 HERE = Path(__file__).parent
 LAST = 8.0  # no round starts later than this many seconds before the deadline
-# Settings of XLA that shorten compilation, to compare with its own.
-FLAGS = {
-    "without fusion autotuning": "--xla_gpu_experimental_enable_fusion_autotuner=false",
-    "without Triton": "--xla_gpu_experimental_enable_fusion_autotuner=false --xla_gpu_enable_triton_gemm=false",
-}
 
 
 class Turns:
@@ -49,7 +44,7 @@ class Turns:
         Emits why the others do not. Several compile at the same time, so that a slow one costs no more than its time.
         """
         before = self._deadline.remaining
-        found = []
+        found: list[str] = []
         with concurrent.futures.ThreadPoolExecutor() as pool:
             futures = {pool.submit(self._sides[name].measure, self._settings[name], 3): name for name in names}
             late = threading.Timer(seconds, lambda: self._kill(set(names) - set(found)))
@@ -159,11 +154,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
     peak, flops = options.known.get("peak_flops"), bert_finetune.flops_per_token(encoder)
     facts = {"encoder": encoder, "data": common[1].removeprefix("--data="), "flops_per_token": flops}
     turns = Turns(emit, deadline, rounds=rounds, steps=steps, facts=facts)
-    quick = f"--xla_flags={FLAGS['without fusion autotuning']}"
-    shortest = [f"--examples={examples}", f"--row_length={rows[0]}"]
-    ours = {f"ours rows of {rows[0]} {name}": [*shortest, f"--xla_flags={flags}"] for name, flags in FLAGS.items()}
-    ours |= {f"ours rows of {row}": [f"--examples={examples}", f"--row_length={row}", quick] for row in rows[1:]}
-    ours[f"ours rows of {rows[0]}"] = shortest
+    ours = {f"ours rows of {row}": [f"--examples={examples}", f"--row_length={row}"] for row in rows}
     peers = (
         {}
         if _without_torch(options, emit)
@@ -182,7 +173,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
     names = {f"ours {few} examples": bert_finetune.PACKED_BFLOAT16}
     names |= {f"{name} {few} examples": setting for name, setting in peers.items() if name in warm}
     for name, setting in names.items():
-        arguments = [*common, f"--examples={few}", f"--row_length={rows[0]}", quick]
+        arguments = [*common, f"--examples={few}", f"--row_length={rows[0]}"]
         turns.start(name, "bert_finetune.py", setting, arguments)
     turns.measure(turns.warm(list(names), 0.7 * deadline.remaining), flops, peak)
     turns.close(list(names))

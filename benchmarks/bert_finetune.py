@@ -17,7 +17,6 @@ import argparse
 import collections
 import gzip
 import json
-import os
 import re
 import shutil
 import statistics
@@ -84,8 +83,6 @@ def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
     """(setting, steps) -> seconds, examples, tokens, …; a setting's next measurement continues its run."""
     from research.devices.platform import prepare_process
 
-    if arguments.xla_flags is not None:
-        os.environ["XLA_FLAGS"] = arguments.xla_flags
     prepare_process()
     import jax
 
@@ -372,7 +369,6 @@ def main() -> None:
     parser.add_argument("--row_length", type=int, default=72, help="tokens per packed row")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="steps of each setting per round")
-    parser.add_argument("--xla_flags", help="of this project's side, instead of those of the environment")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
