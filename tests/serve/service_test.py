@@ -192,7 +192,7 @@ def test_a_model_is_checked_by_the_samples_of_its_run(models, runs, monkeypatch)
     check(model, run)
     (answer, *_), _ = model.answer(model.encode(model.samples.columns))
     wrong = {name: value + 1e3 for name, value in answer.values.items()}
-    monkeypatch.setattr(ServedModel, "answer", lambda self, parts, device=0: ([Answer(wrong, "3")], None))
+    monkeypatch.setattr(ServedModel, "answer", lambda self, parts, device=0: ([Answer(wrong, "3")] * len(parts), None))
     with pytest.raises(ValueError, match="sample input 0"):
         check(model, run)
 
