@@ -69,7 +69,10 @@ def random(arguments: argparse.Namespace) -> None:
 
     sizes = ENCODERS[arguments.encoder]
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=arguments.tokenizer, model_max_length=512, pad_token="[PAD]"
+        tokenizer_file=arguments.tokenizer,
+        model_max_length=512,
+        pad_token="[PAD]",
+        model_input_names=["input_ids", "attention_mask", "token_type_ids"],
     )
     tokenizer.save_pretrained(arguments.folder)
     config = transformers.BertConfig(
