@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from research.base.errors import UserError
 from research.core import metrics
-from research.core.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
+from research.core.class_weights import training_weight, with_class_weights
+from research.core.tasks import Classification, MaskedLM, Regression, SquaredHinge
 
 
 def _classification_batch(rng, shape):
