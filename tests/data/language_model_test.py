@@ -1,4 +1,5 @@
 # mypy: disable-error-code="attr-defined, misc"
+import itertools
 import pickle
 
 import numpy as np
@@ -60,7 +61,7 @@ def _expected(lengths, ended):
     found = []
     for number, document in enumerate(_documents(lengths)):
         whole = [END, *document, END] if ended else document
-        found += [(number, *pair) for pair in zip(whole[:-1], whole[1:], strict=True)]
+        found += [(number, *pair) for pair in itertools.pairwise(whole)]
     return found
 
 
@@ -276,7 +277,9 @@ def test_a_given_tokenizer(tmp_path):
     sep, dull, superb = (own.token_to_id(token) for token in ("[SEP]", "dull", "superb"))
     assert examples.sequence.tolist() == [sep, dull, superb, dull, dull, sep]
     assert "target_bytes" not in _all(examples)
-    with pytest.raises(UserError, match=r"has no token '<\|endoftext\|>'; name the one .* end_of_text, or give \"\""):
+    with pytest.raises(
+        UserError, match=r"has no token '<\|endoftext\|>'; name the one .* data.transform.end_of_text, or"
+    ):
         _encoded({"train": {"text": TEXTS}}, tokenizer=str(tmp_path / "own.json"))
     with pytest.raises(UserError, match=r"own\.jsn can't be read"):
         _encoded({"train": {"text": TEXTS}}, tokenizer=str(tmp_path / "own.jsn"))

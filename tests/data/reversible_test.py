@@ -68,10 +68,10 @@ def test_frequent_characters_are_kept():
 
 
 def test_frequent_pairs_are_merged_within_words():
-    tokenizer = TOKENIZERS["bpe"](["abab abab ab"] * 5, vocab_size=260, special=(END,))
-    assert tokenizer.get_vocab_size() == 260
+    tokenizer = TOKENIZERS["bpe"](["abab abab ab"] * 5, vocab_size=261, special=(END,))
+    assert tokenizer.get_vocab_size() == 261
     assert tokenizer.token_to_id(END) == 0
-    assert [token for token in tokenizer.encode("abab ab abab", add_special_tokens=False).tokens][-1] == "Ġabab"
+    assert tokenizer.encode("abab ab abab", add_special_tokens=False).tokens == ["abab", "Ġab", "Ġabab"]
 
 
 @pytest.mark.parametrize(("name", "least"), [("byte", 257), ("character", 3), ("bpe", 257)])
