@@ -27,6 +27,8 @@ _MODELS = {
     "ForMaskedLM": "bert_mlm",
     "ForPreTraining": "bert_mlm",
     "ForImageClassification": "resnet",
+    "ForCausalLM": "decoder",
+    "LMHeadModel": "decoder",  # GPT-2's
     "Model": ENCODER,
 }
 # Settings under which a head computes something else than the model here.
@@ -61,6 +63,10 @@ class Network:
             return Encoder(**sizes, dtype=dtype)
         if self.model == "bert_mlm":
             section = {"name": self.model, **sizes}
+        elif self.model == "decoder":
+            free = dict.fromkeys(("dropout", "attention_dropout", "initializer_range"), 0.0)  # only for training
+            compiled = {"scale_residual_init": False, "remat": False, "scan": False}
+            section = {**free, **compiled, **self.spec.model, "name": self.model}
         else:
             free = {"stochastic_depth": 0.0, "test_flip": False} if self.model == "resnet" else {}
             section = {**free, **self.spec.model, "name": self.model, "num_classes": len(self.label_names)}
