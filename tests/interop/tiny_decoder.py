@@ -77,6 +77,7 @@ def tensors(family, *, bias=False, tied=None):
     """
     tied = CONFIGS[family]["tie_word_embeddings"] if tied is None else tied
     rows = CONFIGS[family]["vocab_size"]
+    shapes: dict[str, tuple[int, ...]]
     if family == "gpt2":
         shapes = {"transformer.wte.weight": (rows, 8), "transformer.wpe.weight": (32, 8)}
         for i in range(2):
@@ -97,7 +98,7 @@ def tensors(family, *, bias=False, tied=None):
         shapes = {"model.embed_tokens.weight": (rows, 8), "model.norm.weight": (8,)}
         for i in range(2):
             layer = f"model.layers.{i}"
-            linear = {
+            linear: dict[str, tuple[int, ...]] = {
                 "self_attn.q_proj": (12, 8), "self_attn.k_proj": (6, 8), "self_attn.v_proj": (6, 8),
                 "self_attn.o_proj": (8, 12), "mlp.gate_proj": (12, 8), "mlp.up_proj": (12, 8), "mlp.down_proj": (8, 12),
             }  # fmt: skip
