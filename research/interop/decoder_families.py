@@ -227,8 +227,8 @@ def write_config(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     expected = {key: (value,) for key, value in fixed.items()} | {"activation": tuple(family.activations.values())}
     if model["hidden_size"] % model["num_heads"]:
         raise UserError(
-            f"model.num_heads={model['num_heads']} does not divide model.hidden_size={model['hidden_size']}, as it must "
-            "in transformers"
+            f"model.num_heads={model['num_heads']} does not divide model.hidden_size={model['hidden_size']}, as it "
+            "must in transformers"
         )
     if family is GPT2:
         sizes = {"num_kv_heads": model["num_heads"], "head_size": model["hidden_size"] // model["num_heads"]}
