@@ -89,7 +89,7 @@ def rows(tokenizer: str, vocab_size: int, row_length: int, *, end_of_text: str) 
 
 
 def _embedded(config: ConfigDict) -> None:
-    """The documentation that comes with Python, as bytes; needs no network. Other versions of Python have other texts."""
+    """The documentation that comes with Python, as bytes. Other versions of Python have other texts."""
     config.model = decoder(128, 4, 4, vocab_size=257, max_positions=128)
     config.data.name = "python_docs"
     config.data.transform = rows("byte", 257, 128, end_of_text="<|endoftext|>")
