@@ -199,16 +199,21 @@ class Continuations:
 
 
 def _read(module: Decoder, variables: Any, tokens: jax.Array, counts: jax.Array, cache: Cache) -> Cache:
-    found: Cache = module.apply(variables, tokens, counts, cache, method="prefill")[1]
-    return found
+    _, cache = _applied(module, "prefill", variables, tokens, counts, cache)
+    return cache
 
 
 def _forward(
     module: Decoder, variables: Any, tokens: jax.Array, active: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """The logits [B, V] after the tokens [B], which are read in the active rows."""
-    logits, cache = module.apply(variables, tokens[:, None], active, cache, method="step")
+    logits, cache = _applied(module, "step", variables, tokens[:, None], active, cache)
     return logits[:, 0], cache
+
+
+def _applied(module: Decoder, method: str, *arguments: Any) -> tuple[jax.Array, Cache]:
+    found: Any = module.apply(*arguments, method=method)
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=1)

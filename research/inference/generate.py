@@ -1,8 +1,8 @@
 """Text from a decoder: of a run, or of a folder that transformers saved.
 
-    generator = Generator.open("runs/gpt")
-    for index, piece in generator.write([Request(generator.encode("Once"), Sampling(seed=1))]):
-        print(piece.text, end="")
+generator = Generator.open("runs/gpt")
+for index, piece in generator.write([Request(generator.encode("Once"), Sampling(seed=1))]):
+    print(piece.text, end="")
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from research.base.errors import UserError
 from research.base.paths import local
@@ -47,7 +46,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     max_tokens: int = 128
     stop: Sequence[str] = ()
     top: int = 0

@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from research.base.leaves import path_name
+from research.core.sampling import Sampling
+from research.inference.generate import Generator, Request
 from research.interop import pretrained
 from research.interop.decoder_families import FAMILIES
 from research.interop.export import export
@@ -233,3 +235,40 @@ def test_smollm2():
         logits, cache = step(variables, tokens[:, start : start + 100], np.array([100]), cache)
         found.append(logits)
     np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=1e-3)
+
+
+PROMPTS = (
+    "What is the capital of France?", "Write a haiku about the sea.", "Name three prime numbers.", "Who wrote Faust?",
+    "Explain gravity to a child.", "Translate 'good morning' into Spanish.", "What is 17 + 25?", "List two fruits.",
+    "Why is the sky blue?", "Give a synonym of 'quick'.", "Tell me a joke.", "What does HTTP stand for?",
+    "How do I boil an egg?", "Summarize: the cat sat on the mat.", "What is a neural network?", "Count to five.",
+    "Is the earth flat?", "Write a function that adds two numbers in Python.", "What rhymes with 'light'?", "Say hi.",
+)  # fmt: skip
+
+
+@pytest.mark.realdata
+def test_smollm2_writes_the_same_as_transformers():
+    """20 chats of up to 64 tokens, token for token; eight at the same time."""
+    import torch
+    import transformers
+
+    generator = Generator.open(SMOLLM2)
+    requests = [
+        Request(generator.chat([{"role": "user", "content": prompt}]), Sampling(temperature=0), max_tokens=64)
+        for prompt in PROMPTS
+    ]
+    found: dict[int, list[int]] = {index: [] for index in range(len(PROMPTS))}
+    for index, piece in generator.write(requests):
+        found[index] += [piece.token.id] if piece.token else []
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32).eval()
+    for index, prompt in enumerate(PROMPTS):
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert asked["input_ids"][0].tolist() == list(requests[index].prompt)
+        with torch.no_grad():
+            tokens = model.generate(**asked, max_new_tokens=64, do_sample=False)
+        expected = tokens[0, asked["input_ids"].shape[1] :].tolist()
+        ends = [i for i, token in enumerate(expected) if token in generator.ends]
+        assert found[index] == expected[: ends[0] if ends else None], prompt
