@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     """The settings of B rows, and what they depend on: one array [B] for each of `Sampling`, and
 
     Attributes:
-      count: int32 [B], the tokens that the row has drawn so far.
+      drawn: int32 [B], the tokens that the row has drawn so far.
       seen: bool [B, V], the tokens that its text or its prompt has.
     """
 
@@ -75,7 +75,7 @@ class Rows(NamedTuple):
     top_p: jax.Array
     min_p: jax.Array
     seed: jax.Array
-    count: jax.Array
+    drawn: jax.Array
     seen: jax.Array
 
 
@@ -119,10 +119,10 @@ def choose(logits: jax.Array, rows: Rows, kind: Kind) -> tuple[jax.Array, Rows]:
         scores = scores / jnp.where(is_greedy, 1, rows.temperature)[:, None]
         if kind.restricts:
             scores = jnp.where(_allowed(scores, rows), scores, _LOWEST)
-        drawn = jnp.argmax(scores + jax.vmap(_gumbel, (0, 0, None))(rows.seed, rows.count, scores.shape[-1]), axis=-1)
+        drawn = jnp.argmax(scores + jax.vmap(_gumbel, (0, 0, None))(rows.seed, rows.drawn, scores.shape[-1]), axis=-1)
         tokens = jnp.where(is_greedy, greedy, drawn.astype(jnp.int32))
     seen = rows.seen.at[jnp.arange(len(tokens)), tokens].set(True) if kind.penalizes else rows.seen
-    return tokens, rows._replace(count=rows.count + 1, seen=seen)
+    return tokens, rows._replace(drawn=rows.drawn + 1, seen=seen)
 
 
 def _gumbel(seed: jax.Array, count: jax.Array, size: int) -> jax.Array:

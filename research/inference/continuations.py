@@ -175,9 +175,9 @@ class Continuations:
         assert self._cache is not None
         assert self._settings is not None
         settings = Rows(
-            **{name: np.asarray(value, getattr(self._settings, name).dtype) for name, value in values.items()},
-            count=np.int32(0),
-            seen=seen,
+            **{name: jnp.asarray(value, getattr(self._settings, name).dtype) for name, value in values.items()},
+            drawn=jnp.int32(0),
+            seen=jnp.asarray(seen),
         )
         self._cache, self._settings = _place((self._cache, self._settings), (cache, settings), row)
 
@@ -235,7 +235,7 @@ def _empty_settings(rows: int, vocab_size: int) -> Rows:
         top_p=jnp.full(rows, usual.top_p, jnp.float32),
         min_p=jnp.full(rows, usual.min_p, jnp.float32),
         seed=jnp.full(rows, usual.seed, jnp.uint32),
-        count=jnp.zeros(rows, jnp.int32),
+        drawn=jnp.zeros(rows, jnp.int32),
         seen=jnp.zeros((rows, vocab_size), bool),
     )
 

@@ -41,7 +41,7 @@ def _uncached(model, prompt, sampling, count):
     usual["seed"] = usual["seed"].astype(jnp.uint32)
     seen = np.zeros((1, module.vocab_size), bool)
     seen[0, tokens] = True
-    rows = continuations.Rows(**usual, count=jnp.zeros(1, jnp.int32), seen=jnp.asarray(seen))
+    rows = continuations.Rows(**usual, drawn=jnp.zeros(1, jnp.int32), seen=jnp.asarray(seen))
     for _ in range(count):
         padded = np.zeros((1, LENGTH), np.int32)
         padded[0, : len(tokens)] = tokens

@@ -25,7 +25,7 @@ def rows_of(samplings, seen=None):
     }
     count = len(samplings)
     seen = jnp.zeros((count, V), bool) if seen is None else jnp.asarray(seen)
-    return Rows(**values, count=jnp.zeros(count, jnp.int32), seen=seen)
+    return Rows(**values, drawn=jnp.zeros(count, jnp.int32), seen=seen)
 
 
 def _expected(scores, sampling):
@@ -84,7 +84,7 @@ def test_successive_tokens_are_independent():
         tokens, rows = choose(jnp.zeros((1, V)), rows, Kind(draws=True))
         found.append(int(tokens[0]))
     assert len(set(found)) > V // 2
-    assert int(rows.count[0]) == 40
+    assert int(rows.drawn[0]) == 40
 
 
 def test_penalty_of_repetitions_is_that_of_transformers():
