@@ -12,8 +12,6 @@ from research.inference.folder import FolderModel
 from research.inference.model import TrainedModel
 from research.inference.samples import Samples
 
-_PAIR_CHARS = 64  # of a text of a pair, for each token that the model reads
-
 
 def of_texts(model: TrainedModel) -> TrainedModel:
     """The model itself, or one of documents as a model of texts."""
@@ -47,11 +45,6 @@ def example(model: TrainedModel | FolderModel, samples: Samples | None) -> Part:
 
 def encode(model: TrainedModel | FolderModel, columns: Columns, example: Part) -> list[Part]:
     """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or not as in the example."""
-    if model.signature.kind in ("text_pair", "text_or_pair") and len(columns) == 2:
-        # The tokenizer combines every cut-off piece of one text with every one of the other: two texts of 80,000
-        # characters took more than 14 GB. Few tokens have as many characters.
-        most = _PAIR_CHARS * int(model.signature.limits["max_length"])
-        columns = {n: [x[:most] if isinstance(x, str) else x for x in values] for n, values in columns.items()}
     parts = split(model.encode(columns, "the request"))
     if not is_sequence(example):
         for i, part in enumerate(parts):
