@@ -170,7 +170,8 @@ def test_packed_and_unpacked_agree(style, lengths, seed):
 
 @both_styles
 def test_padding_changes_nothing(style, rng):
-    batch = _batch(rng, [5, 8])
+    """Padding before a text, which comes where earlier tokens do."""
+    batch = {name: array[:, ::-1] for name, array in _batch(rng, [5, 8]).items()}
     padding = batch["segments"] == 0
     noisy = {**batch, **{name: jnp.where(padding, 1, batch[name]) for name in ("tokens", "positions")}}
     real = np.asarray(~padding)
@@ -231,12 +232,16 @@ def test_cached_rows_are_independent(style, rng):
 
 @both_styles
 def test_tokens_beyond_the_cache_are_lost_and_no_others(style, rng):
+    """As are those of padding."""
     tokens = rng.integers(0, 50, (1, 4))
-    cache = Decoder(**STYLES[style]).empty_cache(1, 5)
-    _, cache = _extend(style, _params(style), tokens, np.array([4]), cache, "step")
-    _, fuller = _extend(style, _params(style), tokens, np.array([1]), cache, "step")
-    np.testing.assert_array_equal(fuller.keys[0][:, :4], cache.keys[0][:, :4])
-    assert np.abs(fuller.keys[0][:, 4]).max() > 0
+    found = []
+    for length, count in ((8, 1), (5, 1), (5, 3)):
+        cache = Decoder(**STYLES[style]).empty_cache(1, length)
+        _, cache = _extend(style, _params(style), tokens, np.array([4]), cache, "step")
+        _, cache = _extend(style, _params(style), tokens, np.array([count]), cache, "step")
+        found.append(np.stack([cache.keys, cache.values])[:, :, :, :5])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
 
 
 def test_cache_is_limited_by_the_positions():
@@ -289,18 +294,29 @@ def test_remat_and_scan_are_used(options, rng):
     assert not re.search(primitive, traced())
 
 
+def _training(sizes, batch, seed):
+    """Logits with dropout."""
+
+    def apply(params, rngs):
+        return Decoder(**sizes).apply({"params": params}, batch, train=True, rngs=rngs)["logits"]
+
+    return jax.jit(apply)(_params("gpt2"), {"dropout": jax.random.key(seed)})
+
+
 @pytest.mark.parametrize("options", [{}, {"remat": True}, {"scan": True}], ids=str)
-def test_dropout_is_active_in_training_only(options, rng):
-    batch, params = _batch(rng, [16]), _params("gpt2")
-    module = Decoder(**GPT2, **options)
+def test_attention_dropout_is_active_in_training(options, rng):
+    batch, sizes = _batch(rng, [16]), {**GPT2, "dropout": 0.0, "attention_dropout": 0.5, **options}
+    first, again, other = (_training(sizes, batch, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(other - first)[0, 1:].max(axis=1).min() > 1e-3
 
-    @jax.jit
-    def train(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return module.apply({"params": params}, batch, train=True, rngs=rngs)["logits"]
 
-    assert not np.array_equal(train(0), train(1))
-    np.testing.assert_array_equal(train(0), train(0))
+def test_dropout_is_applied_to_the_embedding_and_each_branch(rng):
+    """At a rate of 1 nothing is left but the biases of the last LayerNorm."""
+    logits = _training({**GPT2, "dropout": 1.0}, _batch(rng, [16]), 0)
+    params = _params("gpt2")
+    expected = params["token_embedding"]["embedding"] @ params["final_norm"]["bias"]
+    np.testing.assert_allclose(logits, np.broadcast_to(expected, (1, 16, 50)), atol=1e-6)
 
 
 def _init(**sizes):
