@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
 
+from research.core.optim import layer_factors
 from research.core.optimizers import hidden_kernels
 from research.devices.sharding import make_mesh, state_shardings
 from research.models.decoder import MESH_RULES, Decoder
@@ -419,6 +420,16 @@ def test_mesh_rules_split_every_product(style, rng):
     kernel = placed["layer_0"]["attention"]["query"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (8, kernel.shape[1] // 2)
     np.testing.assert_allclose(_apply(style, placed, batch), _apply(style, params, batch), atol=1e-5)
+
+
+def test_layer_decay_reaches_the_embeddings():
+    """Two layers below the last normalization and the output layer, and the embeddings below them."""
+    for style in STYLES:
+        factors = layer_factors(_params(style), 0.5)
+        assert {path.split("/")[0]: factor for path, factor in factors.items()} == {
+            "layer_1": 0.5, "layer_0": 0.25, "token_embedding": 0.125,
+            **({"position_embedding": 0.125} if style == "gpt2" else {}),
+        }  # fmt: skip
 
 
 def test_muon_leaves_out_the_output_layer():
