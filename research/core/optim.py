@@ -198,8 +198,8 @@ def by_layer(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
     """Layer-wise learning rates (Howard & Ruder 2018, section 3.2): multiplies the updates of `tx` by layer factors.
 
     In a network with layers layer_0 to layer_{N−1}, layer i has the factor decay^(N − i); the embeddings below them
-    have decay^(N + 1), and the parameters above (pooler, classifier, head) 1, as in BEiT's published code (Bao et al. 2021).
-    Weight decay is part of the update and is scaled with it. Raises UserError at `init` if there is no layer_i.
+    have decay^(N + 1), and the parameters above (pooler, classifier, head) 1, as in BEiT's published code (Bao et al.
+    2021). Weight decay is part of the update and is scaled with it. Raises UserError at `init` if there is no layer_i.
     """
 
     def init(params: Any) -> Any:
