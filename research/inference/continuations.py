@@ -204,15 +204,30 @@ class Continuations:
         """The length of the cache for so many tokens."""
         return _step(_SHORTEST, tokens, self.length)
 
-    def sizes(self) -> Iterator[tuple[int, int]]:
-        """The sizes of all batches: rows and tokens."""
+    def warm_up(self) -> Iterator[str]:
+        """Compiles the programs of all sizes, but for repetition penalties -> what was compiled, one by one."""
         length = 0
         while length < self.length:
             length = self.size(length + 1)
+            one = self._module.empty_cache(1, length)
+            for part in PARTS:
+                one = self._read(self._variables, np.zeros((1, part), np.int32), np.ones(1, np.int32), one)
+            yield f"prompts of up to {length} tokens"
             rows = 0
             while rows < self.most:
                 rows = self._count(rows + 1)
-                yield min(rows, self.most), length
+                self._warm_up(rows, length, one)
+                yield f"{min(rows, self.most)} texts of up to {length} tokens"
+
+    def _warm_up(self, rows: int, length: int, one: Cache) -> None:
+        cache, settings = self._module.empty_cache(rows, length), _empty_settings(rows, self._module.vocab_size)
+        nothing = np.zeros(rows, np.int32)
+        logits, cache = self._forward(self._variables, nothing, nothing, cache)
+        for kind in (Kind(), Kind(draws=True), Kind(draws=True, restricts=True)):
+            _, settings = _choose(logits, settings, kind, 0)
+        settings_of_one = jax.tree.map(lambda array: array[0], settings)
+        cache, settings = _place((cache, settings), (one, settings_of_one), 0)
+        jax.block_until_ready(_move((cache, settings), 0, 0))
 
     def _count(self, rows: int) -> int:
         """The rows of the batch for so many texts."""

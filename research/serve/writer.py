@@ -6,8 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 
-from research.core.sampling import Sampling
-from research.inference.continuations import PARTS, Continuation, Continuations
+from research.inference.continuations import Continuation
 from research.inference.generate import Generator, Request
 from research.inference.writing import Piece, Writing
 from research.serve.errors import Kind, ServiceError
@@ -59,13 +58,7 @@ class Writer:
 
     def warm_up(self) -> Iterator[str]:
         """Compiles the programs of all sizes -> what was compiled, one by one."""
-        for rows, length in self._continuations.sizes():
-            prompt = [0] * (length - 2)
-            _run(self._continuations, [prompt] * rows, Sampling(temperature=0.5, top_p=0.5))
-            yield f"{rows} texts of up to {length} tokens"
-        for part in PARTS:
-            _run(self._continuations, [[0] * min(part, self.length - 2)], Sampling())
-        _run(self._continuations, [[0]], Sampling(temperature=0))
+        yield from self._continuations.warm_up()
 
     def start(self) -> None:
         self._thread.start()
@@ -129,12 +122,3 @@ class Writer:
     def _end(self, continuation: Continuation) -> None:
         self._continuations.remove(continuation)
         del self._texts[continuation]
-
-
-def _run(continuations: Continuations, prompts: list[list[int]], sampling: Sampling) -> None:
-    """Continues prompts until each has a token."""
-    texts = [continuations.add(prompt, sampling) for prompt in prompts]
-    while not all(text.tokens for text in texts):
-        continuations.step()
-    for text in texts:
-        continuations.remove(text)
