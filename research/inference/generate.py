@@ -5,6 +5,7 @@ for index, piece in generator.write([Request(generator.encode("Once"), Sampling(
     print(piece.text, end="")
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,13 +110,14 @@ class Generator:
             raise UserError("the model has no chat template: it continues texts, but was not trained to chat")
         return list(self.tokenizer.encode(self.template.prompt(messages), add_special_tokens=False).ids)
 
+    def products(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the module is traced."""
+        return int8_products() if self.compute == "int8" else contextlib.nullcontext()
+
     def continuations(self, *, rows: int, length: int = LONGEST) -> Continuations:
         """What continues several texts at the same time."""
-        if self.compute != "int8":
-            return Continuations(self.module, self.variables, rows=rows, length=length)
-        return Continuations(
-            self.module, self.variables, rows=rows, length=length, products=int8_products, least=_INT8_ROWS
-        )
+        least = _INT8_ROWS if self.compute == "int8" else 1
+        return Continuations(self.module, self.variables, rows=rows, length=length, products=self.products, least=least)
 
     def check(self, request: Request, length: int) -> None:
         """Raises UserError if a text has no prompt, or its prompt no room for another token."""
