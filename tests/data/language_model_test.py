@@ -46,14 +46,13 @@ def _rows(lengths, *, ended=True, row_length=8, stride=None, random=False):
     """The rows of these documents, made as the encoder does."""
     documents = _documents(lengths)
     if ended:
-        sequence = [END, *(token for document in documents for token in (*document, END))]
+        tokens = [END, *(token for document in documents for token in (*document, END))]
         starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
     else:
-        sequence = [token for document in documents for token in document]
+        tokens = [token for document in documents for token in document]
         starts = np.cumsum([0, *lengths])[:-1]
     sizes = np.arange(sum(lengths) + 1, dtype=np.int32) % 5
-    sequence = np.array(sequence, np.int32)
-    return TokenRows(sequence, starts, ended, row_length, stride or row_length, random, sizes)
+    return TokenRows(np.array(tokens, np.int32), starts, ended, row_length, stride or row_length, random, sizes)
 
 
 def _all(examples):
