@@ -88,7 +88,7 @@ class Network:
         abstract, found, tensors = self._matched()
 
         def read(path: Any, _: Any) -> np.ndarray:
-            return tensors.read(path_name(path), found[path_name(path)])
+            return tensors.read(self.spec.naming, path_name(path), found[path_name(path)])
 
         variables: dict[str, Any] = jax.tree_util.tree_map_with_path(read, abstract)
         return variables

@@ -128,11 +128,11 @@ class Decoder(DecoderSizes, kw_only=True):
         visible = jnp.arange(length)[None, None, None, :] <= positions[:, None, :, None]
         context = Context(visible, self._rotation(positions), slots)
         x = self._embed(tokens, positions, train=False)
-        stored: list[KeysValues] = []
-        for layer, *cached in zip(self.layer, cache.keys, cache.values, strict=True):
-            x, extended = layer(x, context, tuple(cached), train=False)
-            stored.append(extended)
-        keys, values = zip(*stored, strict=True)
+        extended = []
+        for layer, key, value in zip(self.layer, cache.keys, cache.values, strict=True):
+            x, cached = layer(x, context, (key, value), train=False)
+            extended.append(cached)
+        keys, values = zip(*extended, strict=True)
         return x, Cache(keys, values, cache.lengths + counts)
 
     def _rotation(self, positions: jax.Array) -> KeysValues | None:

@@ -4,7 +4,6 @@ Shapes: B rows, L tokens per row, S keys per row, D hidden size, H heads, G key/
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -116,7 +115,7 @@ class DecoderSizes(nn.Module, kw_only=True):
     @property
     def residual_init(self) -> Initializer:
         """The initializer of a residual branch's last projection."""
-        scale = math.sqrt(2 * self.num_layers) if self.scale_residual_init else 1.0
+        scale = (2 * self.num_layers) ** 0.5 if self.scale_residual_init else 1.0
         return nn.initializers.normal(self.initializer_range / scale)
 
     @nn.nowrap
