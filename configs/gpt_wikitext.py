@@ -4,7 +4,11 @@ python -m research.train --config=configs/gpt_wikitext.py            # base if a
 python -m research.train --config=configs/gpt_wikitext.py:embedded
 python -m research.train --config=configs/gpt_wikitext.py:wikitext
 
-not yet measured
+Measured on 2 CPU cores with AMX, JAX 0.10.1, seed 0, with other work on the machine:
+  embedded: validation perplexity 124.8, 2.2480 bits per byte, with the texts of Python 3.11.7; 1 minute and 37 seconds
+    of processor time.
+  wikitext: not yet measured.
+  base: not yet measured; it needs an accelerator.
 
 Losses are per token, so that those of different vocabularies are not comparable; bits per byte are. WikiText replaces
 rare words by <unk>, which here is text like any other, and published perplexities are per word: exp of the loss times

@@ -265,9 +265,15 @@ def test_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
     again = _encoded(Unread(), kept, row_length=5)["train"]  # whatever the length of the rows
     np.testing.assert_array_equal(again.sequence, first.sequence)
     np.testing.assert_array_equal(again.starts, first.starts)
-    for other in ({"heading": "a"}, {"replace": (("a", "b"),)}, {"inputs": ("other",)}, {"end_of_text": ""}):
+    changes: tuple[dict[str, object], ...] = (
+        {"heading": "a"},
+        {"replace": (("a", "b"),)},
+        {"inputs": ("other",)},
+        {"end_of_text": ""},
+    )
+    for change in changes:
         with pytest.raises(AssertionError, match="were read"):
-            _encoded(Unread(), kept, **other)["train"]
+            _encoded(Unread(), kept, **change)["train"]
 
 
 def test_a_given_tokenizer(tmp_path):
