@@ -7,7 +7,7 @@ Both sides follow the settings that nanoGPT publishes for a CPU: 4 layers of 4 h
 biases, 2,000 updates of 12 rows of 64 characters from random places, AdamW (0.9, 0.99), learning rate 1e-3 with 100
 steps of warm-up and a cosine to 1e-4, weight decay 0.1 of matrices, clipping at 1.0. This project runs
 configs/gpt_shakespeare.py:char_cpu, whose positions are rotary, or with --positions=learned those of nanoGPT; the peer
-is written here for PyTorch, with its fused attention and learned positions. nanoGPT itself computes in float32 on a CPU;
+is written here for PyTorch, with fused attention and learned positions. nanoGPT itself computes in float32 on a CPU;
 `bfloat16` is autocast.
 
 Each setting runs in a process of its own (turns.py) and trains for --steps in each round, then waits for the others.
