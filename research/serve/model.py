@@ -1,5 +1,6 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
@@ -234,15 +235,20 @@ class ServedModel:
 
         Of each length, shapes with more rows than the first that takes longer than `limits.batch_ms` are left out.
         """
-        example = self.example
-        packs = encoding.is_sequence(example)
-        found = shapes.packed(self.row_length, limits.batch_items) if packs else shapes.fixed(limits.batch_rows)
+        packs = encoding.is_sequence(self.example)
+        on_cpu = self.platform == "cpu"
+        if packs:
+            found = shapes.packed(self.row_length, limits.batch_items, fine=on_cpu)
+        else:
+            found = shapes.fixed(limits.batch_rows)
+        if not on_cpu:  # which takes long there, and leaves the other cores free
+            self._compile_at_once(found)
         slow: dict[int | None, bool] = {}
         for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
             if slow.get(shape.length):
                 continue
             for device in range(len(self._devices)):
-                if (device, shape) not in self._programs:  # `probe` has prepared one
+                if shape not in self.seconds or device:  # `probe` has measured one
                     self.seconds[shape] = self._prepare(shape, device)
             slow[shape.length] = self.seconds[shape] > limits.batch_ms / 1000
             yield shape, self.seconds[shape]
@@ -253,21 +259,36 @@ class ServedModel:
         for other in self.others.values():
             yield from other.warm_up(limits)
 
-    def _prepare(self, shape: Shape, device: int) -> float:
-        """Compiles a shape for a device -> the seconds that a full batch takes."""
+    def _full_batch(self, shape: Shape) -> dict[str, np.ndarray]:
+        """A batch as full as can be."""
         example = self.example
-        if shape.length is not None:  # as full as can be
+        if shape.length is not None:
             length = max(1, shape.length // shape.slots)
             arrays = {name: np.resize(array, length) for name, array in example.arrays.items()}
             example = dataclasses.replace(example, arrays=arrays, length=length)
         members = np.arange(shape.rows * shape.slots).reshape(shape.rows, shape.slots)
-        batch = self._batch([example] * members.size, members, shape)
+        return self._batch([example] * members.size, members, shape)
+
+    def _compile(self, shape: Shape, device: int) -> None:
+        batch = self._full_batch(shape)
         place = jax.sharding.SingleDeviceSharding(self._devices[device])
         abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
         run = self._operation.run
         program = jax.jit(functools.partial(run, module=self._model.module, task=self._model.task))
         with self._products():
             self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
+
+    def _compile_at_once(self, found: Sequence[Shape]) -> None:
+        """Compiles the shapes for all devices, several at the same time."""
+        wanted = [(shape, device) for shape in found for device in range(len(self._devices))]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(self._compile, *zip(*wanted, strict=True)))
+
+    def _prepare(self, shape: Shape, device: int) -> float:
+        """Compiles a shape for a device, if it is not yet -> the seconds that a full batch takes."""
+        if (device, shape) not in self._programs:
+            self._compile(shape, device)
+        batch = self._full_batch(shape)
         times = []
         for _ in range(_TIMED):
             start = time.perf_counter()
