@@ -286,7 +286,7 @@ def test_a_given_tokenizer(tmp_path):
     sep, dull, superb = (own.token_to_id(token) for token in ("[SEP]", "dull", "superb"))
     assert examples.sequence.tolist() == [sep, dull, superb, dull, dull, sep]
     assert "target_bytes" not in _all(examples)
-    with pytest.raises(UserError, match=r"has no token '<\|endoftext\|>'; name the one .* end_of_text, or"):
+    with pytest.raises(UserError, match=r"has no token '<\|endoftext\|>'; name the one .*end_of_text, or"):
         _encoded({"train": {"text": TEXTS}}, tokenizer=str(tmp_path / "own.json"))
     with pytest.raises(UserError, match=r"own\.jsn can't be read"):
         _encoded({"train": {"text": TEXTS}}, tokenizer=str(tmp_path / "own.jsn"))
