@@ -120,8 +120,8 @@ def compare(arguments: argparse.Namespace) -> str:
         sides[side].measure(setting, 1)
     results = Results()
     results.measure(sides, settings, rounds=arguments.rounds, steps=1)
-    for side in sides.values():
-        side.close()
+    for process in sides.values():
+        process.close()
     lines = [
         environment("jax", "torch", "transformers"),
         "",
@@ -155,9 +155,10 @@ def perplexity(arguments: argparse.Namespace) -> str:
 
         @jax.jit
         def losses(variables: Any, row: Any, generator: Generator = generator) -> Any:
-            batch = {"tokens": row, "segments": np.ones_like(row), "positions": np.arange(WINDOW, dtype=np.int32)[None]}
+            batch = {"tokens": row, "segments": jax.numpy.ones_like(row), "positions": np.arange(WINDOW, dtype=np.int32)[None]}
             with generator.products():
-                logits = generator.module.apply(variables, batch, train=False)["logits"]
+                outputs: Any = generator.module.apply(variables, batch, train=False)
+            logits = outputs["logits"]
             logprobs = jax.nn.log_softmax(logits[0, :-1].astype(np.float32))
             return -jax.numpy.take_along_axis(logprobs, row[0, 1:, None], axis=-1)
 
