@@ -133,6 +133,8 @@ class Continuations:
                 self._cache, self._settings = _move((self._cache, self._settings), last, row)
                 self._rows[row] = self._rows[last]
             self._rows.pop()
+            if not self._rows:  # the next arrays are of the size of the next texts
+                self._cache = self._settings = None
 
     def step(self) -> list[tuple[Continuation, Token]]:
         """Reads a part of a prompt, and adds one token to each text whose prompt has been read -> the tokens."""

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 COMPUTE = ("float32", "bfloat16", "int8")
-# On a CPU, XLA's int8 products of a single row take three times as long as those of two
+# On a CPU, XLA's products of a single row in int8 or bfloat16 take two to three times as long as those of two
 # (benchmarks/results/generate.md).
-_INT8_ROWS = 2
+_LEAST = 2
 LONGEST = 2048  # tokens of a text with its prompt, unless more are asked for
 _GENERATION = "generation_config.json"
 
@@ -116,7 +116,7 @@ class Generator:
 
     def continuations(self, *, rows: int, length: int = LONGEST) -> Continuations:
         """What continues several texts at the same time."""
-        least = _INT8_ROWS if self.compute == "int8" else 1
+        least = 1 if self.compute == "float32" else _LEAST
         return Continuations(self.module, self.variables, rows=rows, length=length, products=self.products, least=least)
 
     def check(self, request: Request, length: int) -> None:
