@@ -99,20 +99,32 @@ def metrics() -> Iterator[tuple[str, str, list[str]]]:
         yield name, f"predicts a {capabilities(task).predicts}" if capabilities(task).predicts else "", _metrics(task)
 
 
-# (outputs, labels, weight): shapes of what tasks take, and whether labels are classes. Two classes have most metrics.
-_PROBES = (((4, 2), (4,), (4,), True), ((4,), (4,), (4,), False), ((4, 2, 3), (4, 2), (4, 1), True))
+def _shape(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _classes(*shape: int) -> jax.ShapeDtypeStruct:
+    return _shape(*shape, dtype=jnp.int32)
+
+
+# (outputs, batch): shapes of what tasks take. Two classes have most metrics.
+_PROBES: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (_shape(4, 2), {"labels": _classes(4), "weight": _shape(4)}),
+    (_shape(4), {"labels": _shape(4), "weight": _shape(4)}),
+    (_shape(4, 2, 3), {"labels": _classes(4, 2), "weight": _shape(4, 1)}),
+    (
+        {"logits": _shape(4, 2, 3)},
+        {"targets": _classes(4, 2), "target_bytes": _classes(4, 2), "weight": _shape(4, 1)},
+    ),
+)
 
 
 def _metrics(task: Callable[..., Any]) -> list[str]:
     """The names of a task's metrics; empty for one that takes other outputs than the tasks of this package."""
     built = task()
-    for outputs, labels, weight, of_classes in _PROBES:
-        batch = {
-            "labels": jax.ShapeDtypeStruct(labels, jnp.int32 if of_classes else jnp.float32),
-            "weight": jax.ShapeDtypeStruct(weight, jnp.float32),
-        }
+    for outputs, batch in _PROBES:
         try:
-            scores = jax.eval_shape(built.scores, jax.ShapeDtypeStruct(outputs, jnp.float32), batch)
+            scores = jax.eval_shape(built.scores, outputs, batch)
         except (ValueError, TypeError, KeyError):
             continue
         return [*scores, *built.split_metrics]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from research.base.errors import UserError
 from research.core import metrics
-from research.core.tasks import Classification, MaskedLM, Regression, SquaredHinge, training_weight, with_class_weights
+from research.core.class_weights import training_weight, with_class_weights
+from research.core.tasks import Classification, LanguageModel, MaskedLM, Regression, SquaredHinge
 
 
 def _classification_batch(rng, shape):
@@ -176,6 +177,58 @@ def test_masked_lm_scores_only_used_slots(rng):
     np.testing.assert_array_equal(records["position"][:, 0], positions)
     np.testing.assert_array_equal(records["label"][:, 0], labels)
     np.testing.assert_array_equal(records["prediction"][:, 0], np.argmax(logits, axis=-1))
+
+
+def _targets(rng, rows=4, length=5, vocab_size=7):
+    """A batch in which some tokens have no target, and the last row is padding."""
+    targets = rng.integers(-1, vocab_size, (rows, length))
+    sizes = np.where(targets >= 0, rng.integers(0, 9, targets.shape), 0)
+    weight = (np.arange(rows) < rows - 1).astype(np.float32)[:, None]
+    return {name: jnp.asarray(x) for name, x in (("targets", targets), ("target_bytes", sizes), ("weight", weight))}
+
+
+def test_language_model_scores_only_targets(rng):
+    batch, logits = _targets(rng), jnp.asarray(rng.standard_normal((4, 5, 7)), jnp.float32)
+    targets, sizes = (np.asarray(batch[name]) for name in ("targets", "target_bytes"))
+    scores = metrics.compute(LanguageModel().scores({"logits": logits}, batch))
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    used = [(r, t) for r in range(3) for t in range(5) if targets[r, t] >= 0]
+    losses = [-log_p[r, t, targets[r, t]] for r, t in used]
+    assert 0 < len(used) < 15
+    assert scores["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert scores["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-6)
+    assert scores["bits_per_byte"] == pytest.approx(np.sum(losses) / np.log(2) / sizes[:3].sum(), rel=1e-6)
+    hits = [np.argmax(log_p[r, t]) == targets[r, t] for r, t in used]
+    assert scores["accuracy"] == pytest.approx(np.mean(hits), abs=1e-6)
+    records = LanguageModel().predictions({"logits": logits}, batch)
+    assert {x.shape for x in records.values()} == {(4, 1, 5)}
+    assert float(jnp.sum(records["loss"][:3])) == pytest.approx(np.sum(losses), rel=1e-6)
+    np.testing.assert_array_equal(records["label"][:, 0], targets)
+    np.testing.assert_array_equal(records["prediction"][:, 0], np.argmax(logits, axis=-1))
+
+
+@pytest.mark.parametrize("vocab_size", [2, 256, 1000])
+def test_uniform_language_model_costs_the_logarithm_of_the_vocabulary(rng, vocab_size):
+    """256 bytes, each a token of one byte, cost 8 bits a byte."""
+    batch = _targets(rng, vocab_size=vocab_size)
+    batch["target_bytes"] = (batch["targets"] >= 0).astype(jnp.int32)
+    scores = metrics.compute(LanguageModel().scores({"logits": jnp.full((4, 5, vocab_size), 3.0)}, batch))
+    assert scores["loss"] == pytest.approx(np.log(vocab_size), rel=1e-6)
+    assert scores["perplexity"] == pytest.approx(vocab_size, rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(np.log2(vocab_size), rel=1e-6)
+
+
+def test_language_model_of_tokens_of_unknown_size(rng):
+    batch = _targets(rng)
+    logits = {"logits": jnp.asarray(rng.standard_normal((4, 5, 7)), jnp.bfloat16)}
+    whole = LanguageModel().scores(logits, batch)
+    assert set(whole) == {"loss", "accuracy", "perplexity", "bits_per_byte"}
+    wide = LanguageModel().scores({"logits": logits["logits"].astype(jnp.float32)}, batch)
+    assert whole["loss"].compute() == wide["loss"].compute()
+    del batch["target_bytes"]
+    assert set(LanguageModel().scores(logits, batch)) == {"loss", "accuracy", "perplexity"}
+    batch["targets"] = jnp.full((4, 5), -1)
+    assert set(metrics.compute(LanguageModel().scores(logits, batch)).values()) == {None}
 
 
 def test_regression_matches_scikit_learn(rng):

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from research.configs import bert_glue, bert_mlm, bert_sst2, logistic_digits, resnet_digits
+from research.configs import bert_glue, bert_mlm, bert_sst2, gpt_shakespeare, logistic_digits, resnet_digits
 from research.data.sources import python_docs, sentiment, tfds_source
 
 
@@ -23,6 +23,17 @@ def mlm(**train):
     config = bert_mlm.get_config("embedded")
     config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, dropout=0.1, vocab_size=300)
     config.data.transform.update(row_length=16, vocab_size=300)
+    config.optimizer.learning_rate = 1e-2
+    config.eval.every_steps = 10
+    return _train(config, **{"steps": 10, "batch_size": 8, **train})
+
+
+def gpt(**train):
+    """Tiny language modelling of bytes with dropout, in rows of 16."""
+    config = gpt_shakespeare.get_config("embedded")
+    config.model.update(hidden_size=16, mlp_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_size=8)
+    config.model.update(max_positions=16, dropout=0.1, attention_dropout=0.1)
+    config.data.transform.row_length = 16
     config.optimizer.learning_rate = 1e-2
     config.eval.every_steps = 10
     return _train(config, **{"steps": 10, "batch_size": 8, **train})
@@ -129,6 +140,9 @@ def tfds_columns(name, data_dir):
     if name.startswith("wikitext/"):
         texts = {"text": [b"superbly dullest filming", b"a dull film", b"not bad"]}
         return dict.fromkeys(("train", "validation"), texts)
+    if name == "tiny_shakespeare":
+        texts = {"text": [b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 40]}
+        return dict.fromkeys(("train", "validation", "test"), texts)
     if name == "twenty_newsgroups":
         texts = {"text": [b"From: a\n\nOn a dull film.", b"", b"From: b\n\nOn a car."], "label": [0, 1, 19]}
         return dict.fromkeys(("train", "test"), texts)

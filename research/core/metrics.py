@@ -35,6 +35,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "spearman": (-1, 1),
     "r2": (-math.inf, 1),
     "perplexity": (1, math.inf),
+    "bits_per_byte": (0, math.inf),
     "loss": (0, math.inf),
 }
 

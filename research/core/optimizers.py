@@ -141,13 +141,13 @@ def schedule_free_point(params: Any, state: Any) -> Any:
 def hidden_kernels(params: Any) -> Any:
     """True for the parameters that Muon updates: two-dimensional kernels, except those of output layers.
 
-    Output layers are called `classifier` or `linear`, or are top-level parameters. Embeddings, convolutions, norms and
-    biases are not two-dimensional kernels.
+    Output layers are called `classifier`, `head` or `linear`, or are top-level parameters. Embeddings, convolutions,
+    norms and biases are not two-dimensional kernels.
     """
 
     def hidden(path: Any, x: Any) -> bool:
         *above, name = path_name(path).split("/")
-        return x.ndim == 2 and name == "kernel" and bool(above) and above[-1] not in ("classifier", "linear")
+        return x.ndim == 2 and name == "kernel" and bool(above) and above[-1] not in ("classifier", "head", "linear")
 
     return jax.tree_util.tree_map_with_path(hidden, params)
 

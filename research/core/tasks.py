@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research.base.errors import UserError
 from research.base.ranges import ANY, FRACTION, NOT_NEGATIVE, Range
 from research.core.metrics import (
     Confusion,
@@ -84,7 +83,7 @@ class Classification:
 
     Attributes:
       class_weight: weight of an example of each class, in the loss only; "balanced": N / (classes × examples of the
-        class) of the training split, as in scikit-learn (`with_class_weights` computes it).
+        class) of the training split, as in scikit-learn (`research.core.class_weights` computes it).
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("class", penalty="C", takes_mixed_labels=True)
@@ -137,44 +136,6 @@ def _of_class(class_weight: Any, labels: jax.Array) -> Any:
     if class_weight is None:
         return 1.0
     return jnp.asarray(class_weight, jnp.result_type(float))[labels]
-
-
-def with_class_weights(task: Task, labels: np.ndarray, num_classes: int | None) -> Task:
-    """The task with class_weight as one number per class, computed from the training split's labels [N].
-
-    Raises UserError unless it is "balanced" or a finite number of at least 0 for each class.
-    """
-    given = getattr(task, "class_weight", None)
-    if given is None:
-        return task
-    if isinstance(given, str):
-        if given != "balanced":
-            raise UserError(f"task.class_weight is {given!r}; known: balanced, or a number for each class")
-        counts = np.bincount(labels, minlength=num_classes or 0)
-        given = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
-    elif not isinstance(given, Sequence) or len(given) != num_classes or not all(map(_weighs, given)):
-        raise UserError(
-            f"task.class_weight is {given}; it must be {num_classes} numbers, none below 0, one for each class in "
-            "order, or balanced"
-        )
-    return dataclasses.replace(task, class_weight=tuple(map(float, given)))  # type: ignore[type-var]
-
-
-def _weighs(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def training_weight(task: Task, labels: np.ndarray) -> float:
-    """The total weight in the loss of training examples with these labels [N]."""
-    weights = getattr(task, "class_weight", None)
-    if weights is None or (isinstance(task, SquaredHinge) and len(weights) > 2):
-        return float(len(labels))
-    total = float(np.asarray(weights)[labels].sum())
-    if total <= 0:
-        raise UserError(
-            f"task.class_weight is {tuple(weights)}; at least one training example must have a positive weight"
-        )
-    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,8 +263,52 @@ class MaskedLM:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Cross-entropy of each token given those before it, all tokens weighted equally.
+
+    Outputs: {"logits": [B, L, V]}; targets: int [B, L], the token that follows each, −1 where there is none;
+    weight [B, 1]. With target_bytes, int [B, L], the bytes that each target stands for, `bits_per_byte` compares models
+    of different vocabularies: the bits of all targets over their bytes.
+    """
+
+    CAPABILITIES: ClassVar[Capabilities] = Capabilities("token")
+
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetric]:
+        return {}
+
+    def scores(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:
+        logits, targets = at_least_float32(outputs["logits"]), batch["targets"]
+        weight = batch["weight"] * (targets >= 0)
+        loss = Mean.of(_token_losses(logits, targets), weight)
+        scores = {
+            "loss": loss,
+            "accuracy": Mean.of(jnp.argmax(logits, axis=-1) == targets, weight),
+            "perplexity": Perplexity(loss),
+        }
+        if "target_bytes" in batch:
+            scores["bits_per_byte"] = Mean(loss.total / math.log(2), jnp.sum(weight * batch["target_bytes"]))
+        return scores
+
+    def predictions(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        """`label`, −1 for none, `prediction` (the most probable token) and `loss` of each token, each [B, 1, L]."""
+        logits, targets = at_least_float32(outputs["logits"]), batch["targets"]
+        return {
+            "label": targets[:, None],
+            "prediction": jnp.argmax(logits, axis=-1)[:, None],
+            "loss": jnp.where(targets >= 0, _token_losses(logits, targets), 0)[:, None],
+        }
+
+
+def _token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The cross-entropy of each target, in nats: logits [..., V], targets [...] -> [...]; any value where negative."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
+    "language_model": LanguageModel,
     "masked_lm": MaskedLM,
     "regression": Regression,
     "squared_hinge": SquaredHinge,

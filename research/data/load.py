@@ -36,6 +36,7 @@ from research.data.sources.sentiment import SENTIMENTS, sentiment
 from research.data.splits import BySplit
 from research.data.table import Table
 from research.data.text.bag_of_words import BagOfWords
+from research.data.text.language_model import LanguageModelRows
 from research.data.text.masked_lm import MaskedLanguageModel
 from research.data.text.wordpiece import WordPiece
 
@@ -51,6 +52,7 @@ SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "bag_of_words": BagOfWords,
     "image": ImageTransform,
+    "language_model": LanguageModelRows,
     "masked_lm": MaskedLanguageModel,
     "pixels": PixelTransform,
     "standardize": Standardize,

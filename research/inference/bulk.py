@@ -47,7 +47,7 @@ def open_source(
     """
     inputs, renamed = predictor.signature.inputs, dict(columns or {})
     if predictor.signature.kind == "documents":
-        raise UserError("this run predicts masked tokens of long rows, not a value for each input; evaluate it instead")
+        raise UserError("this run predicts tokens of long rows, not a value for each input; evaluate it instead")
     for name in renamed:
         if name not in inputs:
             raise UserError(f"{name!r} is not an input of the model; {nearest(name, inputs)}")

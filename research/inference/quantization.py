@@ -65,12 +65,11 @@ def _product(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.modul
     rows, scales = _quantize(x.astype(jnp.float32), axis=-1)
     kernel: jax.Array = module.get_variable("params", "kernel")
     sums = jax.lax.dot_general(rows, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
-    columns, bias = (
-        jnp.expand_dims(module.get_variable(kind, name), range(x.ndim - 1))
-        for kind, name in ((_SCALES, "kernel"), ("params", "bias"))
-    )
-    # nn.Dense without a dtype computes in that of its inputs.
-    return (sums.astype(jnp.float32) * scales[..., None] * columns + bias).astype(module.dtype or x.dtype)
+    columns = jnp.expand_dims(module.get_variable(_SCALES, "kernel"), range(x.ndim - 1))
+    y = sums.astype(jnp.float32) * scales[..., None] * columns
+    if module.use_bias:
+        y = y + jnp.expand_dims(module.get_variable("params", "bias"), range(x.ndim - 1))
+    return y.astype(module.dtype or x.dtype)  # nn.Dense without a dtype computes in that of its inputs
 
 
 def _quantize(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

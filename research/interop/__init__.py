@@ -3,6 +3,7 @@
 kinds.py       architecture descriptors for weight import and export, listed in KINDS
 encoders.py    BERT, RoBERTa and DistilBERT with their tokenizers
 families.py    the names of their settings and tensors, in transformers and here
+decoders.py    GPT-2 and Llama with their tokenizers; decoder_families.py: the names of their settings and tensors
 resnets.py     ResNets with the normalization of their images
 source.py      the location of weights: a folder, a hub id, or a run directory
 tensors.py     safetensors files and this project's variables
@@ -12,8 +13,9 @@ networks.py    a folder -> the whole network with its head
 export.py      a run -> a folder that transformers opens
 """
 
+from research.interop.decoders import DECODERS
 from research.interop.encoders import ENCODERS
 from research.interop.kinds import Architecture
 from research.interop.resnets import RESNETS
 
-KINDS: tuple[Architecture, ...] = (ENCODERS, RESNETS)
+KINDS: tuple[Architecture, ...] = (ENCODERS, RESNETS, DECODERS)

@@ -11,7 +11,7 @@ import tokenizers
 from research.base.errors import UserError
 from research.data.text.wordpiece import read_tokenizer
 from research.interop.families import FAMILIES, read_config, write_config
-from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind
+from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_rows
 from research.interop.tensors import read_json
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first one that exists is used
@@ -47,19 +47,19 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     if name == "vocab.txt" or lowercase is not None:  # a tokenizer.json has this setting itself
         check_kind(settings, "do_lower_case", lowercase, (bool,), "true or false")
     tokenizer = read_tokenizer(str(folder / name), lowercase=bool(lowercase))
-    tokens = _check_rows(tokenizer, model["vocab_size"], folder / name, "vocab_size in config.json")
+    tokens = check_rows(tokenizer, model["vocab_size"], folder / name, "vocab_size in config.json")
     transform = {"tokenizer": str(folder / name), "lowercase": bool(lowercase), "vocab_size": tokens}
     return CheckpointSpec(family.model_type, family.naming, model, transform, _batch({}))
 
 
-def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
+def write(model: Mapping[str, Any], _: Mapping[str, Any], assets: Path, shapes: Shapes) -> Exported:
     """Makes config.json and the tokenizer's files.
 
     Raises UserError if the tokenizer can't be read or has more tokens than the embedding has rows, or if no family
     computes the same.
     """
     tokenizer, special = _tokenizer(assets / "tokenizer.json")
-    _check_rows(tokenizer, model["vocab_size"], assets / "tokenizer.json", "model.vocab_size")
+    check_rows(tokenizer, model["vocab_size"], assets / "tokenizer.json", "model.vocab_size")
     pad = tokenizer.token_to_id(special["pad_token"])
     assert pad is not None
     family, config = write_config(model, pad_token_id=pad)
@@ -74,20 +74,6 @@ def write(model: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
     texts = {"config.json": config, "special_tokens_map.json": special, "tokenizer_config.json": settings}
     files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in texts.items()}
     return Exported(family.naming, {**files, "tokenizer.json": tokenizer.to_str(pretty=True)})
-
-
-def _check_rows(tokenizer: tokenizers.Tokenizer, rows: int, path: Path, key: str) -> int:
-    """The number of token ids, which may be below that of the embedding's rows, often padded to a multiple of 8.
-
-    Raises UserError if it is above.
-    """
-    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if tokens > rows:
-        raise UserError(
-            f"{path} has token ids up to {tokens - 1}, out of range for an embedding of {rows} rows ({key}); "
-            "use the tokenizer that the weights were trained with"
-        )
-    return tokens
 
 
 def _tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:

@@ -1,10 +1,10 @@
 """Exports a run as a folder that transformers can load.
 
 For the same tokens or images transformers computes the logits of the run up to float32 rounding (measured: at most 3e-7
-apart for encoders, 1e-6 of their size for ResNets), if the run computes in float32. A run with dtype=bfloat16 has
-float32 parameters, which are exported unchanged, but rounds them and its activations to 8 bits in computations:
-`ROUNDING`. Measured: MiniLM on SST-2's 872 dev sentences, probabilities at most 0.0070 and on average 0.0007 apart, the
-same class for all; the same checkpoint computed here in float32 differs as much from its run.
+apart for encoders, 1.2e-6 for decoders, 1e-6 of their size for ResNets), if the run computes in float32. A run with
+dtype=bfloat16 has float32 parameters, which are exported unchanged, but rounds them and its activations to 8 bits in
+computations: `ROUNDING`. Measured: MiniLM on SST-2's 872 dev sentences, probabilities at most 0.0070 and on average
+0.0007 apart, the same class for all; the same checkpoint computed here in float32 differs as much from its run.
 """
 
 import json
@@ -39,7 +39,7 @@ ROUNDING = {
 
 
 def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") -> int:
-    """Writes the "last" or the "best" checkpoint of a run of a BERT or a ResNet to the folder `out` -> its step.
+    """Writes the "last" or the "best" checkpoint of a run of a BERT, a ResNet or a decoder to `out` -> its step.
 
     The folder gets config.json, model.safetensors in float32, and the tokenizer or the images' normalization; and, by
     which `research.serve` encodes and checks as for the run, encoder.json and the run's samples.json. In config.json
@@ -59,7 +59,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     model = expand_variant(MODELS, run.config()["model"])
     kind = next((kind for kind in KINDS if kind.models[0] == model["name"]), None)
     if kind is None:
-        known = " and ".join(kind.models[0] for kind in KINDS)
+        known = ", ".join(kind.models[0] for kind in KINDS)
         raise UserError(f"{run.path} is a run of model {model['name']!r}; only {known} can be exported")
 
     sharding = SingleDeviceSharding(jax.local_devices()[0])
@@ -67,7 +67,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
         step = checkpoints.step(checkpoint)
         saved = checkpoints.variables(step)
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
-        exported = kind.write(model, run.assets, shapes)
+        exported = kind.write(model, run.config()["data"]["transform"], run.assets, shapes)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved)
         variables = checkpoints.restore_variables(abstract, step, average=average_of(run))
 
@@ -75,7 +75,7 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in exported.files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        write(folder / SINGLE, exported.naming, variables)
+        write(folder / SINGLE, exported.naming, exported.complete(variables))
         shutil.copymode(folder / "config.json", folder / SINGLE)  # the library makes it readable by its owner only
         for name, text in _for_serving(run, step, weights_version(folder)).items():
             (folder / name).write_text(text, encoding="utf-8")

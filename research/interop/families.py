@@ -8,8 +8,7 @@ from research.base.errors import UserError
 from research.interop.kinds import check_kind, check_model, labels
 from research.interop.tensors import Naming
 
-# Theirs -> ours; if several name one function, the first is written.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
@@ -23,12 +22,13 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-      architecture: its class for sentence classification.
+      architecture: its class for sentence classification, or for causal language modelling.
       keys: a key of `model` -> theirs.
       defaults: transformers' defaults for keys missing from a config.json; all other keys are required.
       fixed: keys of `model` that their config does not set.
       naming: the names of that class's tensors, and of a masked language model's.
       reads_type_ids: whether it takes `token_type_ids`.
+      activations: their names of activations -> ours; if several name one function, the first is written.
     """
 
     model_type: str
@@ -37,7 +37,8 @@ class Family:
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any]
     naming: Naming
-    reads_type_ids: bool
+    reads_type_ids: bool = False
+    activations: Mapping[str, str] = dataclasses.field(default_factory=lambda: ACTIVATIONS)
 
 
 def _naming(prefix: str, layer: str, theirs: str, heads: dict[str, str]) -> Naming:
@@ -182,23 +183,23 @@ _EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cr
 # Types of values and their names; all other keys are integers.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
-        ("dropout", "attention_dropout", "layer_norm_eps", "initializer_range"), ((int, float), "a number")
+        ("dropout", "attention_dropout", "layer_norm_eps", "norm_eps", "initializer_range"), ((int, float), "a number")
     ),
+    "tie_embeddings": ((bool,), "true or false"),
     "classifier_dropout": ((int, float, type(None)), "a number or null"),
     "activation": ((str,), "text"),
 }
 _INTEGER = ((int,), "an integer")
 
 
-def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
-    """A config.json of a family -> the family, and every key of `model` except `name` and `num_classes`.
+def read_settings(family: Family, config: Mapping[str, Any], where: str, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `model` that a family's config.json has, and those that are fixed.
 
-    Raises UserError, naming `where`, for settings that are unsupported, missing or of the wrong type.
+    Raises UserError, naming `where`, for settings that are missing, of the wrong type or other than `expected`.
     """
-    family = FAMILIES[config.get("model_type", UNNAMED)]
-    for key, expected in _EXPECTED.items():
-        if config.get(key, expected) not in (expected, None):
-            raise UserError(f"{where} has {key} {config[key]!r}; only {expected!r} is supported")
+    for key, value in expected.items():
+        if config.get(key, value) not in (value, None):
+            raise UserError(f"{where} has {key} {config[key]!r}; only {value!r} is supported")
 
     model = dict(family.fixed)
     for key, theirs in family.keys.items():
@@ -208,9 +209,20 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str
         kinds, what = _KINDS.get(key, _INTEGER)
         check_kind(where, theirs, value, kinds, what)
         model[key] = float(value) if float in kinds and value is not None else value
-    if model["activation"] not in _ACTIVATIONS:
-        raise UserError(f"{where} has the activation {model['activation']!r}; known: {', '.join(_ACTIVATIONS)}")
-    model["activation"] = _ACTIVATIONS[model["activation"]]
+    activations = family.activations
+    if model["activation"] not in activations:
+        raise UserError(f"{where} has the activation {model['activation']!r}; known: {', '.join(activations)}")
+    model["activation"] = activations[model["activation"]]
+    return model
+
+
+def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+    """A config.json of a family -> the family, and every key of `model` except `name` and `num_classes`.
+
+    Raises UserError, naming `where`, for settings that are unsupported, missing or of the wrong type.
+    """
+    family = FAMILIES[config.get("model_type", UNNAMED)]
+    model = read_settings(family, config, where, _EXPECTED)
     if family is ROBERTA:
         pad = config.get("pad_token_id", 1)
         check_kind(where, "pad_token_id", pad, *_INTEGER)
@@ -232,8 +244,7 @@ def write_config(model: Mapping[str, Any], *, pad_token_id: int) -> tuple[Family
         shown = ", ".join(f"model.{key}={model[key]!r}" for key in keys)
         raise UserError(f"none of {', '.join(FAMILIES)} has {shown}")
     config = {theirs: model[key] for key, theirs in family.keys.items()}
-    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == model["activation"])
-    config[family.keys["activation"]] = activation
+    config[family.keys["activation"]] = written_activation(family, model["activation"])
     if family is ROBERTA:
         config["max_position_embeddings"] += model["position_offset"]
         if pad_token_id != model["position_offset"] - 1:
@@ -250,6 +261,11 @@ def write_config(model: Mapping[str, Any], *, pad_token_id: int) -> tuple[Family
         "pad_token_id": pad_token_id,
         **labels(model["num_classes"]),
     }
+
+
+def written_activation(family: Family, activation: str) -> str:
+    """Their name of an activation."""
+    return next(theirs for theirs, ours in family.activations.items() if ours == activation)
 
 
 def _computes(family: Family, model: Mapping[str, Any]) -> bool:

@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research.base import ranges
 from research.base.errors import UserError
 from research.interop.tensors import Naming
 from research.models import MODELS
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,10 +37,16 @@ class CheckpointSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """The other files of an exported run besides its weights: {name: text}. `naming`: as in CheckpointSpec."""
+    """The other files of an exported run besides its weights: {name: text}.
+
+    Attributes:
+      naming: as in CheckpointSpec.
+      complete: adds to the variables those that transformers has and that change nothing here.
+    """
 
     naming: Naming
     files: dict[str, str]
+    complete: Callable[[Any], Any] = lambda variables: variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +54,18 @@ class Architecture:
     """A kind of network that transformers also has.
 
     Attributes:
-      models: the names in MODELS of models that can start from its weights. The first is the classifier that is loaded
-        and exported.
+      models: the names in MODELS of models that can start from its weights. The first is the one that is loaded and
+        exported.
       model_types: transformers' names of its architectures.
       companion_files: one of these files must accompany the weights; empty: none is needed.
       heads: modules specific to the task they were trained on; in a run they are always fresh.
       optional: modules that weights may lack.
-      free: keys of the classifier's `model` that weights do not determine, with the values they are loaded with.
+      free: keys of the first one's `model` that weights do not determine, with the values they are loaded with.
       transform: keys of a config's `data.transform` that the weights determine.
       batch: the shapes of a run's variables, by path -> inputs that fit them.
       read: a folder and its config.json -> the specification. Raises UserError for unsupported settings.
-      write: the `model` section of a run, its assets and the shapes of its variables -> the exported files. Raises
-        UserError for a network without a counterpart in transformers.
+      write: the `model` and `data.transform` sections of a run, its assets and the shapes of its variables -> the
+        exported files. Raises UserError for a network without a counterpart in transformers.
     """
 
     models: tuple[str, ...]
@@ -68,13 +77,32 @@ class Architecture:
     transform: tuple[str, ...]
     batch: Callable[[Shapes], dict[str, Any]]
     read: Callable[[Path, Mapping[str, Any]], CheckpointSpec]
-    write: Callable[[Mapping[str, Any], Path, Shapes], Exported]
+    write: Callable[[Mapping[str, Any], Mapping[str, Any], Path, Shapes], Exported]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the first model is a classifier, with `num_classes`."""
+        return "classifier" in self.heads
 
 
 def check_kind(where: object, key: str, value: Any, kinds: tuple[type, ...], what: str) -> None:
     """Raises UserError if a file's value (JSON's null is None) is not of the types `kinds`, described by `what`."""
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise UserError(f"{where} has {key} {value!r}; it must be {what}")
+
+
+def check_rows(tokenizer: "tokenizers.Tokenizer", rows: int, path: Path, key: str) -> int:
+    """The number of token ids, which may be below that of the embedding's rows, often padded to a multiple of 8.
+
+    Raises UserError if it is above.
+    """
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if tokens > rows:
+        raise UserError(
+            f"{path} has token ids up to {tokens - 1}, out of range for an embedding of {rows} rows ({key}); "
+            "use the tokenizer that the weights were trained with"
+        )
+    return tokens
 
 
 def check_model(where: object, model: Mapping[str, Any]) -> None:

@@ -27,6 +27,8 @@ _MODELS = {
     "ForMaskedLM": "bert_mlm",
     "ForPreTraining": "bert_mlm",
     "ForImageClassification": "resnet",
+    "ForCausalLM": "decoder",
+    "LMHeadModel": "decoder",  # GPT-2's
     "Model": ENCODER,
 }
 # Settings under which a head computes something else than the model here.
@@ -61,6 +63,10 @@ class Network:
             return Encoder(**sizes, dtype=dtype)
         if self.model == "bert_mlm":
             section = {"name": self.model, **sizes}
+        elif self.model == "decoder":
+            free = dict.fromkeys(("dropout", "attention_dropout", "initializer_range"), 0.0)  # only for training
+            compiled = {"scale_residual_init": False, "remat": False, "scan": False}
+            section = {**free, **compiled, **self.spec.model, "name": self.model}
         else:
             free = {"stochastic_depth": 0.0, "test_flip": False} if self.model == "resnet" else {}
             section = {**free, **self.spec.model, "name": self.model, "num_classes": len(self.label_names)}
@@ -88,7 +94,7 @@ class Network:
         abstract, found, tensors = self._matched()
 
         def read(path: Any, _: Any) -> np.ndarray:
-            return tensors.read(path_name(path), found[path_name(path)])
+            return tensors.read(self.spec.naming, path_name(path), found[path_name(path)])
 
         variables: dict[str, Any] = jax.tree_util.tree_map_with_path(read, abstract)
         return variables

@@ -93,7 +93,8 @@ def resolve_init_from(
     wanted = without(wanted, config.init_fresh)
     match = weights.match(wanted)
     fresh = sorted((abstract["params"].keys() & set(kind.heads)) | match.fresh)
-    note = f"weights: {weights.what}; fresh: {', '.join([*fresh, *([config.init_fresh] if config.init_fresh else [])])}"
+    fresh += [config.init_fresh] if config.init_fresh else []
+    note = f"weights: {weights.what}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
     note += (f"; not used: {some(match.unused)}" if match.unused else "") + (f"\n{recipe}" if recipe else "")
 
     def load_variables(variables: Any) -> Any:
@@ -107,18 +108,20 @@ def resolve_init_from(
 
 
 def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a classifier and its variables, including the head's if the weights have one -> (module, variables).
+    """Loads a network and its variables, including the head's if the weights have one -> (module, variables).
 
-    `num_classes`: that of the head; None for the weights' number. Variables of the head that the weights lack are
-    random. Raises like `start`.
+    An encoder or a ResNet is loaded as a classifier, a decoder as a language model. `num_classes`: that of a
+    classifier's head; None for the weights' number. Variables of the head that the weights lack are random. Raises like
+    `resolve_init_from`.
     """
     weights = _weights(init_from)
     kind = weights.kind
     if kind is None:
         known = ", ".join(model for kind in KINDS for model in kind.models)
         raise UserError(f"{init_from} is a run of model {weights.model['name']!r}; this function loads {known}")
-    num_classes = weights.num_classes if num_classes is None else num_classes
-    model = {**kind.free, **weights.model, "name": kind.models[0], "num_classes": num_classes}
+    model = {**kind.free, **weights.model, "name": kind.models[0]}
+    if kind.classifies:
+        model["num_classes"] = weights.num_classes if num_classes is None else num_classes
     match = weights.match(shapes_of(_abstract(model, weights.batch)))
     module = build(MODELS, model, "model")
 
@@ -183,7 +186,7 @@ def _with(
     for key in set(model) & set(config.model) - {"name", "num_classes", *kind.free}:
         if f"model.{key}" not in given:
             config.model[key] = model[key]
-    for key in kind.transform:
+    for key in transform.keys() & set(kind.transform):
         if f"data.transform.{key}" not in given and key in config.data.transform:
             config.data.transform[key] = transform[key]
     return config
@@ -223,10 +226,10 @@ class _Files:
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> Match:
         """Matches weights to variables with these shapes, by path. Raises UserError if the weights don't fit."""
-        tensors = self._tensors
-        found, unused = tensors.match(self._described.naming, shapes, optional=self.kind.optional)
+        tensors, naming = self._tensors, self._described.naming
+        found, unused = tensors.match(naming, shapes, optional=self.kind.optional)
 
         def load_variables(variables: Any) -> Any:
-            return replaced(variables, lambda path: tensors.read(path, found[path]) if path in found else None)
+            return replaced(variables, lambda path: tensors.read(naming, path, found[path]) if path in found else None)
 
         return Match(load_variables, frozenset(map(module_of, shapes.keys() - found.keys())), tuple(unused))

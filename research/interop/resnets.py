@@ -81,7 +81,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
     return CheckpointSpec("resnet", NAMING, model, {}, _inputs(settings["num_channels"]))
 
 
-def write(model: Mapping[str, Any], _: Path, shapes: Shapes) -> Exported:
+def write(model: Mapping[str, Any], _: Mapping[str, Any], assets: Path, shapes: Shapes) -> Exported:
     """Makes config.json and preprocessor_config.json, which leaves the size of images unchanged.
 
     model.test_flip is not part of the network: transformers computes the logits of one image.

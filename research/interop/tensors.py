@@ -35,6 +35,10 @@ _LEAVES = {
 }
 # torch's count of the batches in a running variance, which it uses only without a momentum.
 _COUNTER = "num_batches_tracked"
+# Ends of the names of tensors that are not weights; the last ones are constants in old files of GPT-2 and Llama.
+_NO_WEIGHTS = (f".{_COUNTER}", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+# The number of a layer, a stage or a block in the path of a module.
+_NUMBER = r"(?<=layer_|stage_|block_)\d+"
 # The order of a kernel's axes there: [I, O] is [O, I] and [H, W, I, O] is [O, I, H, W].
 _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
@@ -45,17 +49,19 @@ class Naming:
 
     prefix: the prefix of all modules except the head's; a file of the bare network lacks it.
     modules: a module here -> theirs; "" is the network itself. `{}` is the number of a layer, a stage or a block.
+    columns: a module here that is (part of) a Conv1D of theirs, whose kernel is [I, O] as here -> (i, n), its outputs
+      being the i-th of n equal parts of theirs.
     """
 
     prefix: str
     modules: Mapping[str, str]
+    columns: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 def tensor_names(naming: Naming, path: str) -> list[str]:
     """The possible names in a file of the variable at `path`; the first is the one to write."""
     module, _, leaf = path.partition("/")[2].rpartition("/")
-    number = r"(?<=layer_|stage_|block_)\d+"
-    theirs = naming.modules[re.sub(number, "{}", module)].format(*re.findall(number, module))
+    theirs = naming.modules[re.sub(_NUMBER, "{}", module)].format(*re.findall(_NUMBER, module))
     bare = theirs.removeprefix(f"{naming.prefix}.")
     return [f"{name}.{ending}" for name in dict.fromkeys((theirs, bare)) for ending in _LEAVES[leaf]]
 
@@ -65,9 +71,23 @@ def module_of(path: str) -> str:
     return path.split("/")[1]
 
 
-def _axes(path: str, count: int) -> tuple[int, ...]:
+def _columns(naming: Naming, path: str) -> tuple[int, int] | None:
+    """The part (i, n) of a Conv1D's outputs that the variable at `path` has; None for one of another module."""
+    module = path.partition("/")[2].rpartition("/")[0]
+    return naming.columns.get(re.sub(_NUMBER, "{}", module))
+
+
+def _axes(naming: Naming, path: str, count: int) -> tuple[int, ...]:
     """The axis here of each of their axes."""
-    return _AXES[count] if path.endswith("/kernel") else tuple(range(count))
+    transposed = path.endswith("/kernel") and _columns(naming, path) is None
+    return _AXES[count] if transposed else tuple(range(count))
+
+
+def _stored_shape(naming: Naming, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the tensor that holds a variable of `shape`."""
+    _, parts = _columns(naming, path) or (0, 1)
+    *others, last = (shape[axis] for axis in _axes(naming, path, len(shape)))
+    return (*others, last * parts)
 
 
 class Tensors:
@@ -103,14 +123,14 @@ class Tensors:
             names = tensor_names(naming, path)
             name = next((name for name in names if name in self._files), None)
             if name is not None:
-                self._check(name, tuple(shape[axis] for axis in _axes(path, len(shape))))
+                self._check(name, _stored_shape(naming, path, shape))
                 found[path] = name
             elif module_of(path) not in optional:
                 missing.append(names[0])
         if missing:
             raise UserError(f"{self._folder} lacks {some(missing)}, which the model needs")
         unused = sorted(set(self._files) - set(found.values()))
-        return found, [name for name in unused if not name.endswith(f".{_COUNTER}")]
+        return found, [name for name in unused if not name.endswith(_NO_WEIGHTS)]
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
         header = self._files[name].get_slice(name)
@@ -124,10 +144,12 @@ class Tensors:
                 f"tensor {name} of {self._folder} is of type {header.get_dtype()}; known: {', '.join(_FLOATS)}"
             )
 
-    def read(self, path: str, name: str) -> np.ndarray:
-        """Reads the tensor `name` in the layout of the variable at `path`, in float32."""
-        tensor = self._files[name].get_tensor(name).astype(np.float32, copy=False)
-        return tensor.transpose(np.argsort(_axes(path, tensor.ndim)))
+    def read(self, naming: Naming, path: str, name: str) -> np.ndarray:
+        """Reads the tensor `name`, or the part that is the variable at `path`, in float32 and in that one's layout."""
+        tensor = self._files[name].get_tensor(name)
+        part, parts = _columns(naming, path) or (0, 1)
+        tensor = np.split(tensor, parts, axis=-1)[part].astype(np.float32, copy=False)
+        return tensor.transpose(np.argsort(_axes(naming, path, tensor.ndim)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -199,11 +221,16 @@ def replaced(variables: Any, read: Callable[[str], np.ndarray | None]) -> Any:
 
 def write(path: Path, naming: Naming, variables: Any) -> None:
     """Writes variables as one safetensors file, under the names and in the layout of `naming`."""
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         leaf_name = path_name(leaf_path)
         name = tensor_names(naming, leaf_name)[0]
-        tensors[name] = np.ascontiguousarray(np.asarray(leaf).transpose(_axes(leaf_name, leaf.ndim)))
+        part, _ = _columns(naming, leaf_name) or (0, 1)
+        parts.setdefault(name, {})[part] = np.asarray(leaf).transpose(_axes(naming, leaf_name, leaf.ndim))
         if leaf_name.endswith("/var"):
             tensors[name.removesuffix("running_var") + _COUNTER] = np.zeros((), np.int64)
+    for name, found in parts.items():
+        whole = next(iter(found.values())) if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)], -1)
+        tensors[name] = np.ascontiguousarray(whole)
     save_file(tensors, path, metadata={"format": "pt"})

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from research.models.bert import BertClassifier
 from research.models.cnn import CNN
+from research.models.decoder import Decoder
 from research.models.linear import Constant, LinearRegression, LogisticRegression, SparseLogisticRegression
 from research.models.mlm import BertMaskedLM
 from research.models.mlp import MLP
@@ -16,6 +17,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "bert_mlm": BertMaskedLM,
     "cnn": CNN,
     "constant": Constant,
+    "decoder": Decoder,
     "linear": LinearRegression,
     "logistic": LogisticRegression,
     "mlp": MLP,

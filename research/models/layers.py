@@ -20,8 +20,8 @@ def _wide(dtype: DType) -> DType:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool = False) -> jax.Array:
-    """x · kernel + bias: [..., I], [I, O], [O], kernel and bias at least float32 -> [..., O] of x's type.
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, by_row: bool = False) -> jax.Array:
+    """x · kernel + bias: [..., I], [I, O], [O] or None, kernel and bias at least float32 -> [..., O] of x's type.
 
     The products take operands of x's type and accumulate in float32, as matrix units do, or in float64 for float64.
     Plain autodiff would multiply bfloat16 by float32 in the backward pass, which those units do not support, and would
@@ -33,14 +33,18 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool = Fals
     return _affine_forward(x, kernel, bias, by_row)[0]
 
 
-def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, by_row: bool) -> tuple[jax.Array, Any]:
+def _affine_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, by_row: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array | None]]:
     kernel = kernel.astype(x.dtype)
     y = jnp.einsum("...i,oi->...o" if by_row else "...i,io->...o", x, kernel, preferred_element_type=_wide(x.dtype))
-    return (y + jnp.expand_dims(bias, range(y.ndim - 1))).astype(x.dtype), (x, kernel)
+    if bias is not None:
+        y = y + jnp.expand_dims(bias, range(y.ndim - 1))
+    return y.astype(x.dtype), (x, kernel, bias)
 
 
-def _affine_backward(by_row: bool, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, kernel = saved
+def _affine_backward(by_row: bool, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x, kernel, bias = saved
     leading = tuple(range(x.ndim - 1))  # contracted without flattening, which is half as fast on the CPU
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -49,7 +53,8 @@ def _affine_backward(by_row: bool, saved: Any, grad: jax.Array) -> tuple[jax.Arr
     form = "...o,oi->...i" if by_row else "...o,io->...i"
     x_grad = jnp.einsum(form, grad, kernel, preferred_element_type=_wide(x.dtype)).astype(x.dtype)
     kernel_grad = product(grad, x) if by_row else product(x, grad)
-    return x_grad, kernel_grad, product(jnp.ones(grad.shape[:-1], grad.dtype), grad)
+    bias_grad = None if bias is None else product(jnp.ones(grad.shape[:-1], grad.dtype), grad)
+    return x_grad, kernel_grad, bias_grad
 
 
 affine.defvjp(_affine_forward, _affine_backward)
@@ -61,12 +66,13 @@ class Dense(nn.Module):
     features: int
     dtype: DType
     kernel_init: Initializer
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., I] -> [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
         return affine(x.astype(self.dtype), kernel, bias)
 
 

@@ -26,6 +26,27 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, *, dropout: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Scaled dot-product attention of every head (section 3.2.1); the softmax is in float32 or wider.
+
+    Args:
+      query: [B, L, H, K]; key, value: [B, S, H, K].
+      visible: bool [B, 1, L, S], the keys that each query attends to: at least one.
+      dropout: applied to the probabilities [B, H, L, S].
+
+    Returns:
+      The weighted sums of the values [B, L, H, K].
+    """
+    logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+    # bfloat16 is not precise enough for the sums of a softmax.
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.where(visible, logits.astype(wide), jnp.finfo(wide).min)
+    probabilities = nn.softmax(logits, axis=-1).astype(query.dtype)
+    return jnp.einsum("bhqs,bshk->bqhk", dropout(probabilities), value)
+
+
 class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention within segments (section 3.2.2)."""
 
@@ -47,14 +68,9 @@ class SelfAttention(nn.Module):
             return y.reshape(*x.shape[:2], *heads)
 
         query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
-        logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(heads[1]).astype(self.dtype)
         visible = segments[:, None, :, None] == segments[:, None, None, :]
-        # Softmax in float32 or wider: bfloat16 is not precise enough for its sums.
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        logits = jnp.where(visible, logits.astype(wide), jnp.finfo(wide).min)
-        probabilities = nn.softmax(logits, axis=-1).astype(self.dtype)
-        probabilities = Dropout(self.attention_dropout)(probabilities, train=train)
-        mixed = jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
+        dropout = partial(Dropout(self.attention_dropout), train=train)
+        mixed = attend(query, key, value, visible, dropout=dropout)
         return Dense(hidden_size, dtype=self.dtype, kernel_init=self.kernel_init, name="output")(mixed.reshape(x.shape))
 
 

@@ -24,9 +24,12 @@ def of_texts(model: TrainedModel) -> TrainedModel:
 def example(model: TrainedModel | FolderModel, samples: Samples | None) -> Part:
     """An input of the size that the model reads: its values do not matter.
 
-    Raises UserError where none is known: for a run of images or features from before runs kept samples.
+    Raises UserError where none is known: for a run of images or features from before runs kept samples, and one of
+    documents that are cut into rows.
     """
     signature = model.signature
+    if signature.kind == "documents":
+        raise UserError("the model predicts the tokens of long rows, not a value for each input, and can't be served")
     columns = samples.columns if samples else {}
     if not columns and signature.kind in ("text", "text_pair", "text_or_pair"):
         columns = {name: ["a text"] for name in signature.required}

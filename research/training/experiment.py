@@ -15,10 +15,11 @@ from research.base.errors import UserError, first_line
 from research.base.ranges import LARGEST
 from research.base.registry import build
 from research.core import metrics, step
+from research.core.class_weights import with_class_weights
 from research.core.replicas import Replicas
 from research.core.state import TrainState, init_state
 from research.core.statistics import Value
-from research.core.tasks import TASKS, Task, with_class_weights
+from research.core.tasks import TASKS, Task
 from research.data import load as data
 from research.data import pipeline, splits
 from research.data.examples import Examples

@@ -11,9 +11,10 @@ from flax import linen as nn
 from research import solvers
 from research.base.registry import lookup
 from research.core import optim, step
+from research.core.class_weights import training_weight
 from research.core.optimizers import OPTIMIZERS
 from research.core.state import param_count
-from research.core.tasks import Task, capabilities, training_weight
+from research.core.tasks import Task, capabilities
 from research.data import pipeline
 from research.training import checks
 

@@ -141,7 +141,7 @@ def test_empty_folder_is_accepted_and_a_file_is_rejected(tmp_path):
 
 def test_unsupported_run_is_a_one_line_error(tmp_path):
     RunDir(tmp_path / "logistic").start(tiny.logistic().to_dict())
-    with pytest.raises(UserError, match="is a run of model 'logistic'; only bert and resnet can be exported"):
+    with pytest.raises(UserError, match="is a run of model 'logistic'; only bert, resnet, decoder can be exported"):
         export(tmp_path / "logistic", tmp_path / "out")
     tiny_encoder.write(tmp_path / "F", "bert", num_classes=3)
     workdir = write_run(tmp_path / "W", tmp_path / "F")

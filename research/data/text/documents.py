@@ -21,28 +21,62 @@ Replacements = tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Documents:
-    """Texts as one long sequence of tokens per split: documents separated by [SEP].
-
-    A split's tokens are computed once: other runs on the same data find them in the cache, whatever their row length.
+class Records:
+    """A column of texts as the records of documents.
 
     Attributes:
       inputs: the only text column.
       heading: a regular expression; a record whose text it matches begins a document if it is between blank ones.
         Empty: each record is a document.
       replace: pairs (text, replacement), applied in order before anything else.
-      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.WordPiece`.
     """
 
     inputs: tuple[str, ...]
     heading: str
     replace: Replacements
+
+    def check(self) -> None:
+        """Raises UserError for a value that is not valid."""
+        only(self.inputs)
+        regex("data.transform.heading", self.heading)
+        for pair in self.replace:
+            if (
+                isinstance(pair, str)
+                or len(pair) != 2
+                or not all(isinstance(text, str) for text in pair)
+                or not pair[0]
+            ):
+                raise UserError(
+                    f"data.transform.replace has {pair!r}; it must be pairs of a text that is not empty and another"
+                )
+
+    def texts(self, columns: Columns, split: str) -> list[str]:
+        """The text of each record, with replacements."""
+        return [_replaced(as_text(text), self.replace) for text in column(columns, only(self.inputs), split)]
+
+    def begins(self, columns: Columns, split: str) -> np.ndarray:
+        """Whether a document begins with the record: bool [N]."""
+        # Headings are searched in the original text.
+        raw = [as_text(text) for text in column(columns, only(self.inputs), split)]
+        heading = regex("data.transform.heading", self.heading)
+        blank = np.array([True, *(not text.strip() for text in raw), True])
+        found = np.array([bool(heading.search(text)) for text in raw], bool)
+        return found & blank[:-2] & blank[2:] if self.heading else found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Documents(Records):
+    """Texts as one long sequence of tokens per split: documents separated by [SEP].
+
+    A split's tokens are computed once: other runs on the same data find them in the cache, whatever their row length.
+
+    Attributes: those of `Records`, and
+      tokenizer, vocab_size, lowercase: as in `research.data.text.wordpiece.WordPiece`.
+    """
+
     tokenizer: str | None
     vocab_size: int
     lowercase: bool
-
-    def texts(self, columns: Columns, split: str) -> list[str]:
-        return [_replaced(as_text(text), self.replace) for text in column(columns, only(self.inputs), split)]
 
     def learn_tokenizer(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> str:
         """The given tokenizer.json, or one trained on `train`."""
@@ -62,13 +96,7 @@ class Documents:
     def tokenize(self, tokenizer: "tokenizers.Tokenizer", columns: Columns, split: str) -> Ragged:
         """The documents of a split, each followed by [SEP] except the last: int32."""
         tokens, _, _ = encode(tokenizer, [self.texts(columns, split)], split, special=False)
-        # Headings are searched in the original text.
-        raw = [as_text(text) for text in column(columns, only(self.inputs), split)]
-        begins = regex("data.transform.heading", self.heading)
-        blank = np.array([True, *(not text.strip() for text in raw), True])
-        found = np.array([bool(begins.search(text)) for text in raw], bool)
-        alone = blank[:-2] & blank[2:] if self.heading else True
-        return joined(tokens, found & alone, special_ids(tokenizer)["[SEP]"])
+        return joined(tokens, self.begins(columns, split), special_ids(tokenizer)["[SEP]"])
 
 
 def _replaced(text: str, replace: Replacements) -> str:
@@ -86,18 +114,21 @@ def special_ids(tokenizer: "tokenizers.Tokenizer") -> dict[str, int]:
     return ids
 
 
-def joined(records: Ragged, begins: np.ndarray, separator: int) -> Ragged:
+def joined(records: Ragged, begins: np.ndarray, separator: int | None) -> Ragged:
     """Joins records to documents, each followed by `separator` except the last.
 
     Args:
       records: N token sequences.
       begins: bool [N], whether a document begins with the record. Documents without tokens are dropped.
+      separator: None puts nothing between documents.
     """
     # Only records with tokens count; a document that begins with an empty one begins with the next.
     filled = np.flatnonzero(records.lengths)
     document = np.cumsum(begins)[filled]
     new = np.diff(document, prepend=document[:1]) > 0
     starts = records.offsets[:-1][filled[new]]
+    if separator is None:
+        return Ragged(records.values, np.concatenate([[0], starts, [len(records.values)]]))
     values = np.insert(records.values, starts, np.int32(separator))
     return Ragged(values, np.concatenate([[0], starts + 1 + np.arange(len(starts)), [len(values)]]))
 

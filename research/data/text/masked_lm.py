@@ -10,7 +10,6 @@ import numpy as np
 
 from research.base.errors import UserError
 from research.base.ranges import TOKENS, Range
-from research.base.registry import regex
 from research.data import stateless_rng
 from research.data.cache import ArtifactCache, digest
 from research.data.columns import only
@@ -172,24 +171,13 @@ class MaskedLanguageModel(Documents):
     whole_words: bool
 
     def __post_init__(self) -> None:
-        only(self.inputs)
-        regex("data.transform.heading", self.heading)
+        self.check()
         if self.row_length < 3:
             raise UserError(
                 f"data.transform.row_length is {self.row_length}; it must be at least 3: [CLS], a token and [SEP]"
             )
         if not 0 < self.mask_rate < 1:
             raise UserError(f"data.transform.mask_rate is {self.mask_rate}; it must lie between 0 and 1")
-        for pair in self.replace:
-            if (
-                isinstance(pair, str)
-                or len(pair) != 2
-                or not all(isinstance(text, str) for text in pair)
-                or not pair[0]
-            ):
-                raise UserError(
-                    f"data.transform.replace has {pair!r}; it must be pairs of a text that is not empty and another"
-                )
 
     def fit(self, splits: Mapping[str, Columns], cache: ArtifactCache) -> "MaskedEncoder":
         options = dataclasses.replace(

@@ -1,0 +1,132 @@
+"""Chats as text: a model's own template turns messages into the prompt that it was trained on.
+
+A template is a program that comes with the weights. It runs in Jinja's sandbox, with limits on its time and its output.
+"""
+
+import ctypes
+import functools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.base.errors import UserError
+from research.interop.tensors import read_json
+
+_FILES = ("chat_template.jinja", "tokenizer_config.json")
+LONGEST = 10**6  # characters of a prompt
+SECONDS = 2.0  # for a prompt
+# What makes a large text of a small one, in one call that no limit of time can interrupt.
+_MULTIPLIERS = frozenset(
+    {"center", "expandtabs", "format", "format_map", "ljust", "replace", "rjust", "translate", "zfill"}
+)
+
+
+class ChatTemplate:
+    """A template in Jinja, as transformers saves it."""
+
+    def __init__(self, source: str, special: Mapping[str, str]):
+        """`special`: the special tokens by name, such as bos_token. Raises UserError if the source can't be read."""
+        import jinja2
+
+        try:
+            self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise UserError(f"the chat template can't be read: {error}") from error
+        self._special = dict(special)
+
+    @classmethod
+    def of(cls, folder: Path) -> "ChatTemplate | None":
+        """The template of a folder; None if it has none. Raises UserError if it can't be read."""
+        path, settings = (folder / name for name in _FILES)
+        config = read_json(settings) if settings.is_file() else {}
+        source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+        if isinstance(source, list):  # several by name
+            source = {str(each.get("name")): each.get("template") for each in source}.get("default")
+        return cls(source, _special(config)) if isinstance(source, str) else None
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt for the assistant's next message; messages have a role and a content.
+
+        Raises UserError if the template refuses them, or takes too long.
+        """
+
+        def render() -> str:
+            parts, size = [], 0
+            for part in self._template.generate(messages=list(messages), add_generation_prompt=True, **self._special):
+                parts.append(part)
+                size += len(part)
+                if size > LONGEST:
+                    raise ValueError(f"the chat has more than {LONGEST:,} characters")
+            return "".join(parts)
+
+        try:
+            return _within(SECONDS, render)
+        except Exception as error:  # whatever its code raises
+            raise UserError(f"the chat template can't write these messages: {error}") from error
+
+
+@functools.cache
+def _environment() -> Any:
+    try:
+        import jinja2.sandbox
+    except ModuleNotFoundError as error:
+        raise UserError("chats need jinja2: pip install 'research[chat]'") from error
+
+    class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
+                raise ValueError(f"{operator} is only for numbers, and ** is not supported")
+            return super().call_binop(context, operator, left, right)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            if isinstance(obj, str) and attr in _MULTIPLIERS:
+                return False
+            return bool(super().is_safe_attribute(obj, attr, value))
+
+    made = Environment(trim_blocks=True, lstrip_blocks=True)
+    for name in _MULTIPLIERS & set(made.filters):
+        del made.filters[name]
+    made.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    made.globals["raise_exception"] = _refuse
+    return made
+
+
+class _TooLong(Exception):
+    def __str__(self) -> str:
+        return f"it takes more than {SECONDS:g} s"
+
+
+def _within(seconds: float, render: Any) -> str:
+    """The result of `render`, which is interrupted after some seconds. Raises what it raises, or _TooLong."""
+    found: list[str] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(render())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    while thread.is_alive():  # raises the exception in the thread, at its next bytecode
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLong))
+        thread.join(seconds)
+    if errors:
+        raise errors[0]
+    return found[0]
+
+
+def _special(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens of a tokenizer_config.json by name; a token is a text or an object with its content."""
+    tokens = {key: value for key, value in config.items() if key.endswith("_token") and value}
+    return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in tokens.items()}
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
