@@ -38,6 +38,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.eps = 1e-6
     config.optimizer.clip_norm = 1.0
+    config.train.lora.trains = "^(pooler|classifier)/"
     {"embedded": _embedded, "scratch": _scratch, "minilm": _minilm, "base": _base, "large": _large}[config.preset](
         config
     )
