@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.flatten_util import ravel_pytree
 
 from research import solvers
@@ -114,8 +115,8 @@ def check_classes(config: Any, labels: np.ndarray) -> None:
 
 def check_lora(config: Any, params: Mapping[str, Any]) -> None:
     """Raises UserError where only some of the layers that model.scan compiles as one have low-rank additions."""
-    layers = [layer for name, layer in params.items() if name.startswith("layer_")]
-    if config.model.get("scan") and any(jax.tree.structure(layer) != jax.tree.structure(layers[0]) for layer in layers):
+    layers = [set(flatten_dict(layer)) for name, layer in params.items() if name.startswith("layer_")]
+    if config.model.get("scan") and any(layer != layers[0] for layer in layers):
         raise UserError(
             f"train.lora.targets={config.train.lora.targets!r} finds kernels of some layers only, which "
             "model.scan=True does not support; set it to False"
