@@ -121,7 +121,7 @@ def test_start_is_exactly_the_base_model(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_gradients_follow_from_the_merged_kernels(name):
-    """W' = W + s · A · B: dA = s · dW' · Bᵀ and dB = s · Aᵀ · dW'. In float64; measured: 2e-15 apart."""
+    """W' = W + s · A · B: dA = s · dW' · Bᵀ and dB = s · Aᵀ · dW'. In float64; measured: 2e-14 apart."""
     with jax.enable_x64():
         module, batch = MODULES[name].clone(dtype=jnp.float64), _batch()
         params = jax.tree.map(lambda x: x.astype(jnp.float64), random_params(module, batch))
@@ -249,7 +249,7 @@ def test_step_computes_no_gradient_of_frozen_kernels():
 
 
 def test_same_update_on_a_mesh():
-    """Over `data`, `fsdp` and `tensor`, on eight devices, with the rules of the decoder. Measured: 1e-7 apart."""
+    """Over `data`, `fsdp` and `tensor`, on eight devices, with the rules of the decoder. Measured: 2e-7 apart."""
     lora, tx = dataclasses.replace(ATTENTION, trains="^head/"), optax.sgd(0.5)
     state = _initial(lora, tx)
     state = dataclasses.replace(state, params=_random_additions(state.params))
@@ -278,7 +278,7 @@ def test_replicas_merge_along_leading_axes():
 
 
 def test_evaluation_has_the_additions():
-    """The loss of an evaluation is that of a training step without dropout. Measured: 1e-7 apart."""
+    """The loss of an evaluation is that of a training step without dropout. Measured: 2e-7 apart."""
     tx = optax.sgd(0.0)
     state = _initial(ATTENTION, tx)
     state = dataclasses.replace(state, params=_random_additions(state.params))
@@ -303,7 +303,7 @@ def _adapted_run(tmp_path):
 
 
 def test_export_and_weights_of_a_run_have_the_additions(tmp_path):
-    """Logits differ by rounding: measured, 1e-6 where they are up to 4."""
+    """Logits differ by rounding: measured, 5e-7 where they are up to 1.1."""
     run, module, params = _adapted_run(tmp_path)
     batch = tiny_decoder.batch()
     expected = _outputs(module, params, batch, ATTENTION)
