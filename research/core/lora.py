@@ -54,7 +54,7 @@ class Lora:
             regex(f"train.lora.{key}", getattr(self, key))
 
     def adapted(self, params: Params, module: nn.Module, batch: Mapping[str, Any], seed: Any) -> Params:
-        """The parameters with A and B added: A normal of variance 1 / I, B zero (section 4.1).
+        """The parameters with A and B added: A normal, here of variance 1 / I, and B zero (section 4.1).
 
         `batch` fits the module; only its shapes are used. The numbers in A depend on the seed and the layer's path.
 
