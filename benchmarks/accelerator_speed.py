@@ -5,8 +5,10 @@ peak memory is measured for each.
 """
 
 import argparse
+import concurrent.futures
 import statistics
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import bert_finetune
@@ -36,19 +38,35 @@ class Turns:
         self._sides[name] = Side(str(HERE / script), side, arguments)
         self._settings[name] = setting
 
-    def warm(self, name: str) -> bool:
-        """Compiles and runs a few steps -> whether the contender works. If not, emits the reason."""
-        before = self._deadline.remaining
-        try:
-            self._sides[name].measure(self._settings[name], 3)
-        except SideError as error:
-            self._drop(name, error)
-            return False
-        self._emit({"contender": name, "warm_up_seconds": round(before - self._deadline.remaining, 1)})
-        return True
+    def warm(self, names: Iterable[str], seconds: float) -> list[str]:
+        """Compiles and runs a few steps of all at once -> those that work and took at most so long.
 
-    def _drop(self, name: str, error: SideError) -> None:
-        self._emit({"contender": name, "error": str(error)})
+        Emits why the others do not. Several compile at the same time, so that a slow one costs no more than its time.
+        """
+        before = self._deadline.remaining
+        found: list[str] = []
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            futures = {pool.submit(self._sides[name].measure, self._settings[name], 3): name for name in names}
+            late = threading.Timer(seconds, lambda: self._kill(set(names) - set(found)))
+            late.start()
+            for future in concurrent.futures.as_completed(futures):
+                name = futures[future]
+                took = round(before - self._deadline.remaining, 1)
+                if error := future.exception():
+                    self._drop(name, error, took)
+                else:
+                    found.append(name)
+                    self._emit({"contender": name, "warm_up_seconds": took})
+            late.cancel()
+        return [name for name in names if name in found]
+
+    def _kill(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self._sides:  # it has not failed already
+                self._sides[name].kill()
+
+    def _drop(self, name: str, error: BaseException, seconds: float = 0.0) -> None:
+        self._emit({"contender": name, "error": str(error), "after_seconds": seconds})
         del self._sides[name], self._settings[name]
 
     def measure(self, names: list[str], flops: float, peak: float | None) -> None:
@@ -130,13 +148,13 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
 
     If time remains, also the published recipe's 32 examples per step.
     """
-    encoder, examples, rows, few = ("tiny", 8, (64,), 4) if options.rehearse else ("base", 1024, (128, 512), 32)
+    encoder, examples, rows, few = ("tiny", 8, (64,), 4) if options.rehearse else ("base", 512, (128, 512), 32)
     rounds, steps = (2, 1) if options.rehearse else (5, 15)
     common = [f"--encoder={encoder}", *_corpus(options)]
     peak, flops = options.known.get("peak_flops"), bert_finetune.flops_per_token(encoder)
     facts = {"encoder": encoder, "data": common[1].removeprefix("--data="), "flops_per_token": flops}
     turns = Turns(emit, deadline, rounds=rounds, steps=steps, facts=facts)
-    ours = {f"ours rows of {length}": [f"--examples={examples}", f"--row_length={length}"] for length in rows}
+    ours = {f"ours rows of {row}": [f"--examples={examples}", f"--row_length={row}"] for row in rows}
     peers = (
         {}
         if _without_torch(options, emit)
@@ -146,12 +164,8 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
         turns.start(name, "bert_finetune.py", setting, [*common, f"--examples={examples}"])
     for name, extra in ours.items():
         turns.start(name, "bert_finetune.py", bert_finetune.PACKED_BFLOAT16, [*common, *extra])
-    warm: list[str] = []
-    for name in [*list(peers)[:1], *list(ours)[:1], *list(peers)[1:], *list(ours)[1:]]:
-        if turns.warm(name):
-            warm.append(name)
-        if any(name.startswith("ours") for name in warm):
-            turns.measure(warm, flops, peak)
+    warm = turns.warm([*peers, *ours], 0.6 * deadline.remaining)
+    turns.measure(warm, flops, peak)
     turns.close(warm)
     if deadline.remaining < (0 if options.rehearse else 60):
         emit({"few_examples": "skipped", "seconds_left": deadline.remaining})
@@ -161,7 +175,7 @@ def bert(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> None
     for name, setting in names.items():
         arguments = [*common, f"--examples={few}", f"--row_length={rows[0]}"]
         turns.start(name, "bert_finetune.py", setting, arguments)
-    turns.measure([name for name in names if turns.warm(name)], flops, peak)
+    turns.measure(turns.warm(list(names), 0.7 * deadline.remaining), flops, peak)
     turns.close(list(names))
 
 
@@ -194,10 +208,6 @@ def resnet(emit: Emit, *, deadline: Deadline, options: argparse.Namespace) -> No
         contenders = {**dict(list(peers.items())[:1]), "ours": setting, **dict(list(peers.items())[1:])}
         for name, of in contenders.items():
             turns.start(name, "resnet_train.py", of, arguments)
-        warm: list[str] = []
-        for name in contenders:
-            if turns.warm(name):
-                warm.append(name)
-            if "ours" in warm:
-                turns.measure(warm, flops, peak)
+        warm = turns.warm(contenders, 0.7 * deadline.remaining)
+        turns.measure(warm, flops, peak)
         turns.close(warm)

@@ -6,8 +6,9 @@ PYTHONPATH=. python benchmarks/gpt_shakespeare.py --rounds=2 --steps=5  # a quic
 Both sides follow the settings that nanoGPT publishes for a CPU: 4 layers of 4 heads, 128 wide, without dropout or
 biases, 2,000 updates of 12 rows of 64 characters from random places, AdamW (0.9, 0.99), learning rate 1e-3 with 100
 steps of warm-up and a cosine to 1e-4, weight decay 0.1 of matrices, clipping at 1.0. This project runs
-configs/gpt_shakespeare.py:char_cpu; the peer is written here for PyTorch, with its fused attention. nanoGPT itself
-computes in float32 on a CPU; `bfloat16` is autocast.
+configs/gpt_shakespeare.py:char_cpu, whose positions are rotary, or with --positions=learned those of nanoGPT; the peer
+is written here for PyTorch, with fused attention and learned positions. nanoGPT itself computes in float32 on a CPU;
+`bfloat16` is autocast.
 
 Each setting runs in a process of its own (turns.py) and trains for --steps in each round, then waits for the others.
 The seconds of a setting are those of all its steps, the first of which compiles. The loss is that of the whole
@@ -47,8 +48,14 @@ def ours(arguments: argparse.Namespace) -> Measure:
     from research.training.experiment import prepare
 
     def experiment(stride: int) -> Any:
-        overrides = [f"dtype={arguments.dtype}", f"seed={arguments.seed}", f"data.transform.stride={stride}"]
-        return prepare(load("configs/gpt_shakespeare.py:char_cpu", overrides).config)
+        overrides = {
+            "dtype": arguments.dtype,
+            "seed": arguments.seed,
+            "model.position_encoding": arguments.positions,
+            "data.transform.stride": stride,
+        }
+        given = [f"{key}={value}" for key, value in overrides.items()]
+        return prepare(load("configs/gpt_shakespeare.py:char_cpu", given).config)
 
     run = experiment(LENGTH)
     state, batches = run.init(), prefetch_to_device(run.training_batches(0), run.mesh)
@@ -194,17 +201,15 @@ def peer(arguments: argparse.Namespace) -> Measure:
 
 def compare(arguments: argparse.Namespace) -> str:
     """Trains all settings in alternation -> the report."""
-    sides = {
-        f"{side} {dtype}": Side(__file__, side, [f"--dtype={dtype}", f"--seed={arguments.seed}"])
-        for side, dtype in SETTINGS
-    }
+    passed_on = [f"--{key}={getattr(arguments, key)}" for key in ("seed", "positions")]
+    sides = {f"{side} {dtype}": Side(__file__, side, [f"--dtype={dtype}", *passed_on]) for side, dtype in SETTINGS}
     results = Results()
     results.measure(sides, [(side, "train") for side in sides], rounds=arguments.rounds, steps=arguments.steps)
     losses = {name: side.measure("evaluate", 0) for name, side in sides.items()}
     for side in sides.values():
         side.close()
     lines = [
-        f"## {arguments.rounds * arguments.steps} steps, seed {arguments.seed}",
+        f"## {arguments.rounds * arguments.steps} steps, seed {arguments.seed}, {arguments.positions} positions",
         "",
         "| | seconds | ms a step, median | time over PyTorch's, float32 | validation loss | rows overlapping |",
         "|---|---|---|---|---|---|",
@@ -227,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100, help="of each setting per round; all rounds: 2,000")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--positions", choices=("rotary", "learned"), default="rotary", help="of this project's model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

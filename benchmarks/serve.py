@@ -61,6 +61,7 @@ class Side:
 
 def sides(arguments: argparse.Namespace) -> list[Side]:
     ours = [sys.executable, "-m", "research.serve", f"--workdir=model={arguments.run}", "--log=none"]
+    ours += arguments.service.split()
     peer = [sys.executable, str(HERE / "serve_peers.py"), f"--folder={arguments.folder}"]
     cores = os.cpu_count() or 1
     found = [
@@ -69,7 +70,7 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
     ]
     found.append(Side("this project, cached", ours, 0, "/v2/health/ready", cached=True))
     kinds = {
-        "transformers' pipeline": ["--kind=pipeline"],
+        "transformers' pipeline": ["--kind=pipeline", f"--device={arguments.device}", f"--dtype={arguments.dtype}"],
         "ONNX Runtime float32": ["--kind=onnx"],
         "ONNX Runtime int8": ["--kind=onnx", "--file=int8.onnx"],
     }
@@ -188,6 +189,9 @@ def main() -> None:
     parser.add_argument("--light_seconds", type=float, default=15.0, help="at light load")
     parser.add_argument("--p99_ms", type=float, default=100.0)
     parser.add_argument("--port", type=int, default=8100, help="the first of the ports to use")
+    parser.add_argument("--service", default="", help="more flags of the service, such as '--batch_items=16384'")
+    parser.add_argument("--device", default="cpu", help="the pipeline's, such as cuda")
+    parser.add_argument("--dtype", default="float32", help="the pipeline's")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
         bodies = Path(folder, "bodies")

@@ -5,10 +5,12 @@ python benchmarks/serve_peers.py --kind=pipeline --folder=FOLDER --port=8001    
 python benchmarks/serve_peers.py --kind=onnx --folder=FOLDER --port=8001        # ONNX Runtime: model.onnx of the folder
 python benchmarks/serve_peers.py --kind=onnx --file=int8.onnx --folder=FOLDER --port=8001
 python benchmarks/serve_peers.py --kind=export --folder=FOLDER                  # writes model.onnx and int8.onnx
+python benchmarks/serve_peers.py --kind=random --encoder=base --tokenizer=tokenizer.json --folder=FOLDER
 
-FOLDER is one that `python -m research.export` or transformers wrote. `--workers` requests are computed at the same
-time, each with `--threads` threads. POST /predict reads {"inputs": "a text"}, as text-embeddings-inference and the
-service do, and answers with the labels' scores. Texts are truncated to 512 tokens.
+FOLDER is one that `python -m research.export` or transformers wrote, or that --kind=random writes: a BERT with random
+weights, for measuring a size of which no trained model is at hand. `--workers` requests are computed at the same time,
+each with `--threads` threads. POST /predict reads {"inputs": "a text"}, as text-embeddings-inference and the service
+do, and answers with the labels' scores. Texts are truncated to 512 tokens.
 """
 
 import argparse
@@ -25,7 +27,9 @@ def pipeline(arguments: argparse.Namespace) -> Classify:
     import transformers
 
     torch.set_num_threads(arguments.threads)
-    made = transformers.pipeline("text-classification", model=arguments.folder, top_k=None, device="cpu")
+    made = transformers.pipeline(
+        "text-classification", model=arguments.folder, top_k=None, device=arguments.device, dtype=arguments.dtype
+    )
 
     def classify(text: str) -> list[dict[str, Any]]:
         (found,) = made([text], truncation=True)
@@ -56,6 +60,26 @@ def onnx_session(arguments: argparse.Namespace) -> Classify:
         return [{"label": labels[c], "score": float(score)} for c, score in enumerate(scores)]
 
     return classify
+
+
+def random(arguments: argparse.Namespace) -> None:
+    """Writes a folder as transformers does: a BERT with random weights, two classes, and the tokenizer."""
+    import transformers
+    from bert_finetune import ENCODERS
+
+    sizes = ENCODERS[arguments.encoder]
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=arguments.tokenizer, model_max_length=512, pad_token="[PAD]"
+    )
+    tokenizer.save_pretrained(arguments.folder)
+    config = transformers.BertConfig(
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["hidden_size"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        intermediate_size=sizes["mlp_size"],
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(arguments.folder)
 
 
 def export(folder: str) -> None:
@@ -99,15 +123,22 @@ def export(folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", required=True, choices=("pipeline", "onnx", "export"))
+    parser.add_argument("--kind", required=True, choices=("pipeline", "onnx", "export", "random"))
     parser.add_argument("--folder", required=True)
     parser.add_argument("--file", default="model.onnx")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="the pipeline's, such as cuda")
+    parser.add_argument("--dtype", default="float32", help="the pipeline's")
+    parser.add_argument("--encoder", default="base", help="of --kind=random: a size of bert_finetune.py")
+    parser.add_argument("--tokenizer", help="of --kind=random: a BERT tokenizer.json")
     arguments = parser.parse_args()
     if arguments.kind == "export":
         export(arguments.folder)
+        return
+    if arguments.kind == "random":
+        random(arguments)
         return
 
     import asyncio

@@ -62,6 +62,9 @@ class Side:
     def close(self) -> None:
         self._process.communicate()
 
+    def kill(self) -> None:
+        self._process.kill()
+
 
 def serve(make: Callable[[Any], Measure], arguments: Any) -> None:
     """The main loop of a side's process: answers requests until its input ends.

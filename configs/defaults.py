@@ -182,3 +182,53 @@ def image(*, channels: int) -> ConfigDict:
             },
         }
     )
+
+
+def decoder(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int, max_positions: int) -> ConfigDict:
+    """A decoder as GPT-2's, but without biases."""
+    return ConfigDict(
+        {
+            "name": "decoder",
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "num_kv_heads": num_heads,  # fewer: each is shared by several heads
+            "head_size": hidden_size // num_heads,
+            "mlp_size": 4 * hidden_size,
+            "max_positions": max_positions,
+            "position_encoding": "learned",  # learned, rotary
+            "rope_theta": 10_000.0,  # rotary only
+            "norm": "layernorm",  # layernorm, rmsnorm
+            "norm_eps": 1e-5,
+            "activation": "gelu",  # gelu, gelu_tanh, relu, swiglu
+            "use_bias": False,
+            "tie_embeddings": True,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "scale_residual_init": True,
+            "remat": False,  # less memory for more computation
+            "scan": False,  # compiles in the same time whatever the number of layers
+        }
+    )
+
+
+def token_rows(tokenizer: str, vocab_size: int, row_length: int, *, end_of_text: str) -> ConfigDict:
+    """A `data.transform` of documents to rows of tokens."""
+    return ConfigDict(
+        {
+            "name": "language_model",
+            "inputs": ("text",),
+            "heading": "",  # a regex: a matching record between blank ones begins a document; "": each record is one
+            "replace": (),  # (text, replacement), …
+            "tokenizer": tokenizer,  # bpe, byte, character: learned from the training split; or a tokenizer.json
+            "vocab_size": vocab_size,
+            "end_of_text": end_of_text,  # the token between documents; "": none
+            "row_length": row_length,
+            # Of rows in evaluation; less than row_length: they overlap, so that each token has at least
+            # row_length - stride tokens before it. None: row_length.
+            "stride": placeholder(int),
+            "blocks": "consecutive",  # a row of training: consecutive, each part of the text once an epoch; random
+        }
+    )

@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", help="with --chat: a message before the others that says how to answer")
     parser.add_argument("--max_tokens", type=int, default=128, help="tokens of a text to write (default: 128)")
     parser.add_argument("--stop", action="append", default=[], help="text before which to stop; may be repeated")
-    parser.add_argument("--dtype", default="float32", help="of the weights and the computation (default: float32)")
+    parser.add_argument(
+        "--compute", default="float32", help="float32, bfloat16, or int8 products of linear layers (default: float32)"
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.8, help="0: the most likely tokens (default: 0.8)")
     sampling.add_argument("--top_k", type=int, default=0, help="only the k most likely tokens (default: all)")
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.prompt and not arguments.chat:
         raise UserError("--prompt is missing: the beginning of a text; or --chat")
     sampling = Sampling(**{name: getattr(arguments, name) for name in Sampling.RANGES})
-    generator = Generator.open(arguments.workdir, arguments.checkpoint, dtype=arguments.dtype)
+    generator = Generator.open(arguments.workdir, arguments.checkpoint, compute=arguments.compute)
 
     def request(tokens: list[int]) -> Request:
         return Request(tokens, sampling, arguments.max_tokens, tuple(arguments.stop))

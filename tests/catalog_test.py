@@ -35,6 +35,7 @@ def test_metrics_are_those_of_the_tasks():
     found = {name: names for name, _, names in catalog.metrics()}
     assert {"accuracy", "f1", "loss", "matthews"} == set(found["classification"])
     assert "perplexity" in found["masked_lm"]
+    assert {"loss", "perplexity", "accuracy", "bits_per_byte"} == set(found["language_model"])
     assert {"r2", "spearman", "mean_absolute_error"} <= set(found["regression"])
 
 

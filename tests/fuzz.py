@@ -52,6 +52,15 @@ ENCODER = (
     "model.vocab_size=60",
     "data.transform.vocab_size=60",
 )
+_DECODER = (
+    "model.hidden_size=8",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.head_size=4",
+    "model.mlp_size=8",
+    "train.batch_size=4",
+)
 _BAG = (
     "data.transform.buckets=64",
     "model.num_features=64",
@@ -79,6 +88,14 @@ CONFIGS: dict[str, tuple[str, ...]] = {
     ),
     "configs/bert_sst2.py:embedded": (*_ONE_STEP, *ENCODER, "train.batch_rows=2"),
     "configs/bert_mlm.py:embedded": (*_ONE_STEP, *ENCODER, "data.transform.row_length=16", "train.batch_size=4"),
+    "configs/gpt_shakespeare.py:embedded": (*_ONE_STEP, *_DECODER, "data.transform.row_length=16"),
+    "configs/gpt_wikitext.py:embedded": (
+        *_ONE_STEP,
+        *_DECODER,
+        "model.vocab_size=270",
+        "data.transform.vocab_size=270",
+        "data.transform.row_length=16",
+    ),
     "configs/logistic_newsgroups.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/logistic_sst2.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/majority.py:embedded": ("optimizer.max_iterations=2",),
@@ -104,16 +121,24 @@ NASTY = (
 # And names that are valid for some key, so that valid combinations are tried too.
 NAMES = {
     "name": (*OPTIMIZERS, *SOLVERS, "classification", "squared_hinge", "regression"),
-    "model.name": ("bert", "bert_mlm", "cnn", "constant", "linear", "logistic", "mlp", "resnet", "sparse_logistic"),
-    "transform.name": ("bag_of_words", "image", "masked_lm", "pixels", "standardize", "wordpiece"),
+    "model.name": (
+        "bert", "bert_mlm", "cnn", "constant", "decoder", "linear", "logistic", "mlp", "resnet", "sparse_logistic",
+    ),
+    "transform.name": (
+        "bag_of_words", "image", "language_model", "masked_lm", "pixels", "standardize", "wordpiece",
+    ),
     "data.name": ("digits", "iris", "diabetes", "line", "sentiment", "breast_cancer", "mnist", "glue/sst2", "no/such"),
     "dtype": ("float32", "bfloat16", "float64", "float16"),
     "compiler": ("default", "convolutions", "fast"),
     "schedule": ("constant", "linear", "cosine", "step"),
     "factorization": ("auto", "qr", "cholesky", "lu"),
-    "metric": ("accuracy", "loss", "f1", "matthews", "r2", "pearson", "perplexity", "ema_accuracy", "ema_"),
+    "metric": (
+        "accuracy", "loss", "f1", "matthews", "r2", "pearson", "perplexity", "bits_per_byte", "ema_accuracy", "ema_",
+    ),
     "mode": ("max", "min"),
     "activation": ("gelu", "gelu_tanh", "relu"),
+    "blocks": ("consecutive", "random"),
+    "position_encoding": ("learned", "rotary"),
     "pooler": ("tanh", "relu"),
     "norm": ("batch", "group"),
     "stem": ("small", "imagenet"),
@@ -123,7 +148,7 @@ NAMES = {
     "interpolation": ("bilinear", "bicubic"),
     "crop_border": ("zero", "reflect"),
     "init_from": ("no/such", "/tmp", "tests/data", "configs/bert_sst2.py"),
-    "tokenizer": ("/nonexistent.json", "README.md", "/", "pyproject.toml", "README.txt"),
+    "tokenizer": ("bpe", "byte", "character", "/nonexistent.json", "README.md", "/", "pyproject.toml", "README.txt"),
     "heading": ("^=", "^", "a*"),
     "splits": ("train", "validation,test", "test", "validation,validation"),
 }

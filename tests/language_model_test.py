@@ -1,4 +1,4 @@
-# mypy: disable-error-code="attr-defined, misc"
+# mypy: disable-error-code="arg-type, attr-defined, misc"
 """Small end-to-end language modelling."""
 
 import json

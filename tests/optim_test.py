@@ -210,7 +210,7 @@ def test_layer_decay_scales_the_learning_rate_of_each_layer(name):
 
 def test_layer_decay_needs_layers():
     tx, _ = _build(layer_decay=0.9)
-    with pytest.raises(UserError, match=r"layer_decay=0\.9 needs parameters named encoder/layer_0"):
+    with pytest.raises(UserError, match=r"layer_decay=0\.9 needs parameters named layer_0"):
         tx.init(PARAMS)
 
 

@@ -5,13 +5,21 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import jaxlib
 import pytest
 
 from research.base.errors import UserError
-from research.devices.platform import check_compiler, compiler_options, keep_compiled_programs, prefer_python
+from research.devices.platform import (
+    check_compiler,
+    compiler_options,
+    keep_compiled_programs,
+    prefer_python,
+    quick_random_bits,
+)
 from research.training.experiment import prepare
+from research.training.program import Program
 from tests import tiny
 
 
@@ -93,3 +101,27 @@ def test_other_compilers_are_accepted(monkeypatch, release):
 def test_untested_jaxlib_has_no_options(monkeypatch):
     monkeypatch.setattr(jaxlib, "__version__", "0.13.0")
     assert compiler_options("convolutions") is None
+
+
+def _programs_for_a_gpu(context):
+    def program():  # a new function each time, as `jit` keeps what it has traced
+        return jax.random.normal(jax.random.key(0), (4,))
+
+    call = jax.export.DisabledSafetyCheck.custom_call("cu_threefry2x32_ffi")
+    with context:
+        return jax.export.export(jax.jit(program), platforms=["cuda"], disabled_checks=[call])().mlir_module()
+
+
+def test_random_bits_of_initialization_are_a_kernel_on_gpus():
+    assert "@cu_threefry2x32" in _programs_for_a_gpu(quick_random_bits())
+    assert "@cu_threefry2x32" not in _programs_for_a_gpu(contextlib.nullcontext())  # the setting is as before
+
+
+def test_a_run_is_initialized_with_them():
+    seen = []
+    experiment = prepare(tiny.logistic())
+    program = Program(lambda: seen.append(jax.config.jax_threefry_gpu_kernel_lowering), len, None, None)
+    init, _ = program.compiled(experiment.mesh, None)
+    init()
+    assert seen == [True]
+    assert not jax.config.jax_threefry_gpu_kernel_lowering

@@ -120,11 +120,12 @@ def verdict(asked: Case, status: int, body: bytes, seconds: float) -> str | None
 class Fuzz:
     """Clients of a service that share the cases."""
 
-    def __init__(self, port: int, cases: Iterator[tuple[int, Case]], *, show: bool = False):
+    def __init__(self, port: int, cases: Iterator[tuple[int, Case]], *, attackers: int = ATTACKERS, show: bool = False):
         self.found = Found()
         self.stopped = threading.Event()
         self._port = port
         self._cases = cases
+        self._attackers = attackers
         self._show = show
         self._lock = threading.Lock()
         body = json.dumps({"inputs": GOOD["features"]}).encode()
@@ -133,7 +134,7 @@ class Fuzz:
 
     def run(self) -> None:
         workers = [threading.Thread(target=self._work) for _ in range(THREADS)]
-        attackers = [threading.Thread(target=self._attack, args=(number,)) for number in range(ATTACKERS)]
+        attackers = [threading.Thread(target=self._attack, args=(number,)) for number in range(self._attackers)]
         for thread in (*workers, *attackers):
             thread.start()
         for thread in workers:
@@ -304,6 +305,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="the first case to send")
+    parser.add_argument("--attackers", type=int, default=ATTACKERS, help="connections that are held open meanwhile")
     parser.add_argument("--show", action="store_true", help="print each case when it is answered")
     arguments = parser.parse_args(argv)
     cases = ((number, case(arguments.seed, number)) for number in range(arguments.start, arguments.count))
@@ -311,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(name)
         with process.process(train(folder), folder / "log", *FLAGS) as (service, url):
             before = _predictions(url)
-            fuzz = Fuzz(int(url.rpartition(":")[2]), cases, show=arguments.show)
+            fuzz = Fuzz(int(url.rpartition(":")[2]), cases, attackers=arguments.attackers, show=arguments.show)
             memory, began = process.resident(service.pid), time.monotonic()
             fuzz.run()
             seconds, found = time.monotonic() - began, fuzz.found

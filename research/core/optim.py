@@ -197,16 +197,15 @@ def frozen(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTran
 def by_layer(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
     """Layer-wise learning rates (Howard & Ruder 2018, section 3.2): multiplies the updates of `tx` by layer factors.
 
-    In an encoder with layers layer_0 to layer_{N−1}, layer i has the factor decay^(N − i); the embeddings below them
-    have decay^(N + 1), and the parameters above (pooler, classifier) 1, as in BEiT's published code (Bao et al. 2021).
-    Weight decay is part of the update and is scaled with it. Raises UserError at `init` if there is no layer_i.
+    In a network with layers layer_0 to layer_{N−1}, layer i has the factor decay^(N − i); the embeddings below them
+    have decay^(N + 1), and the parameters above (pooler, classifier, head) 1, as in BEiT's published code (Bao et al.
+    2021). Weight decay is part of the update and is scaled with it. Raises UserError at `init` if there is no layer_i.
     """
 
     def init(params: Any) -> Any:
         if not layer_factors(params, decay):
             raise UserError(
-                f"optimizer.layer_decay={decay} needs parameters named encoder/layer_0, …, and this model has none; "
-                "1.0 is off"
+                f"optimizer.layer_decay={decay} needs parameters named layer_0/…, and this model has none; 1.0 is off"
             )
         return tx.init(params)
 
@@ -225,7 +224,8 @@ def layer_factors(params: Any, decay: float) -> dict[str, float]:
     if not layers:
         return {}
     top = max(layers.values()) + 1
-    embeddings = {path: -1 for path in paths if path not in layers and path.startswith("encoder/")}
+    below = re.compile(r"encoder/|(token|position)_embedding/")  # in an encoder; of a decoder
+    embeddings = {path: -1 for path in paths if path not in layers and below.match(path)}
     return {path: decay ** (top - layer) for path, layer in {**layers, **embeddings}.items()}
 
 

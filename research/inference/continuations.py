@@ -11,9 +11,10 @@ A step reads at most one part of one prompt, and then one token of every text, s
 text for long. The arrays have the next larger of a few sizes, so that few programs are compiled.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from research.core.sampling import Kind, Rows, Sampling, choose
 from research.models.decoder import Cache, Decoder
 
 _SHORTEST = 256  # tokens of a cache
-PARTS = (16, 64, 256)  # tokens of a prompt that are read at once
+PARTS = (32, 256)  # tokens of a prompt that are read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +72,41 @@ class Continuation:
 
 
 class Continuations:
-    """The texts that are being continued, and the arrays of their rows. For one thread."""
+    """The texts that are being continued, and the arrays of their rows. For one thread.
 
-    def __init__(self, module: Decoder, variables: Mapping[str, Any], *, rows: int, length: int):
+    Attributes:
+      most: the texts that are continued at the same time; others wait.
+      length: the tokens of the longest text with its continuation.
+    """
+
+    def __init__(
+        self,
+        module: Decoder,
+        variables: Mapping[str, Any],
+        *,
+        rows: int,
+        length: int,
+        products: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        least: int = 1,
+    ):
         """
         Args:
-          rows: the texts that are continued at the same time; others wait.
-          length: the tokens of the longest text with its continuation, at most the model's positions.
+          rows: `most`.
+          length: `length`; no more than the model's positions.
+          products: the context in which the module is traced, such as `int8_products`.
+          least: the rows of the smallest batch.
         """
         self.length = min(length, module.max_positions)
-        self._module, self._variables, self._most = module, variables, rows
+        self.most = rows
+        self._module, self._variables, self._least = module, variables, least
         self._waiting: list[Continuation] = []
         self._reading: tuple[Continuation, Cache] | None = None  # the prompt that is being read
         self._rows: list[Continuation] = []  # by row
         self._cache: Cache | None = None
         self._settings: Rows | None = None
-        self._read = jax.jit(functools.partial(_read, module), donate_argnums=3)
-        self._forward = jax.jit(functools.partial(_forward, module), donate_argnums=3)
+        apply = functools.partial(_applied, module, products)
+        self._read = jax.jit(functools.partial(_read, apply), donate_argnums=3)
+        self._forward = jax.jit(functools.partial(_forward, apply), donate_argnums=3)
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._rows) + (self._reading is not None)
@@ -147,10 +166,10 @@ class Continuations:
     def _read_prompt(self) -> None:
         """Reads a part of the next prompt, if there is a row for it; once it is read, the text gets the row."""
         if self._reading is None:
-            if not self._waiting or len(self._rows) == self._most:
+            if not self._waiting or len(self._rows) == self.most:
                 return
             first = self._waiting.pop(0)
-            self._reading = first, self._module.empty_cache(1, self._size(len(first.prompt)))
+            self._reading = first, self._module.empty_cache(1, self.size(len(first.prompt)))
         continuation, cache = self._reading
         left = len(continuation.prompt) - 1 - continuation.read  # the last one is read to continue it
         if left:
@@ -181,14 +200,43 @@ class Continuations:
         )
         self._cache, self._settings = _place((self._cache, self._settings), (cache, settings), row)
 
-    def _size(self, tokens: int) -> int:
+    def size(self, tokens: int) -> int:
         """The length of the cache for so many tokens."""
-        return min(self.length, max(_SHORTEST, 1 << (tokens - 1).bit_length()))
+        return _step(_SHORTEST, tokens, self.length)
+
+    def warm_up(self) -> Iterator[str]:
+        """Compiles the programs of all sizes, but for repetition penalties -> what was compiled, one by one."""
+        length = 0
+        while length < self.length:
+            length = self.size(length + 1)
+            one = self._module.empty_cache(1, length)
+            for part in PARTS:
+                one = self._read(self._variables, np.zeros((1, part), np.int32), np.ones(1, np.int32), one)
+            yield f"prompts of up to {length} tokens"
+            rows = 0
+            while rows < self.most:
+                rows = self._count(rows + 1)
+                self._warm_up(rows, length, one)
+                yield f"{min(rows, self.most)} texts of up to {length} tokens"
+
+    def _warm_up(self, rows: int, length: int, one: Cache) -> None:
+        cache, settings = self._module.empty_cache(rows, length), _empty_settings(rows, self._module.vocab_size)
+        nothing = np.zeros(rows, np.int32)
+        logits, cache = self._forward(self._variables, nothing, nothing, cache)
+        for kind in (Kind(), Kind(draws=True), Kind(draws=True, restricts=True)):
+            _, settings = _choose(logits, settings, kind, 0)
+        settings_of_one = jax.tree.map(lambda array: array[0], settings)
+        cache, settings = _place((cache, settings), (one, settings_of_one), 0)
+        jax.block_until_ready(_move((cache, settings), 0, 0))
+
+    def _count(self, rows: int) -> int:
+        """The rows of the batch for so many texts."""
+        return _step(self._least, rows, max(self.most, self._least))
 
     def _fit(self, rows: int, tokens: int) -> None:
         """Makes the arrays as large as so many rows of so many tokens need, and not much larger."""
-        wanted = min(self._most, 1 << (rows - 1).bit_length())
-        length = self._size(tokens)
+        wanted = self._count(rows)
+        length = self.size(tokens)
         if self._cache is None:
             self._cache = self._module.empty_cache(wanted, length)
             self._settings = _empty_settings(wanted, self._module.vocab_size)
@@ -198,22 +246,35 @@ class Continuations:
             self._cache, self._settings = _resized((self._cache, self._settings), wanted, length)
 
 
-def _read(module: Decoder, variables: Any, tokens: jax.Array, counts: jax.Array, cache: Cache) -> Cache:
-    _, cache = _applied(module, "prefill", variables, tokens, counts, cache)
-    return cache
+def _step(first: int, wanted: int, last: int) -> int:
+    """The first of the sizes `first`, 4 · `first`, 16 · `first`, … that has room for `wanted`, at most `last`."""
+    while first < wanted:
+        first *= 4
+    return min(first, last)
+
+
+# (method, variables, tokens, counts, cache) -> (logits, cache): see `Decoder`.
+_Apply = Callable[..., tuple[jax.Array, Cache]]
+
+
+def _applied(
+    module: Decoder, products: Callable[[], contextlib.AbstractContextManager[Any]], method: str, *arguments: Any
+) -> tuple[jax.Array, Cache]:
+    with products():
+        found: Any = module.apply(*arguments, method=method)
+    return found
+
+
+def _read(apply: _Apply, variables: Any, tokens: jax.Array, counts: jax.Array, cache: Cache) -> Cache:
+    return apply("prefill", variables, tokens, counts, cache)[1]
 
 
 def _forward(
-    module: Decoder, variables: Any, tokens: jax.Array, active: jax.Array, cache: Cache
+    apply: _Apply, variables: Any, tokens: jax.Array, active: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """The logits [B, V] after the tokens [B], which are read in the active rows."""
-    logits, cache = _applied(module, "step", variables, tokens[:, None], active, cache)
+    logits, cache = apply("step", variables, tokens[:, None], active, cache)
     return logits[:, 0], cache
-
-
-def _applied(module: Decoder, method: str, *arguments: Any) -> tuple[jax.Array, Cache]:
-    found: Any = module.apply(*arguments, method=method)
-    return found
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=1)

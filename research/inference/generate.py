@@ -5,6 +5,7 @@ for index, piece in generator.write([Request(generator.encode("Once"), Sampling(
     print(piece.text, end="")
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.base.errors import UserError
 from research.base.paths import local
@@ -21,7 +23,9 @@ from research.inference.chat_template import ChatTemplate
 from research.inference.continuations import Continuation, Continuations
 from research.inference.folder import is_folder
 from research.inference.model import DTYPES, open_model
+from research.inference.quantization import int8_products, quantized
 from research.inference.writing import Piece, Writing
+from research.interop.decoders import DECODERS
 from research.interop.networks import read_network
 from research.interop.tensors import read_json, weights_version
 from research.models.decoder import Decoder
@@ -30,6 +34,10 @@ from research.runs.rundir import RunDir
 if TYPE_CHECKING:
     import tokenizers
 
+COMPUTE = ("float32", "bfloat16", "int8")
+# On a CPU, XLA's int8 products of a single row take three times as long as those of two
+# (benchmarks/results/generate.md).
+_INT8_ROWS = 2
 LONGEST = 2048  # tokens of a text with its prompt, unless more are asked for
 _GENERATION = "generation_config.json"
 
@@ -61,6 +69,7 @@ class Generator:
       ends: the tokens at which a text stops.
       template: of chats; None if the model has none.
       version: the step of the checkpoint, or a hash of the weights.
+      compute: what it computes in, of COMPUTE; int8 is the products of linear layers.
     """
 
     module: Decoder
@@ -70,19 +79,25 @@ class Generator:
     ends: frozenset[int]
     template: ChatTemplate | None
     version: str
+    compute: str = "float32"
 
     @classmethod
-    def open(cls, path: str | Path, checkpoint: str = "best", *, dtype: str = "float32") -> "Generator":
-        """Opens a run directory or a folder, to compute in `dtype`; its weights are kept in that dtype too.
+    def open(cls, path: str | Path, checkpoint: str = "best", *, compute: str = "float32") -> "Generator":
+        """Opens a run directory or a folder; its weights are kept in the dtype of `compute`.
 
         Raises UserError if it is no decoder, or can't be read.
         """
-        if dtype not in DTYPES:
-            raise UserError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+        if compute not in COMPUTE:
+            raise UserError(f"compute is {compute!r}; known: {', '.join(COMPUTE)}")
+        dtype = "float32" if compute == "int8" else compute
         folder = local(path).absolute()
         opened = _folder(folder, dtype) if is_folder(folder) else _run(RunDir.open(path), checkpoint, dtype)
-        variables = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), opened.variables)
-        return dataclasses.replace(opened, variables=variables)
+        module, variables = _untied(opened.module, opened.variables)
+        variables = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), variables)
+        if compute == "int8":
+            batch = {name: np.ones((1, 1), np.int32) for name in ("tokens", "segments", "positions")}
+            variables = quantized(variables, lambda variables: module.apply(variables, batch, train=False))
+        return dataclasses.replace(opened, module=module, variables=variables, compute=compute)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, after the one that begins texts."""
@@ -95,9 +110,14 @@ class Generator:
             raise UserError("the model has no chat template: it continues texts, but was not trained to chat")
         return list(self.tokenizer.encode(self.template.prompt(messages), add_special_tokens=False).ids)
 
+    def products(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the module is traced."""
+        return int8_products() if self.compute == "int8" else contextlib.nullcontext()
+
     def continuations(self, *, rows: int, length: int = LONGEST) -> Continuations:
         """What continues several texts at the same time."""
-        return Continuations(self.module, self.variables, rows=rows, length=length)
+        least = _INT8_ROWS if self.compute == "int8" else 1
+        return Continuations(self.module, self.variables, rows=rows, length=length, products=self.products, least=least)
 
     def check(self, request: Request, length: int) -> None:
         """Raises UserError if a text has no prompt, or its prompt no room for another token."""
@@ -134,6 +154,26 @@ class Generator:
                     continuations.remove(continuation)
                     del texts[continuation]
                 yield index, piece
+
+
+def is_decoder(path: str | Path) -> bool:
+    """Whether a run directory, or a folder of transformers, has a decoder. Raises UserError if it can't be read."""
+    folder = local(path).absolute()
+    if is_folder(folder):
+        return read_json(folder / "config.json").get("model_type") in DECODERS.model_types
+    model = RunDir.open(path).config()["model"]
+    return bool(model["name"] == "decoder")
+
+
+def _untied(module: Decoder, variables: Mapping[str, Any]) -> tuple[Decoder, dict[str, Any]]:
+    """The same decoder with an output layer of its own.
+
+    To multiply by the transposed embedding takes XLA several times as long on a CPU.
+    """
+    params = dict(variables["params"])
+    if module.tie_embeddings:
+        params["head"] = {"kernel": np.ascontiguousarray(np.asarray(params["token_embedding"]["embedding"]).T)}
+    return module.clone(tie_embeddings=False), {**variables, "params": params}
 
 
 def _folder(folder: Path, dtype: str) -> Generator:

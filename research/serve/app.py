@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from research.serve import fill, oip, page_files, plain, tei
+from research.serve import fill, oip, openai, page_files, plain, tei
 from research.serve.direct import Direct, refused
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import RESPONSES, refusal
@@ -43,7 +43,7 @@ def make_app(service: Service, repository: Repository | None = None, metrics: Me
         response.headers.update(error.headers or {})
         return response
 
-    routers = [module.router(service) for module in (plain, fill, oip, tei)]
+    routers = [module.router(service) for module in (plain, fill, oip, tei, openai)]
     routers.append(page_files.router())
     if metrics:
         routers.append(metrics.router())

@@ -12,8 +12,6 @@ from research.inference.folder import FolderModel
 from research.inference.model import TrainedModel
 from research.inference.samples import Samples
 
-_PAIR_CHARS = 64  # of a text of a pair, for each token that the model reads
-
 
 def of_texts(model: TrainedModel) -> TrainedModel:
     """The model itself, or one of documents as a model of texts."""
@@ -26,9 +24,12 @@ def of_texts(model: TrainedModel) -> TrainedModel:
 def example(model: TrainedModel | FolderModel, samples: Samples | None) -> Part:
     """An input of the size that the model reads: its values do not matter.
 
-    Raises UserError where none is known: for a run of images or features from before runs kept samples.
+    Raises UserError where none is known: for a run of images or features from before runs kept samples, and one of
+    documents that are cut into rows.
     """
     signature = model.signature
+    if signature.kind == "documents":
+        raise UserError("the model predicts the tokens of long rows, not a value for each input, and can't be served")
     columns = samples.columns if samples else {}
     if not columns and signature.kind in ("text", "text_pair", "text_or_pair"):
         columns = {name: ["a text"] for name in signature.required}
@@ -47,11 +48,6 @@ def example(model: TrainedModel | FolderModel, samples: Samples | None) -> Part:
 
 def encode(model: TrainedModel | FolderModel, columns: Columns, example: Part) -> list[Part]:
     """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or not as in the example."""
-    if model.signature.kind in ("text_pair", "text_or_pair") and len(columns) == 2:
-        # The tokenizer combines every cut-off piece of one text with every one of the other: two texts of 80,000
-        # characters took more than 14 GB. Few tokens have as many characters.
-        most = _PAIR_CHARS * int(model.signature.limits["max_length"])
-        columns = {n: [x[:most] if isinstance(x, str) else x for x in values] for n, values in columns.items()}
     parts = split(model.encode(columns, "the request"))
     if not is_sequence(example):
         for i, part in enumerate(parts):

@@ -24,6 +24,9 @@ class Limits:
       batch_ms: how long a batch may take, as measured at the start; at least one input is always taken.
       timeout_ms: how long a request may take until it is given up.
       cache_entries: the answers that are kept; 0 for none.
+      texts: the texts that a decoder writes at the same time.
+      queue_texts: the texts that wait for it.
+      text_tokens: the tokens of a text with its prompt.
     """
 
     batch_inputs: int = 64
@@ -39,6 +42,9 @@ class Limits:
     batch_ms: float = 40.0
     timeout_ms: float = 30_000.0
     cache_entries: int = 16_384
+    texts: int = 8
+    queue_texts: int = 64
+    text_tokens: int = 2048
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -48,4 +54,4 @@ class Limits:
 
     @staticmethod
     def _allowed(name: str) -> Range:
-        return POSITIVE if name.endswith("_ms") else Range(0) if name == "cache_entries" else COUNT
+        return POSITIVE if name.endswith("_ms") else Range(0) if name in ("cache_entries", "queue_texts") else COUNT

@@ -1,5 +1,6 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
@@ -25,7 +26,7 @@ from research.serve.explainer import Explainer
 from research.serve.forms import form
 from research.serve.limits import Limits
 from research.serve.masks import Masks
-from research.serve.operations import OPERATIONS, USUAL, Operation, chosen
+from research.serve.operations import OPERATIONS, USUAL, Operation, chosen, run_all
 from research.serve.shapes import Shape
 
 # What a model can compute in: int8 is the products of dense layers, with everything else in float32.
@@ -94,12 +95,23 @@ class ServedModel:
             self._products = int8_products
         self._variables = [jax.device_put(variables, device) for device in self._devices]
         self._programs: dict[tuple[int, Shape], Any] = {}
-        self.others = {name: self._for(name) for name in others}
+        self._together = [self]  # this and the others that the same programs compute; the first one compiles them
+        self.others: dict[str, ServedModel] = {}
+        for name in others:
+            self.others[name] = self._for(name)
 
     def _for(self, operation: str) -> "ServedModel":
-        """The same model with the same parameters for another operation."""
-        other = copy.copy(self)
-        other.operation, other.seconds, other._programs, other.others = operation, {}, {}, {}
+        """The same model with the same parameters for another operation.
+
+        It shares the programs of one that has the same batches: those for masks also have their positions.
+        """
+        per_mask = OPERATIONS[operation].per_mask
+        alike = [each for each in (self, *self.others.values()) if each._operation.per_mask == per_mask]
+        other = copy.copy((*alike, self)[0])
+        other.operation, other.others = operation, {}
+        if not alike:
+            other.seconds, other._programs, other._together = {}, {}, []
+        other._together.append(other)
         return other
 
     @classmethod
@@ -226,7 +238,7 @@ class ServedModel:
         """Compiles one shape, for a first look before `warm_up` -> the seconds of an item in a full batch of it."""
         packs = encoding.is_sequence(self.example)
         shape = shapes.packed(self.row_length, 1)[-1] if packs else shapes.fixed(min(8, limits.batch_rows))[-1]
-        self.seconds = {shape: self._prepare(shape, 0)}
+        self.seconds[shape] = self._prepare(shape, 0)
         return self.seconds[shape] / shape.items
 
     def warm_up(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
@@ -234,53 +246,79 @@ class ServedModel:
 
         Of each length, shapes with more rows than the first that takes longer than `limits.batch_ms` are left out.
         """
-        example = self.example
-        packs = encoding.is_sequence(example)
-        found = shapes.packed(self.row_length, limits.batch_items) if packs else shapes.fixed(limits.batch_rows)
+        for each in (self, *self.others.values()):
+            if each._together[0] is each:
+                yield from each._prepare_all(limits)
+
+    def _prepare_all(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
+        packs = encoding.is_sequence(self.example)
+        on_cpu = self.platform == "cpu"
+        if packs:
+            found = shapes.packed(self.row_length, limits.batch_items, fine=on_cpu)
+        else:
+            found = shapes.fixed(limits.batch_rows)
+        if not on_cpu:  # which takes long there, and leaves the other cores free
+            self._compile_at_once(found)
         slow: dict[int | None, bool] = {}
         for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
             if slow.get(shape.length):
                 continue
             for device in range(len(self._devices)):
-                if (device, shape) not in self._programs:  # `probe` has prepared one
+                if shape not in self.seconds or device:  # `probe` has measured one
                     self.seconds[shape] = self._prepare(shape, device)
             slow[shape.length] = self.seconds[shape] > limits.batch_ms / 1000
             yield shape, self.seconds[shape]
-        self.capacity = shapes.capacity(self.seconds, limits.batch_ms)
-        if packs:
-            self.capacity = int(_CHOICE * self.capacity)
-        self._seconds_per_item = min(time / (shape.rows * (shape.length or 1)) for shape, time in self.seconds.items())
-        for other in self.others.values():
-            yield from other.warm_up(limits)
+        capacity = shapes.capacity(self.seconds, limits.batch_ms)
+        for each in self._together:
+            each.capacity = int(_CHOICE * capacity) if packs else capacity
+            each._seconds_per_item = min(time / shape.items for shape, time in self.seconds.items())
 
-    def _prepare(self, shape: Shape, device: int) -> float:
-        """Compiles a shape for a device -> the seconds that a full batch takes."""
+    def _full_batch(self, shape: Shape) -> dict[str, np.ndarray]:
+        """A batch as full as can be."""
         example = self.example
-        if shape.length is not None:  # as full as can be
+        if shape.length is not None:
             length = max(1, shape.length // shape.slots)
             arrays = {name: np.resize(array, length) for name, array in example.arrays.items()}
             example = dataclasses.replace(example, arrays=arrays, length=length)
         members = np.arange(shape.rows * shape.slots).reshape(shape.rows, shape.slots)
-        batch = self._batch([example] * members.size, members, shape)
+        return self._batch([example] * members.size, members, shape)
+
+    def _compile(self, shape: Shape, device: int) -> None:
+        batch = self._full_batch(shape)
         place = jax.sharding.SingleDeviceSharding(self._devices[device])
         abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
-        run = self._operation.run
+        run = functools.partial(run_all, [each.operation for each in self._together])
         program = jax.jit(functools.partial(run, module=self._model.module, task=self._model.task))
         with self._products():
             self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
+
+    def _compile_at_once(self, found: Sequence[Shape]) -> None:
+        """Compiles the shapes for all devices, several at the same time."""
+        wanted = [(shape, device) for shape in found for device in range(len(self._devices))]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(self._compile, *zip(*wanted, strict=True)))
+
+    def _prepare(self, shape: Shape, device: int) -> float:
+        """Compiles a shape for a device, if it is not yet -> the seconds that a full batch takes."""
+        if (device, shape) not in self._programs:
+            self._compile(shape, device)
+        batch = self._full_batch(shape)
         times = []
         for _ in range(_TIMED):
             start = time.perf_counter()
-            found = self._run(batch, shape, device)
+            self._run(batch, shape, device)
             times.append(time.perf_counter() - start)
         axes = 2 if shape.length else 1
-        self.outputs = {name: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype) for name, x in found.items()}
+        for each in self._together:
+            outputs = self._programs[device, shape].out_info[each.operation]
+            each.outputs = {name: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype) for name, x in outputs.items()}
         return min(times)
 
     def _run(self, batch: Mapping[str, np.ndarray], shape: Shape, device: int) -> dict[str, np.ndarray]:
         # As it is in NumPy: to place each array on the device before takes a millisecond.
         arrays = {name: x.astype(_on_device(x.dtype), copy=False) for name, x in batch.items()}
-        found: dict[str, np.ndarray] = jax.device_get(self._programs[device, shape](self._variables[device], arrays))
+        values = self._programs[device, shape](self._variables[device], arrays)
+        found: dict[str, np.ndarray] = jax.device_get(values[self.operation])
         return found
 
     def choose(self, parts: Sequence[Part]) -> tuple[Shape, np.ndarray]:

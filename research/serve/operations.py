@@ -99,3 +99,8 @@ def chosen(names: Sequence[str], module: nn.Module) -> list[str]:
     """The operations among `names` that a module supports; if it supports none of them, all that it does."""
     supported = [name for name, operation in OPERATIONS.items() if operation.supports(module)]
     return [name for name in supported if name in names] or supported
+
+
+def run_all(names: Sequence[str], variables: Any, batch: Any, **options: Any) -> dict[str, dict[str, jax.Array]]:
+    """What each operation gives for a batch: XLA computes the encoder that they share once."""
+    return {name: OPERATIONS[name].run(variables, batch, **options) for name in names}

@@ -15,14 +15,17 @@ import numpy as np
 from research.base.errors import UserError
 from research.base.paths import expanded
 from research.inference.folder import Folder, is_folder
+from research.inference.generate import Generator, is_decoder
 from research.inference.model import checkpoint_step
 from research.inference.samples import Records, add_predictions
+from research.interop.tensors import weights_version
 from research.runs.rundir import RunDir
 from research.serve.compute import AUTO, fastest, predictions, relative_difference
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
 from research.serve.operations import USUAL
 from research.serve.splits import is_name
+from research.serve.writer import Writer
 
 log = logging.getLogger("research.serve")
 
@@ -34,13 +37,18 @@ _CLOSE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.15}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model to serve: its name, which folder or checkpoint of which run it is, and what it is asked for."""
+    """A model to serve: its name, which folder or checkpoint of which run it is, and what it is asked for.
+
+    Attributes:
+      writes: whether it is a decoder, which writes texts.
+    """
 
     name: str
-    run: RunDir | Folder
+    run: RunDir | Folder | Path  # a path: the folder of a decoder
     checkpoint: str = "best"
     compute: str = "float32"
     operations: tuple[str, ...] = USUAL
+    writes: bool = False
 
     @classmethod
     def of(cls, text: str, **options: Any) -> "Source":
@@ -49,15 +57,21 @@ class Source:
         Raises UserError if it is neither a run directory nor a folder of transformers that can be served.
         """
         name, _, path = text.rpartition("=")
-        run = Folder.open(path) if is_folder(expanded(path)) else RunDir.open(path)
+        folder = expanded(path)
+        writes = is_decoder(folder)
+        run: RunDir | Folder | Path = RunDir.open(path)
+        if is_folder(folder):
+            run = folder if writes else Folder.open(path)
         name = name or Path(path).resolve().name
         if not is_name(name):
             raise UserError(f"the model's name {name!r} is not of letters, digits and . _ -; give one: NAME={path}")
-        return cls(name, run, **options)
+        return cls(name, run, writes=writes, **options)
 
     def version(self) -> str:
         """The version of the folder, or the step of the checkpoint, now. Raises UserError if there is none."""
-        return self.run.version if isinstance(self.run, Folder) else str(checkpoint_step(self.run, self.checkpoint))
+        if isinstance(self.run, RunDir):
+            return str(checkpoint_step(self.run, self.checkpoint))
+        return weights_version(self.run) if isinstance(self.run, Path) else self.run.version
 
 
 def sources(texts: Sequence[str], **options: Any) -> list[Source]:
@@ -81,7 +95,7 @@ class Repository:
         self,
         sources: Sequence[Source],
         limits: Limits,
-        install: Callable[[ServedModel], None],
+        install: Callable[[ServedModel | Writer], None],
         *,
         devices: Sequence[jax.Device],
         poll_seconds: float = 5.0,
@@ -117,7 +131,7 @@ class Repository:
             version = source.version()
             if self._versions.get(source.name) == version:
                 return
-            self._install(self._load(source))
+            self._install(self._load_writer(source) if source.writes else self._load(source))
             self._versions[source.name] = version
             self.states[source.name] = "ready"
         except Exception as error:  # a run that can't be read must not end the service; the last model stays
@@ -126,8 +140,22 @@ class Repository:
             log.error("model %s can't be loaded: %s", source.name, error)
             self._stopped.wait(self._poll_seconds)
 
+    def _load_writer(self, source: Source) -> Writer:
+        began = time.perf_counter()
+        path = source.run if isinstance(source.run, Path) else source.run.path
+        compute = "float32" if source.compute == AUTO else source.compute
+        if source.compute == AUTO:
+            log.info("model %s: computes in float32; name another --compute for a decoder", source.name)
+        writer = Writer(source.name, Generator.open(path, source.checkpoint, compute=compute), self._limits)
+        for what in writer.warm_up():
+            log.info("model %s: compiled for %s", source.name, what)
+        writer.start()
+        log.info("model %s, version %s: ready after %.1f s", writer.name, writer.version, time.perf_counter() - began)
+        return writer
+
     def _load(self, source: Source) -> ServedModel:
         began = time.perf_counter()
+        assert not isinstance(source.run, Path)
         model = self._open(source)
         for number, (shape, seconds) in enumerate(model.warm_up(self._limits), 1):
             log.info("model %s: batch shape %d, %s: %.1f ms", source.name, number, shape, 1000 * seconds)
@@ -136,10 +164,13 @@ class Repository:
         return model
 
     def _open(self, source: Source) -> ServedModel:
+        assert not isinstance(source.run, Path)
+        run = source.run
+
         def make(compute: str) -> ServedModel:
             return ServedModel.open(
                 source.name,
-                source.run,
+                run,
                 source.checkpoint,
                 compute=compute,
                 operations=source.operations,

@@ -20,6 +20,7 @@ from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
 from research.serve.queue import Job
 from research.serve.splits import Splits
+from research.serve.writer import Writer
 
 Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
 
@@ -54,6 +55,7 @@ class Service:
 
     Attributes:
       models: those that answer, by name; `install` adds them.
+      writers: those that write texts, likewise.
       states: what happens with each model: "loading", "ready", or an error.
       splits: the names under which several models share requests.
       admission: which requests are refused as there are too many.
@@ -71,6 +73,7 @@ class Service:
         splits: Splits | None = None,
     ):
         self.models: dict[str, ServedModel] = {}
+        self.writers: dict[str, Writer] = {}
         self.splits = splits or Splits()
         self.states: Mapping[str, str] = {}
         self.stopping = False
@@ -94,7 +97,11 @@ class Service:
     async def stop(self, timeout: float) -> bool:
         """Answers what waits, then ends -> whether that took at most `timeout` seconds."""
         self.admission.stop()
+        for writer in self.writers.values():
+            writer.close()
         ended = await asyncio.to_thread(self._engine.stop, timeout)
+        for writer in self.writers.values():
+            ended &= await asyncio.to_thread(writer.join, timeout)
         self.encoders.stop()
         self._explainers.shutdown(wait=False, cancel_futures=True)
         return ended
@@ -104,14 +111,35 @@ class Service:
         """The inputs in the queue."""
         return len(self._engine.queue)
 
-    def install(self, model: ServedModel) -> None:
+    def install(self, model: ServedModel | Writer) -> None:
         """Adds a model, or replaces that of its name, for all later requests. May be called in any thread.
 
         Raises UserError if it does not fit the other variants of a split.
         """
         assert self._loop is not None
+        if isinstance(model, Writer):
+            self._loop.call_soon_threadsafe(self._install_writer, model)
+            return
         self.splits.check(model, self.models)
         self._loop.call_soon_threadsafe(self.models.__setitem__, model.name, model)
+
+    def _install_writer(self, writer: Writer) -> None:
+        replaced = self.writers.get(writer.name)
+        self.writers[writer.name] = writer
+        if replaced is not None:
+            replaced.close()  # it ends when what was asked for is written
+
+    def writer(self, name: str | None = None) -> Writer:
+        """A model that writes texts; without a name the first. Raises ServiceError if there is none, or not yet."""
+        name = next(iter(self.writers), self.default) if name is None else name
+        if name in self.writers:
+            return self.writers[name]
+        if name in self.models or name in self.splits:
+            raise ServiceError(Kind.FAILED, f"model {name!r} writes no texts")
+        if name in self.states:
+            raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
+        known = ", ".join(self.writers) or "none that writes texts"
+        raise ServiceError(Kind.UNKNOWN, f"there is no model {name!r}; there are {known}")
 
     @property
     def is_ready(self) -> bool:
@@ -120,12 +148,13 @@ class Service:
         answering = all(
             state == "ready" or (state != "loading" and name in replaced) for name, state in self.states.items()
         )
-        return not self.stopping and bool(self.models) and answering
+        return not self.stopping and bool(self.models or self.writers) and answering
 
     @property
     def default(self) -> str:
-        """The name that is meant without a name: the first split, or the first model."""
-        return next(iter([*self.splits, *self.states, *self.models]), "")
+        """The name that is meant without a name: the first split, or the first model, if possible one that predicts."""
+        predicting = [name for name in self.states if name not in self.writers]
+        return next(iter([*self.splits, *predicting, *self.models, *self.writers]), "")
 
     def model(
         self,
@@ -151,6 +180,10 @@ class Service:
         elif name in self.splits:
             states = "; ".join(f"{each}: {self.states.get(each)}" for each in self.splits[name].weights)
             raise ServiceError(Kind.UNAVAILABLE, f"no variant of {name!r} is ready: {states}", retry_after=1.0)
+        elif name in self.writers:
+            raise ServiceError(
+                Kind.FAILED, f"model {name!r} writes texts; ask /v1/completions, or /v1/chat/completions"
+            )
         elif name in self.states:
             raise ServiceError(Kind.UNAVAILABLE, f"model {name!r}: {self.states[name]}", retry_after=1.0)
         else:

@@ -35,14 +35,19 @@ def fixed(rows: int) -> tuple[Shape, ...]:
     return tuple(Shape(1 << power) for power in range(rows.bit_length()))
 
 
-def packed(longest: int, items: int) -> tuple[Shape, ...]:
+def packed(longest: int, items: int, *, fine: bool = True) -> tuple[Shape, ...]:
     """Shapes for sequences of at most `longest` items, and `items` in a batch if there is more than one row.
 
     A single row has 16, 24, 32, 48, 64, … or `longest` items, so that few or short inputs are fast. Of more rows, which
     several inputs share, each has `longest`.
+
+    Args:
+      fine: if not, each step is a factor of 4: for a device that takes long to compile, and about as long for a short
+        row as for a longer one.
     """
-    lengths = [*(length for length in _steps(_SHORTEST, longest) if length < longest), longest]
-    rows = _steps(1, max(1, items // longest))
+    steps = _fine_steps if fine else _coarse_steps
+    lengths = [*(length for length in steps(_SHORTEST, longest) if length < longest), longest]
+    rows = steps(1, max(1, items // longest))
     return tuple(
         Shape(count, length, max(1, length // _PACKED))
         for length in lengths
@@ -50,7 +55,12 @@ def packed(longest: int, items: int) -> tuple[Shape, ...]:
     )
 
 
-def _steps(first: int, last: int) -> list[int]:
+def _coarse_steps(first: int, last: int) -> list[int]:
+    """The powers of 4 times `first`, up to `last`."""
+    return [first << power for power in range(0, last.bit_length(), 2) if first << power <= last]
+
+
+def _fine_steps(first: int, last: int) -> list[int]:
     """The powers of 2 times `first`, and 1.5 times those that are even, in order, up to `last`."""
     powers = [first << power for power in range(last.bit_length())]
     halves = [3 * power // 2 for power in powers if power % 2 == 0]

@@ -11,6 +11,7 @@ import numpy as np
 from research.core.replicas import Replicas
 from research.core.state import TrainState
 from research.devices import sharding
+from research.devices.platform import quick_random_bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Program:
 
     def compiled(self, mesh: jax.sharding.Mesh, options: Any) -> tuple[Callable[[], TrainState], Any]:
         """`init` and `train_step`, jitted for the mesh; the latter donates its input state."""
-        init = jax.jit(self.init, out_shardings=self.shardings)
+        init = quick_random_bits()(jax.jit(self.init, out_shardings=self.shardings))
         train_step = jax.jit(
             self.train_step,
             in_shardings=(self.shardings, sharding.batch_sharding(mesh, axis=self.batch_axis)),

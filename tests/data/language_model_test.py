@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.base.errors import UserError
+from research.configs import gpt_shakespeare
 from research.configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
+from research.data import load as data
+from research.data import stateless_rng
 from research.data.cache import ArtifactCache
 from research.data.encoder import NoSplits
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
+from research.data.sources import tfds_source
 from research.data.text.language_model import LanguageModelRows, TokenRows
 from research.data.text.wordpiece import train_wordpiece
 from tests.encoded import language_model
@@ -42,14 +46,13 @@ def _rows(lengths, *, ended=True, row_length=8, stride=None, random=False):
     """The rows of these documents, made as the encoder does."""
     documents = _documents(lengths)
     if ended:
-        sequence = [END, *(token for document in documents for token in (*document, END))]
+        tokens = [END, *(token for document in documents for token in (*document, END))]
         starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
     else:
-        sequence = [token for document in documents for token in document]
+        tokens = [token for document in documents for token in document]
         starts = np.cumsum([0, *lengths])[:-1]
     sizes = np.arange(sum(lengths) + 1, dtype=np.int32) % 5
-    sequence = np.array(sequence, np.int32)
-    return TokenRows(sequence, starts, ended, row_length, stride or row_length, random, sizes)
+    return TokenRows(np.array(tokens, np.int32), starts, ended, row_length, stride or row_length, random, sizes)
 
 
 def _all(examples):
@@ -262,9 +265,15 @@ def test_second_time_they_come_from_the_cache(monkeypatch, tmp_path):
     again = _encoded(Unread(), kept, row_length=5)["train"]  # whatever the length of the rows
     np.testing.assert_array_equal(again.sequence, first.sequence)
     np.testing.assert_array_equal(again.starts, first.starts)
-    for other in ({"heading": "a"}, {"replace": (("a", "b"),)}, {"inputs": ("other",)}, {"end_of_text": ""}):
+    changes: tuple[dict[str, object], ...] = (
+        {"heading": "a"},
+        {"replace": (("a", "b"),)},
+        {"inputs": ("other",)},
+        {"end_of_text": ""},
+    )
+    for change in changes:
         with pytest.raises(AssertionError, match="were read"):
-            _encoded(Unread(), kept, **other)["train"]
+            _encoded(Unread(), kept, **change)["train"]
 
 
 def test_a_given_tokenizer(tmp_path):
@@ -277,7 +286,7 @@ def test_a_given_tokenizer(tmp_path):
     sep, dull, superb = (own.token_to_id(token) for token in ("[SEP]", "dull", "superb"))
     assert examples.sequence.tolist() == [sep, dull, superb, dull, dull, sep]
     assert "target_bytes" not in _all(examples)
-    with pytest.raises(UserError, match=r"has no token '<\|endoftext\|>'; name the one .* end_of_text, or"):
+    with pytest.raises(UserError, match=r"has no token '<\|endoftext\|>'; name the one .*end_of_text, or"):
         _encoded({"train": {"text": TEXTS}}, tokenizer=str(tmp_path / "own.json"))
     with pytest.raises(UserError, match=r"own\.jsn can't be read"):
         _encoded({"train": {"text": TEXTS}}, tokenizer=str(tmp_path / "own.jsn"))
@@ -296,3 +305,36 @@ def test_a_given_tokenizer(tmp_path):
 def test_invalid_options_are_one_line_errors(change, message):
     with pytest.raises(UserError, match=message):
         LanguageModelRows(**{**OPTIONS, **change})
+
+
+@pytest.mark.realdata
+def test_rows_of_shakespeare_hold_all_of_it():
+    """The splits are the first 90, the next 5 and the last 5 % of the text; 65 characters occur in it."""
+    columns = tfds_source.load("tiny_shakespeare", None)
+    texts = {split: column["text"][0].decode() for split, column in columns.items()}
+    assert {split: len(text) for split, text in texts.items()} == {
+        "train": 1_003_854,
+        "validation": 55_770,
+        "test": 55_770,
+    }
+    whole = texts["train"] + texts["validation"] + texts["test"]
+    assert len(texts["train"]) == int(0.9 * len(whole))
+    assert set(texts["train"]) == set(whole)
+    assert len(set(whole)) == 65
+    dataset = data.load(gpt_shakespeare.get_config("char_cpu").data)
+    tokenizer = dataset.encoder.tokenizer
+    assert tokenizer.get_vocab_size() == 66
+    for split, text in texts.items():
+        examples = dataset.split(split)
+        batch = _all(examples)
+        has_target = batch["targets"] >= 0
+        for name, expected in (("tokens", text[:-1]), ("targets", text[1:])):
+            assert tokenizer.decode(batch[name][has_target].tolist(), skip_special_tokens=False) == expected
+        assert batch["target_bytes"].sum() == len(text) - 1
+        assert (batch["segments"] > 0).mean() > 0.99
+    members = np.arange(4)[:, None]
+    random = dataset.split("train").train_batch(members, slice(None), stateless_rng.keys(0, np.zeros(4), members))
+    for row in range(4):
+        text = tokenizer.decode(random["tokens"][row].tolist() + random["targets"][row, -1:].tolist())
+        assert len(text) == 65
+        assert text in texts["train"]

@@ -48,6 +48,11 @@ def test_what_is_truncated_has_no_place():
     assert _found(_texts("text", max_length=4), columns) == [[], [("text", "the", 0)], [("text", "film", 1)], []]
 
 
+def test_places_of_a_long_pair_are_those_of_its_beginning():
+    found = _found(_texts("one", "two", max_length=5), {"one": ["the film, " * 9000], "two": ["a dull film, " * 7000]})
+    assert found == [[], [("one", "the", 0)], [], [("two", "a", 1)], []]
+
+
 @pytest.fixture(scope="module")
 def bag():
     options = BagOfWords(

@@ -15,7 +15,7 @@ END = "<|endoftext|>"
 TEXTS = ["the plot is dull.\n", "A superb, superb film\n\twith a plot", "dull 42 42 naïve 日本"]
 SIZES = {"byte": 257, "character": 60, "bpe": 300}
 # Of these code points, the character tokenizer knows those of TEXTS.
-ANY = st.text(st.characters(exclude_categories=("Cs",)))
+ANY = st.text(st.characters(exclude_categories=["Cs"]))
 MADE = {name: make(TEXTS, vocab_size=SIZES[name], special=(END,)).to_str() for name, make in TOKENIZERS.items()}
 
 

@@ -1,14 +1,18 @@
+import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, processors, trainers
 
 from research.base.errors import UserError
 from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, as_text, only
-from research.data.text.wordpiece import FEW, SPECIAL_TOKENS, encode, train_wordpiece
+from research.data.text.wordpiece import FEW, SPECIAL_TOKENS, _cut, encode, train_wordpiece
 from tests.encoded import wordpiece
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
@@ -87,6 +91,54 @@ def test_pairs_have_type_ids_and_truncate_the_longest_part_first():
     batch = examples.batch(np.array([[0]]))
     assert batch["type_ids"].tolist() == [[0, 0, 0, 0, 0, 0, 1, 1]]  # [CLS] dull ×4 [SEP] superb [SEP]
     assert (batch["segments"] == 1).all()
+
+
+@functools.cache
+def _tokenizer(kind):
+    """One like BERT's, or like RoBERTa's, whose words begin with their space."""
+    if kind == "wordpiece":
+        return train_wordpiece(TEXTS, vocab_size=80, lowercase=True)
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*TEXTS, "xy xyxy  xx   xxxx yyyy"] * 9, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return tokenizer
+
+
+_REPEATED = st.builds(lambda part, count: part * count, st.text("xys .ü中\u0301\n", min_size=1), st.integers(1, 200))
+_WORDS = st.sampled_from(["the plot ", "superb", " ", "[MASK]", "</s>", ", ", "x" * 120, "🎬", "dull.\n", "\ufdfa"])
+_LONG_TEXTS = st.lists(_REPEATED | _WORDS | st.text(max_size=9), max_size=20).map(lambda parts: "".join(parts)[:500])
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte level"])
+@given(texts=st.tuples(_LONG_TEXTS, _LONG_TEXTS), most=st.integers(10, 20))
+@settings(max_examples=60, deadline=None)
+@example(texts=(" " * 3000 + "superb", "the plot " * 50), most=12)
+@example(texts=("x" * 200 + " " + "dull" * 20 + " superb" * 3, "xy" * 300), most=12)
+def test_truncated_pairs_have_the_tokens_of_whole_texts(kind, texts, most):
+    """Also where truncated texts are so long that they are cut before."""
+    tokenizer = _tokenizer(kind)
+    tokenizer.enable_truncation(most, strategy="longest_first")
+    tokens, type_ids, lengths = encode(tokenizer, [[text] for text in texts], "test")
+    expected = tokenizer.encode(*texts)
+    assert tokens.values.tolist() == expected.ids
+    assert type_ids.values.tolist() == expected.type_ids
+    tokenizer.no_truncation()
+    assert lengths.tolist() == [len(tokenizer.encode(*texts))]
+
+
+def test_long_pairs_take_little_memory():
+    """The library's own truncation makes more than 100,000 pieces of these."""
+    tokenizer = _tokenizer("byte level")
+    tokenizer.enable_truncation(16, strategy="longest_first")
+    for text in ("x, " * 1500, "xy" * 2000):
+        cut = _cut(tokenizer, (text, text))
+        assert len(tokenizer.encode(*cut).overflowing) < 5000
+        assert all(text.startswith(each) for each in cut)
 
 
 def test_invalid_utf8_becomes_replacement_characters():

@@ -12,16 +12,15 @@ from research.inference import continuations
 from research.inference.continuations import Continuations
 from research.models.decoder import Decoder
 from tests.generation.sampling_test import MIXED
-from tests.models.decoder_test import GPT2, LLAMA
 from tests.models.random_params import random_params
+from tests.models.small_decoders import STYLES
 
 LENGTH = 64
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request):
-    style = {"gpt2": GPT2, "llama": LLAMA}[request.param]
-    module = Decoder(**{**style, "max_positions": LENGTH})
+    module = Decoder(**{**STYLES[request.param], "max_positions": LENGTH})
     batch = {name: jnp.ones((1, 4), jnp.int32) for name in ("tokens", "segments", "positions")}
     return module, {"params": random_params(module, batch)}
 

@@ -191,7 +191,7 @@ def test_the_command_chats(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--prompt=x", "--max_tokens=0"], ["--prompt=x", "--top_p=0"], ["--prompt=x", "--dtype=int4"]]
+    "flags", [[], ["--prompt=x", "--max_tokens=0"], ["--prompt=x", "--top_p=0"], ["--prompt=x", "--compute=int4"]]
 )
 def test_wrong_flags(folder, flags):
     with pytest.raises(UserError):

@@ -36,7 +36,7 @@ class TestTheFolder:
             ({"config.json": None}, r"config.json can't be read: \[Errno 2\] No such file"),
             ({"config.json": "{"}, "config.json can't be read: Expecting property name"),
             ({"config.json": "[]"}, "config.json is not a JSON object"),
-            ({"config.json": '{"model_type": "gpt2"}'}, "config.json is of model_type 'gpt2'; known: bert, .*, resnet"),
+            ({"config.json": '{"model_type": "t5"}'}, "config.json is of model_type 't5'; known: bert, .*, resnet"),
             ({"vocab.txt": None}, "has neither tokenizer.json nor vocab.txt"),
             ({"vocab.txt": "[PAD]\n[UNK]\n"}, r"vocab.txt lacks \[CLS\], \[SEP\], \[MASK\]"),
             ({"tokenizer.json": "{}"}, "tokenizer.json can't be read"),

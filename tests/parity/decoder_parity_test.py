@@ -217,7 +217,7 @@ def test_smollm2():
     import transformers
 
     assert (SMOLLM2 / "model.safetensors").is_file(), f"this test needs the model in {SMOLLM2}"
-    text = Path("README.md").read_text()
+    text = Path("README.md").read_text()[:2000]
     tokens = np.array(transformers.AutoTokenizer.from_pretrained(SMOLLM2)(text)["input_ids"])[None, :200]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 
 from research.base.errors import UserError
 from research.inference import quantization
-from research.serve.compute import BOUND, disagreement, fastest
+from research.serve.compute import BOUND, disagreement, fastest, predictions
 from research.serve.model import Answer, ServedModel
 from research.serve.operations import OPERATIONS
 from tests.serve.conftest import LIMITS, TEXTS, answer_all
@@ -72,6 +72,16 @@ def test_disagreement_is_of_scores_numbers_and_classes():
     one = [{"prediction": 1, "scores": np.array([0.49, 0.51])}]
     other = [{"prediction": 0, "scores": np.array([0.51, 0.49])}]
     assert disagreement(one, other) == float("inf")
+
+
+@pytest.mark.extended
+def test_predictions_for_samples_are_those_of_each_alone(models):
+    model = models["text"]
+    found = predictions(model)
+    assert len(found) > 4
+    for values, part in zip(found, model.encode(model.samples.columns), strict=True):
+        (alone,), _ = model.answer([part])
+        np.testing.assert_allclose(values["scores"], alone.values["scores"], atol=1e-6)
 
 
 @pytest.mark.extended

@@ -188,6 +188,65 @@ def test_a_drawing_is_sent_as_the_pixels_that_the_model_reads(page):
     assert page.get_by_role("alert").filter(has_text="Draw").count() == 1
 
 
+def _draw(page, points, left, top, size):
+    """Draws a line through points in a square of the drawing; all are shares of its side."""
+    page.locator("#ink").scroll_into_view_if_needed()
+    box = page.locator("#ink").bounding_box()
+    for number, (x, y) in enumerate(points):
+        page.mouse.move(
+            box["x"] + (left + size * x) * box["width"], box["y"] + (top + size * y) * box["height"], steps=3
+        )
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def _arc(x, y, width, height, start, stop):
+    angles = np.radians(np.linspace(start, stop, 16))
+    return np.stack([x + width / 2 * np.cos(angles), y + height / 2 * np.sin(angles)], axis=1).tolist()
+
+
+DIGITS = {
+    "0": _arc(0.5, 0.5, 0.64, 1, -90, 270),
+    "3": [*_arc(0.45, 0.26, 0.76, 0.52, -140, 90), *_arc(0.45, 0.75, 0.84, 0.5, -90, 140)],
+    "7": [(0.1, 0.05), (0.9, 0.05), (0.4, 1)],
+}
+
+
+def test_where_and_how_large_a_digit_is_drawn_does_not_matter(page):
+    page.select_option("#model", "image")
+    for points in DIGITS.values():
+        found = []
+        for place in ((0.1, 0.1, 0.8), (0.05, 0.05, 0.3), (0.6, 0.65, 0.3)):
+            page.get_by_role("button", name="Clear drawing").click()
+            _draw(page, points, *place)
+            found.append(np.array(_sent(_predict(page))))
+        assert found[0][[0, 7]].max(axis=(1, 2)).min() > 8, "as high as the image"
+        assert all(np.abs(other - found[0]).max() < 3 for other in found), "of 16"
+
+
+def test_a_drawing_of_28_pixels_is_centred_as_those_of_mnist(browser, models):
+    def described(route):
+        (found,) = route.fetch().json()
+        image = {"height": 28, "width": 28, "channels": 1, "white": 255, "resize": None}
+        route.fulfill(json=[{**found, "image": image}])
+
+    with serving({"image": models["image"]}) as (url, _):
+        page = browser.new_page()
+        page.route("**/models", described)
+        _open(page, url)
+        _draw(page, DIGITS["7"], 0.6, 0.65, 0.3)
+        sent = np.array(_sent(_predict(page)))[:, :, 0]
+        page.close()
+    assert sent.shape == (28, 28)
+    rows = np.nonzero(sent > 100)[0]
+    assert np.ptp(rows) + 1 in (19, 20, 21), "the longer side"
+    places = np.arange(28)
+    middle = [(sent.sum(axis=1 - axis) * places).sum() / sent.sum() for axis in (0, 1)]
+    np.testing.assert_allclose(middle, 13.5, atol=0.3)
+    assert abs((rows.min() + rows.max()) / 2 - 13.5) > 1, "the middle of its box is elsewhere"
+
+
 def test_a_form_has_the_fields_of_the_features(page):
     page.select_option("#model", "features")
     page.get_by_label("bmi").fill("0.05")
@@ -296,6 +355,49 @@ def test_the_keyboard_alone_is_enough(page):
     sent = np.array(_sent(answer.value))[:, :, 0]
     assert sent[:, 4].max() > 12
     assert sent[0].max() == 0
+
+
+def _newer(model, name, version):
+    found = copy.copy(model)
+    found.name, found.version = name, version
+    return found
+
+
+def test_newer_models_appear_and_what_was_typed_stays(browser, models):
+    with serving({"text": models["text"], "features": models["features"]}) as (url, service):
+        page = browser.new_page()
+        page.clock.install()
+        _open(page, url)
+        page.get_by_label("Sentence").press_sequentially("half a sen")
+        service.models.update({name: _newer(models["text"], name, "9") for name in ("text", "twin")})
+        page.clock.fast_forward(11_000)
+        page.get_by_text("version 9.").wait_for()
+        assert page.locator("#other option").all_inner_texts() == ["none", "twin"]
+        page.select_option("#other", "twin")
+        page.get_by_label("Sentence").focus()
+        page.keyboard.press("End")
+        service.models["third"] = _newer(models["features"], "third", "9")
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.locator("#model option[value=third]").wait_for(state="attached")
+        page.keyboard.type("tence")
+        assert page.get_by_label("Sentence").input_value() == "half a sentence"
+        assert [page.locator(f"#{name}").input_value() for name in ("model", "other")] == ["text", "twin"]
+        assert _predict(page).status == 200
+        page.close()
+
+
+def test_a_page_without_a_service_waits_for_it(browser, models):
+    with serving({}) as (url, service):
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_text("No model is ready yet").wait_for()
+        page.route("**/models", lambda route: route.abort())
+        page.get_by_text("can't be reached").first.wait_for()
+        service.models["features"] = models["features"]
+        page.unroute("**/models")
+        page.locator("#model:enabled").wait_for()
+        assert page.locator("#error").inner_text() == ""
+        page.close()
 
 
 def test_a_service_with_keys_asks_for_one(browser, models, tmp_path):

@@ -139,7 +139,7 @@ def test_new_weights_are_another_version(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'; known: bert"),
+        ({"model_type": "t5"}, "model_type 't5'; known: bert"),
         ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification"),
         ({"architectures": ["BertForImageClassification"]}, "BertForImageClassification"),
         ({"architectures": None}, "architectures None"),

@@ -6,19 +6,21 @@ import shutil
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from research.inference.predictor import Predictor
 from research.inference.samples import read_samples
 from research.runs.rundir import RunDir
+from research.serve import shapes
 from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
 from research.serve.repository import Source, check
 from research.serve.service import Service
-from tests.serve.conftest import LIMITS, TEXTS
+from tests.serve.conftest import LIMITS, TEXTS, answer_all
 
 
 class _Held:
@@ -190,7 +192,7 @@ def test_a_model_is_checked_by_the_samples_of_its_run(models, runs, monkeypatch)
     check(model, run)
     (answer, *_), _ = model.answer(model.encode(model.samples.columns))
     wrong = {name: value + 1e3 for name, value in answer.values.items()}
-    monkeypatch.setattr(ServedModel, "answer", lambda self, parts, device=0: ([Answer(wrong, "3")], None))
+    monkeypatch.setattr(ServedModel, "answer", lambda self, parts, device=0: ([Answer(wrong, "3")] * len(parts), None))
     with pytest.raises(ValueError, match="sample input 0"):
         check(model, run)
 
@@ -210,6 +212,25 @@ def test_predictions_at_another_step_are_added_to_the_samples(models, runs, tmp_
     np.testing.assert_allclose(
         [record["prediction"] for record in added], [record["prediction"] for record in records], rtol=1e-5
     )
+
+
+def test_fewer_shapes_are_compiled_on_an_accelerator_all_at_once(monkeypatch, runs, models):
+    exact = models["text"]  # on the CPU
+    monkeypatch.setattr(ServedModel, "platform", "gpu")
+    threads = set()
+    compile = ServedModel._compile
+    monkeypatch.setattr(ServedModel, "_compile", lambda *args: [threads.add(threading.get_ident()), compile(*args)])
+    model = ServedModel.open("text", runs["text"], compute="bfloat16", devices=jax.local_devices()[:2])
+    found = [shape for shape, _ in model.warm_up(LIMITS)]
+    assert set(found) == set(shapes.packed(model.row_length, LIMITS.batch_items, fine=False))
+    assert len(found) < len(exact.seconds)
+    assert len(threads) > 1
+    assert threading.get_ident() not in threads
+    parts = model.encode({"sentence": TEXTS})
+    expected = [answer.values["scores"] for answer in answer_all(exact, parts)[0]]
+    for device in (0, 1):
+        answer = model.answer(parts[:1], device)[0][0]
+        np.testing.assert_allclose(answer.values["scores"], expected[0], atol=0.01)  # of bfloat16: 0.001 off
 
 
 def test_a_replaced_model_answers_later_requests(models, in_loop):

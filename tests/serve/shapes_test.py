@@ -29,6 +29,11 @@ def test_a_short_limit_has_one_length():
     assert Shape(1, 500, 62) in shapes.packed(500, 100)  # a single row always fits
 
 
+def test_coarse_shapes():
+    found = shapes.packed(300, 3000, fine=False)
+    assert [(shape.rows, shape.length) for shape in found] == [(1, 16), (1, 64), (1, 256), (1, 300), (4, 300)]
+
+
 def test_shapes_of_fixed_size():
     assert [shape.rows for shape in shapes.fixed(5)] == [1, 2, 4]
 

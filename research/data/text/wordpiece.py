@@ -177,7 +177,7 @@ class TextEncoder(Encoder):
     def places(self, columns: Columns) -> list[tuple[Place, ...]]:
         names = self.options.inputs
         texts = [as_text(columns[name][0]) for name in names]
-        encoding = self.tokenizer.encode(texts[0], texts[1] if len(texts) == 2 else None)
+        encoding = self.tokenizer.encode(*(_cut(self.tokenizer, texts) if len(texts) == 2 else texts))
         words: dict[tuple[int, int | None], int] = {}
         found: list[tuple[Place, ...]] = []
         for part, word, (start, stop) in zip(encoding.sequence_ids, encoding.word_ids, encoding.offsets, strict=True):
@@ -258,18 +258,57 @@ def _encode_piece(
     tokenizer: "tokenizers.Tokenizer", parts: Sequence[Sequence[str | bytes]], *, special: bool
 ) -> tuple[Ragged, Ragged, np.ndarray]:
     columns = [list(map(as_text, part)) for part in parts]
-    lines = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    if len(lines) > FEW:
+    rows = list(zip(*columns, strict=True))
+    if len(columns) > 1:
+        rows = [_cut(tokenizer, row) for row in rows]
+    if len(rows) > FEW:
+        lines = columns[0] if len(columns) == 1 else rows
         encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=special)
     else:  # a batch of one, too, is handed to another thread, and waits for a core that is free
-        seconds = columns[1] if len(columns) > 1 else [None] * len(lines)
-        pairs = zip(columns[0], seconds, strict=True)
+        pairs = ((row[0], row[1] if len(row) > 1 else None) for row in rows)
         encodings = [tokenizer.encode(text, pair, add_special_tokens=special) for text, pair in pairs]
     return (
         Ragged.of([encoding.ids for encoding in encodings], np.int32),
         Ragged.of([encoding.type_ids for encoding in encodings], np.int32),
         _full_lengths(tokenizer, columns, encodings, special=special),
     )
+
+
+_LONG = 4  # characters for each token of an example: pairs with a text that has more are cut
+_SPARE = 2  # words that are left after the tokens that may be read: a cut may change the word before it
+_FAR = 128  # tokens that are left at most, where words are that long
+
+
+def _cut(tokenizer: "tokenizers.Tokenizer", pair: Sequence[str]) -> tuple[str, ...]:
+    """A pair without most of what truncation removes: the tokens of the truncated pair are the same.
+
+    The library combines every piece that it truncates of one text with every piece of the other: of two texts of 80,000
+    characters these took more than 14 GB.
+    """
+    if tokenizer.truncation is None or max(map(len, pair)) <= _LONG * tokenizer.truncation["max_length"]:
+        return tuple(pair)
+    found, most = list(pair), tokenizer.truncation["max_length"]
+    alone = [tokenizer.encode(text, add_special_tokens=False) for text in pair]
+    pieces = [(each, *each.overflowing) for each in alone]
+    # The longer text stays the longer one, which has a token more where their number is odd.
+    for i in sorted(range(len(pair)), key=lambda i: sum(map(len, pieces[i]))):
+        words = [word for piece in pieces[i] for word in piece.word_ids]
+        starts = [start for piece in pieces[i] for start, _ in piece.offsets]
+        end = _end(words, most)
+        if end < len(starts):
+            found[i] = pair[i][: starts[end]]
+        most = max(most, end + _FAR)
+    return tuple(found)
+
+
+def _end(words: Sequence[int | None], most: int) -> int:
+    """The token to end before, a few words or _FAR tokens after the first `most`; `words`: that of each token."""
+    seen = 0
+    for i in range(most, min(len(words), most + _FAR)):
+        seen += words[i] != words[i - 1]
+        if seen > _SPARE:
+            return i
+    return min(len(words), most + _FAR)
 
 
 def _full_lengths(

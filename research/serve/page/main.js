@@ -9,8 +9,9 @@ import * as snippets from "./snippets.js";
 
 const HISTORY = 20;
 const WAIT = 2000; // milliseconds until a service without models is asked again
+const REFRESH = 10000; // until it is asked for newer ones
 
-const page = {models: [], input: null, running: null, history: []};
+const page = {models: [], input: null, running: null, history: [], timer: 0};
 
 const model = () => page.models.find((each) => each.name === byId("model").value);
 const other = () => page.models.find((each) => each.name === byId("other").value) ?? null;
@@ -32,39 +33,70 @@ const option = (name, text = name) => element("option", {value: name}, text);
 
 async function load() {
   const before = document.activeElement;
+  clearTimeout(page.timer);
+  let found;
   try {
-    page.models = await api.models();
+    found = await api.models();
   } catch (error) {
+    if (error.status !== 401) later(page.models.length ? REFRESH : WAIT);
+    if (page.models.length && byId("key").hidden) return; // what is on the page stays
     byId("about").textContent = error.status === 401 ? "" : error.message;
     show(error);
     return;
   }
-  show(null);
-  byId("key").hidden = true;
-  if (!page.models.length) {
-    byId("about").textContent = "No model is ready yet. This page looks again every two seconds.";
-    setTimeout(load, WAIT);
-    return;
+  later(found.length ? REFRESH : WAIT);
+  if (!page.models.length || !byId("key").hidden) {
+    byId("key").hidden = true;
+    show(null);
   }
-  byId("model").replaceChildren(...page.models.map((each) => option(each.name)));
+  if (JSON.stringify(found) !== JSON.stringify(page.models)) update(found);
+  if (!found.length) byId("about").textContent = "No model is ready yet. This page looks again every two seconds.";
+  if (before === byId("key-value")) byId("fields").focus();
+}
+
+// Asks for the models again, but not while nobody looks at the page.
+function later(milliseconds) {
+  clearTimeout(page.timer);
+  page.timer = setTimeout(() => document.hidden || load(), milliseconds);
+}
+
+// Shows other models, or other versions of them; what was chosen and typed stays where it fits.
+function update(found) {
+  const [before, compared] = [model(), other()];
+  page.models = found;
+  if (!found.length) return;
+  byId("model").replaceChildren(...found.map((each) => option(each.name)));
   byId("model").disabled = byId("predict").disabled = false;
   byId("pickers").hidden = byId("work").hidden = false;
-  choose();
-  if (before === byId("key-value")) byId("fields").focus();
+  const after = found.find((each) => each.name === before?.name);
+  if (!after || !areAlike(before, after)) {
+    choose();
+    return;
+  }
+  byId("model").value = after.name;
+  listOthers(compared?.name);
+  byId("about").textContent = described(after);
 }
 
 // Another model is chosen: its input, and the models that can be compared with it.
 function choose() {
   const chosen = model();
-  const alike = page.models.filter((each) => each !== chosen && areAlike(chosen, each));
-  byId("other").replaceChildren(option("", alike.length ? "none" : "no model alike"), ...alike.map((each) => option(each.name)));
-  byId("other").disabled = !alike.length;
+  listOthers();
   page.input = inputOf(chosen);
   byId("fields").replaceChildren(page.input.element);
   byId("about").textContent = described(chosen);
   byId("results").replaceChildren(element("p", {class: "muted empty"}, "The prediction appears here."));
   byId("code").hidden = true;
   show(null);
+}
+
+// The models that can be compared with the chosen one; `name` stays chosen if it is one of them.
+function listOthers(name = "") {
+  const chosen = model();
+  const alike = page.models.filter((each) => each !== chosen && areAlike(chosen, each));
+  byId("other").replaceChildren(option("", alike.length ? "none" : "no model alike"), ...alike.map((each) => option(each.name)));
+  byId("other").disabled = !alike.length;
+  if (alike.some((each) => each.name === name)) byId("other").value = name;
 }
 
 function described(found) {
@@ -208,4 +240,5 @@ byId("forget").addEventListener("click", () => {
   byId("model").focus();
 });
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", copy);
+document.addEventListener("visibilitychange", () => document.hidden || load());
 load();

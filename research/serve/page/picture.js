@@ -4,6 +4,8 @@ import {element} from "./dom.js";
 
 const LARGEST_DRAWING = 64; // pixels: nobody draws a photo
 const CANVAS = 280; // of a drawing, on the screen
+const MNIST = 28; // pixels of a side
+const INK = 20 / MNIST; // of a drawing's side: what MNIST's digits take of theirs
 
 // `image`: what the model reads: {height, width, channels, white, resize}.
 export function pictureInput(image) {
@@ -36,33 +38,30 @@ export function pictureInput(image) {
   };
 }
 
-// White on black, by pointer or by keys: the arrows move a pen, the space bar sets it down or lifts it.
+// White on black, by pointer or by keys: the arrows move a pen, the space bar sets it down or lifts it. It is read as
+// the digits of its size were made: MNIST's were scaled to a box, whose centre of mass is in the middle; smaller ones, as
+// scikit-learn's, fill all.
 function drawingInput(image) {
   const scale = Math.max(1, Math.floor(CANVAS / Math.max(image.height, image.width)));
   const canvas = element("canvas", {
     id: "ink", width: scale * image.width, height: scale * image.height, tabindex: 0, role: "application",
     "aria-label": "Drawing", "aria-describedby": "ink-hint",
   });
-  const context = canvas.getContext("2d", {willReadFrequently: true});
+  const width = scale * Math.max(1.8, image.width / 12); // of a line
   const said = element("p", {class: "visually-hidden", role: "status"});
   const pen = {x: canvas.width / 2, y: canvas.height / 2, down: false};
-  let empty = true;
-  context.lineCap = context.lineJoin = "round";
-  context.strokeStyle = "#fff";
-  context.lineWidth = scale * Math.max(1.8, image.width / 12);
+  let lines = []; // of points
 
   function line(x, y) {
-    context.beginPath();
-    context.moveTo(pen.x, pen.y);
-    context.lineTo(x, y);
-    context.stroke();
+    const last = lines.at(-1)?.at(-1);
+    if (last && last[0] === pen.x && last[1] === pen.y) lines.at(-1).push([x, y]);
+    else lines.push([[pen.x, pen.y], [x, y]]);
     Object.assign(pen, {x, y});
-    empty = false;
+    ink(canvas, lines, width);
   }
-  function clear() {
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    empty = true;
+  function draw(found) {
+    lines = found;
+    ink(canvas, lines, width);
   }
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -92,25 +91,69 @@ function drawingInput(image) {
     } else return;
     event.preventDefault();
   });
-  clear();
-  const hint = `It is sent as ${image.width} × ${image.height} pixels. With keys: arrows move the pen, the space bar ` +
+  draw([]);
+  const hint = `It is centred, scaled, and sent as ${image.width} × ${image.height} pixels. With keys: arrows move the pen, the space bar ` +
     "sets it down or lifts it.";
   return {
     element: element(
       "div", {class: "picture"}, canvas,
-      element("button", {type: "button", onclick: clear}, "Clear drawing"),
+      element("button", {type: "button", onclick: () => draw([])}, "Clear drawing"),
       element("p", {class: "muted", id: "ink-hint"}, hint), said,
     ),
     async read(model) {
-      if (empty) throw new Error("Draw something first.");
-      return {...pixelsOf(canvas, model.image), title: "a drawing"};
+      if (!lines.length) throw new Error("Draw something first.");
+      return {...pixelsOf(centred(lines, canvas, width, image), model.image), title: "a drawing"};
     },
-    state: () => context.getImageData(0, 0, canvas.width, canvas.height),
-    restore(state) {
-      context.putImageData(state, 0, 0);
-      empty = false;
-    },
+    state: () => lines.map((points) => [...points]),
+    restore: (state) => draw(state.map((points) => [...points])),
   };
+}
+
+// Draws lines of points on a canvas, white on black.
+function ink(canvas, lines, width) {
+  const context = canvas.getContext("2d", {willReadFrequently: true});
+  context.fillStyle = "#000";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  Object.assign(context, {lineCap: "round", lineJoin: "round", strokeStyle: "#fff", lineWidth: width});
+  for (const points of lines) {
+    context.beginPath();
+    for (const [x, y] of points) context.lineTo(x, y);
+    context.stroke();
+  }
+}
+
+// A canvas of the same size with the lines, of the same width, as large and where such images have them.
+function centred(lines, {width: across, height: down}, width, image) {
+  const small = Math.min(image.height, image.width) < MNIST;
+  const canvas = element("canvas", {width: across, height: down});
+  const ends = [0, 1].map((axis) => {
+    const values = lines.flat().map((point) => point[axis]);
+    return [Math.min(...values), Math.max(...values)];
+  });
+  const size = Math.max(...ends.map(([low, high]) => high - low), 1);
+  const scale = ((small ? 1 : INK) * Math.min(across, down) - width) / size;
+  const moved = (to) => lines.map((points) => points.map((point) =>
+    point.map((value, axis) => to[axis] + scale * (value - (ends[axis][0] + ends[axis][1]) / 2))));
+  const middle = [across / 2, down / 2];
+  ink(canvas, moved(middle), width);
+  if (small) return canvas;
+  const mass = centreOfMass(canvas);
+  ink(canvas, moved(middle.map((value, axis) => 2 * value - mass[axis])), width);
+  return canvas;
+}
+
+// [x, y] of the ink on a canvas.
+function centreOfMass(canvas) {
+  const {data, width} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const sums = [0, 0];
+  let total = 0;
+  for (let i = 0; i < data.length; i += 4) {
+    const pixel = i / 4;
+    sums[0] += data[i] * ((pixel % width) + 0.5);
+    sums[1] += data[i] * (Math.floor(pixel / width) + 0.5);
+    total += data[i];
+  }
+  return sums.map((sum) => sum / total);
 }
 
 function fileInput(image) {

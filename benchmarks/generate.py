@@ -1,0 +1,185 @@
+# mypy: disable-error-code="import-not-found, import-untyped"
+"""Generation beside transformers: tokens a second of one text and of several, and of reading a prompt.
+
+python benchmarks/generate.py --folder=FOLDER                      # a Llama or GPT-2, as transformers saves it
+python benchmarks/generate.py --folder=FOLDER --perplexity=TEXT    # what int8 and bfloat16 cost, on a text file
+
+Each side runs in a process of its own (turns.py), measured in turn while the others wait. All write greedily. The
+peer is `generate` of transformers with its dynamic and its static cache, in float32 and bfloat16; a batch of it has
+prompts of the same length, so that it needs no padding. Needs the `parity` extra.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from turns import Results, Side, environment, serve
+
+TOKENS = 96  # that are written
+PROMPT = 64  # tokens of it
+LONG = 512  # tokens of the prompt that is only read
+STREAMS = (1, 8)
+COMPUTE = ("float32", "bfloat16", "int8")
+PEERS = ("float32", "float32 static", "bfloat16", "bfloat16 static")
+WINDOW = 512  # tokens of a row, for the perplexity
+
+
+def _prompt(rng: np.random.Generator, size: int, vocabulary: int) -> list[int]:
+    return rng.integers(vocabulary // 10, vocabulary // 2, size).tolist()
+
+
+def ours(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
+    """(setting, _) -> seconds and tokens; a setting is what to compute in, and how many texts, or "read"."""
+    from research.devices.platform import prepare_process
+
+    prepare_process()
+    from research.core.sampling import Sampling
+    from research.inference.generate import Generator
+
+    generators: dict[str, Generator] = {}
+
+    def measure(setting: str, _: int) -> dict[str, float]:
+        compute, what = setting.rsplit(" ", 1)
+        if compute not in generators:
+            generators[compute] = Generator.open(arguments.folder, compute=compute)
+        generator = generators[compute]
+        rng = np.random.default_rng(0)
+        reads, count = what == "read", 1 if what == "read" else int(what)
+        texts = generator.continuations(rows=max(STREAMS))
+        size = LONG if reads else PROMPT
+        asked = [
+            texts.add(_prompt(rng, size, generator.module.vocab_size), Sampling(temperature=0)) for _ in range(count)
+        ]
+        began = time.perf_counter()
+        while not all(text.tokens for text in asked):
+            texts.step()
+        if reads:
+            return {"seconds": time.perf_counter() - began, "examples": LONG}
+        first = [len(text.tokens) for text in asked]
+        began = time.perf_counter()
+        for _ in range(TOKENS):
+            texts.step()
+        written = sum(len(text.tokens) for text in asked) - sum(first)
+        return {"seconds": time.perf_counter() - began, "examples": written}
+
+    return measure
+
+
+def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
+    """The same by transformers."""
+    import torch
+    import transformers
+
+    models: dict[str, Any] = {}
+
+    def measure(setting: str, _: int) -> dict[str, float]:
+        kind, what = setting.rsplit(" ", 1)
+        dtype, *static = kind.split()
+        if dtype not in models:
+            models[dtype] = transformers.AutoModelForCausalLM.from_pretrained(
+                arguments.folder, dtype=getattr(torch, dtype)
+            ).eval()
+        model = models[dtype]
+        rng = np.random.default_rng(0)
+        reads, count = what == "read", 1 if what == "read" else int(what)
+        size = LONG if reads else PROMPT
+        ids = torch.tensor([_prompt(rng, size, model.config.vocab_size) for _ in range(count)])
+        options: dict[str, Any] = {"cache_implementation": "static"} if static else {}
+
+        def run(tokens: int) -> float:
+            began = time.perf_counter()
+            with torch.no_grad():
+                model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    min_new_tokens=tokens,
+                    max_new_tokens=tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                    **options,
+                )
+            return time.perf_counter() - began
+
+        if reads:
+            return {"seconds": run(1), "examples": LONG}
+        return {"seconds": run(TOKENS + 1) - run(1), "examples": TOKENS * count}
+
+    return measure
+
+
+def compare(arguments: argparse.Namespace) -> str:
+    sides = {name: Side(__file__, name, [f"--folder={arguments.folder}"]) for name in ("ours", "peer")}
+    whats = [*map(str, STREAMS), "read"]
+    settings = [("ours", f"{compute} {what}") for what in whats for compute in COMPUTE]
+    settings += [("peer", f"{kind} {what}") for what in whats for kind in PEERS]
+    for side, setting in settings:  # compiles
+        sides[side].measure(setting, 1)
+    results = Results()
+    results.measure(sides, settings, rounds=arguments.rounds, steps=1)
+    for process in sides.values():
+        process.close()
+    lines = [
+        environment("jax", "torch", "transformers"),
+        "",
+        "| | one text | eight texts | reading a prompt |",
+        "|---|---|---|---|",
+    ]
+    rows = [("ours", compute) for compute in COMPUTE] + [("peer", kind) for kind in PEERS]
+    for side, kind in rows:
+        rates = [
+            f"{results.rate(side, f'{kind} {what}'):.1f} ({results.spread(side, f'{kind} {what}')})" for what in whats
+        ]
+        lines.append(f"| {'this project' if side == 'ours' else 'transformers'}, {kind} | {' | '.join(rates)} |")
+    for what in whats:
+        best = max(PEERS, key=lambda kind: results.rate("peer", f"{kind} {what}"))
+        ratios = [f"{compute} {results.ratio(f'{compute} {what}', f'{best} {what}')}" for compute in COMPUTE]
+        lines.append(f"\n{what}: times the best of transformers ({best}): {', '.join(ratios)}")
+    return "\n".join(lines)
+
+
+def perplexity(arguments: argparse.Namespace) -> str:
+    """The perplexity of a text in windows of WINDOW tokens, of which each but the first is predicted."""
+    import jax
+
+    from research.inference.generate import Generator
+
+    lines = []
+    for compute in COMPUTE:
+        generator = Generator.open(arguments.folder, compute=compute)
+        tokens = generator.tokenizer.encode(Path(arguments.perplexity).read_text()[: arguments.characters]).ids
+        rows = np.array(tokens[: len(tokens) // WINDOW * WINDOW], np.int32).reshape(-1, WINDOW)
+
+        @jax.jit
+        def losses(variables: Any, row: Any, generator: Generator = generator) -> Any:
+            batch = {"tokens": row, "segments": jax.numpy.ones_like(row), "positions": np.arange(WINDOW, dtype=np.int32)[None]}
+            with generator.products():
+                outputs: Any = generator.module.apply(variables, batch, train=False)
+            logits = outputs["logits"]
+            logprobs = jax.nn.log_softmax(logits[0, :-1].astype(np.float32))
+            return -jax.numpy.take_along_axis(logprobs, row[0, 1:, None], axis=-1)
+
+        found = [float(losses(generator.variables, row[None]).mean()) for row in rows]
+        lines.append(f"{compute}: perplexity {np.exp(statistics.mean(found)):.3f} over {rows.size:,} tokens")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--perplexity", help="a text file")
+    parser.add_argument("--characters", type=int, default=60_000, help="of the text")
+    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
+        return
+    print(perplexity(arguments) if arguments.perplexity else compare(arguments))
+
+
+if __name__ == "__main__":
+    main()
