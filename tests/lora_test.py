@@ -28,8 +28,8 @@ from research.models.layers import Dense
 from research.training.experiment import prepare
 from tests import tiny
 from tests.interop import tiny_decoder
-from tests.models.decoder_test import LLAMA
 from tests.models.random_params import random_params
+from tests.models.small_decoders import LLAMA
 
 ATTENTION = Lora(rank=2, alpha=6.0, targets="attention/(query|key|value|output)/kernel")
 _NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
