@@ -13,6 +13,9 @@ Measured on 2 CPU cores (AMD EPYC, AVX-512), seed 0, with JAX 0.10.1 (embedded) 
     5 to 9 minutes per epoch, with other work on the machine. 872 sentences: one standard error is a point.
   base, large from their own weights: not yet measured; they need an accelerator.
 
+--config.train.lora.rank=8 trains low-rank additions, the pooler and the classifier: not yet measured; see
+configs/defaults.py.
+
 base and large start from the weights of `init_from`, which --config.init_from=FOLDER_OR_HUB_ID replaces: any BERT,
 RoBERTa or DistilBERT. The weights determine the keys of `model` and the tokenizer and, if the encoder is narrow, the
 learning rate and the warm-up (research/interop/recipes.py), except keys given on the command line.
@@ -38,6 +41,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.eps = 1e-6
     config.optimizer.clip_norm = 1.0
+    config.train.lora.trains = "^(pooler|classifier)/"
     {"embedded": _embedded, "scratch": _scratch, "minilm": _minilm, "base": _base, "large": _large}[config.preset](
         config
     )

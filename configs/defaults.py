@@ -98,6 +98,17 @@ def defaults() -> ConfigDict:
                 # Replicas to train together, with the seeds seed, seed + 1, …; None: a run of one seed. Each replica
                 # has batches of the size above.
                 "seeds": placeholder(int),
+                # LoRA (Hu et al. 2021): trains W + alpha / rank · A · B in place of the kernels W of dense layers, with
+                # A and B of this rank, and freezes all other parameters.
+                "lora": {
+                    "rank": placeholder(int),  # None: off; all parameters are trained
+                    "alpha": 16.0,
+                    "dropout": 0.0,  # on the inputs of A
+                    # A regex; kernels whose path it matches are adapted.
+                    "targets": "attention/(query|value)/kernel",
+                    # A regex; other parameters to train, such as a fresh head's: "pooler|classifier". Empty: none.
+                    "trains": "",
+                },
                 # The time limit, including the evaluation of all eval.splits at the end, for which training may stop
                 # after half of it; rerun the same command to resume.
                 "max_minutes": placeholder(float),

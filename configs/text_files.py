@@ -37,6 +37,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.eps = 1e-6
     config.optimizer.clip_norm = 1.0
+    config.train.lora.trains = "^(pooler|classifier)/"
     {"embedded": _embedded, "minilm": _minilm, "bag_of_words": _bag_of_words}[config.preset](config)
     return config
 

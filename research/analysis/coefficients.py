@@ -71,7 +71,7 @@ def coefficients(workdir: str | Path, which: str = "last") -> Coefficients:
     if name not in LINEAR:
         raise UserError(f"model {name!r} has no coefficients; models with coefficients: {', '.join(LINEAR)}")
     with x64(trained.config.dtype):
-        params = trained.model.single.predicting_state.params
+        params = trained.model.single.variables["params"]
         linear = params.get("linear", params)
         kernel, bias = (np.asarray(linear[key], np.float64) for key in ("kernel", "bias"))
     mean, scale = _affine(trained, len(kernel))

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from research.base.leaves import path_name
+from research.core.lora import OFF, Lora
 
 
 @flax.struct.dataclass
@@ -36,18 +37,21 @@ def init_state(
     *,
     average: bool = False,
     dtype: Any = jnp.float32,
+    lora: Lora = OFF,
 ) -> TrainState:
     """The state before the first step. Only the shapes of `batch` matter, not its values.
 
-    `average`: whether to keep an average of the parameters. `dtype`: the dtype of the parameters.
+    `average`: whether to keep an average of the parameters. `dtype`: the dtype of the parameters. `lora`: the optimizer
+    has state for the parameters that it trains.
     """
     variables = dict(module.init({"params": jax.random.key(seed)}, batch, train=False))
     params = jax.tree.map(lambda x: x.astype(dtype), variables.pop("params"))
+    params = lora.adapted(params, module, batch, seed)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=variables,
-        opt_state=tx.init(params),
+        opt_state=tx.init(lora.split(params)[0]),
         average=jax.tree.map(jnp.zeros_like, {"params": params, "model_state": variables}) if average else {},
     )
 

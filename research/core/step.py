@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from research.core import metrics
+from research.core.lora import OFF, Lora, join
 from research.core.state import TrainState
 from research.core.tasks import Batch, Task
 
@@ -25,39 +26,43 @@ def train_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     gradient_point: Callable[[Any, Any], Any] | None = None,
+    lora: Lora = OFF,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer update on the mean loss of the examples in `batch`.
 
     With `accumulate` = k the batch's rows go through the model in k parts, whose summed gradients are divided by the
     examples' total weight once: the same update as k = 1 up to rounding (dropout masks and batch statistics apart).
     `ema_decay` is the decay of the average of the parameters, where the state keeps one. `gradient_point` maps
-    parameters and optimizer state to the point at which the gradient is taken, by default the parameters. A batch whose
-    examples all have weight 0 has zero gradients.
+    parameters and optimizer state to the point at which the gradient is taken, by default the parameters. With `lora`
+    only the parameters that it trains have gradients and optimizer state. A batch whose examples all have weight 0 has
+    zero gradients.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    trained, frozen = lora.split(state.params)
 
     # One part uses the mean; several use sums, divided once at the end, because dividing all gradients takes time.
     def part_loss(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, model_state = module.apply(
-            {"params": params, **model_state},
-            batch,
-            train=True,
-            rngs={"dropout": rng},
-            mutable=list(model_state),
-        )
+        with lora.applied(train=True):
+            outputs, model_state = module.apply(
+                {"params": join(params, frozen), **model_state},
+                batch,
+                train=True,
+                rngs={"dropout": rng},
+                mutable=list(model_state),
+            )
         scores = task.scores(outputs, batch)
         loss = scores["loss"]
         return loss.total / _or_one(loss.weight) if accumulate == 1 else loss.total, (scores, dict(model_state))
 
-    point = gradient_point(state.params, state.opt_state) if gradient_point else state.params
+    point = gradient_point(trained, state.opt_state) if gradient_point else trained
     gradient = functools.partial(jax.grad(part_loss, has_aux=True), point)
 
     if accumulate == 1:
         grads, (scores, model_state) = gradient(state.model_state, batch, rng)
     else:
-        grads, scores, model_state = _accumulated(gradient, state, batch, rng, accumulate)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+        grads, scores, model_state = _accumulated(gradient, trained, state.model_state, batch, rng, accumulate)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    params = join(optax.apply_updates(trained, updates), frozen)
     latest = {"params": params, "model_state": model_state} if state.average else {}
     # A single product with 1 − decay: rounded separately, decay and 1 − decay would not sum to one.
     average = jax.tree.map(lambda mean, new: mean + (1 - ema_decay) * (new - mean), state.average, latest)
@@ -66,11 +71,11 @@ def train_step(
 
 
 def _accumulated(
-    gradient: Callable[..., Any], state: TrainState, batch: Batch, rng: jax.Array, parts: int
+    gradient: Callable[..., Any], params: Any, model_state: Any, batch: Batch, rng: jax.Array, parts: int
 ) -> tuple[Any, dict[str, Any], Any]:
     """The gradient of the mean loss, the scores and the model state of a batch that is computed in `parts`.
 
-    gradient: (model_state, part of the batch, rng) -> gradient of the summed loss, (scores, model_state).
+    gradient: (model_state, part of the batch, rng) -> gradient of the summed loss by `params`, (scores, model_state).
     """
     # Part i takes rows i, i+k, …: each device keeps its own rows, and nothing is transferred.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -85,8 +90,8 @@ def _accumulated(
         )
         return kept, scores
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, model_state), scores = jax.lax.scan(body, (zeros, state.model_state), (split, rngs))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (grads, model_state), scores = jax.lax.scan(body, (zeros, model_state), (split, rngs))
     scores = jax.tree.map(lambda x: jnp.sum(x, axis=0), scores)
     weight = _or_one(scores["loss"].weight)
     return jax.tree.map(lambda g: g / weight, grads), scores, model_state
@@ -98,8 +103,8 @@ def _or_one(weight: jax.Array) -> jax.Array:
 
 
 def eval_step(
-    state: TrainState, batch: Batch, *, module: nn.Module, task: Task
+    state: TrainState, batch: Batch, *, module: nn.Module, task: Task, lora: Lora = OFF
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """Returns the scores of one batch and its per-example predictions."""
-    outputs = module.apply({"params": state.params, **state.model_state}, batch, train=False)
+    outputs = module.apply({"params": lora.merged(state.params), **state.model_state}, batch, train=False)
     return task.scores(outputs, batch), task.predictions(outputs, batch)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from research.base.registry import lookup
 from research.core import metrics, step
+from research.core.lora import Lora
 from research.core.replicas import Replicas
 from research.core.state import TrainState, averaged
 from research.core.statistics import Value
@@ -78,12 +79,13 @@ def eval_program(
     shardings: Any,
     replicas: Replicas,
     compiler: str,
+    lora: Lora,
 ) -> Any:
     """Returns the compiled (state, batch) -> (scores, predictions), for a state with these `shardings`.
 
     With replicas the state, the scores and the predictions have a leading axis for them; the batch has no such axis.
     """
-    program = functools.partial(step.eval_step, module=module, task=task)
+    program = functools.partial(step.eval_step, module=module, task=task, lora=lora)
     jitted = jax.jit(
         replicas.map(program, (0, None)),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from research.base.errors import UserError
 from research.base.registry import build
 from research.core import metrics
+from research.core.lora import Lora
 from research.core.replicas import Replicas
 from research.core.state import TrainState
 from research.core.tasks import TASKS, Task
@@ -41,6 +42,11 @@ def replicas_of(config: Any) -> Replicas:
     """The models that a run of this config trains together."""
     # `jax.vmap` makes convolutions grouped ones, which are slow on CPUs.
     return Replicas(config.train.seeds, unrolled=config.compiler == "convolutions" and jax.default_backend() == "cpu")
+
+
+def lora_of(config: Any) -> Lora:
+    """The low-rank additions that a run of this config trains."""
+    return Lora(**config.train.lora)
 
 
 def with_one_seed(config: Any) -> ConfigDict:
@@ -102,9 +108,9 @@ class TrainedModel:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The module's variables from which the run's predictions come."""
+        """The module's variables from which the run's predictions come, with merged low-rank additions."""
         state = self.predicting_state
-        return {"params": state.params, **state.model_state}
+        return {"params": lora_of(self.config).merged(state.params), **state.model_state}
 
     @property
     def dtype(self) -> str:
@@ -200,6 +206,7 @@ def _assembled(config: Any, state: TrainState, step: int, encoder: Encoder, sign
         shardings=_shardings(config, mesh, state),
         replicas=replicas_of(config),
         compiler=config.compiler,
+        lora=lora_of(config),
     )
     evaluation = evaluation_of(config, task, mesh, eval_step)
     return TrainedModel(config, module, task, encoder, signature, evaluation, state, step)

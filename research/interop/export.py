@@ -23,7 +23,7 @@ from research.data.encoder import FILE as ENCODER_FILE
 from research.data.encoder import to_json
 from research.interop import KINDS
 from research.interop.tensors import SINGLE, weights_version, write
-from research.interop.trained import average_of, checkpoints_of
+from research.interop.trained import checkpoints_of, own_variables, restore_own
 from research.models import MODELS
 from research.runs.rundir import RunDir
 
@@ -45,9 +45,10 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     which `research.serve` encodes and checks as for the run, encoder.json and the run's samples.json. In config.json
     labels are called LABEL_0, …. A single output is the prediction of a regression. The
     softmax of several outputs is the run's `scores`; for task squared_hinge only the most probable class agrees. If a
-    run ranks its checkpoints by a metric of its averaged parameters, ema_…, those are exported. Two things are not part
-    of the network and are not exported: the run truncates texts to data.transform.max_length, but the exported
-    tokenizer to model.max_positions; and with model.test_flip the run also evaluates the mirrored image.
+    run ranks its checkpoints by a metric of its averaged parameters, ema_…, those are exported. Low-rank additions to
+    kernels are merged into them. Two things are not part of the network and are not exported: the run truncates texts
+    to data.transform.max_length, but the exported tokenizer to model.max_positions; and with model.test_flip the run
+    also evaluates the mirrored image.
 
     Raises UserError, with nothing written, for a folder that is not empty, for a run of another model or without such
     a checkpoint, and for a model without a counterpart in transformers.
@@ -65,11 +66,11 @@ def export(workdir: str | Path, out: str | Path, *, checkpoint: str = "last") ->
     sharding = SingleDeviceSharding(jax.local_devices()[0])
     with checkpoints_of(run) as checkpoints:
         step = checkpoints.step(checkpoint)
-        saved = checkpoints.variables(step)
+        saved = own_variables(checkpoints, step)
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
         exported = kind.write(model, run.config()["data"]["transform"], run.assets, shapes)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved)
-        variables = checkpoints.restore_variables(abstract, step, average=average_of(run))
+        variables = restore_own(run, checkpoints, abstract, step)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research.base.errors import UserError
 from research.base.leaves import path_name
 from research.base.registry import expand_variant, regex
+from research.core.lora import Lora, detached, join
 from research.core.metrics import AVERAGE
 from research.interop import KINDS
 from research.interop.tensors import module_of
@@ -60,6 +62,38 @@ def average_of(run: RunDir) -> float | None:
     return config["train"]["ema_decay"] if config["eval"]["metric"].startswith(AVERAGE) else None
 
 
+def own_variables(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """The shapes and types of the variables of the model itself, without low-rank additions."""
+    saved = checkpoints.variables(step)
+    return {**saved, "params": detached(saved["params"])[0]}
+
+
+def restore_own(run: RunDir, checkpoints: Checkpoints, abstract: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Restores those variables of `step` that are in `abstract`, a part of `own_variables`, with its shardings.
+
+    Low-rank additions are merged, and the values are averages if the run ranks by them. Raises UserError if the
+    checkpoint is damaged.
+    """
+    own = abstract.get("params", {})
+    kernels = flatten_dict(own)
+    saved = flatten_dict(detached(checkpoints.variables(step)["params"])[1])
+    wanted = {}
+    for path, leaf in saved.items():
+        if (kernel := kernels.get((*path[:-1], "kernel"))) is not None:
+            wanted[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_whole(kernel.sharding))
+    everything = {**abstract, "params": join(own, unflatten_dict(wanted))} if own else abstract
+    loaded = checkpoints.restore_variables(everything, step, average=average_of(run))
+    if not wanted:
+        return loaded
+    params = Lora(**run.config()["train"]["lora"]).merged(loaded["params"])
+    return {**loaded, "params": jax.device_put(params, jax.tree.map(lambda x: x.sharding, own))}
+
+
+def _whole(sharding: Any) -> Any:
+    """The sharding over the same devices that splits nothing."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+
+
 class TrainedWeights:
     """A run directory of this project: its last checkpoint, with averaged parameters if it ranks by them.
 
@@ -77,7 +111,7 @@ class TrainedWeights:
         self.num_classes = self.model.get("num_classes", 2)
         with checkpoints_of(self._run) as checkpoints:
             self._step = checkpoints.step("last")
-            self._shapes = shapes_of(checkpoints.variables(self._step))
+            self._shapes = shapes_of(own_variables(checkpoints, self._step))
         self.batch = self.kind.batch(self._shapes) if self.kind else {}
 
     def match(self, shapes: Mapping[str, tuple[int, ...]]) -> Match:
@@ -97,8 +131,7 @@ class TrainedWeights:
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
             jax.tree.map(lambda x: x.delete(), wanted)
             with checkpoints_of(self._run) as checkpoints:
-                wanted = unflatten_dict(abstract, sep="/")
-                saved = checkpoints.restore_variables(wanted, self._step, average=average_of(self._run))
+                saved = restore_own(self._run, checkpoints, unflatten_dict(abstract, sep="/"), self._step)
             return {**variables, **unflatten_dict(flat | flatten_dict(saved, sep="/"), sep="/")}
 
         return Match(load_variables, fresh)

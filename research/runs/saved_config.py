@@ -1,5 +1,6 @@
 """Configs as runs save them: which values can be saved, which may change, and what older ones lack."""
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "split_seed"): 0,
     ("data", "kinds"): [],
     ("train", "seeds"): None,
+    ("train", "lora"): {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "", "trains": ""},
     ("optimizer", "C"): None,
     ("optimizer", "alpha"): None,
     ("optimizer", "tolerance"): 1e-4,
@@ -68,7 +70,7 @@ def completed(saved: Any) -> dict[str, Any]:
     config = {"imports": [], **without_retired(saved)}
     for (section, key), value in _LATER_KEYS.items():
         if section in config:
-            config[section].setdefault(key, value)
+            config[section].setdefault(key, copy.deepcopy(value))
     return config
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.flatten_util import ravel_pytree
 
 from research import solvers
@@ -112,6 +113,16 @@ def check_classes(config: Any, labels: np.ndarray) -> None:
         )
 
 
+def check_lora(config: Any, params: Mapping[str, Any]) -> None:
+    """Raises UserError where only some of the layers that model.scan compiles as one have low-rank additions."""
+    layers = [set(flatten_dict(layer)) for name, layer in params.items() if name.startswith("layer_")]
+    if config.model.get("scan") and any(layer != layers[0] for layer in layers):
+        raise UserError(
+            f"train.lora.targets={config.train.lora.targets!r} finds kernels of some layers only, which "
+            "model.scan=True does not support; set it to False"
+        )
+
+
 def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: bool, total_steps: int) -> None:
     """Raises UserError for settings that the solver named in `config` does not support."""
     section, name = config.optimizer, config.optimizer.name
@@ -125,6 +136,8 @@ def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: boo
             f"optimizer {name!r} fits all training examples in one step; give train.batch_size=-1 and train.steps=1 "
             f"({total_steps} steps were requested)"
         )
+    if config.train.lora.rank is not None:
+        raise UserError(f"train.lora.rank is {config.train.lora.rank}, unsupported by {name!r}; set it to None")
     for key, off in (("clip_norm", None), ("layer_decay", 1), ("freeze", "")):
         if section[key] != off:
             raise UserError(f"optimizer.{key} is {section[key]!r}, unsupported by {name!r}; set it to {off!r}")

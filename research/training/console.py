@@ -10,6 +10,7 @@ from research import solvers
 from research.base.paths import shown
 from research.core.state import TrainState, param_count
 from research.core.statistics import Value, means
+from research.inference.model import lora_of
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
@@ -29,11 +30,14 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
             f"{round(len(stream.members) / rows * each):,} examples a step"
         )
     many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
+    parameters, trained = (
+        param_count(params) // replicas.size for params in (state.params, lora_of(config).split(state.params)[0])
+    )
+    some = f", {trained:,} of them trained" if trained < parameters else ""
     steps = _counted(experiment.length.total_steps, "step")
     start = f"resuming after step {progress.step}" if progress.step else steps
     return (
-        f"{config.model.name} ({param_count(state.params) // replicas.size:,} parameters, {config.dtype}{many}) on "
-        f"{experiment.dataset.name} "
+        f"{config.model.name} ({parameters:,} parameters{some}, {config.dtype}{many}) on {experiment.dataset.name} "
         f"({len(stream.members):,} training examples{packed}), preset {config.preset}, "
         f"{_counted(len(devices), f'{devices[0].device_kind} device')}, {start} -> {shown(run.path)}"
     )

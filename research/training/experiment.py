@@ -26,7 +26,7 @@ from research.data.examples import Examples
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
 from research.inference.evaluation import Evaluation, Records, eval_program, evaluate
-from research.inference.model import arrange, build_module, evaluation_of, make_mesh, replicas_of
+from research.inference.model import arrange, build_module, evaluation_of, lora_of, make_mesh, replicas_of
 from research.training import checks
 from research.training.method import Method, make_method
 from research.training.program import make_program
@@ -129,6 +129,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     )
     batch = _example_batch(config, stream, length.batch_rows, mesh)
     init, abstract = _initialization(config, module, method, batch)
+    checks.check_lora(config, abstract.params)
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
@@ -136,7 +137,13 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     memory.check_state(program.placed_state(), replicas.count)
     first, compiled = program.compiled(mesh, compiler_options(config.compiler))
     eval_step = eval_program(
-        module, task, mesh, shardings=program.shardings, replicas=replicas, compiler=config.compiler
+        module,
+        task,
+        mesh,
+        shardings=program.shardings,
+        replicas=replicas,
+        compiler=config.compiler,
+        lora=lora_of(config),
     )
     return Experiment(
         config=config,
@@ -176,11 +183,12 @@ def _initialization(
 ) -> tuple[Callable[[Any], TrainState], TrainState]:
     """The function seed -> initial state, and that state's shapes and types. Raises UserError for an invalid model."""
     shapes = jax.tree.map(lambda x: (x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), batch)
-    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+    dtype, lora = jnp.float64 if config.dtype == "float64" else jnp.float32, lora_of(config)
 
     def init(seed: Any) -> TrainState:
         zeros = {name: jnp.zeros(shape, kind) for name, (shape, kind) in shapes.items()}
-        return init_state(module, method.tx, zeros, seed, average=config.train.ema_decay > 0, dtype=dtype)
+        average = config.train.ema_decay > 0
+        return init_state(module, method.tx, zeros, seed, average=average, dtype=dtype, lora=lora)
 
     try:
         return init, jax.eval_shape(functools.partial(init, config.seed))
@@ -198,7 +206,8 @@ def _initialization(
 def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch: pipeline.Batch) -> dict[str, Any]:
     """The metrics of an evaluation, by name. Raises UserError if the task does not accept the model's outputs."""
     try:
-        scores, _ = jax.eval_shape(functools.partial(step.eval_step, module=module, task=task), state, batch)
+        program = functools.partial(step.eval_step, module=module, task=task, lora=lora_of(config))
+        scores, _ = jax.eval_shape(program, state, batch)
     except ValueError as error:
         raise UserError(f"task {config.task.name!r} does not fit the model: {first_line(error)}") from error
     known = {**scores, **task.split_metrics}

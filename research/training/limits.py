@@ -14,6 +14,7 @@ from research.base.ranges import (
     POSITIVE,
     Range,
 )
+from research.core.lora import Lora
 from research.core.tasks import TASKS
 from research.data.load import TRANSFORMS
 from research.models import MODELS
@@ -48,6 +49,7 @@ RANGES: dict[str, Range] = {
     "train.accumulate": COUNT,
     "train.ema_decay": Range(0, 0.999999),  # above, the change per step is below float32 precision
     "train.seeds": Range(1, 10_000, integer=True),
+    **{f"train.lora.{key}": limits for key, limits in Lora.RANGES.items()},
     "train.max_minutes": POSITIVE,
     "train.log_every": COUNT,
     "train.max_data_wait_fraction": FRACTION,

@@ -16,6 +16,7 @@ from research.core.optimizers import OPTIMIZERS
 from research.core.state import param_count
 from research.core.tasks import Task, capabilities
 from research.data import pipeline
+from research.inference.model import lora_of
 from research.training import checks
 
 
@@ -84,6 +85,7 @@ def _gradient(config: Any, setting: Setting) -> Method:
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
             gradient_point=OPTIMIZERS[config.optimizer.name].gradient_point,
+            lora=lora_of(config),
         )
         return function, config.train.accumulate
 

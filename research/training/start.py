@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from research.base.errors import UserError
+from research.core.lora import detached, join
 from research.core.replicas import Replicas
 from research.core.state import TrainState
 from research.runs.checkpoint import Checkpoints, Progress
@@ -48,10 +49,11 @@ def restore_or_init(
         )
     state = experiment.init()
     if load_variables:
-        variables = {"params": state.params, **state.model_state}
+        params, adapters = detached(state.params)
+        variables = {"params": params, **state.model_state}
         variables = _load_each(load_variables, variables, experiment.replicas)
         # The optimizer's state is the same: no optimizer reads the parameters before the first step.
-        state = dataclasses.replace(state, params=variables.pop("params"), model_state=variables)
+        state = dataclasses.replace(state, params=join(variables.pop("params"), adapters), model_state=variables)
     return state, Progress()
 
 
