@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 FILES = sorted(Path("research").rglob("*.py")) + sorted(Path("configs").rglob("*.py"))
-_NAMES = ("train", "evaluate", "predict", "export", "glue", "plot", "coefficients", "ladder", "list", "serve_keys")
+_NAMES = (
+    "train",
+    "evaluate",
+    "predict",
+    "generate",
+    "export",
+    "glue",
+    "plot",
+    "coefficients",
+    "ladder",
+    "list",
+    "serve_keys",
+)
 COMMANDS = {f"research.{name}" for name in _NAMES}
 
 
@@ -144,8 +156,9 @@ def test_only_commands_and_config_import_interop():
     for name, path in MODULES.items():
         if not name.startswith("research.interop"):
             uses = any(own.startswith("research.interop") for own in _own(path))
-            # A folder predicts without a run: where its parameters come from is all that it is about.
-            known = {"research.api", "research.config", "research.inference.folder"}
+            # A folder predicts, or writes, without a run: where its parameters come from is all that it is about.
+            known = {"research.api", "research.config"}
+            known |= {f"research.inference.{each}" for each in ("folder", "generate", "chat_template")}
             assert not uses or name in COMMANDS | known, name
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 

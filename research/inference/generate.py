@@ -165,6 +165,11 @@ def is_decoder(path: str | Path) -> bool:
     return bool(model["name"] == "decoder")
 
 
+def folder_version(folder: Path) -> str:
+    """The version of a decoder in a folder: a short hash of its weights."""
+    return weights_version(folder)
+
+
 def _untied(module: Decoder, variables: Mapping[str, Any]) -> tuple[Decoder, dict[str, Any]]:
     """The same decoder with an output layer of its own.
 
@@ -197,7 +202,7 @@ def _folder(folder: Path, dtype: str) -> Generator:
         begins=None,  # the tokenizer adds what the model was trained with
         ends=_ends(folder),
         template=ChatTemplate.of(folder),
-        version=weights_version(folder),
+        version=folder_version(folder),
     )
 
 

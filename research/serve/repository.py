@@ -15,10 +15,9 @@ import numpy as np
 from research.base.errors import UserError
 from research.base.paths import expanded
 from research.inference.folder import Folder, is_folder
-from research.inference.generate import Generator, is_decoder
+from research.inference.generate import Generator, folder_version, is_decoder
 from research.inference.model import checkpoint_step
 from research.inference.samples import Records, add_predictions
-from research.interop.tensors import weights_version
 from research.runs.rundir import RunDir
 from research.serve.compute import AUTO, fastest, predictions, relative_difference
 from research.serve.limits import Limits
@@ -71,7 +70,7 @@ class Source:
         """The version of the folder, or the step of the checkpoint, now. Raises UserError if there is none."""
         if isinstance(self.run, RunDir):
             return str(checkpoint_step(self.run, self.checkpoint))
-        return weights_version(self.run) if isinstance(self.run, Path) else self.run.version
+        return folder_version(self.run) if isinstance(self.run, Path) else self.run.version
 
 
 def sources(texts: Sequence[str], **options: Any) -> list[Source]:
