@@ -38,7 +38,18 @@ def test_same_config_resumes_the_run(tmp_path):
     _trained(tmp_path / "run")
     _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # does not affect the result
     kept = {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
-    assert RunDir.open(tmp_path / "run").config()["train"] == {**kept, "seeds": None}
+    train = RunDir.open(tmp_path / "run").config()["train"]
+    assert {key: value for key, value in train.items() if key != "lora"} == {**kept, "seeds": None}
+    assert train["lora"]["rank"] is None
+
+
+def test_settings_of_lora_matter_only_with_a_rank(tmp_path):
+    """An older run has none; the defaults of its config may be others by now."""
+    lora = {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "attention", "trains": "head"}
+    _trained(tmp_path)
+    _start(tmp_path, {**CONFIG, "train": {**CONFIG["train"], "lora": lora}})
+    with pytest.raises(UserError, match="train.lora.rank"):
+        _start(tmp_path, {**CONFIG, "train": {**CONFIG["train"], "lora": {**lora, "rank": 4}}})
 
 
 def test_older_run_has_default_train_fraction_and_seeds(tmp_path):

@@ -76,11 +76,13 @@ def completed(saved: Any) -> dict[str, Any]:
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """The keys, with both values, in which a config is not that of the run that saved `saved`."""
-    old, new = flatten(saved), flatten({"imports": [], **jsonable(config)})
+    old, new = flatten(saved), flatten(completed(jsonable(config)))
 
     def same(key: str) -> bool:
         if key == "init_from":
             return same_source(old.get(key), new.get(key))
+        if key.startswith("train.lora.") and old.get("train.lora.rank") is new.get("train.lora.rank") is None:
+            return True  # without a rank the others have no effect
         return old.get(key) == new.get(key) or key in FREE_KEYS or key.startswith("mesh.")
 
     keys = sorted(key for key in old.keys() | new.keys() if not same(key))
