@@ -122,6 +122,7 @@ def test_overlap_gives_a_model_of_short_context_all_of_it():
     assert abs(_loss(module, variables, _examples(16, 16))[0] - expected) > 1e-4
 
 
+@pytest.mark.extended
 def test_documents_that_fit_cost_the_same_in_any_row():
     """A decoder's loss of documents in one row each, and of all in one row: segments hide the others."""
     sizes = {key: value for key, value in tiny.gpt().model.items() if key != "name"}

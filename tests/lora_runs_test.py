@@ -80,6 +80,7 @@ def _variables(workdir):
     return open_model(RunDir.open(workdir)).variables["params"]
 
 
+@pytest.mark.extended
 def test_runs_start_from_merged_additions_and_add_to_others(tmp_path):
     first = api.fit("mlp_mnist:embedded", workdir=tmp_path / "first", show=False, **MLP).workdir
     second = _start_from(first, tmp_path / "second", **ADDITIONS, **{"optimizer.learning_rate": 0.1})

@@ -18,7 +18,7 @@ from tests.models.small_decoders import STYLES
 LENGTH = 64
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", pytest.param("llama", marks=pytest.mark.extended)])
 def model(request):
     module = Decoder(**{**STYLES[request.param], "max_positions": LENGTH})
     batch = {name: jnp.ones((1, 4), jnp.int32) for name in ("tokens", "segments", "positions")}
@@ -89,7 +89,7 @@ def test_with_a_cache_as_without(model, sampling):
     assert found == _uncached(model, prompt, sampling, 20)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(
     seed=st.integers(0, 1000),
     rows=st.integers(1, 4),

@@ -214,6 +214,7 @@ def test_predictions_at_another_step_are_added_to_the_samples(models, runs, tmp_
     )
 
 
+@pytest.mark.extended
 def test_fewer_shapes_are_compiled_on_an_accelerator_all_at_once(monkeypatch, runs, models):
     exact = models["text"]  # on the CPU
     monkeypatch.setattr(ServedModel, "platform", "gpu")
