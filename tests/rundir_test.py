@@ -48,7 +48,7 @@ def test_settings_of_lora_matter_only_with_a_rank(tmp_path):
     lora = {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "attention", "trains": "head"}
     _trained(tmp_path)
     _start(tmp_path, {**CONFIG, "train": {**CONFIG["train"], "lora": lora}})
-    with pytest.raises(UserError, match="train.lora.rank"):
+    with pytest.raises(UserError, match=r"train\.lora\.rank"):
         _start(tmp_path, {**CONFIG, "train": {**CONFIG["train"], "lora": {**lora, "rank": 4}}})
 
 
