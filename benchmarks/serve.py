@@ -44,6 +44,7 @@ class Side:
     Attributes:
       ready: the path that answers 200 when it is ready.
       cached: whether each text is sent once before anything is measured.
+      path: that of the requests.
       capacity: the highest rate within the bound, of each round.
       light: (p50, p99) at light load, of each round, in milliseconds.
       compute: the mean time of the model itself at light load, where the server tells it, in milliseconds.
@@ -54,6 +55,7 @@ class Side:
     port: int
     ready: str = "/docs"
     cached: bool = False
+    path: str = "/predict"
     capacity: list[float] = dataclasses.field(default_factory=list)
     light: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     compute: list[float] = dataclasses.field(default_factory=list)
@@ -104,7 +106,8 @@ def started(side: Side) -> Iterator[float]:
 
 
 def load(side: Side, bodies: Path, rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    flags = [f"--port={side.port}", f"--bodies={bodies}", f"--rate={rate}", f"--seconds={seconds}", f"--seed={seed}"]
+    flags = [f"--port={side.port}", f"--path={side.path}", f"--bodies={bodies}", f"--rate={rate}"]
+    flags += [f"--seconds={seconds}", f"--seed={seed}"]
     made = subprocess.run([sys.executable, str(HERE / "load.py"), *flags], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(made.stdout)
     return found

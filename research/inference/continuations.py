@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.sampling import Kind, Rows, Sampling, choose
+from research.core.sampling import Kind, Rows, Sampling
+from research.inference.rows import choose_tokens, empty_settings, move_row, place_row, resized
 from research.models.decoder import Cache, Decoder
 
 _SHORTEST = 256  # tokens of a cache
@@ -130,7 +131,7 @@ class Continuations:
             assert self._cache is not None
             assert self._settings is not None
             if row != last:  # the rows in use stay the first ones
-                self._cache, self._settings = _move((self._cache, self._settings), last, row)
+                self._cache, self._settings = move_row((self._cache, self._settings), last, row)
                 self._rows[row] = self._rows[last]
             self._rows.pop()
             if not self._rows:  # the next arrays are of the size of the next texts
@@ -152,7 +153,7 @@ class Continuations:
         logits, self._cache = self._forward(self._variables, tokens, active, self._cache)
         kind = Kind.of(row.sampling for row in self._rows)
         top = max(row.top for row in self._rows)
-        found, self._settings = _choose(logits, self._settings, kind, top)
+        found, self._settings = choose_tokens(logits, self._settings, kind, top)
         found = jax.device_get(found)
         return [(continuation, self._token(continuation, row, found)) for row, continuation in enumerate(self._rows)]
 
@@ -200,7 +201,7 @@ class Continuations:
             drawn=jnp.int32(0),
             seen=jnp.asarray(seen),
         )
-        self._cache, self._settings = _place((self._cache, self._settings), (cache, settings), row)
+        self._cache, self._settings = place_row((self._cache, self._settings), (cache, settings), row)
 
     def size(self, tokens: int) -> int:
         """The length of the cache for so many tokens."""
@@ -222,14 +223,14 @@ class Continuations:
                 yield f"{min(rows, self.most)} texts of up to {length} tokens"
 
     def _warm_up(self, rows: int, length: int, one: Cache) -> None:
-        cache, settings = self._module.empty_cache(rows, length), _empty_settings(rows, self._module.vocab_size)
+        cache, settings = self._module.empty_cache(rows, length), empty_settings(rows, self._module.vocab_size)
         nothing = np.zeros(rows, np.int32)
         logits, cache = self._forward(self._variables, nothing, nothing, cache)
         for kind in (Kind(), Kind(draws=True), Kind(draws=True, restricts=True)):
-            _, settings = _choose(logits, settings, kind, 0)
+            _, settings = choose_tokens(logits, settings, kind, 0)
         settings_of_one = jax.tree.map(lambda array: array[0], settings)
-        cache, settings = _place((cache, settings), (one, settings_of_one), 0)
-        jax.block_until_ready(_move((cache, settings), 0, 0))
+        cache, settings = place_row((cache, settings), (one, settings_of_one), 0)
+        jax.block_until_ready(move_row((cache, settings), 0, 0))
 
     def _count(self, rows: int) -> int:
         """The rows of the batch for so many texts."""
@@ -241,11 +242,11 @@ class Continuations:
         length = self.size(tokens)
         if self._cache is None:
             self._cache = self._module.empty_cache(wanted, length)
-            self._settings = _empty_settings(wanted, self._module.vocab_size)
+            self._settings = empty_settings(wanted, self._module.vocab_size)
             return
         present, size = self._cache.keys[0].shape[:2]
         if wanted != present or length > size:
-            self._cache, self._settings = _resized((self._cache, self._settings), wanted, length)
+            self._cache, self._settings = resized((self._cache, self._settings), wanted, length)
 
 
 def _step(first: int, wanted: int, last: int) -> int:
@@ -277,61 +278,3 @@ def _forward(
     """The logits [B, V] after the tokens [B], which are read in the active rows."""
     logits, cache = apply("step", variables, tokens[:, None], active, cache)
     return logits[:, 0], cache
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=1)
-def _choose(logits: jax.Array, rows: Rows, kind: Kind, top: int) -> tuple[tuple[jax.Array, ...], Rows]:
-    """The tokens [B], the logarithms of their probabilities [B], and the `top` most likely ones with theirs [B, N]."""
-    tokens, rows = choose(logits, rows, kind)
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-    likely, ids = jax.lax.top_k(logprobs, top)
-    return (tokens, chosen, ids, likely), rows
-
-
-def _empty_settings(rows: int, vocab_size: int) -> Rows:
-    usual = Sampling()
-    return Rows(
-        repetition_penalty=jnp.full(rows, usual.repetition_penalty, jnp.float32),
-        temperature=jnp.full(rows, usual.temperature, jnp.float32),
-        top_k=jnp.full(rows, usual.top_k, jnp.int32),
-        top_p=jnp.full(rows, usual.top_p, jnp.float32),
-        min_p=jnp.full(rows, usual.min_p, jnp.float32),
-        seed=jnp.full(rows, usual.seed, jnp.uint32),
-        drawn=jnp.zeros(rows, jnp.int32),
-        seen=jnp.zeros((rows, vocab_size), bool),
-    )
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _place(arrays: Any, ones: Any, row: Any) -> Any:
-    """The arrays [B, …] with the values of one row; of a shorter cache, those of its first tokens."""
-
-    def place(array: jax.Array, one: jax.Array) -> jax.Array:
-        one = jnp.asarray(one, array.dtype)
-        one = one if one.ndim == array.ndim else one[None]
-        return jax.lax.dynamic_update_slice(array, one, (row, *[0] * (array.ndim - 1)))
-
-    return jax.tree.map(place, arrays, ones)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _move(arrays: Any, source: Any, target: Any) -> Any:
-    """The arrays [B, …] with the values of a row in another one too."""
-    return jax.tree.map(lambda array: array.at[target].set(array[source]), arrays)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _resized(arrays: tuple[Cache, Rows], rows: int, length: int) -> tuple[Cache, Rows]:
-    """The arrays with other numbers of rows and tokens: cut, or with zeros at the end."""
-
-    def resize(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        array = array[tuple(slice(size) for size in shape)]
-        return jnp.pad(array, [(0, size - present) for size, present in zip(shape, array.shape, strict=True)])
-
-    cache, settings = arrays
-    keys, values = (
-        tuple(resize(array, (rows, length, *array.shape[2:])) for array in each) for each in (cache.keys, cache.values)
-    )
-    resized = jax.tree.map(lambda array: resize(array, (rows, *array.shape[1:])), (cache.lengths, settings))
-    return Cache(keys, values, resized[0]), resized[1]

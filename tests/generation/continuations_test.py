@@ -1,5 +1,7 @@
 """Texts that are continued together are those that each would be alone, and without a cache."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,11 @@ def _small(monkeypatch):
     monkeypatch.setattr(continuations, "PARTS", (2, 8))
 
 
+@functools.cache
+def _applied(module):
+    return jax.jit(lambda variables, batch: module.apply(variables, batch, train=False)["logits"])
+
+
 def _uncached(model, prompt, sampling, count):
     """The tokens of a text by the whole network for each, one at a time."""
     module, variables = model
@@ -46,16 +53,21 @@ def _uncached(model, prompt, sampling, count):
         padded[0, : len(tokens)] = tokens
         segments = (np.arange(LENGTH) < len(tokens))[None].astype(np.int32)
         batch = {"tokens": padded, "segments": segments, "positions": np.arange(LENGTH)[None]}
-        logits = module.apply(variables, batch, train=False)["logits"][:, len(tokens) - 1]
+        logits = _applied(module)(variables, batch)[:, len(tokens) - 1]
         token, rows = choose(logits, rows, Kind.of([sampling]))
         tokens.append(int(token[0]))
     return tokens[len(prompt) :]
 
 
-def _together(model, requests, rows, *, joins=()):
-    """The tokens of each text; request i joins after `joins[i]` steps."""
+@pytest.fixture(scope="module")
+def of_rows(model):
+    """Rows -> what continues so many texts; each is compiled once."""
     module, variables = model
-    found = Continuations(module, variables, rows=rows, length=LENGTH)
+    return functools.cache(lambda rows: Continuations(module, variables, rows=rows, length=LENGTH))
+
+
+def _together(found, requests, *, joins=()):
+    """The tokens of each text; request i joins after `joins[i]` steps."""
     texts, step = {}, 0
     left = [(joins[i] if joins else 0, i) for i in range(len(requests))]
     while left or len(found):
@@ -83,24 +95,24 @@ def _requests(seed, samplings, counts):
 
 
 @pytest.mark.parametrize("sampling", MIXED, ids=["greedy", "drawn", "top_k", "top_p", "penalty"])
-def test_with_a_cache_as_without(model, sampling):
+def test_with_a_cache_as_without(model, of_rows, sampling):
     ((prompt, _, _),) = _requests(5, [sampling], [20])
-    (found,) = _together(model, [(prompt, sampling, 20)], rows=1)
+    (found,) = _together(of_rows(1), [(prompt, sampling, 20)])
     assert found == _uncached(model, prompt, sampling, 20)
 
 
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=10)
 @given(
     seed=st.integers(0, 1000),
     rows=st.integers(1, 4),
     counts=st.lists(st.integers(1, 12), min_size=5, max_size=5),
     joins=st.lists(st.integers(0, 15), min_size=5, max_size=5),
 )
-def test_texts_do_not_depend_on_each_other(model, seed, rows, counts, joins):
+def test_texts_do_not_depend_on_each_other(of_rows, seed, rows, counts, joins):
     """In any number of rows, joined at any time, and left at any time."""
     requests = _requests(seed, MIXED, counts)
-    found = _together(model, requests, rows, joins=joins)
-    alone = [_together(model, [request], rows=1)[0] for request in requests]
+    found = _together(of_rows(rows), requests, joins=joins)
+    alone = [_together(of_rows(1), [request])[0] for request in requests]
     assert found == alone
 
 
