@@ -180,12 +180,12 @@ def test_too_many_texts_are_refused_at_once(served, monkeypatch):
 def test_a_stream_that_is_closed_frees_its_row(served, monkeypatch):
     url, service = served
     writer = service.writers["llama"]
-    _slowly(writer, monkeypatch)
+    _slowly(writer, monkeypatch, 0.2)  # the whole text would take 5 s
     body = {"prompt": "A", "max_tokens": 25, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body) as reply:
         next(reply.iter_lines())
         assert writer.waiting == 1
-    until = time.monotonic() + 5
+    until = time.monotonic() + 2
     while writer.waiting and time.monotonic() < until:
         time.sleep(0.01)
     assert not writer.waiting
@@ -198,6 +198,7 @@ def test_a_model_that_fails_does_not_end_the_thread(served, monkeypatch):
         patch.setattr(writer._continuations, "_forward", None)
         reply = httpx.post(f"{url}/v1/completions", json={"prompt": "A"})
     assert reply.status_code == 424
+    assert not writer.waiting
     assert httpx.post(f"{url}/v1/completions", json={"prompt": "A"}).status_code == 200
 
 
