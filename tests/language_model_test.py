@@ -108,6 +108,7 @@ def _examples(row_length, stride, documents=(25, 3, 1, 40)):
     return TokenRows(sequence, starts[:-1], True, row_length, stride, False, None)
 
 
+@pytest.mark.extended
 def test_overlap_gives_a_model_of_short_context_all_of_it():
     """With an overlap of one token it sees what it sees in a single long row; with none it does not."""
     module, whole = Trigram(), _examples(73, 73)

@@ -147,6 +147,7 @@ def test_gradients_follow_from_the_merged_kernels(name):
             assert np.abs(gradient - expected).max() < 1e-12 * np.abs(expected).max(), layer
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", ["adamw", pytest.param("schedule_free_adamw", marks=pytest.mark.extended)])
 def test_only_additions_and_what_trains_names_change(name, accumulate):
@@ -238,6 +239,7 @@ def test_optimizer_state_is_small():
     assert size / of == pytest.approx(0.00685, abs=1e-5)
 
 
+@pytest.mark.extended
 def test_step_computes_no_gradient_of_frozen_kernels():
     """A step on few tokens of a wide layer has no product of the kernel's size but those with the kernel itself."""
     lora = Lora(rank=2, targets="query/kernel")
@@ -250,6 +252,7 @@ def test_step_computes_no_gradient_of_frozen_kernels():
     assert flops(lora) < 0.8 * flops(OFF)
 
 
+@pytest.mark.extended
 def test_same_update_on_a_mesh():
     """Over `data`, `fsdp` and `tensor`, on eight devices, with the rules of the decoder. Measured: 2e-7 apart."""
     lora, tx = dataclasses.replace(ATTENTION, trains="^head/"), optax.sgd(0.5)
@@ -279,6 +282,7 @@ def test_replicas_merge_along_leading_axes():
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), one, ATTENTION.merged(params))
 
 
+@pytest.mark.extended
 def test_evaluation_has_the_additions():
     """The loss of an evaluation is that of a training step without dropout. Measured: 2e-7 apart."""
     tx = optax.sgd(0.0)
@@ -304,6 +308,7 @@ def _adapted_run(tmp_path):
     return run, module, params
 
 
+@pytest.mark.extended
 def test_export_and_weights_of_a_run_have_the_additions(tmp_path):
     """Logits differ by rounding: measured, 5e-7 where they are up to 1.1."""
     run, module, params = _adapted_run(tmp_path)

@@ -114,6 +114,7 @@ _WORDS = st.sampled_from(["the plot ", "superb", " ", "[MASK]", "</s>", ", ", "x
 _LONG_TEXTS = st.lists(_REPEATED | _WORDS | st.text(max_size=9), max_size=20).map(lambda parts: "".join(parts)[:500])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["wordpiece", "byte level"])
 @given(texts=st.tuples(_LONG_TEXTS, _LONG_TEXTS), most=st.integers(10, 20))
 @settings(max_examples=60, deadline=None)

@@ -102,6 +102,7 @@ def test_the_limit_of_tokens():
     assert cut[0].text == "\ufffd"
 
 
+@pytest.mark.extended
 def test_a_text_is_the_same_alone_and_with_others(generator):
     prompts = ["The sea", "A", "It was a long night, and"]
     requests = [Request(generator.encode(p), Sampling(seed=i), max_tokens=12) for i, p in enumerate(prompts)]

@@ -66,6 +66,7 @@ def test_cached_rows_are_independent(style, rng):
     np.testing.assert_array_equal(again, alone)
 
 
+@pytest.mark.extended
 @both_styles
 def test_tokens_beyond_the_cache_are_lost_and_no_others(style, rng):
     """As are those of padding."""

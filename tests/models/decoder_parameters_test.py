@@ -31,6 +31,7 @@ def _logits_and_gradients(style, **options):
     return both(params)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("style", "options"),
     [("gpt2", {"scan": True}), ("llama", {"remat": True}), ("llama", {"remat": True, "scan": True})],
@@ -64,6 +65,7 @@ def _init(**sizes):
     return jax.jit(lambda: Decoder(**sizes).init(jax.random.key(0), batch, train=False))()["params"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("scaled", [True, False])
 def test_weights_are_initialized_as_published(scaled):
     """Normal of standard deviation 0.02; for the last projections of the branches 0.02 / sqrt(2 · 2 layers)."""

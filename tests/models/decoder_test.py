@@ -84,6 +84,7 @@ def test_later_tokens_do_not_change_earlier_logits(style, place, token, seed):
         assert np.abs(after[place:] - before[place:]).max(axis=1).min() > 1e-4
 
 
+@pytest.mark.extended
 @both_styles
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=5), seed=st.integers(0, 2**16))
@@ -122,6 +123,7 @@ def _training(sizes, batch, seed):
     return jax.jit(apply)(random_params_of("gpt2"), {"dropout": jax.random.key(seed)})
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("options", [{}, {"remat": True}, {"scan": True}], ids=str)
 def test_attention_dropout_is_active_in_training(options, rng):
     batch, sizes = text_batch(rng, [16]), {**GPT2, "dropout": 0.0, "attention_dropout": 0.5, **options}
