@@ -23,6 +23,7 @@ from research.serve.model import ServedModel
 from research.training import loop
 from research.training.method import is_deterministic
 from tests import fuzz, tiny
+from tests.interop import tiny_decoder
 from tests.serve.conftest import LIMITS, serving
 
 TEXT = Path("README.md").read_text()
@@ -228,6 +229,7 @@ def test_python_code(runs, tmp_path, monkeypatch):
     Path("customers.csv").write_text("\n".join(["age,income,city,plan", *rows]) + "\n")
     overrides = {"data.train": "customers.csv", "data.transform.label": "plan", "train.steps": 1}
     api.fit("tabular_files", workdir="plan", show=False, **overrides)
+    tiny_decoder.write(tmp_path / "gpt", "llama")
     served = ServedModel.open("bert", RunDir.open(runs / "bert_sst2"))
     assert list(served.warm_up(LIMITS))
     names: dict = {}
