@@ -36,7 +36,7 @@ def missing(init_from: str) -> str | None:
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HFValidationError
 
-    where = f"pretrained weights: {init_from} is not a folder"
+    where = f"pretrained weights: {init_from!r} is not a folder"
     try:
         if _downloaded(init_from):
             return None

@@ -64,7 +64,7 @@ def test_partial_download_is_ignored(name, hub_cache, online):
 
 
 def test_missing_network_is_a_one_line_error(hub_cache, online):
-    with pytest.raises(UserError, match=r"some/model is not a folder, not in the local hub cache, and \S+ can't be"):
+    with pytest.raises(UserError, match=r"some/model' is not a folder, not in the local hub cache, and \S+ can't be"):
         source.folder("some/model")
     ((url, timeout),) = online
     assert "some/model" in url
@@ -79,7 +79,7 @@ def test_offline_mode_makes_no_request(hub_cache, online, monkeypatch):
 
 
 def test_missing_folder_is_a_one_line_error(hub_cache):
-    with pytest.raises(UserError, match=r"/no/such/folder is not a folder, nor a hub id \(OWNER/NAME\)"):
+    with pytest.raises(UserError, match=r"/no/such/folder' is not a folder, nor a hub id \(OWNER/NAME\)"):
         source.folder("/no/such/folder")
 
 
