@@ -1,4 +1,4 @@
-"""GPT, a language model of characters on Shakespeare's plays, by the settings that nanoGPT publishes for them.
+"""GPT, a language model of characters on Shakespeare's plays, with nanoGPT's published settings.
 
 python -m research.train --config=configs/gpt_shakespeare.py            # char if available, else embedded
 python -m research.train --config=configs/gpt_shakespeare.py:embedded
@@ -67,9 +67,9 @@ def _shakespeare(config: ConfigDict) -> None:
 
 
 def _char_cpu(config: ConfigDict) -> None:
-    """The settings that nanoGPT publishes for a CPU, but for the positions and the precision."""
+    """nanoGPT's published settings for a CPU, with two changes: rotary positions, and bfloat16."""
     config.model = decoder(128, 4, 4, vocab_size=66, max_positions=64)
-    config.model.position_encoding = "rotary"  # few updates are enough to learn from where characters stand
+    config.model.position_encoding = "rotary"  # learned ones need more steps than these
     _shakespeare(config)
     config.dtype = "bfloat16"  # faster on a CPU with units for it
     config.optimizer.warmup_fraction = 0.05
@@ -81,7 +81,7 @@ def _char_cpu(config: ConfigDict) -> None:
 
 
 def _char(config: ConfigDict) -> None:
-    """The settings that nanoGPT publishes for a GPU."""
+    """nanoGPT's published settings for a GPU, in bfloat16."""
     config.model = decoder(384, 6, 6, vocab_size=66, max_positions=256)
     config.model.dropout = 0.2
     config.model.attention_dropout = 0.2
