@@ -1,12 +1,10 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
-import concurrent.futures
 import contextlib
 import copy
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,14 +24,12 @@ from research.serve.explainer import Explainer
 from research.serve.forms import form
 from research.serve.limits import Limits
 from research.serve.masks import Masks
-from research.serve.operations import OPERATIONS, USUAL, Operation, chosen, run_all
+from research.serve.operations import OPERATIONS, USUAL, Operation, chosen
+from research.serve.programs import Programs
 from research.serve.shapes import Shape
 
 # What a model can compute in: int8 is the products of dense layers, with everything else in float32.
 COMPUTE = ("float32", "bfloat16", "int8")
-
-_TIMED = 3  # repetitions, of which the fastest counts
-_CHOICE = 1.25  # items to choose from, for each that a batch has room for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +56,10 @@ class ServedModel:
       operation: what it answers with, a name in OPERATIONS.
       others: the same model for other operations, by their names; `warm_up` compiles them too.
       samples: sample inputs of the run.
-      outputs: the shape and dtype of an answer's values by name, after `warm_up`.
-      seconds: the measured time of a batch by its shape, after `warm_up`.
-      capacity: the items to take for a batch: more than it has room for where those that fill its rows best are chosen.
+      programs: those that compute it; `others` with the same batches share them.
     """
+
+    programs: Programs
 
     def __init__(
         self,
@@ -82,36 +78,26 @@ class ServedModel:
         self.compute = compute
         self.operation, *others = chosen(operations, model.module)
         self.samples = samples
-        self.outputs: dict[str, jax.ShapeDtypeStruct] = {}
-        self.seconds: dict[Shape, float] = {}
-        self.capacity = 1
-        self._seconds_per_item = 0.0
         self._model = model
         self._devices = list(devices or jax.local_devices()[:1])
-        variables = model.variables
-        self._products: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        if compute == "int8":
-            variables = self._quantized(variables)
-            self._products = int8_products
+        variables = self._quantized(model.variables) if compute == "int8" else model.variables
+        products = int8_products if compute == "int8" else contextlib.nullcontext
         self._variables = [jax.device_put(variables, device) for device in self._devices]
-        self._programs: dict[tuple[int, Shape], Any] = {}
-        self._together = [self]  # this and the others that the same programs compute; the first one compiles them
-        self.others: dict[str, ServedModel] = {}
-        for name in others:
-            self.others[name] = self._for(name)
+        self.others = {name: self._for(name) for name in others}
+        by_batches: dict[bool, list[ServedModel]] = {}  # those for masks also have their positions
+        for each in (self, *self.others.values()):
+            by_batches.setdefault(each._operation.per_mask, []).append(each)
+        for alike in by_batches.values():
+            names = [each.operation for each in alike]
+            full_batch = alike[0]._full_batch
+            programs = Programs(names, model, self._variables, self._devices, full_batch=full_batch, products=products)
+            for each in alike:
+                each.programs = programs
 
     def _for(self, operation: str) -> "ServedModel":
-        """The same model with the same parameters for another operation.
-
-        It shares the programs of one that has the same batches: those for masks also have their positions.
-        """
-        per_mask = OPERATIONS[operation].per_mask
-        alike = [each for each in (self, *self.others.values()) if each._operation.per_mask == per_mask]
-        other = copy.copy((*alike, self)[0])
+        """The same model with the same parameters for another operation."""
+        other = copy.copy(self)
         other.operation, other.others = operation, {}
-        if not alike:
-            other.seconds, other._programs, other._together = {}, {}, []
-        other._together.append(other)
         return other
 
     @classmethod
@@ -165,7 +151,7 @@ class ServedModel:
     @functools.cached_property
     def explainer(self) -> Explainer:
         """What explains its predictions, once it is warmed up; it compiles when it is first asked. For one thread."""
-        lengths = sorted({shape.length or 1 for shape in self.seconds})
+        lengths = sorted({shape.length or 1 for shape in self.programs.seconds})
         # Rounding to integers has no gradient.
         variables = self._model.variables if self.compute == "int8" else self._variables[0]
         return Explainer(self._model, variables, self._devices[0], lengths)
@@ -211,7 +197,7 @@ class ServedModel:
         """The inputs, encoded. Raises UserError if a column is missing, or a value invalid or of another size."""
         parts = encoding.encode(self._model, columns, self.example)
         if self._masks:
-            self._masks.check(parts, max(shape.slots for shape in self.seconds))
+            self._masks.check(parts, max(shape.slots for shape in self.programs.seconds))
         return parts
 
     @functools.cached_property
@@ -230,48 +216,32 @@ class ServedModel:
             return max(kind.row_length, int(self.signature.limits["max_length"]))
         return kind.row_length if isinstance(kind, BagExamples) else 1
 
+    @property
+    def outputs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The shape and dtype of an answer's values by name, after `warm_up`."""
+        return self.programs.outputs[self.operation]
+
+    @property
+    def capacity(self) -> int:
+        """The items to take for a batch."""
+        return self.programs.capacity
+
     def time_of(self, part: Part) -> float:
         """The share of an input in the time of a full batch, in seconds."""
-        return part.length * self._seconds_per_item
+        return part.length * self.programs.seconds_per_item
+
+    @property
+    def _packed_length(self) -> int | None:
+        return self.row_length if encoding.is_sequence(self.example) else None
 
     def probe(self, limits: Limits) -> float:
         """Compiles one shape, for a first look before `warm_up` -> the seconds of an item in a full batch of it."""
-        packs = encoding.is_sequence(self.example)
-        shape = shapes.packed(self.row_length, 1)[-1] if packs else shapes.fixed(min(8, limits.batch_rows))[-1]
-        self.seconds[shape] = self._prepare(shape, 0)
-        return self.seconds[shape] / shape.items
+        return self.programs.probe(limits, self._packed_length)
 
     def warm_up(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
-        """Compiles and measures a batch of each shape on each device -> the shape and its time in seconds, one by one.
-
-        Of each length, shapes with more rows than the first that takes longer than `limits.batch_ms` are left out.
-        """
-        for each in (self, *self.others.values()):
-            if each._together[0] is each:
-                yield from each._prepare_all(limits)
-
-    def _prepare_all(self, limits: Limits) -> Iterator[tuple[Shape, float]]:
-        packs = encoding.is_sequence(self.example)
-        on_cpu = self.platform == "cpu"
-        if packs:
-            found = shapes.packed(self.row_length, limits.batch_items, fine=on_cpu)
-        else:
-            found = shapes.fixed(limits.batch_rows)
-        if not on_cpu:  # which takes long there, and leaves the other cores free
-            self._compile_at_once(found)
-        slow: dict[int | None, bool] = {}
-        for shape in sorted(found, key=lambda shape: (shape.length or 1, shape.rows)):
-            if slow.get(shape.length):
-                continue
-            for device in range(len(self._devices)):
-                if shape not in self.seconds or device:  # `probe` has measured one
-                    self.seconds[shape] = self._prepare(shape, device)
-            slow[shape.length] = self.seconds[shape] > limits.batch_ms / 1000
-            yield shape, self.seconds[shape]
-        capacity = shapes.capacity(self.seconds, limits.batch_ms)
-        for each in self._together:
-            each.capacity = int(_CHOICE * capacity) if packs else capacity
-            each._seconds_per_item = min(time / shape.items for shape, time in self.seconds.items())
+        """As `Programs.warm_up`, of all operations."""
+        for programs in dict.fromkeys(each.programs for each in (self, *self.others.values())):
+            yield from programs.warm_up(limits, self._packed_length)
 
     def _full_batch(self, shape: Shape) -> dict[str, np.ndarray]:
         """A batch as full as can be."""
@@ -283,49 +253,11 @@ class ServedModel:
         members = np.arange(shape.rows * shape.slots).reshape(shape.rows, shape.slots)
         return self._batch([example] * members.size, members, shape)
 
-    def _compile(self, shape: Shape, device: int) -> None:
-        batch = self._full_batch(shape)
-        place = jax.sharding.SingleDeviceSharding(self._devices[device])
-        abstract = {n: jax.ShapeDtypeStruct(x.shape, _on_device(x.dtype), sharding=place) for n, x in batch.items()}
-        run = functools.partial(run_all, [each.operation for each in self._together])
-        program = jax.jit(functools.partial(run, module=self._model.module, task=self._model.task))
-        with self._products():
-            self._programs[device, shape] = program.lower(self._variables[device], abstract).compile()
-
-    def _compile_at_once(self, found: Sequence[Shape]) -> None:
-        """Compiles the shapes for all devices, several at the same time."""
-        wanted = [(shape, device) for shape in found for device in range(len(self._devices))]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(self._compile, *zip(*wanted, strict=True)))
-
-    def _prepare(self, shape: Shape, device: int) -> float:
-        """Compiles a shape for a device, if it is not yet -> the seconds that a full batch takes."""
-        if (device, shape) not in self._programs:
-            self._compile(shape, device)
-        batch = self._full_batch(shape)
-        times = []
-        for _ in range(_TIMED):
-            start = time.perf_counter()
-            self._run(batch, shape, device)
-            times.append(time.perf_counter() - start)
-        axes = 2 if shape.length else 1
-        for each in self._together:
-            outputs = self._programs[device, shape].out_info[each.operation]
-            each.outputs = {name: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype) for name, x in outputs.items()}
-        return min(times)
-
-    def _run(self, batch: Mapping[str, np.ndarray], shape: Shape, device: int) -> dict[str, np.ndarray]:
-        # As it is in NumPy: to place each array on the device before takes a millisecond.
-        arrays = {name: x.astype(_on_device(x.dtype), copy=False) for name, x in batch.items()}
-        values = self._programs[device, shape](self._variables[device], arrays)
-        found: dict[str, np.ndarray] = jax.device_get(values[self.operation])
-        return found
-
     def choose(self, parts: Sequence[Part]) -> tuple[Shape, np.ndarray]:
         """The shape of the next batch, and which of the inputs its rows hold: see `shapes.choose`."""
         masks = self._masks
         slots = [masks.count(part.arrays["tokens"]) for part in parts] if masks else None
-        return shapes.choose([part.length for part in parts], self.seconds, slots)
+        return shapes.choose([part.length for part in parts], self.programs.seconds, slots)
 
     def answer(
         self, parts: Sequence[Part], device: int = 0, chosen: tuple[Shape, np.ndarray] | None = None
@@ -340,7 +272,7 @@ class ServedModel:
         masks = self._masks
         shape, members = chosen or self.choose(parts)
         batch = self._batch(parts, members, shape)
-        columns = self._run(batch, shape, device)
+        columns = self.programs(batch, shape, device, self.operation)
         answers: list[Answer | None] = [None] * len(parts)
         for row, slot in np.argwhere(members >= 0):
             member, where = members[row, slot], (row, slot) if shape.length else (row,)
@@ -363,8 +295,3 @@ class ServedModel:
         if self._masks:
             batch["masked_positions"] = self._masks.positions(batch, shape.slots)
         return batch
-
-
-def _on_device(dtype: np.dtype) -> Any:
-    """The dtype of an array on a device, where there is no float64."""
-    return jax.dtypes.canonicalize_dtype(dtype)

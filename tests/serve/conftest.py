@@ -87,8 +87,9 @@ def models(runs):
 def steady(model):
     """The model with times of batches that grow with their items: what is chosen must not depend on the machine."""
     for each in (model, *model.others.values()):
-        each.seconds = {shape: 0.001 * (10 + shape.items) for shape in each.seconds}
-        each.capacity = shapes.capacity(each.seconds, LIMITS.batch_ms)
+        programs = each.programs
+        programs.seconds = {shape: 0.001 * (10 + shape.items) for shape in programs.seconds}
+        programs.capacity = shapes.capacity(programs.seconds, LIMITS.batch_ms)
     return model
 
 

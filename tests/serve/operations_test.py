@@ -86,12 +86,11 @@ def test_only_what_is_asked_for_is_compiled(models, runs, in_loop):
 def test_operations_share_programs_that_compute_the_encoder_once(models, runs):
     model = models["text"]
     embed, embed_all = (model.others[name] for name in ("embed", "embed_all"))
-    assert model._programs is embed._programs is embed_all._programs
-    assert (embed.capacity, embed._seconds_per_item) == (model.capacity, model._seconds_per_item)
+    assert model.programs is embed.programs is embed_all.programs
     alone = ServedModel.open("text", runs["text"])
     alone.probe(LIMITS)
-    ((key, program),) = alone._programs.items()
-    operations, least = (each.cost_analysis()["flops"] for each in (model._programs[key], program))
+    ((key, program),) = alone.programs.compiled.items()
+    operations, least = (each.cost_analysis()["flops"] for each in (model.programs.compiled[key], program))
     assert least <= operations < 1.1 * least
 
 
@@ -101,7 +100,7 @@ def test_masks_have_programs_of_their_own(tmp_path):
     model = opened(tmp_path / "f", tuple(OPERATIONS))
     assert (model.operation, list(model.others)) == ("fill", ["embed", "embed_all"])
     embed, embed_all = model.others.values()
-    assert embed._programs is embed_all._programs is not model._programs
+    assert embed.programs is embed_all.programs is not model.programs
     (answer, _), _ = embed.answer(embed.encode({"text": ["a [MASK] film [MASK] [MASK]", "so"]}))
     (tokens, _), _ = embed_all.answer(embed_all.encode({"text": ["a [MASK] film [MASK] [MASK]", "so"]}))
     np.testing.assert_allclose(answer.values["embedding"], tokens.values["embedding"].mean(axis=0), atol=1e-5)

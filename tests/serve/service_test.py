@@ -18,6 +18,7 @@ from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
 from research.serve.model import Answer, ServedModel
 from research.serve.observer import Observer
+from research.serve.programs import Programs
 from research.serve.repository import Source, check
 from research.serve.service import Service
 from tests.serve.conftest import LIMITS, TEXTS, answer_all
@@ -217,14 +218,14 @@ def test_predictions_at_another_step_are_added_to_the_samples(models, runs, tmp_
 @pytest.mark.extended
 def test_fewer_shapes_are_compiled_on_an_accelerator_all_at_once(monkeypatch, runs, models):
     exact = models["text"]  # on the CPU
-    monkeypatch.setattr(ServedModel, "platform", "gpu")
+    monkeypatch.setattr(Programs, "on_cpu", False)
     threads = set()
-    compile = ServedModel._compile
-    monkeypatch.setattr(ServedModel, "_compile", lambda *args: [threads.add(threading.get_ident()), compile(*args)])
+    compile = Programs._compile
+    monkeypatch.setattr(Programs, "_compile", lambda *args: [threads.add(threading.get_ident()), compile(*args)])
     model = ServedModel.open("text", runs["text"], compute="bfloat16", devices=jax.local_devices()[:2])
     found = [shape for shape, _ in model.warm_up(LIMITS)]
     assert set(found) == set(shapes.packed(model.row_length, LIMITS.batch_items, fine=False))
-    assert len(found) < len(exact.seconds)
+    assert len(found) < len(exact.programs.seconds)
     assert len(threads) > 1
     assert threading.get_ident() not in threads
     parts = model.encode({"sentence": TEXTS})
