@@ -34,3 +34,10 @@ class ServiceError(Exception):
         super().__init__(message)
         self.kind = kind
         self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, error: Exception) -> "ServiceError":
+        """What a client is told of an error that a model raised."""
+        if isinstance(error, ValueError):
+            return cls(Kind.INVALID, str(error).splitlines()[0] if str(error) else "the input is invalid")
+        return cls(Kind.FAILED, f"the model failed: {type(error).__name__}")

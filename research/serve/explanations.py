@@ -1,6 +1,8 @@
 """Attributions as JSON: of words by their places in the text, of pixels as a map, of features by name."""
 
+import asyncio
 import collections
+import concurrent.futures
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +13,8 @@ from research.data.encoder import Place
 from research.data.examples import Columns
 from research.data.parts import Part
 from research.data.table import TableEncoder
+from research.serve.errors import Kind, ServiceError
+from research.serve.limits import Limits
 from research.serve.model import ServedModel
 
 # The rows and columns of a map at most: larger images have the sums of blocks of pixels.
@@ -77,3 +81,43 @@ def _features(values: np.ndarray, model: ServedModel) -> list[dict[str, Any]]:
         fields = model.form.get("features", [{"name": f"feature {i}"} for i in range(len(values))])
         names = tuple(field["name"] for field in fields)
     return [{"name": name, "attribution": float(value)} for name, value in zip(names, values, strict=True)]
+
+
+class Explanations:
+    """Explains one prediction at a time, in a thread of its own.
+
+    An explanation takes many times as long as a prediction, and compiles a program when it is first asked for.
+    """
+
+    def __init__(self, limits: Limits):
+        self._seconds = limits.timeout_ms / 1000
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "explain")
+        self._working = False
+
+    async def get(self, model: ServedModel, columns: Columns, part: Part, label: int | None) -> dict[str, Any]:
+        """As `explanation`. Raises ServiceError if the model has no attributions, or another one is computed."""
+        if not model.explainer.supports(part):
+            raise ServiceError(Kind.FAILED, f"model {model.name!r} can't be explained")
+        if self._working:
+            raise ServiceError(Kind.OVERLOADED, "another prediction is being explained", retry_after=1.0)
+        self._working = True
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, explanation, model, columns, part, label)
+        future.add_done_callback(self._ended)
+        try:
+            # Shielded: what was compiled by then is of use to the next request.
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            message = "the explanation takes too long; the next one may be faster, as the model is compiled by then"
+            raise ServiceError(Kind.OVERLOADED, message, retry_after=self._seconds) from None
+        except Exception as error:  # whatever a model raises
+            raise ServiceError.of(error) from error
+
+    def _ended(self, future: asyncio.Future[dict[str, Any]]) -> None:
+        self._working = False
+        if not future.cancelled():
+            future.exception()  # so that asyncio does not report one that nobody waits for any more
+
+    def stop(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

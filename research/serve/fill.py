@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, TypeAdapter
 
+from research.serve.answers import Result
 from research.serve.http import Exchange, ListOf, described, parse, reply
 from research.serve.inputs import check_count
 from research.serve.model import ServedModel
 from research.serve.operations import MOST_TOKENS
 from research.serve.plain import about, columns_of, variant
-from research.serve.service import Result, Service
+from research.serve.service import Service
 
 
 class Fill(BaseModel):

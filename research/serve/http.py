@@ -13,9 +13,10 @@ from pydantic import FailFast, TypeAdapter, ValidationError
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
+from research.serve.answers import Result
 from research.serve.errors import Kind, ServiceError
 from research.serve.model import ServedModel
-from research.serve.service import Result, Service
+from research.serve.service import Service
 
 T = TypeVar("T")
 

@@ -12,12 +12,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, StrictInt, TypeAdapter
 
 from research import __version__
+from research.serve.answers import Result
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, ListOf, described, parse, reply
 from research.serve.inputs import check_count
 from research.serve.model import ServedModel
 from research.serve.plain import read_value, variant, variants_of
-from research.serve.service import Result, Service
+from research.serve.service import Service
 from research.serve.tensors import Tensor, to_binary, to_json
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"

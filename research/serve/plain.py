@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.exceptions import HTTPException
 
 from research.base.trees import jsonable
+from research.serve.answers import Result
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, ListOf, described, parse, reply
 from research.serve.inputs import check_count
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
-from research.serve.service import Result, Service
+from research.serve.service import Service
 
 
 class Predict(BaseModel):

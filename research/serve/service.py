@@ -1,8 +1,6 @@
 """From raw inputs to answers: limits, encoding, cache, queue. Knows nothing of HTTP."""
 
 import asyncio
-import concurrent.futures
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,44 +8,15 @@ from typing import Any
 from research.data.examples import Columns
 from research.data.parts import Part
 from research.serve.admission import Admission
-from research.serve.cache import Cache
+from research.serve.answers import Answers, Result
 from research.serve.encoders import Encoders
-from research.serve.engine import Engine
 from research.serve.errors import Kind, ServiceError
-from research.serve.explanations import explanation
+from research.serve.explanations import Explanations
 from research.serve.limits import Limits
-from research.serve.model import Answer, ServedModel
+from research.serve.model import ServedModel
 from research.serve.observer import Observer
-from research.serve.queue import Job
 from research.serve.splits import Splits
 from research.serve.writer import Writer
-
-Key = tuple[str, str, str, bytes]  # of an answer: model, version, operation, hash of the encoded input
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The answer for one input of a request.
-
-    Attributes:
-      length: the items of the input that the model read, such as tokens; 1 for inputs of a fixed size.
-      truncated: whether these are only its beginning.
-      cached: whether the answer was computed before.
-    """
-
-    answer: Answer
-    length: int
-    truncated: bool
-    cached: bool
-
-
-@dataclasses.dataclass(eq=False)
-class _Pending:
-    """An answer that is being computed, by which job, and for how many inputs of requests."""
-
-    future: asyncio.Future[Answer]
-    job: Job
-    waiters: int = 0
 
 
 class Service:
@@ -58,6 +27,7 @@ class Service:
       writers: those that write texts, likewise.
       states: what happens with each model: "loading", "ready", or an error.
       splits: the names under which several models share requests.
+      answers: where answers come from.
       admission: which requests are refused as there are too many.
       encoders: what makes inputs of models of raw ones.
       stopping: whether the process is about to end: requests are still answered.
@@ -78,20 +48,17 @@ class Service:
         self.states: Mapping[str, str] = {}
         self.stopping = False
         self.limits = limits
-        self.cache: Cache[Key, Answer] = Cache(limits.cache_entries)
         self._observer = observer or Observer()
-        self._engine = Engine(limits, self._deliver, devices=devices, replicas=replicas, observer=self._observer)
-        self.admission = Admission(limits, self._engine.queue)
+        self.answers = Answers(limits, devices=devices, replicas=replicas, observer=self._observer)
+        self.admission = Admission(limits, self.answers.engine.queue)
         self.encoders = Encoders(limits)
-        self._explainers = concurrent.futures.ThreadPoolExecutor(1, "explain")
-        self._explaining = False
-        self._pending: dict[Key, _Pending] = {}
+        self._explanations = Explanations(limits)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Starts the threads; call it in the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._engine.start()
+        self.answers.start()
         self.admission.start()
 
     async def stop(self, timeout: float) -> bool:
@@ -99,17 +66,17 @@ class Service:
         self.admission.stop()
         for writer in self.writers.values():
             writer.close()
-        ended = await asyncio.to_thread(self._engine.stop, timeout)
+        ended = await asyncio.to_thread(self.answers.engine.stop, timeout)
         for writer in self.writers.values():
             ended &= await asyncio.to_thread(writer.join, timeout)
         self.encoders.stop()
-        self._explainers.shutdown(wait=False, cancel_futures=True)
+        self._explanations.stop()
         return ended
 
     @property
     def waiting(self) -> int:
         """The inputs in the queue."""
-        return len(self._engine.queue)
+        return len(self.answers.engine.queue)
 
     def install(self, model: ServedModel | Writer) -> None:
         """Adds a model, or replaces that of its name, for all later requests. May be called in any thread.
@@ -220,7 +187,7 @@ class Service:
                     encoding = time.perf_counter() - began
                     if not truncate:
                         _refuse_truncated(parts, model)
-                    return await self._answers(model, parts, client, encoding)
+                    return await self.answers.get(model, parts, client, encoding)
             except TimeoutError:
                 limit = self.limits.timeout_ms / 1000
                 message = f"the request took longer than {limit:g} s"
@@ -231,124 +198,17 @@ class Service:
         part = self.encoders.known(model, columns)
         if part is None or (part.truncated and not truncate):
             return None
-        answer = self.cache.get(_key(model, part))
-        if answer is None:
-            return None
-        self._observer.answered(model.name, [part], [], 0.0)
-        return Result(answer, part.length, part.truncated, cached=True)
+        return self.answers.cached(model, part)
 
     async def explain(self, model: ServedModel, columns: Columns, label: int | None) -> dict[str, Any]:
         """What adds to the score of a class for the only input, or to a number if `label` is None: see `explanation`.
-
-        It takes many times as long as a prediction, and compiles a program when it is first asked: there is one at a
-        time, in a thread of its own.
 
         Raises ServiceError: the input is invalid, the model has no attributions, or another explanation is computed.
         """
         parts = await self.encoders.encode(model, columns)
         if len(parts) != 1:
             raise ServiceError(Kind.INVALID, f"the request has {len(parts)} inputs; one is explained at a time")
-        if not model.explainer.supports(parts[0]):
-            raise ServiceError(Kind.FAILED, f"model {model.name!r} can't be explained")
-        if self._explaining:
-            raise ServiceError(Kind.OVERLOADED, "another prediction is being explained", retry_after=1.0)
-        assert self._loop is not None
-        self._explaining = True
-        future = self._loop.run_in_executor(self._explainers, explanation, model, columns, parts[0], label)
-        future.add_done_callback(self._explained)
-        try:
-            # Shielded: what was compiled by then is of use to the next request.
-            async with asyncio.timeout(self.limits.timeout_ms / 1000):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            message = "the explanation takes too long; the next one may be faster, as the model is compiled by then"
-            raise ServiceError(Kind.OVERLOADED, message, retry_after=self.limits.timeout_ms / 1000) from None
-        except Exception as error:  # whatever a model raises
-            raise _failure(error) from error
-
-    def _explained(self, future: asyncio.Future[dict[str, Any]]) -> None:
-        self._explaining = False
-        if not future.cancelled():
-            future.exception()  # so that asyncio does not report one that nobody waits for any more
-
-    async def _answers(self, model: ServedModel, parts: Sequence[Part], client: str, encoding: float) -> list[Result]:
-        assert self._loop is not None
-        found: list[Answer | _Pending] = []
-        new: list[tuple[Key, _Pending]] = []
-        here: dict[Key, _Pending] = {}
-        for part in parts:
-            key = _key(model, part)
-            answer = self.cache.get(key)
-            if answer is not None:
-                found.append(answer)
-                continue
-            pending = self._pending.get(key) or here.get(key)
-            if pending is None:
-                pending = _Pending(self._loop.create_future(), Job(model, part, client, key))
-                new.append((key, pending))
-                here[key] = pending
-            found.append(pending)
-        if new:
-            self._engine.queue.put([pending.job for _, pending in new])
-            self._pending.update(new)
-        waited = [entry for entry in found if isinstance(entry, _Pending)]
-        for entry in waited:
-            entry.waiters += 1
-        try:
-            for entry in waited:
-                # Shielded, as other requests may wait for the same answer.
-                await asyncio.shield(entry.future)
-        finally:
-            for entry in waited:
-                self._leave(entry)
-        self._observer.answered(model.name, parts, [entry.job for entry in waited], encoding)
-        return [
-            Result(
-                entry.future.result() if isinstance(entry, _Pending) else entry,
-                part.length,
-                part.truncated,
-                isinstance(entry, Answer),
-            )
-            for part, entry in zip(parts, found, strict=True)
-        ]
-
-    def _leave(self, entry: _Pending) -> None:
-        """One input less waits for an answer; without any the job is dropped."""
-        entry.waiters -= 1
-        if entry.waiters or entry.future.done():
-            return
-        entry.job.cancelled = True
-        entry.future.cancel()
-        self._pending.pop(entry.job.ticket, None)
-
-    def _deliver(self, done: Sequence[tuple[Job, Answer | Exception]]) -> None:
-        """Called by the engine's threads."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._finish, done)
-
-    def _finish(self, done: Sequence[tuple[Job, Answer | Exception]]) -> None:
-        for job, result in done:
-            entry = self._pending.get(job.ticket)
-            if entry is None or entry.job is not job:  # cancelled
-                continue
-            del self._pending[job.ticket]
-            if isinstance(result, Answer):
-                if job.model.is_cached:
-                    self.cache.put(job.ticket, result)
-                entry.future.set_result(result)
-            else:
-                entry.future.set_exception(_failure(result))
-                entry.future.exception()  # so that asyncio does not report one that nobody waits for any more
-
-
-def _key(model: ServedModel, part: Part) -> Key:
-    return model.name, model.version, model.operation, part.digest
-
-
-def _failure(error: Exception) -> ServiceError:
-    if isinstance(error, ValueError):
-        return ServiceError(Kind.INVALID, str(error).splitlines()[0] if str(error) else "the input is invalid")
-    return ServiceError(Kind.FAILED, f"the model failed: {type(error).__name__}")
+        return await self._explanations.get(model, columns, parts[0], label)
 
 
 def _refuse_truncated(parts: Sequence[Part], model: ServedModel) -> None:

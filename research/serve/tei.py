@@ -16,12 +16,13 @@ from fastapi.responses import Response
 
 from research import __version__
 from research.serve import tei_schema as schema
+from research.serve.answers import Result
 from research.serve.errors import Kind, ServiceError
 from research.serve.http import Exchange, described, parse, reply
 from research.serve.inputs import check
 from research.serve.model import ServedModel
 from research.serve.plain import variant
-from research.serve.service import Result, Service
+from research.serve.service import Service
 
 # And how many texts an input has.
 _TEXT_KINDS = {"text": (1,), "text_pair": (2,), "text_or_pair": (1, 2)}

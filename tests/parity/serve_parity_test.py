@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.serve.answers import Result
 from research.serve.fill import _masks
-from research.serve.service import Result
 from tests.interop.tiny_encoder import VOCABULARY
 from tests.serve.saved_test import opened
 

@@ -161,7 +161,7 @@ def test_the_cache_is_bounded_and_can_be_off(models, in_loop):
 
     async def run(service):
         cached = [(await service.answer(model, row(i)))[0].cached for i in (0, 1, 0, 2, 3, 1)]
-        return cached, len(service.cache)
+        return cached, len(service.answers.cache)
 
     assert in_loop({"m": model}, run, Limits(cache_entries=2)) == ([False, False, True, False, False, False], 2)
     assert in_loop({"m": model}, run, Limits(cache_entries=0)) == ([False] * 6, 0)
