@@ -235,7 +235,7 @@ def test_an_explanation_that_takes_too_long_is_refused_and_used_later(models, ru
         release.set()
         for _ in range(100):
             await asyncio.sleep(0.1)
-            if not service._explaining:
+            if not service._explanations._working:
                 break
         return late.value, await service.explain(model, {"sentence": ["a film"]}, 0)
 
