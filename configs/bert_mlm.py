@@ -21,15 +21,13 @@ TFDS has no builder of WikiText: it must be prepared for TFDS already, with one 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from research.configs.defaults import defaults
+from research.configs.defaults import WIKITEXT_HEADING, WIKITEXT_REPLACE, defaults
 
 PRESETS = ("embedded", "wikitext", "base")
 FULL = "base"
 ON_CPU = "wikitext"
 
-# WikiText is tokenized into words, with rare ones replaced and signs within words separated (Merity et al. 2016).
-WIKITEXT_HEADING = r"^ = [^=].* = \n?$"  # of an article; headings of sections have more than one "="
-WIKITEXT_REPLACE = (("<unk>", "[UNK]"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
+REPLACE = (("<unk>", "[UNK]"), *WIKITEXT_REPLACE)  # which stands for rare words
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -112,7 +110,7 @@ def _wikitext(config: ConfigDict) -> None:
     _small(config, 8000)
     config.data.name = "wikitext/wikitext-2-v1"
     config.data.transform.heading = WIKITEXT_HEADING
-    config.data.transform.replace = WIKITEXT_REPLACE
+    config.data.transform.replace = REPLACE
     config.optimizer.learning_rate = 1e-3
     config.train.epochs = 3
     config.eval.every_steps = 1000
@@ -125,7 +123,7 @@ def _base(config: ConfigDict) -> None:
     config.data.name = "wikitext/wikitext-103-v1"
     config.data.transform = _rows(30_522, 512)
     config.data.transform.heading = WIKITEXT_HEADING
-    config.data.transform.replace = WIKITEXT_REPLACE
+    config.data.transform.replace = REPLACE
     config.needs_accelerator = True
     config.dtype = "bfloat16"
     config.optimizer.learning_rate = 2e-4

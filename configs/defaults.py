@@ -3,6 +3,10 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# WikiText is tokenized into words, with signs within words separated (Merity et al. 2016).
+WIKITEXT_HEADING = r"^ = [^=].* = \n?$"  # of an article; headings of sections have more than one "="
+WIKITEXT_REPLACE = ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
+
 
 def defaults() -> ConfigDict:
     """The default config. Experiments fill `model`, `task` and `data.transform`; other sections take no new keys."""

@@ -55,7 +55,6 @@ def _embedded(config: ConfigDict) -> None:
     config.train.batch_size = 16
     config.eval.batch_size = 64
     config.eval.every_steps = 200
-    config.checkpoint.every_steps = 200
 
 
 def _shakespeare(config: ConfigDict) -> None:
@@ -77,7 +76,6 @@ def _char_cpu(config: ConfigDict) -> None:
     config.train.batch_size = 12
     config.eval.batch_size = 64
     config.eval.every_steps = 500
-    config.checkpoint.every_steps = 500
 
 
 def _char(config: ConfigDict) -> None:
@@ -93,4 +91,3 @@ def _char(config: ConfigDict) -> None:
     config.train.batch_size = 64
     config.eval.batch_size = 64
     config.eval.every_steps = 250
-    config.checkpoint.every_steps = 250

@@ -19,17 +19,13 @@ TFDS has no builder of WikiText: it must be prepared for TFDS already, with one 
 
 from ml_collections import ConfigDict
 
-from research.configs.defaults import decoder, defaults, token_rows
+from research.configs.defaults import WIKITEXT_HEADING, WIKITEXT_REPLACE, decoder, defaults, token_rows
 
 PRESETS = ("embedded", "wikitext", "base")
 FULL = "base"
 ON_CPU = "wikitext"
 
 END = "<|endoftext|>"
-
-# WikiText is tokenized into words, with signs within words separated (Merity et al. 2016).
-HEADING = r"^ = [^=].* = \n?$"  # of an article; headings of sections have more than one "="
-REPLACE = ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -65,18 +61,16 @@ def _embedded(config: ConfigDict) -> None:
     config.data.name = "python_docs"
     config.train.epochs = 1
     config.eval.every_steps = 200
-    config.checkpoint.every_steps = 200
 
 
 def _wikitext(config: ConfigDict) -> None:
     """WikiText-2: 600 articles for training, two million words."""
     _small(config, 4000)
     config.data.name = "wikitext/wikitext-2-v1"
-    config.data.transform.heading = HEADING
-    config.data.transform.replace = REPLACE
+    config.data.transform.heading = WIKITEXT_HEADING
+    config.data.transform.replace = WIKITEXT_REPLACE
     config.train.epochs = 1
     config.eval.every_steps = 1000
-    config.checkpoint.every_steps = 1000
 
 
 def _base(config: ConfigDict) -> None:
@@ -86,8 +80,8 @@ def _base(config: ConfigDict) -> None:
     config.model.attention_dropout = 0.1
     config.data.name = "wikitext/wikitext-103-v1"
     config.data.transform = token_rows("bpe", 50_257, 1024, end_of_text=END)
-    config.data.transform.heading = HEADING
-    config.data.transform.replace = REPLACE
+    config.data.transform.heading = WIKITEXT_HEADING
+    config.data.transform.replace = WIKITEXT_REPLACE
     config.data.transform.stride = 512
     config.needs_accelerator = True
     config.dtype = "bfloat16"
@@ -96,4 +90,3 @@ def _base(config: ConfigDict) -> None:
     config.train.batch_size = 64
     config.eval.batch_size = 16
     config.eval.every_steps = 2000
-    config.checkpoint.every_steps = 2000

@@ -17,7 +17,6 @@ from research.data.text.language_model import TokenRows
 from research.models import MODELS
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
-from research.training.loop import train_and_evaluate
 from tests import tiny
 
 
@@ -26,25 +25,16 @@ def few(monkeypatch):
     tiny.few_documents(monkeypatch)
 
 
-def _run(config, workdir, **options):
-    return train_and_evaluate(config, workdir, show=False, **options)
-
-
-def _stop_after(steps):
-    calls = iter(range(1, 1000))
-    return lambda: next(calls) >= steps
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", ["consecutive", "random"])
 def test_run_learns_and_an_interrupted_one_ends_equally(blocks, tmp_path):
     config = tiny.gpt(steps=30)
     config.data.transform.blocks = blocks
     config.data.transform.stride = 12
-    whole = _run(config, tmp_path / "whole")
-    assert _run(config, tmp_path / "cut", should_stop=_stop_after(14))["status"] == "preempted"
+    whole = tiny.run(config, tmp_path / "whole")
+    assert tiny.run(config, tmp_path / "cut", should_stop=tiny.stop_after(14))["status"] == "preempted"
     assert 10 < RunDir(tmp_path / "cut").summary()["step"] < 30
-    rest = _run(config, tmp_path / "cut")
+    rest = tiny.run(config, tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
     assert rest["metrics"] == whole["metrics"]
     losses = [line["loss"] for line in RunDir(tmp_path / "whole").metrics("validation")]
@@ -155,4 +145,4 @@ def test_mismatched_settings_are_one_line_errors(section, change, message, tmp_p
     config = tiny.gpt()
     (config.data.transform if section == "data" else config.model).update(change)
     with pytest.raises(UserError, match=message):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)

@@ -17,7 +17,6 @@ from research.inference.evaluation import evaluate
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
-from research.training.loop import train_and_evaluate
 from research.training.stopping import stalled
 from tests import tiny
 
@@ -27,18 +26,8 @@ def few(monkeypatch):
     tiny.few_sentences(monkeypatch)
 
 
-def _run(config, workdir, **options):
-    return train_and_evaluate(config, workdir, show=False, **options)
-
-
-def _stop_after(steps):
-    """A `should_stop` that returns True at `steps`."""
-    asked = iter(range(1, 10**6))
-    return lambda: next(asked) >= steps
-
-
 def test_files_of_a_run(tmp_path):
-    summary = _run(tiny.bert(steps=10), tmp_path / "run", note="why")
+    summary = tiny.run(tiny.bert(steps=10), tmp_path / "run", note="why")
     run = RunDir.open(tmp_path / "run")
     assert run.summary() == summary
     assert summary["status"] == "completed"
@@ -79,11 +68,11 @@ def test_files_of_a_run(tmp_path):
 )
 def test_interrupted_run_ends_like_the_uninterrupted_one(make, tmp_path):
     """With dropout, mixup, batch statistics, momentum, averaged parameters, the end of an epoch, and evaluations."""
-    whole = _run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
+    whole = tiny.run(make(steps=20, ema_decay=0.9), tmp_path / "whole")
     config = make(steps=20, ema_decay=0.9)
-    half = _run(config, tmp_path / "half", should_stop=_stop_after(10))
+    half = tiny.run(config, tmp_path / "half", should_stop=tiny.stop_after(10))
     assert (half["status"], half["step"]) == ("preempted", 10)
-    rest = _run(config, tmp_path / "half")
+    rest = tiny.run(config, tmp_path / "half")
     assert rest["status"] == "completed"
     assert rest["params_sha256"] == whole["params_sha256"]
     assert rest["params_sha256"] != half["params_sha256"]
@@ -102,7 +91,7 @@ def test_interrupted_run_ends_like_the_uninterrupted_one_fully_optimized(make, t
 
 
 def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
-    whole = _run(tiny.logistic(steps=30), tmp_path / "whole")
+    whole = tiny.run(tiny.logistic(steps=30), tmp_path / "whole")
     config = tiny.logistic(steps=30)
     config.checkpoint.every_steps = 15
     calls = iter(range(100))
@@ -113,10 +102,10 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
         return False
 
     with pytest.raises(RuntimeError, match="power cut"):
-        _run(config, tmp_path / "cut", should_stop=crash)
+        tiny.run(config, tmp_path / "cut", should_stop=crash)
     failed = RunDir(tmp_path / "cut").summary()
     assert (failed["status"], failed["reason_code"], failed["step"]) == ("failed", "error", 20)
-    rest = _run(config, tmp_path / "cut")
+    rest = tiny.run(config, tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
     steps = [line["step"] for line in RunDir(tmp_path / "cut").metrics("train")]
     assert steps == [5, 10, 15, 20, 25, 30]  # without duplicates
@@ -140,11 +129,11 @@ def test_failed_evaluation_does_not_lose_training(every_steps, power_cut, tmp_pa
     config = tiny.logistic(steps=30)
     config.eval.every_steps = every_steps
     with pytest.raises(RuntimeError, match="power cut"):
-        _run(config, tmp_path / "cut")
+        tiny.run(config, tmp_path / "cut")
     with Checkpoints(tmp_path / "cut/checkpoints", metric="accuracy", mode="max", writable=False) as checkpoints:
         assert checkpoints.steps == [every_steps or 30]
     power_cut.undo()
-    rest, whole = _run(config, tmp_path / "cut"), _run(config, tmp_path / "whole")
+    rest, whole = tiny.run(config, tmp_path / "cut"), tiny.run(config, tmp_path / "whole")
     for key in ("params_sha256", "metrics", "best", "examples_seen"):
         assert rest[key] == whole[key], key
     assert RunDir(tmp_path / "cut").metrics() == RunDir(tmp_path / "whole").metrics()
@@ -154,7 +143,7 @@ def test_evaluation_can_be_interrupted(monkeypatch, tmp_path):
     """At step 20 and at the end; the state is saved, and the rest of the run is unaffected."""
     config = tiny.logistic(steps=30)
     config.eval.update(every_steps=20, batch_size=64)  # several batches
-    whole = _run(config, tmp_path / "whole")
+    whole = tiny.run(config, tmp_path / "whole")
     asking, stops = [], iter([True, False, True])  # at step 20; again at step 20; at the end
 
     def watched(*arguments, **options):
@@ -166,9 +155,9 @@ def test_evaluation_can_be_interrupted(monkeypatch, tmp_path):
 
     monkeypatch.setattr("research.training.experiment.evaluate", watched)
     for step in (20, 30):
-        summary = _run(config, tmp_path / "run", should_stop=lambda: any(asking))
+        summary = tiny.run(config, tmp_path / "run", should_stop=lambda: any(asking))
         assert (summary["status"], summary["step"], summary["metrics"]) == ("preempted", step, {})
-    rest = _run(config, tmp_path / "run")
+    rest = tiny.run(config, tmp_path / "run")
     assert (rest["status"], rest["params_sha256"]) == ("completed", whole["params_sha256"])
     assert (rest["metrics"], rest["best"]) == (whole["metrics"], whole["best"])
     assert RunDir(tmp_path / "run").metrics() == RunDir(tmp_path / "whole").metrics()
@@ -185,10 +174,10 @@ def test_undefined_metric_is_an_error_before_training(monkeypatch, rng, tmp_path
         config = load("configs/linear_diabetes.py", ["data.name=equal", f"eval.metric={metric}"]).config
         config.eval.splits = ("validation",)
         with pytest.raises(UserError, match=f"eval.metric is '{metric}'"):
-            _run(config, tmp_path / metric)
+            tiny.run(config, tmp_path / metric)
         config.eval.splits = ("test", "validation")
         config.train.update(steps=2, epochs=None)
-        summary = _run(config, tmp_path / f"{metric}-last")
+        summary = tiny.run(config, tmp_path / f"{metric}-last")
         assert (summary["status"], summary["metrics"]["validation"][metric]) == ("completed", None)
 
 
@@ -202,7 +191,7 @@ def test_r_squared_and_labels_are_precise_far_from_zero(monkeypatch, rng, tmp_pa
     )
     config = load("configs/linear_diabetes.py:closed_form", ["data.name=large", "dtype=float64"]).config
     config.eval.splits = ("test",)
-    summary = _run(config, tmp_path)
+    summary = tiny.run(config, tmp_path)
     records = RunDir(tmp_path).predictions("test")
     assert [record["label"] for record in records] == labels.tolist()
     expected = r2_score(labels, [record["prediction"] for record in records])
@@ -211,23 +200,23 @@ def test_r_squared_and_labels_are_precise_far_from_zero(monkeypatch, rng, tmp_pa
 
 
 def test_completed_run_is_left_unchanged(tmp_path):
-    summary = _run(tiny.logistic(), tmp_path)
+    summary = tiny.run(tiny.logistic(), tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert _run(tiny.logistic(), tmp_path) == summary
+    assert tiny.run(tiny.logistic(), tmp_path) == summary
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_stop_requested_at_the_last_step_changes_nothing(tmp_path):
     config = tiny.logistic(steps=3)
     config.eval.batch_size = 512  # a single batch, after which nothing is left to stop
-    assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "completed"
+    assert tiny.run(config, tmp_path, should_stop=tiny.stop_after(3))["status"] == "completed"
 
 
 def test_equal_evaluations_have_one_best_which_is_kept(tmp_path):
     config = tiny.logistic(steps=20)
     config.optimizer.learning_rate = 0.0
     config.eval.every_steps = 5
-    summary = _run(config, tmp_path)
+    summary = tiny.run(config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", metric="accuracy", mode="max", writable=False) as checkpoints:
         assert summary["best"]["step"] == checkpoints.best_step == 20
 
@@ -236,18 +225,18 @@ def test_rejected_config_does_not_lock_its_workdir(tmp_path):
     config = tiny.logistic()
     config.model.num_classes = 9
     with pytest.raises(UserError):
-        _run(config, tmp_path)
-    assert _run(tiny.logistic(), tmp_path)["status"] == "completed"
+        tiny.run(config, tmp_path)
+    assert tiny.run(tiny.logistic(), tmp_path)["status"] == "completed"
 
 
 def test_changed_data_is_an_error(tmp_path, monkeypatch):
     config = tiny.logistic()
-    _run(config, tmp_path, should_stop=_stop_after(5))
+    tiny.run(config, tmp_path, should_stop=tiny.stop_after(5))
     columns = data.SOURCES["digits"][1]()
     columns["train"]["label"][0] = 3
     monkeypatch.setitem(data.SOURCES, "digits", ("sklearn", lambda: columns))
     with pytest.raises(UserError, match="dataset digits has changed since the run began"):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
 
 
 def test_seed_determines_the_run(tmp_path):
@@ -255,7 +244,7 @@ def test_seed_determines_the_run(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         config = tiny.logistic(steps=3)
         config.seed = seed
-        hashes.append(_run(config, tmp_path / name)["params_sha256"])
+        hashes.append(tiny.run(config, tmp_path / name)["params_sha256"])
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -265,7 +254,7 @@ def test_seed_determines_the_run(tmp_path):
 )
 def test_each_epoch_sees_every_example_once(tmp_path, batch, steps):
     """Unpacked: 12 full batches and one of 16. Packed: 46 rows per epoch, 10 full batches and one of 2."""
-    summary = _run(tiny.bert(epochs=2.0, steps=None, **batch), tmp_path)
+    summary = tiny.run(tiny.bert(epochs=2.0, steps=None, **batch), tmp_path)
     assert (summary["step"], summary["examples_seen"]) == (steps, 400)
 
 
@@ -281,33 +270,33 @@ def test_run_that_waits_too_long_for_data_fails_and_loses_nothing(tmp_path, slow
     """Detected at step 8, when it logs, or at the end. With a higher limit the same run resumes."""
     config = tiny.logistic(steps=12, log_every=log_every, max_data_wait_fraction=0.01)
     with pytest.raises(UserError, match=r"waiting for data; train.max_data_wait_fraction is 0.01: raise data.workers"):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
     run = RunDir.open(tmp_path)
     assert run.summary()["status"] == "failed"
     with Checkpoints(run.checkpoints, metric="accuracy", mode="max", writable=False) as checkpoints:
         assert checkpoints.steps[-1] == saved
     config.train.max_data_wait_fraction = 1.0
-    assert (_run(config, tmp_path)["status"], RunDir.open(tmp_path).summary()["step"]) == ("completed", 12)
+    assert (tiny.run(config, tmp_path)["status"], RunDir.open(tmp_path).summary()["step"]) == ("completed", 12)
 
 
 def test_preempted_run_does_not_check_its_data_wait(tmp_path, slow_data):
     config = tiny.logistic(steps=8, max_data_wait_fraction=0.01)
-    assert _run(config, tmp_path, should_stop=_stop_after(3))["status"] == "preempted"
+    assert tiny.run(config, tmp_path, should_stop=tiny.stop_after(3))["status"] == "preempted"
 
 
 def test_run_within_the_data_wait_limit_completes(tmp_path, slow_data):
-    assert _run(tiny.logistic(steps=30, max_data_wait_fraction=0.5), tmp_path)["status"] == "completed"
+    assert tiny.run(tiny.logistic(steps=30, max_data_wait_fraction=0.5), tmp_path)["status"] == "completed"
 
 
 def test_time_limit_stops_the_run_and_the_same_command_resumes(tmp_path):
     config = tiny.logistic(steps=20, max_minutes=1e-9)
-    first = _run(config, tmp_path)
+    first = tiny.run(config, tmp_path)
     assert (first["status"], first["step"]) == ("stopped_early", 1)
     assert first["metrics"]["validation"]["accuracy"] is not None
     config.train.max_minutes = 10.0
-    assert _run(config, tmp_path)["step"] == 20
+    assert tiny.run(config, tmp_path)["step"] == 20
     assert (
-        _run(tiny.logistic(steps=20), tmp_path / "whole")["params_sha256"]
+        tiny.run(tiny.logistic(steps=20), tmp_path / "whole")["params_sha256"]
         == RunDir(tmp_path).summary()["params_sha256"]
     )
 
@@ -317,10 +306,10 @@ def test_early_stopping_by_any_metric(metric, tmp_path):
     config = tiny.logistic(steps=100)
     config.optimizer.learning_rate = 0.0  # nothing ever improves
     config.eval.update(every_steps=5, metric=metric, mode="min" if metric == "loss" else "max", patience=2)
-    summary = _run(config, tmp_path)
+    summary = tiny.run(config, tmp_path)
     assert (summary["status"], summary["step"]) == ("stopped_early", 15)
     assert summary["best"]["step"] == 15  # the last of equals
-    assert _run(config, tmp_path) == summary  # it is finished: the same command does not resume it
+    assert tiny.run(config, tmp_path) == summary  # it is finished: the same command does not resume it
 
 
 def test_stalled_counts_from_the_best():
@@ -345,7 +334,7 @@ def test_loss_that_is_not_finite_stops_the_run_before_saving(tmp_path):
     config.optimizer.learning_rate = 1e6
     config.checkpoint.every_steps = 100
     with pytest.raises(UserError, match=r"training diverged; lower optimizer.learning_rate \(here 1e\+06\)"):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
     assert RunDir(tmp_path).summary()["status"] == "failed"
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
@@ -356,7 +345,7 @@ def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
     config.optimizer.update(name="sgd", learning_rate=1e38, momentum=0.0)
     config.checkpoint.every_steps = 1
     with pytest.raises(DivergedError, match="learning_rate"):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
@@ -392,7 +381,7 @@ def test_invalid_configs_are_one_line_errors(change, message, tmp_path):
     config = tiny.logistic(steps=5)
     config.update(change)
     with pytest.raises(UserError, match=message) as caught:
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -409,7 +398,7 @@ def test_invalid_images_are_one_line_errors(augment, message, tmp_path):
     config.data.transform.inputs = ("features",)
     config.data.transform.augment.update(augment)
     with pytest.raises(UserError, match=message):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
 
 
 def test_only_classifiers_train_on_mixed_images(tmp_path):
@@ -419,7 +408,7 @@ def test_only_classifiers_train_on_mixed_images(tmp_path):
     config.data.transform.augment.mixup = 0.2
     config.task = {"name": "regression", "hidden_label": None}
     with pytest.raises(UserError, match="mixes the labels of two examples, which task 'regression' does not take"):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +423,7 @@ def test_invalid_model_is_a_one_line_error(make, change, message, tmp_path):
     config = make()
     config.model.update(change)
     with pytest.raises(UserError, match=message):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -443,14 +432,14 @@ def test_features_that_are_not_finite_are_a_one_line_error(bad, tmp_path, monkey
     columns["train"]["features"][3, 4] = bad
     monkeypatch.setitem(data.SOURCES, "diabetes", ("sklearn", lambda: columns))
     with pytest.raises(UserError, match=rf"features of split 'train' holds {bad} at \[3, 4\]"):
-        _run(linear_diabetes.get_config(), tmp_path)
+        tiny.run(linear_diabetes.get_config(), tmp_path)
 
 
 def test_token_without_an_embedding_is_a_one_line_error(tmp_path):
     config = tiny.bert()
     config.model.vocab_size = 500
     with pytest.raises(UserError, match=r"token id \d+ in split '\w+' is out of range: model.vocab_size is 500"):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
 
 
 @pytest.mark.slow
@@ -459,7 +448,7 @@ def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
     sharded = tiny.bert(steps=5)
     sharded.mesh.update(fsdp=4, rules=(("mlp_(in|out)/kernel", ("fsdp",)),))
     losses = [
-        _run(config, tmp_path / name)["metrics"]["validation"]["loss"]
+        tiny.run(config, tmp_path / name)["metrics"]["validation"]["loss"]
         for name, config in (("plain", plain), ("sharded", sharded))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -471,7 +460,7 @@ def test_fsdp_gives_the_same_parameters_up_to_rounding(tmp_path):
 @pytest.mark.extended
 def test_linear_diabetes_matches_the_closed_form(tmp_path):
     config = linear_diabetes.get_config()
-    _run(config, tmp_path)
+    tiny.run(config, tmp_path)
     experiment = prepare(config)
     with Checkpoints(tmp_path / "checkpoints", metric="loss", mode="min") as checkpoints:
         state, _ = checkpoints.restore(experiment.state, checkpoints.steps[-1])

@@ -13,7 +13,6 @@ from research.data.pipeline import Rows
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
-from research.training.loop import train_and_evaluate
 from tests import tiny
 
 
@@ -23,22 +22,13 @@ def few(monkeypatch):
     tiny.few_sentences(monkeypatch)
 
 
-def _run(config, workdir, **options):
-    return train_and_evaluate(config, workdir, show=False, **options)
-
-
-def _stop_after(steps):
-    calls = iter(range(1, 1000))
-    return lambda: next(calls) >= steps
-
-
 @pytest.mark.slow
 def test_run_learns_and_an_interrupted_one_ends_equally(tmp_path):
     """With dropout, the end of an epoch, and evaluations before and after the interruption."""
-    whole = _run(tiny.mlm(steps=40), tmp_path / "whole")
+    whole = tiny.run(tiny.mlm(steps=40), tmp_path / "whole")
     # After each of 23 steps, and in the evaluations at steps 10 and 20 between their two batches.
-    assert _run(tiny.mlm(steps=40), tmp_path / "cut", should_stop=_stop_after(25))["step"] == 23
-    rest = _run(tiny.mlm(steps=40), tmp_path / "cut")
+    assert tiny.run(tiny.mlm(steps=40), tmp_path / "cut", should_stop=tiny.stop_after(25))["step"] == 23
+    rest = tiny.run(tiny.mlm(steps=40), tmp_path / "cut")
     assert rest["params_sha256"] == whole["params_sha256"]
     assert rest["examples_seen"] == whole["examples_seen"] == 320
     perplexities = [line["perplexity"] for line in RunDir(tmp_path / "whole").metrics("validation")]
@@ -96,12 +86,12 @@ def test_mismatched_settings_are_one_line_errors(section, change, message, tmp_p
     config = tiny.mlm()
     (config.data.transform if section == "data" else config.model).update(change)
     with pytest.raises(UserError, match=message):
-        _run(config, tmp_path)
+        tiny.run(config, tmp_path)
 
 
 def test_rows_cannot_be_packed(tmp_path):
     with pytest.raises(UserError, match=r"give train\.batch_size"):
-        _run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
+        tiny.run(tiny.mlm(batch_size=None, batch_rows=8), tmp_path)
 
 
 @pytest.mark.slow
@@ -109,8 +99,8 @@ def test_fine_tuning_run_with_frozen_layers_resumes(tmp_path):
     """The optimizer has no state for frozen layers, and checkpoints must support that."""
     config = tiny.bert(steps=4)
     config.optimizer.update(freeze="embedding|attention", layer_decay=0.8)
-    assert _run(config, tmp_path, should_stop=_stop_after(2))["step"] == 2
-    assert _run(config, tmp_path)["status"] == "completed"
+    assert tiny.run(config, tmp_path, should_stop=tiny.stop_after(2))["step"] == 2
+    assert tiny.run(config, tmp_path)["status"] == "completed"
     experiment = prepare(config)
     with Checkpoints(tmp_path / "checkpoints", metric="accuracy", mode="max", writable=False) as checkpoints:
         state, _ = checkpoints.restore(experiment.state, 4)

@@ -19,6 +19,7 @@ from research.base.errors import UserError
 from research.base.paths import local
 from research.core.sampling import Sampling
 from research.data.text.language_model import LanguageModelEncoder
+from research.data.text.wordpiece import without_limits
 from research.inference.chat_template import ChatTemplate
 from research.inference.continuations import Continuation, Continuations
 from research.inference.folder import is_folder
@@ -190,9 +191,7 @@ def _folder(folder: Path, dtype: str) -> Generator:
         raise UserError(f"{folder} has no tokenizer.json")
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_file(transform["tokenizer"])
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = without_limits(tokenizers.Tokenizer.from_file(transform["tokenizer"]))
     module = network.module(DTYPES[dtype])
     assert isinstance(module, Decoder)
     return Generator(

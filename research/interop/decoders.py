@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 
 from research.base.errors import UserError
+from research.data.text.wordpiece import without_limits
 from research.interop.decoder_families import FAMILIES, GPT2, read_config, write_config
 from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_rows
 
@@ -53,10 +54,8 @@ def write(model: Mapping[str, Any], transform: Mapping[str, Any], assets: Path, 
     files: dict[str, str] = {}
     end = None
     if (assets / _TOKENIZER).is_file():
-        tokenizer = _tokenizer(assets / _TOKENIZER)
+        tokenizer = without_limits(_tokenizer(assets / _TOKENIZER))
         check_rows(tokenizer, model["vocab_size"], assets / _TOKENIZER, "model.vocab_size")
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         name = transform.get("end_of_text") or ""
         end = tokenizer.token_to_id(name)
         special = {} if end is None else {"bos_token": name, "eos_token": name}

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 
 from research.base.errors import UserError
-from research.data.text.wordpiece import read_tokenizer
+from research.data.text.wordpiece import read_tokenizer, without_limits
 from research.interop.families import FAMILIES, read_config, write_config
 from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_rows
 from research.interop.tensors import read_json
@@ -79,11 +79,9 @@ def write(model: Mapping[str, Any], _: Mapping[str, Any], assets: Path, shapes: 
 def _tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """A run's tokenizer and its special tokens, {"pad_token": "[PAD]", …}."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = without_limits(tokenizers.Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{path} can't be read: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     for names in _SPECIAL:
         if all(tokenizer.token_to_id(token) is not None for token in names.values()):
             return tokenizer, {f"{role}_token": token for role, token in names.items()}

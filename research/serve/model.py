@@ -14,6 +14,7 @@ from research.base.errors import UserError
 from research.data.encoder import Encoder, Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out
+from research.data.text.wordpiece import without_limits
 from research.inference.folder import Folder, FolderModel
 from research.inference.model import TrainedModel, open_model
 from research.inference.quantization import int8_products, quantized
@@ -173,10 +174,7 @@ class ServedModel:
             return None
         import tokenizers
 
-        tokenizer = tokenizers.Tokenizer.from_str(definition)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return without_limits(tokenizers.Tokenizer.from_str(definition))
 
     @functools.cached_property
     def masks(self) -> Masks | None:

@@ -1,4 +1,6 @@
 # mypy: disable-error-code="misc"
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from research.data.images.transform import AugmentedImages
 from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
 from research.data.sources import tfds_source
 from tests.data import tiny_images
+from tests.data.batches import as_rows, training
 from tests.encoded import image, pixels
 
 
@@ -37,46 +40,27 @@ CHANGES = {
 }
 
 
-def _training(examples, *, batch_rows=8, start=0, steps=15, seed=0, rows=None, **options):
-    return training_batches(
-        Stream.unpacked(examples),
-        batch_rows=batch_rows,
-        start_step=start,
-        steps=steps,
-        total_rows=None,
-        seed=seed,
-        rows=rows or Rows(),
-        **options,
-    )
-
-
-def _as_rows(batches):
-    """Each row of the batches, as bytes."""
-    return [
-        tuple(batch[name][row].tobytes() for name in sorted(batch))
-        for batch in batches
-        for row in range(len(batch["weight"]))
-    ]
+_training = functools.partial(training, batch_rows=8, steps=15)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_training_images_do_not_depend_on_batching_or_resuming(change):
     """120 rows over five epochs of 23: in batches of 8, of 5, started in the middle, and from eight processes."""
     examples = _transform(_columns(), augment=CHANGES[change])
-    whole = _as_rows(_training(examples))
-    assert _as_rows(_training(examples, batch_rows=5, steps=24)) == whole
-    assert _as_rows(_training(examples, start=6)) == whole[6 * 8 :]
+    whole = as_rows(_training(examples))
+    assert as_rows(_training(examples, batch_rows=5, steps=24)) == whole
+    assert as_rows(_training(examples, start=6)) == whole[6 * 8 :]
     for part in range(8):
         share = _training(examples, rows=Rows(of=lambda n, part=part: np.arange(n)[part::8]))
-        assert _as_rows(share) == whole[part::8]
-    assert _as_rows(_training(examples, seed=1)) != whole
+        assert as_rows(share) == whole[part::8]
+    assert as_rows(_training(examples, seed=1)) != whole
     assert len(set(whole)) > (40 if change == "flip" else 100)
 
 
 @pytest.mark.slow
 def test_worker_processes_make_the_same_batches():
     examples = _transform(_columns(), augment=CHANGES["both"])
-    assert _as_rows(_training(examples, workers=2)) == _as_rows(_training(examples))
+    assert as_rows(_training(examples, workers=2)) == as_rows(_training(examples))
 
 
 def test_deterministic_transforms_draw_no_keys():

@@ -1,4 +1,5 @@
 # mypy: disable-error-code="attr-defined, misc"
+import functools
 import itertools
 import pickle
 
@@ -14,10 +15,11 @@ from research.data import load as data
 from research.data import stateless_rng
 from research.data.cache import ArtifactCache
 from research.data.encoder import NoSplits
-from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
+from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch
 from research.data.sources import tfds_source
 from research.data.text.language_model import LanguageModelRows, TokenRows
 from research.data.text.wordpiece import train_wordpiece
+from tests.data.batches import as_rows, training
 from tests.encoded import language_model
 
 END = 0  # the token between documents; the others are numbered through, so that each occurs once
@@ -120,25 +122,7 @@ def test_overlapping_rows_have_every_target_once_with_context(lengths, row_lengt
     assert (batch["positions"][has_target] <= before).all()
 
 
-def _training(examples, *, batch_rows=4, start=0, steps=20, seed=0, rows=None):
-    return training_batches(
-        Stream.unpacked(examples),
-        batch_rows=batch_rows,
-        start_step=start,
-        steps=steps,
-        total_rows=None,
-        seed=seed,
-        rows=rows or Rows(),
-    )
-
-
-def _as_rows(batches):
-    """Each row of the batches, as bytes."""
-    return [
-        tuple(batch[name][row].tobytes() for name in sorted(batch))
-        for batch in batches
-        for row in range(len(batch["weight"]))
-    ]
+_training = functools.partial(training, batch_rows=4, steps=20)
 
 
 @pytest.mark.parametrize("random", [False, True])
@@ -146,13 +130,13 @@ def test_training_rows_do_not_depend_on_batching_or_resuming(random):
     """80 rows over several epochs of 14: in batches of 5, started in the middle, and from two processes."""
     examples = pickle.loads(pickle.dumps(_rows([30, 1, 50, 25], random=random)))
     assert len(examples) == 14
-    whole = _as_rows(_training(examples))
-    assert _as_rows(_training(examples, batch_rows=5, steps=16)) == whole
-    assert _as_rows(_training(examples, start=7)) == whole[7 * 4 :]
+    whole = as_rows(_training(examples))
+    assert as_rows(_training(examples, batch_rows=5, steps=16)) == whole
+    assert as_rows(_training(examples, start=7)) == whole[7 * 4 :]
     shares = [list(_training(examples, rows=Rows(of=lambda n, i=i: np.arange(n)[i::2]))) for i in range(2)]
     for part in range(2):
-        assert _as_rows(shares[part]) == [row for i, row in enumerate(whole) if i % 4 % 2 == part]
-    assert _as_rows(_training(examples, seed=1)) != whole
+        assert as_rows(shares[part]) == [row for i, row in enumerate(whole) if i % 4 % 2 == part]
+    assert as_rows(_training(examples, seed=1)) != whole
     if not random:
         assert sorted(whole[:14]) == sorted(whole[14:28])  # each row once per epoch
 

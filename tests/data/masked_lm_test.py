@@ -1,4 +1,5 @@
 # mypy: disable-error-code="misc"
+import functools
 import pickle
 
 import numpy as np
@@ -10,8 +11,9 @@ from research.base.errors import UserError
 from research.data import stateless_rng
 from research.data.cache import ArtifactCache
 from research.data.examples import ArrayExamples, Ragged
-from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch, training_batches
+from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch
 from research.data.text.masked_lm import MaskedExamples, Masking
+from tests.data.batches import as_rows, training
 from tests.encoded import masked_lm
 
 # Ids 0 to 4 are special ([MASK] is 4), 5 to 29 begin a word, 30 to 49 continue one.
@@ -125,45 +127,27 @@ def test_rows_and_epochs_have_different_masks():
         assert (a & b).sum() / len(a) == pytest.approx(100 / 64, abs=0.3)
 
 
-def _training(examples, *, batch_rows=8, start=0, steps=40, seed=0, rows=None):
-    return training_batches(
-        Stream.unpacked(examples),
-        batch_rows=batch_rows,
-        start_step=start,
-        steps=steps,
-        total_rows=None,
-        seed=seed,
-        rows=rows or Rows(),
-    )
-
-
-def _as_rows(batches):
-    """Each row of the batches, as bytes."""
-    return [
-        tuple(batch[name][row].tobytes() for name in sorted(batch))
-        for batch in batches
-        for row in range(len(batch["weight"]))
-    ]
+_training = functools.partial(training, batch_rows=8, steps=40)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_masks_do_not_depend_on_batching_or_resuming(whole_words):
     """320 rows over five epochs of 67: in batches of 8, of 5, started in the middle, and from two processes."""
     examples = _examples(whole_words=whole_words)
-    whole = _as_rows(_training(examples))
+    whole = as_rows(_training(examples))
     assert len(set(whole)) >= 0.98 * len(whole)  # masks are rarely repeated: a row of long words allows few
-    assert _as_rows(_training(examples, batch_rows=5, steps=64)) == whole
-    assert _as_rows(_training(examples, start=13)) == whole[13 * 8 :]
+    assert as_rows(_training(examples, batch_rows=5, steps=64)) == whole
+    assert as_rows(_training(examples, start=13)) == whole[13 * 8 :]
     shares = [list(_training(examples, rows=Rows(of=lambda n, i=i: np.arange(n)[i::2]))) for i in range(2)]
     for part in range(2):
-        assert _as_rows(shares[part]) == [row for i, row in enumerate(whole) if i % 8 % 2 == part]
-    assert _as_rows(_training(examples, seed=1)) != whole
+        assert as_rows(shares[part]) == [row for i, row in enumerate(whole) if i % 8 % 2 == part]
+    assert as_rows(_training(examples, seed=1)) != whole
 
 
 def test_evaluation_masks_are_the_same_in_any_batch():
     stream = Stream.unpacked(_examples())
     runs = [
-        _as_rows(batch for _, batch in evaluation_batches(stream, batch_rows=size, rows=Rows())) for size in (67, 67, 1)
+        as_rows(batch for _, batch in evaluation_batches(stream, batch_rows=size, rows=Rows())) for size in (67, 67, 1)
     ]
     assert runs[0] == runs[1] == runs[2]
     assert len(runs[0]) == len(stream.examples)

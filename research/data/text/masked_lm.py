@@ -16,7 +16,7 @@ from research.data.columns import only
 from research.data.encoder import Encoder, Signature
 from research.data.examples import Columns, Examples, Ragged
 from research.data.text.documents import Documents, cut_rows, row_count, special_ids
-from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, TextEncoder, WordPiece
+from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, TextEncoder, WordPiece, without_limits
 
 if TYPE_CHECKING:
     import tokenizers
@@ -209,10 +209,7 @@ class MaskedEncoder(Encoder):
     def tokenizer(self) -> "tokenizers.Tokenizer":
         import tokenizers
 
-        tokenizer = tokenizers.Tokenizer.from_str(self.definition)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return without_limits(tokenizers.Tokenizer.from_str(self.definition))
 
     @property
     def of_texts(self) -> "TextsToFill":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from research.base.errors import UserError
+from research.data.text.wordpiece import without_limits
 
 if TYPE_CHECKING:
     import tokenizers
@@ -107,9 +108,7 @@ def loaded(definition: str) -> "tokenizers.Tokenizer":
     """The tokenizer of a tokenizer.json that encodes all of a text: a special token in it is text like any other."""
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_str(definition)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = without_limits(tokenizers.Tokenizer.from_str(definition))
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -231,6 +231,13 @@ def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
     return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
 
 
+def without_limits(tokenizer: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
+    """The tokenizer itself, which from now on neither pads nor truncates, whatever its file says."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 FEW = 4  # texts that are encoded in the thread that asks
 
 
