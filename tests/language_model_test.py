@@ -14,8 +14,10 @@ from research.core.tasks import LanguageModel
 from research.data.pipeline import Rows as ProcessRows
 from research.data.pipeline import Stream, evaluation_batches
 from research.data.text.language_model import TokenRows
+from research.generate import main
 from research.models import MODELS
 from research.runs.rundir import RunDir
+from research.training import loop
 from research.training.experiment import prepare
 from tests import tiny
 
@@ -23,6 +25,15 @@ from tests import tiny
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     tiny.few_documents(monkeypatch)
+
+
+def test_the_end_of_a_run_names_what_generates(tmp_path, capsys):
+    loop.train_and_evaluate(tiny.gpt(steps=1), tmp_path / "run", show=True)
+    said = capsys.readouterr().out
+    assert f"  generate: python -m research.generate --workdir={tmp_path}/run --prompt=TEXT" in said
+    assert "research.predict" not in said
+    assert main([f"--workdir={tmp_path}/run", "--prompt=The", "--max_tokens=3"]) == 0
+    assert capsys.readouterr().out.startswith("The")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from research.base.errors import UserError
 from research.base.ranges import COUNT, DECAY, POSITIVE, Range
 from research.base.registry import regex
-from research.models.layers import Dense, Dropout, affine
+from research.models.layers import Dropout, affine, dense_layers, is_dense
 
 A, B, _KERNEL = "lora_a", "lora_b", "kernel"
 
@@ -85,7 +85,8 @@ class Lora:
         """The paths of the kernels to adapt."""
         found = [path for path in flat if re.search(self.targets, path)]
         kernels = [path for path in found if path.split("/")[-1] == _KERNEL]
-        dense = _dense_kernels(module, batch)
+        layers = dense_layers(lambda: module.init({"params": jax.random.key(0)}, batch, train=False))
+        dense = ["/".join((*layer, _KERNEL)) for layer in layers]
         if not found:
             raise UserError(f"train.lora.targets={self.targets!r} finds no kernel of a dense layer; {_some(dense)}")
         for path in kernels or found:
@@ -126,7 +127,7 @@ class Lora:
         train: bool,
     ) -> Any:
         y, layer = call(*args, **kwargs), context.module
-        if not _is_dense(context) or not layer.has_variable("params", A):
+        if not is_dense(context) or not layer.has_variable("params", A):
             return y
         x = args[0].astype(y.dtype)
         if train and self.dropout:
@@ -174,24 +175,6 @@ def _parted(flat: Mapping[tuple[str, ...], Any], first: Callable[[tuple[str, ...
         unflatten_dict({path: leaf for path, leaf in flat.items() if path in ours}),
         unflatten_dict({path: leaf for path, leaf in flat.items() if path not in ours}),
     )
-
-
-def _is_dense(context: nn.module.InterceptorContext) -> bool:
-    return isinstance(context.module, Dense | nn.Dense) and context.method_name == "__call__"
-
-
-def _dense_kernels(module: nn.Module, batch: Mapping[str, Any]) -> list[str]:
-    """The paths of the kernels of all dense layers that the module calls."""
-    found: dict[str, None] = {}
-
-    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if _is_dense(context):
-            found["/".join((*context.module.path, _KERNEL))] = None
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda: module.init({"params": jax.random.key(0)}, batch, train=False))
-    return list(found)
 
 
 def _some(paths: Collection[str]) -> str:

@@ -55,12 +55,14 @@ class Capabilities:
       predicts: "class", "number" or "token": the plots that apply, and the checks of labels.
       penalty: the key by which scikit-learn's models of this loss are regularized, `C` or `alpha`.
       takes_mixed_labels: whether `scores` reads `mixed_labels` and `mixed_weight` (mixup, CutMix).
+      generates: whether a model of this task continues texts.
       evaluator: how a split is evaluated, a name in `research.inference.evaluation.EVALUATORS`.
     """
 
     predicts: str | None = None
     penalty: str | None = None
     takes_mixed_labels: bool = False
+    generates: bool = False
     evaluator: str = "forward"
 
 
@@ -272,7 +274,7 @@ class LanguageModel:
     of different vocabularies: the bits of all targets over their bytes.
     """
 
-    CAPABILITIES: ClassVar[Capabilities] = Capabilities("token")
+    CAPABILITIES: ClassVar[Capabilities] = Capabilities("token", generates=True)
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:

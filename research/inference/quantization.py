@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from research.models.layers import Dense
+from research.models.layers import dense_layers, is_dense
 
 _SCALES = "scales"  # the collection of the kernels' scales
 _SMALLEST = 2**14  # weights: smaller layers gain nothing
@@ -27,17 +27,8 @@ def quantized(variables: Variables, apply: Callable[[Variables], Any]) -> dict[s
 
     Run them under `int8_products`. Raises ValueError if there is no such layer.
     """
-    found: set[tuple[str, ...]] = set()
-
-    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if _is_dense(context):
-            found.add(context.module.path)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(apply, variables)
     params, scales = flatten_dict(variables["params"]), {}
-    for path in sorted(found):
+    for path in dense_layers(apply, variables):
         if (*path, "kernel") not in params:  # an encoder alone
             path = ("encoder", *path)
         kernel = params[(*path, "kernel")]
@@ -53,13 +44,9 @@ def int8_products() -> Any:
     return nn.intercept_methods(_product)
 
 
-def _is_dense(context: nn.module.InterceptorContext) -> bool:
-    return isinstance(context.module, Dense | nn.Dense) and context.method_name == "__call__"
-
-
 def _product(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     module = context.module
-    if not _is_dense(context) or not module.has_variable(_SCALES, "kernel"):
+    if not is_dense(context) or not module.has_variable(_SCALES, "kernel"):
         return call(*args, **kwargs)
     (x,) = args
     rows, scales = _quantize(x.astype(jnp.float32), axis=-1)

@@ -3,6 +3,7 @@
 Measured on 2 CPU cores (AVX-512 with bfloat16) for a 6-layer, 384-wide encoder: benchmarks/results/bert_finetune.md.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -74,6 +75,25 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
         return affine(x.astype(self.dtype), kernel, bias)
+
+
+def is_dense(context: nn.module.InterceptorContext) -> bool:
+    """Whether an intercepted call is that of a dense layer, this project's or flax's."""
+    return isinstance(context.module, Dense | nn.Dense) and context.method_name == "__call__"
+
+
+def dense_layers(call: Callable[..., Any], *arguments: Any) -> list[tuple[str, ...]]:
+    """The paths of the dense layers that `call` calls, in the order of their first calls; only shapes are computed."""
+    found: dict[tuple[str, ...], None] = {}
+
+    def note(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if is_dense(context):
+            found[context.module.path] = None
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(call, *arguments)
+    return list(found)
 
 
 @jax.custom_vjp

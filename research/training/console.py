@@ -10,6 +10,7 @@ from research import solvers
 from research.base.paths import shown
 from research.core.state import TrainState, param_count
 from research.core.statistics import Value, means
+from research.core.tasks import Capabilities
 from research.inference.model import lora_of
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
@@ -60,11 +61,10 @@ def describe_evaluation(step: int, split: str, values: Mapping[str, Value]) -> s
     return f"  step {step}: {split}: {_metrics(means(values), {})}"
 
 
-def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool, said: Collection[str] = ()) -> str:
+def conclude(summary: dict[str, Any], run: RunDir, task: Capabilities, *, said: Collection[str] = ()) -> str:
     """Describes how a run ended, its metrics, and the commands that follow, a line each.
 
-    `predicts`: whether `research.predict` takes the run, which gives an example one prediction. `said`: the warnings
-    that were printed at the start.
+    `task`: what the run's task predicts. `said`: the warnings that were printed at the start.
     """
     lines = [f"{summary['status']} at step {summary['step']}" + (f": {summary['reason']}" if summary["reason"] else "")]
     if solved := solvers.report(summary["training"]):
@@ -89,8 +89,10 @@ def conclude(summary: dict[str, Any], run: RunDir, *, predicts: bool, said: Coll
             f"  again: python -m research.evaluate --workdir={workdir} "
             f"--split={shlex.quote(next(iter(summary['metrics'])))}"
         )
-        if predicts:
+        if task.predicts != "token":  # an example has one prediction
             lines.append(f"  predict: python -m research.predict --workdir={workdir} --input=FILE")
+        if task.generates:
+            lines.append(f"  generate: python -m research.generate --workdir={workdir} --prompt=TEXT")
         lines.append(f"  serve: python -m research.serve --workdir={workdir}")
         lines.append(f"  plots: python -m research.plot --workdir={workdir}")
     else:

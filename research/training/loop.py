@@ -216,8 +216,8 @@ def _train(parts: _Parts, state: TrainState, progress: Progress) -> dict[str, An
     if reason in (None, Reason.STALLED):
         check_data_wait(throughput, section.max_data_wait_fraction)  # everything is saved by now
     summary = _summary(parts, state, progress, reason, results, throughput)
-    predicts = capabilities(experiment.task).predicts != "token"
-    reporter.say(conclude(summary, parts.run, predicts=predicts, said=truncation_warnings(experiment)))
+    said = truncation_warnings(experiment)
+    reporter.say(conclude(summary, parts.run, capabilities(experiment.task), said=said))
     return summary
 
 

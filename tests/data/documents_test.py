@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from research.base.errors import UserError
 from research.configs import bert_mlm
-from research.configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
+from research.configs.bert_mlm import REPLACE, WIKITEXT_HEADING
 from research.data import load as data
 from research.data.cache import ArtifactCache
 from research.data.examples import Ragged
@@ -99,7 +99,7 @@ def test_each_record_is_a_document(tmp_path):
 
 
 def test_articles_of_wikitext_begin_at_their_headings():
-    options = {**OPTIONS, "heading": WIKITEXT_HEADING, "replace": WIKITEXT_REPLACE, "vocab_size": 200}
+    options = {**OPTIONS, "heading": WIKITEXT_HEADING, "replace": REPLACE, "vocab_size": 200}
     encoder, found = tokenized({"train": {"text": LINES}}, ArtifactCache(), **options)
     # Except for the decoder's spacing around punctuation:
     assert [text.replace(" ", "") for text in _decoded(encoder, found["train"])] == [
@@ -166,7 +166,7 @@ def test_rows_of_wikitext_hold_all_of_it(tmp_path):
         inner = rows[:, 1:-1].ravel()[: len(examples.documents.values)]
         # A simple implementation: the whole split as one text.
         text = "\n".join(lines[split])
-        for old, new in bert_mlm.WIKITEXT_REPLACE:
+        for old, new in bert_mlm.REPLACE:
             text = text.replace(old, new)
         expected = encoder.encode(text, add_special_tokens=False).ids
         separators = inner == encoder.token_to_id("[SEP]")

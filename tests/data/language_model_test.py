@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from research.base.errors import UserError
 from research.configs import gpt_shakespeare
-from research.configs.bert_mlm import WIKITEXT_HEADING, WIKITEXT_REPLACE
+from research.configs.defaults import WIKITEXT_HEADING, WIKITEXT_REPLACE
 from research.data import load as data
 from research.data import stateless_rng
 from research.data.cache import ArtifactCache
