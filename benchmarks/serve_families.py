@@ -6,7 +6,7 @@ python benchmarks/serve_families.py --kind=logistic --run=RUN     # of logistic_
 
 The peers are ResNet-18 in torch, with random weights, and scikit-learn's LogisticRegression, each computing one request
 at a time on all cores, and one on each core. A request has one input: a PNG of random pixels in base64, or a digit's
-64 pixels. The figures are those of serve.py. The service's cache is off. Needs the `serve` and `parity` extras.
+8×8×1 pixels. The figures are those of serve.py. The service's cache is off. Needs the `serve` and `parity` extras.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def images() -> list[Any]:
 def digits() -> list[Any]:
     from sklearn.datasets import load_digits
 
-    rows: list[Any] = load_digits().data[:COUNT].tolist()
+    rows: list[Any] = load_digits().images[:COUNT, :, :, None].tolist()
     return rows
 
 
@@ -76,8 +76,8 @@ def sklearn_logistic(threads: int) -> Callable[[Any], list[float]]:
     data = load_digits()
     fitted = LogisticRegression(max_iter=2000).fit(data.data, data.target)
 
-    def classify(features: list[float]) -> list[float]:
-        scores: list[float] = fitted.predict_proba(np.asarray([features]))[0].tolist()
+    def classify(image: list[list[float]]) -> list[float]:
+        scores: list[float] = fitted.predict_proba(np.asarray(image).reshape(1, -1))[0].tolist()
         return scores
 
     return classify

@@ -96,7 +96,8 @@ def export(folder: str) -> None:
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    example = dict(tokenizer(["a text", "another longer text"], padding=True, return_tensors="pt"))
+    texts = ["a text", "another longer text"]
+    example = dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=True))
     names = ["input_ids", "attention_mask", "token_type_ids"]
     plain, fused, int8 = (Path(folder, name) for name in ("plain.onnx", "model.onnx", "int8.onnx"))
     torch.onnx.export(
