@@ -64,8 +64,9 @@ FAMILIES = {
     "bert": lambda: tiny.bert(steps=STEPS),
     "bert, float64": _float64,
     "bert_mlm": lambda: tiny.mlm(steps=STEPS),
+    "gpt": lambda: tiny.gpt(steps=STEPS),
 }
-EXTENDED = ("bert_mlm", "cnn", "resnet")
+EXTENDED = ("bert_mlm", "cnn", "gpt", "resnet")
 SLOW = (
     "linear, closed form",
     "logistic, two classes, lbfgs",
@@ -129,7 +130,7 @@ def main():
         _prepare(monkeypatch)
         for name, make in FAMILIES.items():
             found[name] = trajectory(make())
-    GOLDENS.write_text(json.dumps(found, indent=1) + "\n")
+    GOLDENS.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

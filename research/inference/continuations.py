@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.sampling import Kind, Rows, Sampling
-from research.inference.rows import choose_tokens, empty_settings, move_row, place_row, resized
+from research.inference.rows import choose_tokens, empty_settings, lengthened, move_row, place_row, resized
 from research.models.decoder import Cache, Decoder
 
 _SHORTEST = 256  # tokens of a cache
@@ -146,7 +146,7 @@ class Continuations:
         self._fit(len(self._rows), max(row.size for row in self._rows))
         assert self._cache is not None
         assert self._settings is not None
-        count = self._cache.lengths.shape[0]
+        count = len(self._cache.lengths)
         tokens, active = np.zeros(count, np.int32), np.zeros(count, np.int32)
         for row, continuation in enumerate(self._rows):
             tokens[row], active[row] = continuation.last, 1
@@ -172,12 +172,14 @@ class Continuations:
             if not self._waiting or len(self._rows) == self.most:
                 return
             first = self._waiting.pop(0)
-            self._reading = first, self._module.empty_cache(1, self.size(len(first.prompt)))
+            self._reading = first, self._module.empty_cache(1, self.size(1))
         continuation, cache = self._reading
         left = len(continuation.prompt) - 1 - continuation.read  # the last one is read to continue it
         if left:
             part = next((part for part in PARTS if part >= left), PARTS[-1])
             count = min(left, part)
+            if (length := self.size(continuation.read + count)) > cache.length:  # attention takes time for all of it
+                cache = lengthened(cache, length)
             tokens = np.zeros((1, part), np.int32)
             tokens[0, :count] = continuation.prompt[continuation.read : continuation.read + count]
             cache = self._read(self._variables, tokens, np.array([count], np.int32), cache)
@@ -210,26 +212,29 @@ class Continuations:
     def warm_up(self) -> Iterator[str]:
         """Compiles the programs of all sizes, but for repetition penalties -> what was compiled, one by one."""
         length = 0
+        prompts: list[Cache] = []
         while length < self.length:
             length = self.size(length + 1)
-            one = self._module.empty_cache(1, length)
+            one = lengthened(prompts[-1], length) if prompts else self._module.empty_cache(1, length)
             for part in PARTS:
                 one = self._read(self._variables, np.zeros((1, part), np.int32), np.ones(1, np.int32), one)
+            prompts.append(one)
             yield f"prompts of up to {length} tokens"
             rows = 0
             while rows < self.most:
                 rows = self._count(rows + 1)
-                self._warm_up(rows, length, one)
+                self._warm_up(rows, length, prompts)
                 yield f"{min(rows, self.most)} texts of up to {length} tokens"
 
-    def _warm_up(self, rows: int, length: int, one: Cache) -> None:
+    def _warm_up(self, rows: int, length: int, prompts: Sequence[Cache]) -> None:
         cache, settings = self._module.empty_cache(rows, length), empty_settings(rows, self._module.vocab_size)
         nothing = np.zeros(rows, np.int32)
         logits, cache = self._forward(self._variables, nothing, nothing, cache)
         for kind in (Kind(), Kind(draws=True), Kind(draws=True, restricts=True)):
             _, settings = choose_tokens(logits, settings, kind, 0)
         settings_of_one = jax.tree.map(lambda array: array[0], settings)
-        cache, settings = place_row((cache, settings), (one, settings_of_one), 0)
+        for one in prompts:
+            cache, settings = place_row((cache, settings), (one, settings_of_one), 0)
         jax.block_until_ready(move_row((cache, settings), 0, 0))
 
     def _count(self, rows: int) -> int:
@@ -244,7 +249,7 @@ class Continuations:
             self._cache = self._module.empty_cache(wanted, length)
             self._settings = empty_settings(wanted, self._module.vocab_size)
             return
-        present, size = self._cache.keys[0].shape[:2]
+        present, size = len(self._cache.lengths), self._cache.length
         if wanted != present or length > size:
             self._cache, self._settings = resized((self._cache, self._settings), wanted, length)
 

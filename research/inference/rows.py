@@ -57,13 +57,24 @@ def move_row(arrays: Any, source: Any, target: Any) -> Any:
 def resized(arrays: tuple[Cache, Rows], rows: int, length: int) -> tuple[Cache, Rows]:
     """The arrays with other numbers of rows and tokens: cut, or with zeros at the end."""
 
-    def resize(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        array = array[tuple(slice(size) for size in shape)]
-        return jnp.pad(array, [(0, size - present) for size, present in zip(shape, array.shape, strict=True)])
-
     cache, settings = arrays
-    keys, values = (
-        tuple(resize(array, (rows, length, *array.shape[2:])) for array in each) for each in (cache.keys, cache.values)
-    )
-    resized = jax.tree.map(lambda array: resize(array, (rows, *array.shape[1:])), (cache.lengths, settings))
-    return Cache(keys, values, resized[0]), resized[1]
+    return _resized(cache, rows, length), jax.tree.map(lambda x: _fit(x, (rows, *x.shape[1:])), settings)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def lengthened(cache: Cache, length: int) -> Cache:
+    """The cache with room for `length` tokens."""
+    return _resized(cache, len(cache.lengths), length)
+
+
+def _resized(cache: Cache, rows: int, length: int) -> Cache:
+    def resize(array: jax.Array) -> jax.Array:
+        return _fit(array, (rows, array.shape[1], length, array.shape[3]))
+
+    keys, values = jax.tree.map(resize, (cache.keys, cache.values))
+    return Cache(keys, values, _fit(cache.lengths, (rows,)))
+
+
+def _fit(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    array = array[tuple(slice(size) for size in shape)]
+    return jnp.pad(array, [(0, size - present) for size, present in zip(shape, array.shape, strict=True)])

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from research.models.decoder_layers import Context, DecoderLayer, DecoderSizes, KeysValues, rotation
+from research.models.decoder_layers import Context, DecoderLayer, DecoderSizes, Pair, rotation
 from research.models.layers import Dense, Dropout, affine
 
 # Rules for a config's `mesh.rules`. Over `tensor`, the first products of attention and of the feed-forward layer are
@@ -42,13 +42,18 @@ class Cache(NamedTuple):
     """The keys and values of the tokens so far, of T tokens at most.
 
     Attributes:
-      keys, values: one array [B, T, G, K] per layer.
+      keys, values: one array [B, G, T, K] per layer.
       lengths: int32 [B], the number of tokens of each row. What the arrays hold beyond them has no effect.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     lengths: jax.Array
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.keys[0].shape[2]
 
 
 class Decoder(DecoderSizes, kw_only=True):
@@ -93,7 +98,7 @@ class Decoder(DecoderSizes, kw_only=True):
         """A cache for `rows` rows of up to `length` tokens. Raises ValueError if there are fewer positions."""
         if length > self.max_positions:
             raise ValueError(f"a cache of {length} tokens exceeds model.max_positions={self.max_positions}")
-        empty = jnp.zeros((rows, length, self.num_kv_heads, self.head_size), self.dtype)
+        empty = jnp.zeros((rows, self.num_kv_heads, length, self.head_size), self.dtype)
 
         def layers() -> tuple[jax.Array, ...]:
             return tuple(jnp.copy(empty) for _ in range(self.num_layers))  # copies, as each is donated
@@ -119,7 +124,7 @@ class Decoder(DecoderSizes, kw_only=True):
 
     def _extend(self, tokens: jax.Array, counts: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Hidden states [B, L, D] of tokens that follow those in the cache, and the new cache."""
-        length = cache.keys[0].shape[1]
+        length = cache.length
         offsets = jnp.arange(tokens.shape[1])[None, :]
         real = offsets < counts[:, None]
         positions = cache.lengths[:, None] + offsets
@@ -135,7 +140,7 @@ class Decoder(DecoderSizes, kw_only=True):
         keys, values = zip(*extended, strict=True)
         return x, Cache(keys, values, cache.lengths + counts)
 
-    def _rotation(self, positions: jax.Array) -> KeysValues | None:
+    def _rotation(self, positions: jax.Array) -> Pair | None:
         if self.position_encoding != "rotary":
             return None
         return rotation(positions, self.head_size, self.rope_theta, jnp.promote_types(self.dtype, jnp.float32))

@@ -20,8 +20,8 @@ POSITION_ENCODINGS = ("learned", "rotary")
 NORMS = ("layernorm", "rmsnorm")
 SWIGLU = "swiglu"
 
-# The keys and the values of a layer, each [B, S, G, K].
-KeysValues = tuple[jax.Array, jax.Array]
+# The keys and the values of a layer, or the cosines and sines of a rotation.
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Context(NamedTuple):
@@ -35,7 +35,7 @@ class Context(NamedTuple):
     """
 
     visible: jax.Array
-    rotation: KeysValues | None = None
+    rotation: Pair | None = None
     slots: jax.Array | None = None
 
 
@@ -148,14 +148,14 @@ class DecoderSizes(nn.Module, kw_only=True):
             raise ValueError(f"model.head_size={self.head_size} is odd; a rotary embedding rotates pairs")
 
 
-def rotation(positions: jax.Array, size: int, theta: float, dtype: Any) -> KeysValues:
+def rotation(positions: jax.Array, size: int, theta: float, dtype: Any) -> Pair:
     """Cosines and sines for `rotate`: int [B, L] -> each [B, L, 1, size / 2] (Su et al. 2021, section 3.2.2)."""
     frequencies = theta ** (-jnp.arange(0, size, 2, dtype=dtype) / size)
     angles = positions[:, :, None, None].astype(dtype) * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, rotation: KeysValues) -> jax.Array:
+def rotate(x: jax.Array, rotation: Pair) -> jax.Array:
     """Rotates the pairs (i, i + K / 2) of x [B, L, heads, K], as Llama's published weights are arranged."""
     cos, sin = rotation
     first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
@@ -178,14 +178,40 @@ def attend_in_groups(
     return mixed.reshape(rows, length, shared, groups, size).swapaxes(2, 3).reshape(rows, length, heads, size)
 
 
+def attend_to_cache(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
+    """`attend_in_groups` with key and value as a cache has them, [B, G, S, K]; without gradients in mind.
+
+    Nothing is transposed but the query, and all products accumulate in float32 or wider, as matrix units do: on a CPU,
+    256 queries of 9 heads and 1,024 keys of 3 take a quarter of the time.
+    """
+    rows, length, heads, size = query.shape
+    groups = key.shape[1]
+    shared = heads // groups
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=wide)
+    query = query.reshape(rows, length, groups, shared, size).transpose(0, 2, 3, 1, 4)
+    logits = product("bgqk,bgsk->bgqs", query.reshape(rows, groups, shared * length, size), key) / size**0.5
+    logits = jnp.where(jnp.tile(visible, (1, 1, shared, 1)), logits, jnp.finfo(wide).min)
+    mixed = product("bgqs,bgsk->bgqk", nn.softmax(logits, axis=-1).astype(query.dtype), value).astype(query.dtype)
+    return mixed.reshape(rows, groups, shared, length, size).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, size)
+
+
+def _stored(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    """The cache [B, G, S, K] with new values [B, L, G, K] in their slots, int [B, L]."""
+    rows, groups = (jnp.arange(size)[:, None, None] for size in cache.shape[:2])
+    # All leading axes are indexed, in their order: otherwise XLA transposes the whole cache to have them so.
+    index = rows, groups.swapaxes(0, 1), slots[:, None, :]
+    return cache.at[index].set(new.swapaxes(1, 2).astype(cache.dtype), mode="drop")
+
+
 class CausalAttention(DecoderSizes, kw_only=True):
     """Multi-head attention to the keys that the context makes visible."""
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, cached: KeysValues | None, *, train: bool
-    ) -> tuple[jax.Array, KeysValues]:
-        """x: [B, L, D] -> [B, L, D], and the keys and values: the cache with those of x, or those of x."""
+        self, x: jax.Array, context: Context, cached: Pair | None, *, train: bool
+    ) -> tuple[jax.Array, Pair | None]:
+        """x: [B, L, D] -> [B, L, D], and the cached keys and values [B, G, S, K] with those of x."""
 
         def project(heads: int, name: str) -> jax.Array:
             return self.dense(heads * self.head_size, name)(x).reshape(*x.shape[:2], heads, self.head_size)
@@ -194,16 +220,15 @@ class CausalAttention(DecoderSizes, kw_only=True):
         key, value = project(self.num_kv_heads, "key"), project(self.num_kv_heads, "value")
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
-        if cached is not None:
-            rows = jnp.arange(len(x))[:, None]
-            key, value = (
-                old.at[rows, context.slots].set(new.astype(old.dtype), mode="drop")
-                for old, new in zip(cached, (key, value), strict=True)
-            )
-        dropout = partial(Dropout(self.attention_dropout), train=train)
-        mixed = attend_in_groups(query, key, value, context.visible, dropout=dropout)
+        if cached is None:
+            dropout = partial(Dropout(self.attention_dropout), train=train)
+            mixed = attend_in_groups(query, key, value, context.visible, dropout=dropout)
+        else:
+            assert context.slots is not None
+            cached = _stored(cached[0], key, context.slots), _stored(cached[1], value, context.slots)
+            mixed = attend_to_cache(query, *cached, context.visible)
         output = self.dense(self.hidden_size, "output", kernel_init=self.residual_init)
-        return output(mixed.reshape(*x.shape[:2], self.num_heads * self.head_size)), (key, value)
+        return output(mixed.reshape(*x.shape[:2], self.num_heads * self.head_size)), cached
 
 
 class DecoderLayer(DecoderSizes, kw_only=True):
@@ -211,9 +236,9 @@ class DecoderLayer(DecoderSizes, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, cached: KeysValues | None = None, *, train: bool
-    ) -> tuple[jax.Array, KeysValues]:
-        """x: [B, L, D] -> [B, L, D], and the keys and values as in CausalAttention."""
+        self, x: jax.Array, context: Context, cached: Pair | None = None, *, train: bool
+    ) -> tuple[jax.Array, Pair | None]:
+        """x: [B, L, D] -> [B, L, D], and the cached keys and values as in CausalAttention."""
         y = self.normalization("attention_norm")(x)
         y, cached = CausalAttention(**self.sizes, name="attention")(y, context, cached, train=train)
         x = x + Dropout(self.dropout)(y, train=train)

@@ -76,7 +76,7 @@ def test_tokens_beyond_the_cache_are_lost_and_no_others(style, rng):
         cache = Decoder(**STYLES[style]).empty_cache(1, length)
         _, cache = _extend(style, random_params_of(style), tokens, np.array([4]), cache, "step")
         _, cache = _extend(style, random_params_of(style), tokens, np.array([count]), cache, "step")
-        found.append(np.stack([cache.keys, cache.values])[:, :, :, :5])
+        found.append(np.stack([cache.keys, cache.values])[:, :, :, :, :5])
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
 
