@@ -50,7 +50,7 @@ def run_copied(page, name, folder):
     page.get_by_role("button", name=f"Copy as {name}").click()
     code = page.evaluate("navigator.clipboard.readText()")
     command = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"]}[name]
-    ran = subprocess.run([*command, code], capture_output=True, text=True, cwd=folder)
+    ran = subprocess.run([*command, code], capture_output=True, text=True, cwd=folder, timeout=60)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

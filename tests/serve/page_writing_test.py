@@ -115,7 +115,7 @@ def test_every_token_has_its_probability_and_what_else_was_likely(page, generato
         assert _spoken(option) == shown
         assert rows.nth(number).locator("td").last.inner_text() == shown
         option.hover()
-        assert page.locator("#token h3").inner_text().startswith(f"Token {number + 1} of 6")
+        assert page.locator("#token-title").inner_text().startswith(f"Token {number + 1} of 6")
         bars = page.locator("#token .bars li")
         assert bars.filter(has_text="written").locator(".value").inner_text() == shown
         values = [float(value.split("\u00a0")[0]) for value in bars.locator(".value").all_inner_texts()]
@@ -186,13 +186,21 @@ def test_stop_frees_the_writer_and_the_text_so_far_stays(page, served, monkeypat
 
 
 def test_another_text_ends_the_one_before(page, served, monkeypatch):
-    slow_down(served[1].writers["chats"], monkeypatch, 0.1)
+    writer = served[1].writers["chats"]
+    ask, pieces = writer.ask, []
+
+    def counted(request, deliver):
+        return ask(request, lambda piece: pieces.append(piece) or deliver(piece))
+
+    monkeypatch.setattr(writer, "ask", counted)
+    slow_down(writer, monkeypatch, 0.1)
     _ask(page, tokens=20)
     page.locator(".tokens [role=option]").first.wait_for()
     _write(page, "other", tokens=4)
     assert page.locator(".prompt").inner_text() == "other"
     assert _tokens(page).count() == 4
-    assert wait_until_idle(served[1].writers["chats"], 1)
+    assert wait_until_idle(writer, 1)
+    assert 4 < len(pieces) < 20, "of both texts"
 
 
 def _refused(page, words):
@@ -255,7 +263,7 @@ def test_the_keyboard_alone_is_enough_for_a_text(page):
             "id"
         )
         assert page.locator("#token .bars li").count() >= 2
-        return int(page.locator("#token h3").inner_text().split()[1])
+        return int(page.locator("#token-title").inner_text().split()[1])
 
     assert selected() == 1
     last = _tokens(page).count()
@@ -273,7 +281,7 @@ def test_arrows_lead_to_the_lines_above_and_below(browser, served):
         tops = [option.bounding_box()["y"] for option in _tokens(page).all()]
         page.locator(".tokens").focus()
         page.keyboard.press("ArrowDown")
-        number = int(page.locator("#token h3").inner_text().split()[1]) - 1
+        number = int(page.locator("#token-title").inner_text().split()[1]) - 1
         lines = sorted({round(top) for top in tops})
         assert round(tops[number]) == lines[1]
 

@@ -25,6 +25,7 @@ export function tokenView() {
   const prefix = `token-${++views}`;
   const tokens = [];
   const options = [];
+  let at = 0; // the option that was selected last
   const plain = element("span", {class: "plain-text"});
   const list = element("span", {
     class: "tokens", role: "listbox", tabindex: 0, "aria-label": "Tokens", "aria-orientation": "horizontal", hidden: true,
@@ -40,7 +41,10 @@ export function tokenView() {
     tokens.push(token);
     options.push(option);
     list.append(option);
-    list.hidden = table.hidden = false;
+    if (list.hidden) {
+      list.hidden = table.hidden = false;
+      forget();
+    }
     view.count = tokens.length;
   }
 
@@ -51,23 +55,25 @@ export function tokenView() {
 
   function select(i) {
     selected?.setAttribute("aria-selected", "false");
+    at = i;
     selected = options[i];
     selected.setAttribute("aria-selected", "true");
     list.setAttribute("aria-activedescendant", selected.id);
-    byId("token").replaceChildren(...alternatives(tokens[i], i, tokens.length));
+    byId("token-title").textContent = `Token ${i + 1} of ${tokens.length}`;
+    byId("token").replaceChildren(...alternatives(tokens[i]));
   }
-
-  const current = () => Math.max(0, options.indexOf(selected));
 
   function fill() {
     table.replaceChildren(table.firstChild, tableOf(tokens));
   }
 
-  list.addEventListener("pointerover", (event) => options.includes(event.target) && select(options.indexOf(event.target)));
-  list.addEventListener("click", (event) => options.includes(event.target) && select(options.indexOf(event.target)));
-  list.addEventListener("focus", () => options.includes(selected) || select(0));
+  for (const name of ["pointerover", "click"]) {
+    list.addEventListener(name, ({target}) => options.includes(target) && select(options.indexOf(target)));
+  }
+  list.addEventListener("focus", () => options.includes(selected) || select(at));
   list.addEventListener("keydown", (event) => {
-    const i = moved(event.key, current(), options);
+    if (event.key === "Escape") forget();
+    const i = moved(event.key, at, options);
     if (i === null) return;
     event.preventDefault();
     select(i);
@@ -115,15 +121,15 @@ function ranked(token) {
   return place < 0 ? [...rows, {text: token.text, logprob: token.logprob, written: true}] : rows;
 }
 
-function alternatives(token, i, count) {
+function alternatives(token) {
   const rows = ranked(token).map(({text, logprob, written}) =>
     element("li", {class: written ? "first" : ""},
       element("span", {}, code(text), written ? " written" : ""),
       element("span", {class: "value"}, percent(probability(logprob))),
       bar(0, probability(logprob))));
   return [
-    element("h3", {}, `Token ${i + 1} of ${count}: `, code(token.text)),
     element("ol", {class: "bars", "aria-label": "The most likely tokens in this place"}, ...rows),
+    element("p", {class: "muted"}, "Probabilities are those before temperature and top-p."),
   ];
 }
 
@@ -140,9 +146,13 @@ function tableOf(tokens) {
     element("tbody", {}, ...rows));
 }
 
+const HINT = "Point at a token, or focus the text and use the arrow keys, to see what else was likely.";
+
 // Nothing is selected any more, as after another text has begun.
 export function forget() {
   selected?.setAttribute("aria-selected", "false");
   selected = null;
-  byId("token").replaceChildren();
+  byId("token-title").textContent = "Token";
+  byId("token").replaceChildren(element("p", {class: "muted"}, HINT));
+  byId("token-card").hidden = !document.querySelector("#written:not(.plain) .tokens:not([hidden])");
 }

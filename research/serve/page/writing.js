@@ -30,11 +30,11 @@ export function writing({say, show, showCode}) {
   function open(model) {
     const before = state.model;
     state.model = model;
+    byId("max-tokens").max = model.limits.max_length;
     if (before?.name === model.name && `${before.operations}` === `${model.operations}`) return;
     stop();
     const chats = model.operations.includes("chat");
     radio("chat").disabled = !chats;
-    byId("max-tokens").max = model.limits.max_length;
     empty();
     enter(chats ? "chat" : "complete");
   }
@@ -56,7 +56,7 @@ export function writing({say, show, showCode}) {
     byId("clear").hidden = !isChat();
     byId("log").replaceChildren(logs[mode]);
     // A chat is read from top to bottom: what was said, then what to say.
-    byId("writing-columns")[isChat() ? "prepend" : "append"](byId("written"));
+    byId("writing-columns")[isChat() ? "prepend" : "append"](byId("written"), byId("token-card"));
     byId("writing-columns").classList.toggle("chat", isChat());
     byId("code").hidden = true;
     forget();
@@ -114,7 +114,6 @@ export function writing({say, show, showCode}) {
   async function complete(settings) {
     const body = {model: state.model.name, prompt: prompt.value, ...settings};
     const view = answerOf(element("span", {class: "prompt"}, prompt.value));
-    forget();
     logs.complete.replaceChildren(view.element);
     await stream("v1/completions", body, {logprobs: LIKELY}, view);
   }
@@ -157,6 +156,7 @@ export function writing({say, show, showCode}) {
     const facts = () => view.facts({
       count: view.count, first: first - began, pace: (1000 * (view.count - 1)) / (last - first), prompted, end, seed: body.seed,
     });
+    forget();
     say("Writing");
     try {
       for await (const piece of pieces(await api.write(path, asked, signal))) {
@@ -197,8 +197,10 @@ export function writing({say, show, showCode}) {
   });
   byId("stop").addEventListener("click", stop);
   byId("clear").addEventListener("click", clear);
-  byId("show-probabilities").addEventListener("change", (event) =>
-    byId("written").classList.toggle("plain", !event.target.checked));
+  byId("show-probabilities").addEventListener("change", (event) => {
+    byId("written").classList.toggle("plain", !event.target.checked);
+    forget();
+  });
   return {open, stop};
 }
 
