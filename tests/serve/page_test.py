@@ -304,7 +304,7 @@ def test_the_keyboard_alone_is_enough(page):
         page.keyboard.press("Control+Enter")
     sent = np.array(_sent(answer.value))[:, :, 0]
     assert sent[:, 4].max() > 12
-    assert sent[0].max() == 0
+    assert sent[:, [0, 7]].max() == 0
 
 
 def _newer(model, name, version):
