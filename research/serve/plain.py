@@ -21,6 +21,7 @@ from research.serve.inputs import check_count
 from research.serve.limits import Limits
 from research.serve.model import ServedModel
 from research.serve.service import Service
+from research.serve.writer import Writer
 
 
 class Predict(BaseModel):
@@ -119,6 +120,20 @@ def summary(model: ServedModel, limits: Limits) -> dict[str, Any]:
     }
 
 
+def writer_summary(writer: Writer, limits: Limits) -> dict[str, Any]:
+    """The same of a decoder, which continues one text, or answers one chat, a request."""
+    return {
+        "name": writer.name,
+        "version": writer.version,
+        "kind": "text_generation",
+        "inputs": ["prompt"],
+        "labels": None,
+        "limits": {"max_length": writer.length, "unit": "tokens", "batch_inputs": 1, "body_bytes": limits.body_bytes},
+        "operations": ["complete"] if writer.generator.template is None else ["complete", "chat"],
+        "compute": writer.generator.compute,
+    }
+
+
 def variant(name: str, model: ServedModel) -> dict[str, str]:
     """{"variant": the model's name} if it answers for a split of another name."""
     return {} if model.name == name else {"variant": model.name}
@@ -131,6 +146,8 @@ def variants_of(service: Service, name: str) -> Mapping[str, float]:
 
 def described_as(service: Service, name: str) -> dict[str, Any]:
     """What a client should know of a model, or of a split: then of its variants too."""
+    if name in service.writers:
+        return writer_summary(service.writers[name], service.limits)
     found = summary(service.model(name), service.limits)
     weights = variants_of(service, name)
     if not weights:
@@ -154,7 +171,7 @@ def router(service: Service) -> APIRouter:
     @found.get("/models", summary="The models, and what each reads")
     async def models() -> Response:
         ready = [name for name, split in service.splits.items() if split.weights.keys() & service.models.keys()]
-        return reply([jsonable(described_as(service, name)) for name in [*ready, *service.models]])
+        return reply([jsonable(described_as(service, name)) for name in [*ready, *service.models, *service.writers]])
 
     @found.get("/models/{name}", summary="A model, and what it reads")
     async def model(name: str) -> Response:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import functools
+import os
+import shutil
 import socket
 import threading
 import time
@@ -28,6 +30,8 @@ from tests import tiny
 
 # Few batch shapes, as each is compiled.
 LIMITS = Limits(batch_ms=1000.0, queue_ms=1e6, batch_items=150, batch_rows=4)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 TEXTS = ["a gripping, moving film", "dull", "not a bad film but a long one", "the script is great", "awful", "so good"]
 
@@ -177,3 +181,17 @@ def in_loop():
 @pytest.fixture
 def images():
     return np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as started:
+        # A container's root has no sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        found = started.chromium.launch(executable_path=path, args=arguments)
+        yield found
+        found.close()

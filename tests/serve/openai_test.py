@@ -3,7 +3,6 @@
 
 import asyncio
 import dataclasses
-import json
 import threading
 import time
 
@@ -14,22 +13,15 @@ import pytest
 from research.core.sampling import Sampling
 from research.inference.generate import Generator, Request
 from research.serve.errors import Kind, ServiceError
-from research.serve.limits import Limits
 from research.serve.repository import Repository, Source
 from research.serve.writer import Writer
-from tests.generation.generate_test import CHATML
-from tests.interop import tiny_decoder
-from tests.serve.conftest import serving
-
-LIMITS = Limits(texts=2, queue_texts=2, text_tokens=32)
+from tests.serve.decoders import LIMITS, serving_decoders, slow_down, wait_until_idle, write_chat_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("decoder") / "llama"
-    tiny_decoder.write(path, "llama")
-    settings = {"chat_template": CHATML, "eos_token": tiny_decoder.END}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_chat_model(path)
     return path
 
 
@@ -40,14 +32,8 @@ def generator(folder):
 
 @pytest.fixture(scope="module")
 def served(generator):
-    with serving({}, LIMITS) as (url, service):
-        writer = Writer("llama", generator, LIMITS)
-        for _ in writer.warm_up():
-            pass
-        writer.start()
-        service.states = {"llama": "ready"}
-        service.install(writer)
-        yield url, service
+    with serving_decoders({"llama": generator}) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +49,18 @@ def _text(generator, prompt, max_tokens=8, stop=(), **sampling):
 
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["llama"]
+
+
+def test_the_list_of_models_tells_what_a_decoder_does(served, generator, monkeypatch):
+    url, service = served
+    (found,) = httpx.get(f"{url}/models").json()
+    assert found == httpx.get(f"{url}/models/llama").json()
+    assert found["kind"] == "text_generation"
+    assert found["operations"] == ["complete", "chat"]
+    assert (found["limits"]["max_length"], found["limits"]["batch_inputs"]) == (32, 1)
+    assert (found["version"], found["compute"]) == (generator.version, "float32")
+    monkeypatch.setattr(service.writers["llama"], "generator", dataclasses.replace(generator, template=None))
+    assert httpx.get(f"{url}/models/llama").json()["operations"] == ["complete"]
 
 
 def test_a_completion_is_what_the_command_writes(client, generator):
@@ -153,14 +151,9 @@ def test_a_decoder_predicts_nothing(served):
     assert reply.status_code == 424
 
 
-def _slowly(writer, monkeypatch, seconds=0.02):
-    step = writer._continuations.step
-    monkeypatch.setattr(writer._continuations, "step", lambda: [time.sleep(seconds), step()][1])
-
-
 def test_too_many_texts_are_refused_at_once(served, monkeypatch):
     url, service = served
-    _slowly(service.writers["llama"], monkeypatch)
+    slow_down(service.writers["llama"], monkeypatch, 0.02)
 
     async def ask(client):
         began = time.perf_counter()
@@ -180,15 +173,12 @@ def test_too_many_texts_are_refused_at_once(served, monkeypatch):
 def test_a_stream_that_is_closed_frees_its_row(served, monkeypatch):
     url, service = served
     writer = service.writers["llama"]
-    _slowly(writer, monkeypatch, 0.2)  # the whole text would take 5 s
+    slow_down(writer, monkeypatch, 0.2)  # the whole text would take 5 s
     body = {"prompt": "A", "max_tokens": 25, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body) as reply:
         next(reply.iter_lines())
         assert writer.waiting == 1
-    until = time.monotonic() + 2
-    while writer.waiting and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not writer.waiting
+    assert wait_until_idle(writer, 2)
 
 
 def test_a_model_that_fails_does_not_end_the_thread(served, monkeypatch):

@@ -3,10 +3,6 @@
 import copy
 import io
 import json
-import os
-import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,11 +14,11 @@ from research.serve.keys import Keys, new_key
 from research.serve.model import ServedModel
 from research.training.loop import train_and_evaluate
 from tests import tiny
+from tests.serve.browsing import assert_accessible, focused, open_page, opened, run_copied, tab_to
 from tests.serve.conftest import LIMITS, guarded, serving
 
 pytestmark = pytest.mark.browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TEXT = "not a 🎬 film but unwatchably dull"
 
 
@@ -54,39 +50,10 @@ def url(all_models):
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as started:
-        # A container's root has no sandbox.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        found = started.chromium.launch(executable_path=path, args=arguments)
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def page(browser, url):
-    """The page, of which nothing may be refused by its policy, nor fail, nor come from elsewhere."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    found = context.new_page()
-    wrong = []
-    found.on("pageerror", lambda error: wrong.append(str(error)))
-    found.on("console", lambda said: wrong.append(said.text) if "Policy" in said.text else None)
-    found.on("request", lambda request: None if request.url.startswith(url) else wrong.append(request.url))
-    _open(found, url)
-    yield found
-    context.close()
-    assert not wrong
-
-
-def _open(page, url):
-    page.goto(url)
-    page.locator("#model:enabled").wait_for()
+    with opened(browser, url) as found:
+        yield found
 
 
 def _predict(page):
@@ -234,7 +201,7 @@ def test_a_drawing_of_28_pixels_is_centred_as_those_of_mnist(browser, models):
     with serving({"image": models["image"]}) as (url, _):
         page = browser.new_page()
         page.route("**/models", described)
-        _open(page, url)
+        open_page(page, url)
         _draw(page, DIGITS["7"], 0.6, 0.65, 0.3)
         sent = np.array(_sent(_predict(page)))[:, :, 0]
         page.close()
@@ -306,55 +273,38 @@ def test_copied_code_makes_the_same_request(page, kind, tmp_path):
         page.select_option("#model", "image")
         _stroke(page)
     expected = _predict(page).json()["predictions"][0]["scores"]
-    for name, command in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
-        page.get_by_role("button", name=f"Copy as {name}").click()
-        code = page.evaluate("navigator.clipboard.readText()")
-        ran = subprocess.run([*command, code], capture_output=True, text=True, cwd=tmp_path)
-        assert ran.returncode == 0, ran.stderr
-        found = json.loads(ran.stdout)["predictions"] if name == "curl" else eval(ran.stdout)
+    for name in ("curl", "Python"):
+        said = run_copied(page, name, tmp_path)
+        found = json.loads(said)["predictions"] if name == "curl" else eval(said)
         assert found[0]["scores"] == pytest.approx(expected)
-
-
-def _focused(page):
-    return page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
-
-
-def _tab_to(page, wanted):
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        if _focused(page) == wanted:
-            style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-            assert style == "solid", f"the focus on {wanted} can't be seen"
-            return
-    raise AssertionError(f"{wanted} can't be reached with the Tab key")
 
 
 def test_the_keyboard_alone_is_enough(page):
     page.keyboard.press("Tab")
-    assert _focused(page) == "Skip to the input"
+    assert focused(page) == "Skip to the input"
     page.keyboard.press("Enter")
-    _tab_to(page, "text-0")
+    tab_to(page, "text-0")
     page.keyboard.type("dull")
     page.keyboard.press("Control+Enter")
     page.locator(".result").wait_for()
-    _tab_to(page, "predict")
-    _tab_to(page, "Explain")
+    tab_to(page, "predict")
+    tab_to(page, "Explain")
     page.keyboard.press("Enter")
     page.locator(".explanation .legend").wait_for()
     for wanted in ("Copy as curl", "Copy as Python", "forget"):
-        _tab_to(page, wanted)
+        tab_to(page, wanted)
     page.keyboard.press("Enter")
-    assert _focused(page) == "model"
+    assert focused(page) == "model"
     page.keyboard.type("i")
     page.locator("#ink").wait_for()
-    _tab_to(page, "ink")
+    tab_to(page, "ink")
     for key in ("ArrowUp", "ArrowUp", " ", "ArrowDown", "ArrowDown", "ArrowDown", " "):
         page.keyboard.press(key)
     with page.expect_response("**/predict") as answer:
         page.keyboard.press("Control+Enter")
     sent = np.array(_sent(answer.value))[:, :, 0]
     assert sent[:, 4].max() > 12
-    assert sent[0].max() == 0
+    assert sent[:, [0, 7]].max() == 0
 
 
 def _newer(model, name, version):
@@ -367,7 +317,7 @@ def test_newer_models_appear_and_what_was_typed_stays(browser, models):
     with serving({"text": models["text"], "features": models["features"]}) as (url, service):
         page = browser.new_page()
         page.clock.install()
-        _open(page, url)
+        open_page(page, url)
         page.get_by_label("Sentence").press_sequentially("half a sen")
         service.models.update({name: _newer(models["text"], name, "9") for name in ("text", "twin")})
         page.clock.fast_forward(11_000)
@@ -431,12 +381,6 @@ STATES = {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("state", STATES)
 def test_nothing_is_inaccessible_nor_too_wide_for_a_phone(browser, url, state, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    context = browser.new_context(viewport={"width": 375, "height": 700}, color_scheme=scheme, reduced_motion="reduce")
-    page = context.new_page()
-    _open(page, url)
-    STATES[state](page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    violations = axe.run(page).response["violations"]
-    assert not [(each["id"], [node["target"] for node in each["nodes"]]) for each in violations]
-    context.close()
+    with opened(browser, url, width=375, height=700, color_scheme=scheme, reduced_motion="reduce") as page:
+        STATES[state](page)
+        assert_accessible(page)

@@ -26,8 +26,8 @@ const REASONS = {
   503: "The model is not ready",
 };
 
-// The answer's JSON, or a ServiceError that a person understands.
-async function ask(path, options = {}) {
+// The response, or a ServiceError that a person understands.
+async function request(path, options = {}) {
   const headers = {...options.headers};
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
@@ -37,22 +37,29 @@ async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError("The service can't be reached. Is it still running?", 0);
   }
-  let found = {};
-  try {
-    found = await response.json();
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-  }
-  if (response.ok) return found;
+  if (response.ok) return response;
   const reason = REASONS[response.status] ?? `The service answered with status ${response.status}`;
-  const detail = typeof found.error === "string" ? `: ${found.error}` : "";
+  const {error} = await json(response);
+  const said = error?.message ?? error; // OpenAI's errors are objects
+  const detail = typeof said === "string" ? `: ${said}` : "";
   const wait = response.headers.get("Retry-After");
   const later = wait ? ` (try again in ${wait} s)` : "";
   throw new ServiceError(`${reason}${detail}${later}.`, response.status);
 }
 
-function post(path, body, signal) {
-  return ask(path, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body), signal});
+async function json(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return {};
+  }
+}
+
+const ask = async (path, options) => json(await request(path, options));
+
+function posted(body, signal) {
+  return {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body), signal};
 }
 
 export const models = () => ask("models");
@@ -60,12 +67,15 @@ export const models = () => ask("models");
 // The prediction for one input, with the milliseconds until the answer was here.
 export async function predict(model, input, signal) {
   const began = performance.now();
-  const found = await post(`models/${encodeURIComponent(model)}/predict`, {inputs: [input]}, signal);
+  const found = await ask(`models/${encodeURIComponent(model)}/predict`, posted({inputs: [input]}, signal));
   return {...found.predictions[0], milliseconds: performance.now() - began};
 }
 
 // What adds to the score of a class, or to a number if `label` is null.
 export function explain(model, input, label, signal) {
   const body = label === null ? {inputs: [input]} : {inputs: [input], label};
-  return post(`models/${encodeURIComponent(model)}/explain`, body, signal);
+  return ask(`models/${encodeURIComponent(model)}/explain`, posted(body, signal));
 }
+
+// The response to a request for a text, whose body is the text's events.
+export const write = (path, body, signal) => request(path, posted(body, signal));

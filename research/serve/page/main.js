@@ -1,4 +1,4 @@
-// The page: choose a model, give an input, see the prediction.
+// The page: choose a model, give an input, see the prediction, or the text if the model writes one.
 
 import * as api from "./api.js";
 import {byId, element} from "./dom.js";
@@ -6,6 +6,7 @@ import {explanation} from "./explanation.js";
 import {areAlike, inputOf} from "./inputs.js";
 import {answer, facts, inWords} from "./result.js";
 import * as snippets from "./snippets.js";
+import {writes, writing} from "./writing.js";
 
 const HISTORY = 20;
 const WAIT = 2000; // milliseconds until a service without models is asked again
@@ -20,9 +21,9 @@ function say(text) {
   byId("status").textContent = text;
 }
 
-function show(error) {
+function show(error, place = "error") {
   const needsKey = error?.status === 401;
-  byId("error").textContent = error && !needsKey ? error.message : "";
+  byId(place).textContent = error && !needsKey ? error.message : "";
   if (!needsKey) return;
   byId("key").hidden = false;
   if (api.hasKey()) byId("key-hint").textContent = "The service does not know this key.";
@@ -51,8 +52,10 @@ async function load() {
   }
   if (JSON.stringify(found) !== JSON.stringify(page.models)) update(found);
   if (!found.length) byId("about").textContent = "No model is ready yet. This page looks again every two seconds.";
-  if (before === byId("key-value")) byId("fields").focus();
+  if (before === byId("key-value")) focusInput();
 }
+
+const focusInput = () => byId(model() && writes(model()) ? "prompt" : "fields").focus();
 
 // Asks for the models again, but not while nobody looks at the page.
 function later(milliseconds) {
@@ -67,7 +70,7 @@ function update(found) {
   if (!found.length) return;
   byId("model").replaceChildren(...found.map((each) => option(each.name)));
   byId("model").disabled = byId("predict").disabled = false;
-  byId("pickers").hidden = byId("work").hidden = false;
+  byId("pickers").hidden = false;
   const after = found.find((each) => each.name === before?.name);
   if (!after || !areAlike(before, after)) {
     choose();
@@ -76,17 +79,26 @@ function update(found) {
   byId("model").value = after.name;
   listOthers(compared?.name);
   byId("about").textContent = described(after);
+  if (writes(after)) text.open(after);
 }
 
 // Another model is chosen: its input, and the models that can be compared with it.
 function choose() {
   const chosen = model();
+  byId("work").hidden = byId("compare").hidden = writes(chosen);
+  byId("writing").hidden = !writes(chosen);
+  document.querySelector(".skip").href = writes(chosen) ? "#prompt" : "#fields";
+  byId("about").textContent = described(chosen);
+  byId("code").hidden = true;
+  if (writes(chosen)) {
+    text.open(chosen);
+    return;
+  }
+  text.stop();
   listOthers();
   page.input = inputOf(chosen);
   byId("fields").replaceChildren(page.input.element);
-  byId("about").textContent = described(chosen);
   byId("results").replaceChildren(element("p", {class: "muted empty"}, "The prediction appears here."));
-  byId("code").hidden = true;
   show(null);
 }
 
@@ -101,6 +113,11 @@ function listOthers(name = "") {
 
 function described(found) {
   const {limits} = found;
+  const computes = `Computes in ${found.compute}, version ${found.version}.`;
+  if (writes(found)) {
+    const does = found.operations.includes("chat") ? "Continues texts and chats" : "Continues texts, but has no template for chats";
+    return `${does}: at most ${limits.max_length} ${limits.unit} with the prompt. ${computes}`;
+  }
   const kinds = {
     text: "a text", text_pair: "two texts", features: `${limits.features} features`,
     table: `${found.inputs.length} columns`,
@@ -109,7 +126,7 @@ function described(found) {
   const length = limits.max_length ? ` of at most ${limits.max_length} ${limits.unit}` : "";
   const names = found.labels ?? [];
   const labels = names.length ? ` Classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}.` : "";
-  return `Reads ${kinds[found.kind] ?? found.kind}${length}.${labels} Computes in ${found.compute}, version ${found.version}.`;
+  return `Reads ${kinds[found.kind] ?? found.kind}${length}.${labels} ${computes}`;
 }
 
 async function predict() {
@@ -140,9 +157,13 @@ function present({asked, reads, found}) {
   results.classList.toggle("two", asked.length > 1);
   results.replaceChildren(...asked.map((each, i) => result(each, reads[i], found[i], asked.length > 1)));
   say(asked.map((each, i) => `${asked.length > 1 ? `${each.name}: ` : ""}${inWords(found[i])}`).join("; "));
+  showCode(...[snippets.curl, snippets.python].map((code) => code(asked[0].name, reads[0], api.hasKey())));
+}
+
+function showCode(curl, python) {
   byId("code").hidden = false;
-  byId("curl").textContent = snippets.curl(asked[0].name, reads[0], api.hasKey());
-  byId("python").textContent = snippets.python(asked[0].name, reads[0], api.hasKey());
+  byId("curl").textContent = curl;
+  byId("python").textContent = python;
 }
 
 function result(asked, read, found, named) {
@@ -199,7 +220,7 @@ function recall(entry) {
   byId("fields").replaceChildren(entry.input.element);
   entry.input.restore(entry.state);
   present(entry);
-  byId("fields").focus();
+  focusInput();
 }
 
 async function copy(event) {
@@ -217,6 +238,7 @@ async function copy(event) {
   setTimeout(() => (button.textContent = before), 2000);
 }
 
+const text = writing({say, show: (error) => show(error, "writing-error"), showCode});
 byId("model").addEventListener("change", choose);
 byId("other").addEventListener("change", () => show(null));
 byId("input").addEventListener("submit", (event) => {
