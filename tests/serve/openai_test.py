@@ -3,8 +3,6 @@
 
 import asyncio
 import dataclasses
-import json
-import threading
 import time
 
 import httpx
@@ -12,42 +10,15 @@ import openai
 import pytest
 
 from research.core.sampling import Sampling
-from research.inference.generate import Generator, Request
-from research.serve.errors import Kind, ServiceError
-from research.serve.limits import Limits
+from research.inference.generate import Request
 from research.serve.repository import Repository, Source
-from research.serve.writer import Writer
-from tests.generation.generate_test import CHATML
-from tests.interop import tiny_decoder
-from tests.serve.conftest import serving
-
-LIMITS = Limits(texts=2, queue_texts=2, text_tokens=32)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("decoder") / "llama"
-    tiny_decoder.write(path, "llama")
-    settings = {"chat_template": CHATML, "eos_token": tiny_decoder.END}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return path
-
-
-@pytest.fixture(scope="module")
-def generator(folder):
-    return Generator.open(folder)
+from tests.serve.conftest import TEXT_LIMITS, slowly, writing
 
 
 @pytest.fixture(scope="module")
 def served(generator):
-    with serving({}, LIMITS) as (url, service):
-        writer = Writer("llama", generator, LIMITS)
-        for _ in writer.warm_up():
-            pass
-        writer.start()
-        service.states = {"llama": "ready"}
-        service.install(writer)
-        yield url, service
+    with writing(generator) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +29,7 @@ def client(served):
 
 def _text(generator, prompt, max_tokens=8, stop=(), **sampling):
     request = Request(prompt, Sampling(**sampling), max_tokens, stop)
-    return "".join(piece.text for _, piece in generator.write([request], length=LIMITS.text_tokens))
+    return "".join(piece.text for _, piece in generator.write([request], length=TEXT_LIMITS.text_tokens))
 
 
 def test_models(client):
@@ -153,14 +124,9 @@ def test_a_decoder_predicts_nothing(served):
     assert reply.status_code == 424
 
 
-def _slowly(writer, monkeypatch, seconds=0.02):
-    step = writer._continuations.step
-    monkeypatch.setattr(writer._continuations, "step", lambda: [time.sleep(seconds), step()][1])
-
-
 def test_too_many_texts_are_refused_at_once(served, monkeypatch):
     url, service = served
-    _slowly(service.writers["llama"], monkeypatch)
+    slowly(monkeypatch, service.writers["llama"])
 
     async def ask(client):
         began = time.perf_counter()
@@ -177,55 +143,10 @@ def test_too_many_texts_are_refused_at_once(served, monkeypatch):
     assert all(wait == "1" for status, _, wait in found if status == 429)
 
 
-def test_a_stream_that_is_closed_frees_its_row(served, monkeypatch):
-    url, service = served
-    writer = service.writers["llama"]
-    _slowly(writer, monkeypatch, 0.2)  # the whole text would take 5 s
-    body = {"prompt": "A", "max_tokens": 25, "stream": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body) as reply:
-        next(reply.iter_lines())
-        assert writer.waiting == 1
-    until = time.monotonic() + 2
-    while writer.waiting and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not writer.waiting
-
-
-def test_a_model_that_fails_does_not_end_the_thread(served, monkeypatch):
-    url, service = served
-    writer = service.writers["llama"]
-    with monkeypatch.context() as patch:
-        patch.setattr(writer._continuations, "_forward", None)
-        reply = httpx.post(f"{url}/v1/completions", json={"prompt": "A"})
-    assert reply.status_code == 424
-    assert not writer.waiting
-    assert httpx.post(f"{url}/v1/completions", json={"prompt": "A"}).status_code == 200
-
-
-def test_a_closed_writer_writes_what_was_asked_for(generator):
-    writer = Writer("llama", generator, LIMITS)
-    pieces, done = [], threading.Event()
-
-    def deliver(piece):
-        pieces.append(piece)
-        if piece.finish:
-            done.set()
-
-    writer.ask(Request(generator.encode("A"), Sampling(temperature=0), 5), deliver)
-    writer.start()
-    writer.close()
-    assert done.wait(30)
-    assert writer.join(10)
-    assert len(pieces) == 5
-    with pytest.raises(ServiceError) as error:
-        writer.ask(Request([1], Sampling()), deliver)
-    assert error.value.kind is Kind.UNAVAILABLE
-
-
-def test_a_repository_loads_decoders(folder):
+def test_a_repository_loads_decoders(decoder_folder):
     found = []
-    limits = dataclasses.replace(LIMITS, texts=1)
-    source = Source.of(f"tiny={folder}", compute="float32")
+    limits = dataclasses.replace(TEXT_LIMITS, texts=1)
+    source = Source.of(f"tiny={decoder_folder}", compute="float32")
     assert source.writes
     repository = Repository([source], limits, found.append, devices=[])
     repository._load_if_new(source)
