@@ -95,7 +95,7 @@ class Chat(Write):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=_MOST_LIKELY)
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[ListOf[Any], Field(max_length=0)] | None = None
 
 
 COMPLETION: TypeAdapter[Completion] = TypeAdapter(Completion)

@@ -146,18 +146,6 @@ REFUSED = {
     "padded": "{{ '%9d' % 1 }}",
     "method": "{{ 'x'.ljust(9) }}",
     "filter": "{{ 'x' | center(9) }}",
-    "doubled": "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "added": "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "lists": "{% set n = namespace(x=[1]) %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "blocks": (
-        "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set x %}{{ n.x }}{{ n.x }}{% endset %}"
-        "{% set n.x = x %}{% endfor %}"
-    ),
-    "joined": "{% set x = range(99999) | join('xx') %}{% set y = range(99999) | join(x) %}",
-    "kept": (
-        "{% set n = namespace(l=[]) %}{% set x = range(99999) | join %}"
-        "{% for i in range(9999) %}{% set n.l = n.l + [x ~ i] %}{% endfor %}"
-    ),
     "indent": "{{ [1] | tojson(indent=10000000000) }}",
     "batch": "{{ [1] | batch(10000000000, 0) | list }}",
     "round": "{{ 1 | round(1000000000, 'ceil') }}",
@@ -174,6 +162,26 @@ def test_hostile_templates_are_refused(monkeypatch, name):
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     with pytest.raises(UserError, match="chat template"):
         ChatTemplate(REFUSED[name], {}).prompt([{"role": "user", "content": "x"}])
+
+
+_DOUBLED = "{{% set n = namespace(x={}) %}}{{% for i in range(24) %}}{{% set n.x = {} %}}{{% endfor %}}"
+PUT_TOGETHER = {
+    "doubled": _DOUBLED.format("'x'", "n.x ~ n.x"),
+    "added": _DOUBLED.format("'x'", "n.x + n.x"),
+    "lists": _DOUBLED.format("[1]", "n.x + n.x"),
+    "blocks": _DOUBLED.format("'x'", "x").replace("{% set n.x", "{% set x %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x"),
+    "joined": "{% set x = range(9999) | join('xx') %}{% set y = range(999) | join(x) %}",
+    "kept": (
+        "{% set n = namespace(l=[]) %}{% set x = range(99999) | join %}"
+        "{% for i in range(99) %}{% set n.l = n.l + [x ~ i] %}{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUT_TOGETHER)
+def test_what_a_template_puts_together_is_limited(name):
+    with pytest.raises(UserError, match="puts together"):
+        ChatTemplate(PUT_TOGETHER[name], {}).prompt([])
 
 
 def test_templates_do_what_others_need():

@@ -96,7 +96,14 @@ def test_stop_strings(client, generator):
         ("completions", {"prompt": [-1]}, 422),
         ("completions", {"prompt": [10**6]}, 422),
         ("completions", {"prompt": [10**30]}, 422),
+        ("completions", {"prompt": [True]}, 422),
+        ("completions", {"prompt": [0.5]}, 422),
+        ("completions", {"prompt": [[1], [2]]}, 422),
         ("completions", {"prompt": ""}, 422),
+        ("completions", {"prompt": "a", "stop": list("abcde")}, 422),
+        ("completions", {"prompt": "a", "stop": "x" * 257}, 422),
+        ("completions", {"prompt": "a", "logprobs": 21}, 422),
+        ("completions", {"prompt": "a", "seed": "x"}, 422),
         ("completions", {"prompt": "a", "max_tokens": 0}, 422),
         ("completions", {"prompt": "a", "n": 99}, 422),
         ("completions", {"prompt": "a", "top_p": 0}, 422),
@@ -117,6 +124,34 @@ def test_what_can_not_be_written_is_refused(served, path, body, status):
     reply = httpx.post(f"{served[0]}/v1/{path}", json=body)
     assert reply.status_code == status, reply.text
     assert reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "top_p": Infinity}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"prompt": [' + b"9" * 400 + b"]}",
+        b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+    ],
+    ids=["nan", "infinity", "surrogate", "deep", "token", "seed"],
+)
+def test_what_is_hardly_json_is_refused(served, body):
+    reply = httpx.post(f"{served[0]}/v1/completions", content=body)
+    assert reply.status_code == 422, reply.text
+    assert len(reply.text) < 500
+
+
+def test_a_list_of_prompts_has_one(served):
+    def ask(prompt):
+        body = {"prompt": prompt, "max_tokens": 4, "temperature": 0}
+        return httpx.post(f"{served[0]}/v1/completions", json=body).json()
+
+    assert ask(["The sea"])["choices"] == ask("The sea")["choices"]
+    assert ask([[5, 6]])["choices"] == ask([5, 6])["choices"]
+    assert ask(["a", "b"])["error"]["message"] == "prompt: a request has one prompt, and this one has 2"
 
 
 def test_a_decoder_predicts_nothing(served):

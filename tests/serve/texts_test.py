@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from research.serve import connection, texts
+from research.serve.errors import Kind, ServiceError
 from tests.serve.conftest import TEXT_LIMITS, eventually, slowly, writing
 
 STREAM = {"prompt": "A", "max_tokens": 25, "stream": True}
@@ -119,6 +120,13 @@ def test_long_prompts_are_not_encoded(hurried, monkeypatch):
         reply = httpx.post(f"{url}/v1/{path}", json=body)
         assert reply.status_code == 422
         assert "at most 1000" in reply.json()["error"]["message"]
+
+
+def test_inputs_that_wait_for_a_device_hold_up_no_text(served, monkeypatch):
+    url, service = served
+    full = ServiceError(Kind.OVERLOADED, "full")
+    monkeypatch.setattr(service.answers.engine.queue, "refusal", lambda count: full)
+    assert httpx.post(f"{url}/v1/completions", json={"prompt": "A"}).status_code == 200
 
 
 def test_every_text_counts_for_the_rate(generator):
