@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.serve_text_bodies import write
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -62,7 +64,12 @@ LONG = (
     (b'{"inputs":[{"name":"features","shape":[1,10],"datatype":"FP32","data":[', b"[],", b"0]}]}"),
     (b'{"inputs":[{"name":"sentence","shape":[2000000],"datatype":"BYTES","data":[', b'"",', b'""]}]}'),
     (b'{"inputs":[],"outputs":[', b"{},", b"{}]}"), (b'{"query":"a","texts":[', b"0,", b"0]}"), (b"", b" ", b"0"),
-    (b"", b"[", b""), (b'{"a":"', b"\\u00e9", b'"}'), (b"", b'{"a":', b""), (b"--x\r\n", b"a:b\r\n", b""),
+    (b"", b"[", b""), (b'{"a":"', b"\\u00e9", b'"}'), (b"", b'{"a":', b""), (b'{"prompt":[', b"1,", b"1]}"),
+    (b'{"prompt":"', b"a ", b'"}'), (b'{"prompt":[', b'"a",', b'"a"]}'), (b'{"prompt":"a","stop":[', b'"a",', b'"a"]}'),
+    (b'{"messages":[', b'{"role":"user","content":"a"},', b"0]}"), (b'{"messages":[', b"{},", b"0]}"),
+    (b'{"messages":[{"role":"user","content":"', b"a", b'"}]}'),
+    (b'{"messages":[{"role":"user","content":[', b'{"type":"text","text":"a"},', b'{"type":"text","text":"a"}]}]}'),
+    (b"--x\r\n", b"a:b\r\n", b""),
     (b'--x\r\nContent-Disposition: form-data; name="features"; filename="a"\r\n\r\n', b"\r\n--", b"\r\n--x--"),
 )
 # fmt: on
@@ -200,7 +207,7 @@ def _tei(rng: random.Random) -> tuple[str, Any]:
 
 
 MODELS = ("text", "image", "features", "table", "pair")
-BODIES: tuple[Callable[[random.Random], tuple[str, Any]], ...] = (_predict, _infer, _tei)
+BODIES: tuple[Callable[[random.Random], tuple[str, Any]], ...] = (_predict, _infer, _tei, write)
 
 
 def _mutated(rng: random.Random, value: Any) -> Any:

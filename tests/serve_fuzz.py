@@ -2,15 +2,15 @@
 
 python -m tests.serve_fuzz --count=10000 [--seed=0] [--show]
 
-Tiny runs of every family are trained and served by a process of its own. THREADS clients send it the cases of
-tests/serve_bodies.py, and a good request after each; meanwhile others open connections that send slowly, or stop in the
-middle (ATTACKS). Every answer must come within ANSWER_SECONDS, have a status below 500, and be JSON if it is an error;
-the good ones must have the same prediction as before. At the end, every model must predict as at the start.
+Tiny runs of every family are trained and served by a process of its own, and a decoder with a template for chats.
+THREADS clients send it the cases of tests/serve_bodies.py, and a good request after each; meanwhile others open
+connections that send slowly, stop in the middle, or do not read (tests/serve_attacks.py). Every answer must come within
+ANSWER_SECONDS, have a status below 500, and be JSON if it is an error, or events if it is a stream; the good ones must
+have the same prediction as before. At the end, every model must predict as at the start, and no text be left.
 """
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import http.client
 import json
@@ -20,26 +20,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from research import api
 from research.client import Client
-from research.serve.server import KEEP_ALIVE_SECONDS
 from research.training.loop import train_and_evaluate
 from tests import tiny
+from tests.interop import tiny_decoder
 from tests.serve import process
 from tests.serve.conftest import CONFIGS, TEXTS
+from tests.serve_attacks import ATTACKS
 from tests.serve_bodies import Case, case
 
 THREADS = 4
 ATTACKERS = 8
 ANSWER_SECONDS = 10.0
+POSITIONS = 256  # of the decoder that chats
 BODY_MS = 1500.0
-FLAGS = (f"--body_ms={BODY_MS}", "--embed", "--log=none", "--batch_items=150", "--batch_rows=4", "--queue_ms=60000")
+# Texts are given up before a client would, however slow the machine is.
+TIMES = (f"--body_ms={BODY_MS}", "--queue_ms=60000", "--timeout_ms=7000", "--text_ms=8000")
+FLAGS = (*TIMES, "--embed", "--log=none", "--batch_items=150", "--batch_rows=4")
 
 GOOD: dict[str, list[Any]] = {
     "features": [[0.01 * i for i in range(10)]],
@@ -48,10 +53,12 @@ GOOD: dict[str, list[Any]] = {
     "pair": [{"sentence1": "a dull film", "sentence2": "the film is dull"}],
     "table": [{"size": 1.5, "group": "a"}],
 }
+_PRESENT = ("research_texts_active", "research_texts_waiting")
+WRITERS = ("chat", "gpt")
 
 
 def train(folder: Path) -> dict[str, str]:
-    """Runs by name, as in GOOD."""
+    """Runs by name, as in GOOD and WRITERS."""
     table = {
         "data.train": str(tiny.own_file(folder / "own", "table")),
         "data.transform.label": "label",
@@ -59,11 +66,14 @@ def train(folder: Path) -> dict[str, str]:
     }
     with pytest.MonkeyPatch.context() as patch:
         tiny.few_sentences(patch)
+        tiny.few_documents(patch)
         tiny.tfds(patch)
         for name, config in {**CONFIGS, "pair": lambda: tiny.bert_glue_task("mrpc", steps=3)}.items():
             train_and_evaluate(config(), folder / name, show=False)
+        train_and_evaluate(tiny.gpt(steps=3), folder / "gpt", show=False)
         api.fit("tabular_files:linear", workdir=folder / "table", show=False, **table)
-    return {name: str(folder / name) for name in GOOD}
+    tiny_decoder.write_chat(folder / "chat", max_position_embeddings=POSITIONS)
+    return {name: str(folder / name) for name in (*GOOD, *WRITERS)}
 
 
 @dataclasses.dataclass
@@ -109,12 +119,28 @@ def verdict(asked: Case, status: int, body: bytes, seconds: float) -> str | None
         return f"status {status}"
     if seconds > ANSWER_SECONDS:
         return f"{seconds:.1f} s"
+    if status == 200 and body.startswith(b"data: "):
+        return _wrong_events(body)
     if status >= 400 and asked.method != "HEAD":
         try:
             return None if isinstance(json.loads(body)["error"], str | dict) else "an error that is not text"
         except (ValueError, KeyError, TypeError):
             return f"status {status} with the body {body[:100]!r}"
     return None
+
+
+def _wrong_events(body: bytes) -> str | None:
+    """What is wrong with a stream."""
+    *events, last, nothing = body.split(b"\n\n")
+    if nothing or not all(event.startswith(b"data: ") for event in (*events, last)):
+        return f"events that are cut: {body[-100:]!r}"
+    try:
+        found = [json.loads(event[6:]) for event in events]
+        if last == b"data: [DONE]":
+            return None if all("choices" in each for each in found) else "an event without choices"
+        return None if json.loads(last[6:])["error"]["code"] < 500 else f"the last event {last!r}"
+    except (ValueError, KeyError, TypeError):
+        return f"events that end with {body[-100:]!r}"
 
 
 class Fuzz:
@@ -194,110 +220,20 @@ class Fuzz:
                 self.found.statuses[attack.__name__] += 1
 
 
-_HEAD = b"POST /models/features/predict HTTP/1.1\r\nHost: x\r\n"
-
-
-def _drip(connection: socket.socket, data: bytes, seconds: float = 30.0) -> None:
-    """Sends byte by byte until the service closes. Raises TimeoutError if it does not."""
-    began = time.monotonic()
-    connection.settimeout(0.02)
-    for place in range(len(data)):
-        connection.sendall(data[place : place + 1])
-        with contextlib.suppress(TimeoutError):
-            if not connection.recv(65536):
-                return
-        if time.monotonic() - began > seconds:
-            raise TimeoutError
-    _closed(connection)
-
-
-def _closed(connection: socket.socket, seconds: float = KEEP_ALIVE_SECONDS + 15.0) -> None:
-    """Reads until the service closes."""
-    connection.settimeout(seconds)
-    while connection.recv(65536):
-        pass
-
-
-def slow_head(connection: socket.socket, rng: random.Random) -> None:
-    _drip(connection, _HEAD + b"X: " + b"y" * 10_000)
-
-
-def slow_body(connection: socket.socket, rng: random.Random) -> None:
-    connection.sendall(_HEAD + b"Content-Length: 10000\r\n\r\n")
-    _drip(connection, b" " * 10_000)
-
-
-def slow_chunks(connection: socket.socket, rng: random.Random) -> None:
-    connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-    _drip(connection, b"1\r\n \r\n" * 5000)
-
-
-def nothing(connection: socket.socket, rng: random.Random) -> None:
-    _closed(connection)
-
-
-def endless_head(connection: socket.socket, rng: random.Random) -> None:
-    connection.sendall(_HEAD)
-    part = rng.choice((b"y" * 65536, b"".join(b"x-%d: y\r\n" % i for i in range(5000))))
-    connection.sendall(b"X: " if part[:1] == b"y" else b"")
-    for _chunk in range(500):
-        connection.sendall(part)
-    _closed(connection)
-
-
-def endless_trailers(connection: socket.socket, rng: random.Random) -> None:
-    connection.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n0\r\nX: ")
-    for _chunk in range(500):
-        connection.sendall(b"y" * 65536)
-    _closed(connection)
-
-
-def half_closed(connection: socket.socket, rng: random.Random) -> None:
-    body = rng.choice((b"", b"[", b'{"inputs": [[1,1,1,1,1,1,1,1,1,1]]}'))
-    connection.sendall(_HEAD + b"Content-Length: 35\r\n\r\n" + body)
-    connection.shutdown(socket.SHUT_WR)
-    _closed(connection)
-
-
-def closed_in_the_middle(connection: socket.socket, rng: random.Random) -> None:
-    request = _HEAD + b"Content-Length: 35\r\n\r\n" + b'{"inputs": [[1,1,1,1,1,1,1,1,1,%d]]}' % rng.randrange(10)
-    connection.sendall(request[: rng.randrange(len(request) + 1)])
-    if rng.random() < 0.5:  # a reset
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-
-
-def garbage(connection: socket.socket, rng: random.Random) -> None:
-    lines = (
-        b"\x16\x03\x01\x02",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"\0" * 1000,
-    )
-    heads = (b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"Content-Length: -1\r\n\r\n", b"Host : x\r\n\r\n")
-    chunks = (
-        b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
-        b"Transfer-Encoding: x, chunked\r\n\r\nzz\r\n",
-    )
-    connection.sendall(rng.choice((*lines, rng.randbytes(300), *(_HEAD + each for each in (*heads, *chunks)))))
-    _closed(connection)
-
-
-def pipelined(connection: socket.socket, rng: random.Random) -> None:
-    connection.sendall((_HEAD + b"Content-Length: 35\r\n\r\n" + b'{"inputs": [[1,1,1,1,1,1,1,1,1,1]]}') * 200)
-    _closed(connection)
-
-
-ATTACKS: tuple[Callable[[socket.socket, random.Random], None], ...] = (
-    slow_head, slow_body, slow_chunks, nothing, endless_head, endless_trailers, half_closed, closed_in_the_middle,
-    garbage, pipelined,
-)  # fmt: skip
-
-
 def _predictions(url: str) -> dict[str, Any]:
     with Client(url) as client:
         found = {name: [each.prediction for each in client.predict(name, inputs)] for name, inputs in GOOD.items()}
-        return {**found, "embed": len(client.embed(TEXTS, model="text"))}
+        found["embed"] = len(client.embed(TEXTS, model="text"))
+    for name in WRITERS:
+        body = {"model": name, "prompt": "The", "max_tokens": 8, "temperature": 0}
+        found[name] = httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"]
+    return found
+
+
+def _texts_left(url: str) -> float:
+    """The texts that are being written, or wait, after all requests have ended."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(_PRESENT))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -321,6 +257,8 @@ def main(argv: list[str] | None = None) -> int:
             if service.poll() is not None:
                 print("\n".join(found.wrong[:50]), f"the service ended with {service.returncode}", sep="\n")
                 return 1
+            if _texts_left(url):
+                found.wrong.append(f"{_texts_left(url):g} texts are left")
             if _predictions(url) != before:
                 found.wrong.append("the predictions are not those from before")
             after, files = process.resident(service.pid), process.descriptors(service.pid)

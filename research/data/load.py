@@ -253,7 +253,7 @@ def fitting(transform: str, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(
             f"data.transform {transform!r} does not fit {what}, or has a bad value: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

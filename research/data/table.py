@@ -267,5 +267,5 @@ class TableEncoder(Encoder):
 def _number(value: Any, name: str, where: Callable[[int], str], index: int) -> float:
     try:
         return as_number(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f"{where(index)}: column {name!r} is {value!r:.40}, not a number") from None

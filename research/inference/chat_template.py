@@ -7,7 +7,7 @@ import ctypes
 import functools
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from research.interop.tensors import read_json
 _FILES = ("chat_template.jinja", "tokenizer_config.json")
 LONGEST = 10**6  # characters of a prompt
 SECONDS = 2.0  # for a prompt
-# What makes a large text of a small one, in one call that no limit of time can interrupt.
+_TOTAL = 20 * LONGEST  # characters of all texts, and items of all lists, that are put together on the way to it
+_INDENT = 16  # spaces of JSON
+# What makes a large text or number of a small one, in one call that no limit of time can interrupt.
 _MULTIPLIERS = frozenset(
-    {"center", "expandtabs", "format", "format_map", "ljust", "replace", "rjust", "translate", "zfill"}
+    "batch center expandtabs format format_map indent ljust pprint replace rjust round slice translate urlize wordwrap "
+    "xmlattr zfill".split()
 )
 
 
@@ -64,21 +67,35 @@ class ChatTemplate:
         try:
             return _within(SECONDS, render)
         except Exception as error:  # whatever its code raises
-            raise UserError(f"the chat template can't write these messages: {error}") from error
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"the chat template can't write these messages: {said:.300}") from error
 
 
 @functools.cache
 def _environment() -> Any:
     try:
+        import jinja2.compiler
         import jinja2.sandbox
     except ModuleNotFoundError as error:
         raise UserError("chats need jinja2: pip install 'research[chat]'") from error
 
+    class Generator(jinja2.compiler.CodeGenerator):
+        def visit_Concat(self, node: Any, frame: Any) -> None:  # the operator ~
+            self.write("environment.concat((")
+            for part in node.nodes:
+                self.visit(part, frame)
+                self.write(", ")
+            self.write("))")
+
     class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**", "%"})
+        code_generator_class = Generator
+        concat = staticmethod(_joined)  # type: ignore[assignment]
+        intercepted_binops = frozenset({"+", "*", "**", "%"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
+            if operator == "+":
+                _spend(sum(len(value) for value in (left, right) if isinstance(value, str | list | tuple)))
+            elif operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
                 raise ValueError(f"{operator} is only for numbers, and ** is not supported")
             return super().call_binop(context, operator, left, right)
 
@@ -88,11 +105,44 @@ def _environment() -> Any:
             return bool(super().is_safe_attribute(obj, attr, value))
 
     made = Environment(trim_blocks=True, lstrip_blocks=True)
-    for name in _MULTIPLIERS & set(made.filters):
-        del made.filters[name]
-    made.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    for name in _MULTIPLIERS & set(made.filters):  # refused when they are called: other chats may do without
+        made.filters[name] = functools.partial(_unsupported, name)
+    made.filters["join"] = _join
+    made.filters["tojson"] = _json
     made.globals["raise_exception"] = _refuse
     return made
+
+
+_left = threading.local()  # what is left of _TOTAL in a thread of `_within`
+
+
+def _spend(size: int) -> None:
+    """Counts what is put together. Raises ValueError if it is too much."""
+    _left.size = getattr(_left, "size", _TOTAL) - size
+    if size > LONGEST or _left.size < 0:
+        raise ValueError(f"it puts together texts of more than {LONGEST:,} characters")
+
+
+def _joined(parts: Iterable[Any], between: str = "") -> str:
+    texts = [part if isinstance(part, str) else str(part) for part in parts]
+    _spend(sum(map(len, texts)) + len(between) * len(texts))
+    return between.join(texts)
+
+
+def _join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+    if attribute is not None:
+        raise ValueError("join by attribute is not supported; use map(attribute=…) before")
+    return _joined(value, str(d))
+
+
+def _json(value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
+    if indent is not None and indent not in range(_INDENT + 1):
+        raise ValueError(f"JSON has an indent of 0 to {_INDENT}, not {indent}")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+
+
+def _unsupported(name: str, *_: Any, **__: Any) -> None:
+    raise ValueError(f"the filter {name} is not supported")
 
 
 class _TooLong(Exception):

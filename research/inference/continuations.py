@@ -26,6 +26,7 @@ from research.inference.rows import choose_tokens, empty_settings, lengthened, m
 from research.models.decoder import Cache, Decoder
 
 _SHORTEST = 256  # tokens of a cache
+_LISTED = 20  # of the most likely tokens, if any are
 PARTS = (32, 256)  # tokens of a prompt that are read at once
 
 
@@ -137,6 +138,17 @@ class Continuations:
             if not self._rows:  # the next arrays are of the size of the next texts
                 self._cache = self._settings = None
 
+    def clear(self) -> None:
+        """Removes all texts, also after an error in a step, which may have taken their arrays with it."""
+        self._waiting.clear()
+        self._rows.clear()
+        self._reading = self._cache = self._settings = None
+
+    @property
+    def fill(self) -> float:
+        """The share of the rows of the batch that are of texts."""
+        return len(self._rows) / self._count(len(self._rows)) if self._rows else 0.0
+
     def step(self) -> list[tuple[Continuation, Token]]:
         """Reads a part of a prompt, and adds one token to each text whose prompt has been read -> the tokens."""
         self._read_prompt()
@@ -152,7 +164,7 @@ class Continuations:
             tokens[row], active[row] = continuation.last, 1
         logits, self._cache = self._forward(self._variables, tokens, active, self._cache)
         kind = Kind.of(row.sampling for row in self._rows)
-        top = max(row.top for row in self._rows)
+        top = self._listed(max(row.top for row in self._rows))
         found, self._settings = choose_tokens(logits, self._settings, kind, top)
         found = jax.device_get(found)
         return [(continuation, self._token(continuation, row, found)) for row, continuation in enumerate(self._rows)]
@@ -210,7 +222,10 @@ class Continuations:
         return _step(_SHORTEST, tokens, self.length)
 
     def warm_up(self) -> Iterator[str]:
-        """Compiles the programs of all sizes, but for repetition penalties -> what was compiled, one by one."""
+        """Compiles the programs of all sizes -> what was compiled, one by one.
+
+        Those for repetition penalties and lists of likely tokens are compiled when they are first needed.
+        """
         length = 0
         prompts: list[Cache] = []
         while length < self.length:
@@ -240,6 +255,10 @@ class Continuations:
     def _count(self, rows: int) -> int:
         """The rows of the batch for so many texts."""
         return _step(self._least, rows, max(self.most, self._least))
+
+    def _listed(self, top: int) -> int:
+        """How many tokens are listed for so many: few numbers, as each is compiled."""
+        return min(top and max(top, _LISTED), self._module.vocab_size)
 
     def _fit(self, rows: int, tokens: int) -> None:
         """Makes the arrays as large as so many rows of so many tokens need, and not much larger."""

@@ -121,13 +121,15 @@ class Generator:
         return Continuations(self.module, self.variables, rows=rows, length=length, products=self.products, least=least)
 
     def check(self, request: Request, length: int) -> None:
-        """Raises UserError if a text has no prompt, or its prompt no room for another token."""
+        """Raises UserError if a text has no prompt, or one with no room for another token, or with unknown tokens."""
         if not request.prompt:
             raise UserError("the prompt is empty, and the model has no token that begins texts")
-        if max(request.prompt) >= self.module.vocab_size:
-            raise UserError(f"a token of the prompt is {max(request.prompt)}; the model has {self.module.vocab_size}")
         if len(request.prompt) >= length:
             raise UserError(f"the prompt has {len(request.prompt)} tokens; a text has at most {length} with its prompt")
+        size = self.module.vocab_size
+        unknown = next((token for token in request.prompt if not 0 <= token < size), None)
+        if unknown is not None:
+            raise UserError(f"a token of the prompt is {unknown}; the model's are 0 to {size - 1}")
 
     def writing(self, request: Request, length: int) -> Writing:
         """The request's text in the making; it has at most `length` tokens with its prompt."""

@@ -29,11 +29,17 @@ tensors.py     tensors of the Open Inference Protocol, in JSON and binary
 oip.py         the Open Inference Protocol, version 2
 tei_schema.py  the requests of text-embeddings-inference
 tei.py         text-embeddings-inference's interface, and OpenAI's embeddings
+ticket.py      a text that a request asks for
+writer.py      a decoder: a thread that continues the texts of several requests at the same time
+texts.py       the texts of a request, as they come
+events.py      the same as server-sent events
+openai_schema.py  the requests of OpenAI's interface of texts
+openai.py      OpenAI's interface of texts
 direct.py      a short way from a request to its endpoint
 app.py         the paths of all protocols
 guard.py       what stands before them: keys (keys.py), rates (rates.py), slow and large bodies, request ids
 connection.py  limits on the heads of requests, and refusals of requests unread
-metrics.py     what Prometheus reads at /metrics
+metrics.py     what Prometheus reads at /metrics (text_metrics.py: of decoders; histogram.py)
 tracing.py     spans of requests for OpenTelemetry
 logs.py        one line for each request, never with its inputs or key
 server.py      starts all of it, and stops it after what was asked is answered

@@ -36,9 +36,13 @@ class Admission:
             self._timer = None
 
     @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
-        """Counts a request while it is answered. Raises ServiceError if it has no chance of an answer now."""
-        error = self._refusal(self._most)
+    def request(self, *, queues: bool = True) -> Iterator[None]:
+        """Counts a request while it is answered. Raises ServiceError if it has no chance of an answer now.
+
+        Args:
+          queues: whether its inputs have to wait in the queue.
+        """
+        error = self._refusal(self._most, queues=queues)
         if error is not None:
             raise error
         self.requests += 1
@@ -53,8 +57,8 @@ class Admission:
             return None
         return self._refusal(self._most // _LATE_SHARE)
 
-    def _refusal(self, most: int) -> ServiceError | None:
+    def _refusal(self, most: int, *, queues: bool = True) -> ServiceError | None:
         if self.requests >= most:
             message = f"{self.requests} requests are being answered; try again later"
             return ServiceError(Kind.OVERLOADED, message, retry_after=0.1)
-        return self._queue.refusal(1)
+        return self._queue.refusal(1) if queues else None

@@ -1,4 +1,4 @@
-"""A connection: uvicorn's, with limits on what comes before a request's body, which uvicorn does not limit."""
+"""A connection: uvicorn's, with limits that it lacks: on what comes before a request's body, and on slow readers."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,13 +10,17 @@ HEAD_SECONDS = 10.0  # from the first byte of a request to the end of its header
 UNUSED_SECONDS = 60.0  # from the opening of the connection to its first byte
 HEAD_BYTES = 2**16  # of the request line and headers, of the trailers, or between two parts of a body
 SMALL_BODY = 2**16  # bytes that are read whether they are wanted or not
+UNTAKEN_SECONDS = 10.0  # in which a client whose answers fill the buffers has to take
+TAKEN_BYTES = 2**15  # of them
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class Connection(HttpToolsProtocol):
-    """Closes if the head of a request is too slow or too large. The guard limits what comes after it.
+    """Closes if the head of a request is too slow or too large, or if answers are not taken.
+
+    The guard limits the bodies of requests.
 
     Args:
       shed: what a POST request is answered with instead of being given to the application; None for the application.
@@ -30,6 +34,7 @@ class Connection(HttpToolsProtocol):
         self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._unused: asyncio.TimerHandle | None = None
+        self._untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -38,7 +43,18 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_unused()
         self._stop()
+        self._stop_untaken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The buffer of the answers is full."""
+        super().pause_writing()
+        self._watch_untaken()
+
+    def resume_writing(self) -> None:
+        """It is nearly empty."""
+        self._stop_untaken()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._stop_unused()
@@ -93,6 +109,21 @@ class Connection(HttpToolsProtocol):
         if self._unused is not None:
             self._unused.cancel()
             self._unused = None
+
+    def _watch_untaken(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._untaken = self.loop.call_later(UNTAKEN_SECONDS, self._check_untaken, size)
+
+    def _check_untaken(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() > before - TAKEN_BYTES:
+            self.transport.abort()  # to close it would wait for the client
+        else:
+            self._watch_untaken()
+
+    def _stop_untaken(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
 
     def _start(self) -> None:
         self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import re
 import secrets
 import time
-import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -127,7 +127,10 @@ class _Guarded:
             if error is not None:
                 await self._refuse(error)
                 return
-            self._scope.setdefault("state", {}).update(client=self._client, request_id=self._id.decode())
+            state = self._scope.setdefault("state", {})
+            state.update(client=self._client, request_id=self._id.decode())
+            if self._guard.rates is not None:
+                state["charge"] = functools.partial(self._guard.rates.charge, self._client)
             USAGE.set(self._usage)
             await self._guard.app(self._scope, self.receive, self.send)
         except Exception as error:
@@ -229,9 +232,7 @@ class _Guarded:
         """Logs where a bug is, without its message, in which an input may be."""
         if self._refused or self._status == GONE:
             return
-        frames = traceback.extract_tb(error.__traceback__)
-        where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in frames[-1:-6:-1])
-        log.error("request %s failed: %s at %s", self._id.decode(), type(error).__name__, where)
+        log.error("request %s failed: %s", self._id.decode(), logs.place(error))
         if not self._status:
             await self._refuse(ServiceError(Kind.FAILED, "the service failed; this is a bug"))
 
@@ -255,6 +256,7 @@ class _Guarded:
             "inputs": usage.inputs,
             "tokens": usage.tokens,
             "cached": usage.cached,
+            "written": usage.written,
         }
         if tracer is not None:
             tracer.request(self._scope["headers"], fields, seconds)

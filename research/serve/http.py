@@ -63,6 +63,12 @@ class Exchange:
         except ClientDisconnect:
             raise ClientGone from None
 
+    def charge(self, requests: int) -> None:
+        """Counts the request as so many more, where clients have a rate."""
+        charge = self.request.scope.get("state", {}).get("charge")
+        if charge is not None:
+            charge(requests)
+
     async def answer(self, model: ServedModel, columns: Mapping[str, Any], *, truncate: bool = True) -> list[Result]:
         """As `Service.answer`. Raises ClientGone if the client goes before the answer is there."""
         result = self.service.cached(model, columns, truncate=truncate)
@@ -72,7 +78,7 @@ class Exchange:
         return await self.connected(self.service.answer(model, columns, client=self.client, truncate=truncate))
 
     async def connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which is cancelled if the client goes. Call it after `body`."""
+        """The result of `work`, which is cancelled if the client goes, or the service ends. Call it after `body`."""
         task = asyncio.current_task()
         assert task is not None
         gone = asyncio.ensure_future(self._gone())
@@ -88,6 +94,9 @@ class Exchange:
         except asyncio.CancelledError:
             if gone.done() and not gone.cancelled() and not task.uncancel():
                 raise ClientGone from None
+            if self.service.stopping:  # and the time for what was asked before is over
+                task.uncancel()
+                raise ServiceError(Kind.UNAVAILABLE, "the service is stopping", retry_after=1.0) from None
             raise
         finally:
             working = False

@@ -14,7 +14,7 @@ class Limits:
       batch_inputs: the inputs of one request.
       body_bytes: the bytes of a request's body.
       body_ms: how long a request's body may take to come.
-      text_chars: the characters of a text; it is truncated to the model's tokens after that.
+      text_chars: the characters of a text; it is truncated to the model's tokens after that. A prompt is not truncated.
       image_pixels: the pixels of an image, before any resizing.
       queue_inputs: the inputs that wait for a device, of all models.
       queue_ms: how long an input may have to wait, as estimated from the measured speed, before it is refused.
@@ -22,11 +22,12 @@ class Limits:
       batch_rows: the inputs of a batch, if they have a fixed size.
       batch_items: the items of a batch of sequences, such as tokens.
       batch_ms: how long a batch may take, as measured at the start; at least one input is always taken.
-      timeout_ms: how long a request may take until it is given up.
+      timeout_ms: how long a request may take until it is given up; of one for texts, until their first token.
       cache_entries: the answers that are kept; 0 for none.
       texts: the texts that a decoder writes at the same time.
       queue_texts: the texts that wait for it.
       text_tokens: the tokens of a text with its prompt.
+      text_ms: how long a request for texts may take.
     """
 
     batch_inputs: int = 64
@@ -45,6 +46,7 @@ class Limits:
     texts: int = 8
     queue_texts: int = 64
     text_tokens: int = 2048
+    text_ms: float = 300_000.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

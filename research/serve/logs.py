@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import traceback
 from typing import Any
 
 from pydantic_core import to_json
@@ -37,6 +38,13 @@ def log_request(fields: dict[str, Any]) -> None:
     record = logging.LogRecord(requests.name, logging.INFO, "", 0, "", (), None)
     record.fields = fields
     requests.handle(record)
+
+
+def place(error: Exception) -> str:
+    """The type of an error and where it was raised, without its message, in which an input may be."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in frames[-1:-6:-1])
+    return f"{type(error).__name__} at {where}"
 
 
 def set_up(form: str) -> None:

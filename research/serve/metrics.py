@@ -4,11 +4,10 @@ Plain numbers, which become Prometheus's when they are asked for: updating prome
 takes longer than answering from the cache.
 """
 
-import bisect
 import contextvars
 import dataclasses
-import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,17 +20,17 @@ from prometheus_client.registry import Collector
 
 from research.data.parts import Part
 from research.serve.errors import Kind
+from research.serve.histogram import SECONDS, SHARES, Histogram
 from research.serve.http import GONE
-from research.serve.observer import Observer
+from research.serve.observer import Observer, Step
 from research.serve.queue import Job
 from research.serve.service import Service
 from research.serve.shapes import Shape
+from research.serve.text_metrics import TextMetrics
+from research.serve.ticket import Ticket
 
 STAGES = ("encode", "queue", "compute", "total")
 OTHER = "other"
-
-_SECONDS = tuple(float(f"{digit}e{power}") for power in range(-4, 2) for digit in (1, 2.5, 5))
-_FILL = tuple(tenth / 10 for tenth in range(1, 11))
 
 # The error of a status, whichever protocol it was answered in.
 _ERRORS = {kind.status: kind.name.lower() for kind in reversed(Kind)} | {
@@ -43,7 +42,7 @@ _ERRORS = {kind.status: kind.name.lower() for kind in reversed(Kind)} | {
 
 @dataclasses.dataclass(slots=True)
 class Usage:
-    """What a request took: seconds by stage, and its inputs."""
+    """What a request took: seconds by stage, its inputs (of texts, their prompts), and the tokens that were written."""
 
     model: str = ""
     encode: float = 0.0
@@ -52,41 +51,26 @@ class Usage:
     inputs: int = 0
     tokens: int = 0
     cached: int = 0
+    written: int = 0
 
 
 # That of the request that is being answered.
 USAGE: contextvars.ContextVar[Usage | None] = contextvars.ContextVar("usage", default=None)
 
 
-class _Histogram:
-    """Counts of values between bounds."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]):
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        return list(zip([*map(str, self.bounds), "+Inf"], itertools.accumulate(self.counts), strict=True))
-
-
 class _Model:
     """The numbers of a model."""
 
     def __init__(self) -> None:
-        self.stages = {stage: _Histogram(_SECONDS) for stage in STAGES}
-        self.fill = _Histogram(_FILL)
+        self.stages = {stage: Histogram(SECONDS) for stage in STAGES}
+        self.fill = Histogram(SHARES)
         self.hits = self.misses = self.tokens = self.truncated = 0
 
 
 class Metrics(Observer, Collector):
-    """What was measured, in a registry of its own. Only `computed` may be called outside the event loop's thread.
+    """What was measured, in a registry of its own.
+
+    Outside the event loop's thread, only `computed`, `stepped`, `ended` and `refused` may be called.
 
     Attributes:
       registry: that of Prometheus.
@@ -99,6 +83,7 @@ class Metrics(Observer, Collector):
         self._models: dict[str, _Model] = {}
         self._requests: Counter[tuple[str, int]] = Counter()
         self._routed: Counter[tuple[str, ...]] = Counter()
+        self._texts = TextMetrics()
         self._lock = threading.Lock()
         self.registry.register(self)
 
@@ -135,6 +120,31 @@ class Metrics(Observer, Collector):
             usage.inputs += len(parts)
             usage.tokens += tokens
             usage.cached += len(parts) - misses
+
+    def stepped(self, model: str, step: Step) -> None:
+        self._texts.stepped(model, step)
+
+    def ended(self, model: str, reason: str) -> None:
+        self._texts.ended(model, reason)
+
+    def refused(self, model: str, texts: int) -> None:
+        self._texts.refused(model, texts)
+
+    def wrote(self, model: str, tickets: Sequence[Ticket], tokens: int, encoding: float) -> None:
+        usage, now = USAGE.get(), time.perf_counter()
+        if usage is None or not tickets:
+            return
+        began = min(ticket.started or now for ticket in tickets)
+        queue, compute = began - tickets[0].asked, max(ticket.ended or now for ticket in tickets) - began
+        for stage, seconds in (("encode", encoding), ("queue", queue), ("compute", compute)):
+            self._of(model).stages[stage].add(seconds)
+        usage.model = model
+        usage.encode += encoding
+        usage.queue += queue
+        usage.compute += compute
+        usage.inputs += len(tickets)
+        usage.tokens += len(tickets[0].request.prompt)
+        usage.written += tokens
 
     def _of(self, model: str) -> _Model:
         found = self._models.get(model)
@@ -181,6 +191,7 @@ class Metrics(Observer, Collector):
         )
         waiting = self.service.waiting if self.service else 0
         yield GaugeMetricFamily("research_queue_inputs", "Inputs that wait for a device.", waiting)
+        yield from self._texts.collect(self.service.writers if self.service else {})
 
     def router(self) -> APIRouter:
         """The path /metrics."""

@@ -1,25 +1,27 @@
 """OpenAI's interface of texts: /v1/models, /v1/completions and /v1/chat/completions, whole or as events."""
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
-from pydantic_core import to_json
+from fastapi.responses import Response
 
 from research.base.errors import UserError
 from research.core.sampling import Sampling
 from research.inference.generate import Request as TextRequest
 from research.inference.writing import Piece
 from research.serve import openai_schema as schema
-from research.serve.errors import Kind, ServiceError
+from research.serve.events import EventStream, event
 from research.serve.http import Exchange, described, parse, reply
 from research.serve.service import Service
-from research.serve.writer import Ticket, Writer
+from research.serve.texts import Texts
+from research.serve.writer import Writer
 
 _COMPLETION_TOKENS = 16  # without max_tokens, as in OpenAI's interface; a chat has what is left of the text
 _DONE = b"data: [DONE]\n\n"
@@ -40,31 +42,38 @@ def router(service: Service) -> APIRouter:
         """Continues a text."""
         exchange = Exchange(service, request)
         asked = parse(schema.COMPLETION, await exchange.body())
-        writer = service.writer(asked.model)
-        prompt = writer.generator.encode(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
-        if min(prompt, default=0) < 0:
-            raise ServiceError(Kind.INVALID, f"prompt has the token {min(prompt)}; tokens are not negative")
-        tokens = asked.max_tokens or _COMPLETION_TOKENS
+
+        def encode(writer: Writer) -> Sequence[int]:
+            if not isinstance(asked.prompt, str):
+                return asked.prompt
+            _check_size(len(asked.prompt), service)
+            return writer.generator.encode(asked.prompt)
+
         form = _Form("cmpl", "text_completion", "text_completion", asked.logprobs is not None, asked.logprobs or 0)
-        return await _answer(_Texts(exchange, writer, asked, prompt, tokens, form))
+        return await _Answer(exchange, asked, encode, asked.max_tokens or _COMPLETION_TOKENS, form).response()
 
     @found.post("/v1/chat/completions", openapi_extra=described(schema.CHAT, {"messages": _USER, "max_tokens": 32}))
     async def chat(request: Request) -> Response:
         """Answers the last message of a chat."""
         exchange = Exchange(service, request)
         asked = parse(schema.CHAT, await exchange.body())
-        writer = service.writer(asked.model)
-        messages = [message.plain for message in asked.messages]
-        try:
-            prompt = await asyncio.to_thread(writer.generator.chat, messages)
-        except UserError as error:
-            raise ServiceError(Kind.INVALID, str(error)) from None
-        tokens = asked.max_completion_tokens or asked.max_tokens or writer.length
+
+        def encode(writer: Writer) -> Sequence[int]:
+            messages = [message.plain for message in asked.messages]
+            _check_size(sum(len(message["content"]) for message in messages), service)
+            return writer.generator.chat(messages)
+
         top = asked.top_logprobs if asked.logprobs else 0
         form = _Form("chatcmpl", "chat.completion", "chat.completion.chunk", asked.logprobs, top)
-        return await _answer(_Texts(exchange, writer, asked, prompt, tokens, form))
+        return await _Answer(exchange, asked, encode, asked.max_completion_tokens or asked.max_tokens, form).response()
 
     return found
+
+
+def _check_size(chars: int, service: Service) -> None:
+    limit = service.limits.text_chars
+    if chars > limit:
+        raise UserError(f"the prompt has {chars} characters; at most {limit} are read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,162 +91,129 @@ class _Form:
         return self.prefix == "chatcmpl"
 
 
-class _Texts:
-    """The texts of a request, in the thread of the event loop."""
+class _Answer:
+    """The answer to a request: `encode` makes its prompt, to which at most `tokens` are added; None for any number."""
 
     def __init__(
         self,
         exchange: Exchange,
-        writer: Writer,
         asked: schema.Write,
-        prompt: Sequence[int],
-        tokens: int,
+        encode: Callable[[Writer], Sequence[int]],
+        tokens: int | None,
         form: _Form,
     ):
-        self.exchange = exchange
-        self.writer = writer
-        self.asked = asked
-        self.prompt = prompt
-        self.form = form
-        self.written = 0  # tokens of all texts
+        self._exchange = exchange
+        self._asked = asked
         self._tokens = tokens
-        self._pieces: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
-        self._tickets: list[Ticket] = []
-        about = {"created": int(time.time()), "model": asked.model or writer.name}
-        self.about = {"id": f"{form.prefix}-{secrets.token_hex(12)}", **about, "system_fingerprint": writer.version}
+        self._form = form
+        self._texts = Texts(exchange, asked.model, encode, self._requests)
+        self._id = f"{form.prefix}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
 
-    def start(self) -> None:
-        """Asks for the texts. Raises ServiceError if they can't be written, or there are too many."""
-        loop = asyncio.get_running_loop()
-        seed = secrets.randbits(32) if self.asked.seed is None else self.asked.seed % 2**32
-        try:
-            for index in range(self.asked.n):
-                sampling = Sampling(
-                    repetition_penalty=self.asked.repetition_penalty,
-                    temperature=self.asked.temperature,
-                    top_k=max(self.asked.top_k, 0),
-                    top_p=self.asked.top_p,
-                    min_p=self.asked.min_p,
-                    seed=(seed + index) % 2**32,
-                )
-                request = TextRequest(self.prompt, sampling, self._tokens, self.asked.stops, self.form.top)
+    async def response(self) -> Response:
+        if self._asked.stream:
+            return EventStream(self._exchange, self._texts, self._events())
+        with self._exchange.service.admission.request(queues=False):
+            return await self._exchange.connected(self._whole())
 
-                def deliver(piece: Piece | Exception, index: int = index) -> None:
-                    loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
-
-                self._tickets.append(self.writer.ask(request, deliver))
-        except UserError as error:
-            self.cancel()
-            raise ServiceError(Kind.INVALID, str(error)) from None
-        except ServiceError:
-            self.cancel()
-            raise
-
-    def cancel(self) -> None:
-        for ticket in self._tickets:
-            ticket.cancelled = True
-
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """The pieces of all texts as they come. What is not read to its end is cancelled.
-
-        Raises ServiceError if the model fails.
-        """
-        left = len(self._tickets)
-        try:
-            while left:
-                index, piece = await self._pieces.get()
-                if isinstance(piece, Exception):
-                    raise ServiceError(Kind.FAILED, f"the model failed: {type(piece).__name__}")
-                self.written += 1
-                left -= bool(piece.finish)
-                yield index, piece
-        finally:
-            self.cancel()
+    def _requests(self, writer: Writer, prompt: Sequence[int]) -> list[TextRequest]:
+        asked = self._asked
+        seed = secrets.randbits(32) if asked.seed is None else asked.seed
+        sampling = Sampling(
+            repetition_penalty=asked.repetition_penalty,
+            temperature=asked.temperature,
+            top_k=max(asked.top_k, 0),
+            top_p=asked.top_p,
+            min_p=asked.min_p,
+        )
+        tokens = self._tokens or writer.length
+        return [
+            TextRequest(
+                prompt,
+                dataclasses.replace(sampling, seed=(seed + index) % 2**32),
+                tokens,
+                asked.stops,
+                self._form.top,
+            )
+            for index in range(asked.n)
+        ]
 
     @property
-    def usage(self) -> dict[str, int]:
-        size = len(self.prompt)
-        return {"prompt_tokens": size, "completion_tokens": self.written, "total_tokens": size + self.written}
+    def _about(self) -> dict[str, Any]:
+        writer = self._texts.writer
+        model = self._asked.model or writer.name
+        return {"id": self._id, "created": self._created, "model": model, "system_fingerprint": writer.version}
 
+    @property
+    def _usage(self) -> dict[str, int]:
+        size, written = len(self._texts.prompt), self._texts.written
+        return {"prompt_tokens": size, "completion_tokens": written, "total_tokens": size + written}
 
-async def _answer(texts: _Texts) -> Response:
-    texts.start()
-    if texts.asked.stream:
-        return StreamingResponse(_events(texts), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    with texts.exchange.service.admission.request():
-        return await texts.exchange.connected(_whole(texts))
+    async def _whole(self) -> Response:
+        parts: list[list[Piece]] = [[] for _ in range(self._asked.n)]
+        async with contextlib.aclosing(self._texts.pieces()) as texts:
+            async for index, piece in texts:
+                parts[index].append(piece)
+        # In a thread, as to list the tokens of long texts takes seconds.
+        choices = await asyncio.to_thread(lambda: [self._whole_choice(index, part) for index, part in enumerate(parts)])
+        return reply({**self._about, "object": self._form.whole, "choices": choices, "usage": self._usage})
 
-
-async def _whole(texts: _Texts) -> Response:
-    count = texts.asked.n
-    parts: list[list[Piece]] = [[] for _ in range(count)]
-    async for index, piece in texts.pieces():
-        parts[index].append(piece)
-    choices = []
-    for index, pieces in enumerate(parts):
+    def _whole_choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
-        content = {"message": {"role": "assistant", "content": text}} if texts.form.is_chat else {"text": text}
-        listed = _listed(texts, pieces) if texts.form.lists else None
-        choices.append({"index": index, **content, "logprobs": listed, "finish_reason": pieces[-1].finish})
-    return reply({**texts.about, "object": texts.form.whole, "choices": choices, "usage": texts.usage})
+        is_chat = self._form.is_chat
+        content = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+        return _choice(index, content, self._listed(pieces), pieces[-1].finish)
+
+    async def _events(self) -> AsyncGenerator[bytes]:
+        """Server-sent events, one for each piece."""
+        options = self._asked.stream_options
+        counts_tokens = options is not None and options.include_usage
+        more: dict[str, Any] = {"usage": None} if counts_tokens else {}
+
+        def part(choices: list[dict[str, Any]], **more: Any) -> bytes:
+            return event({**self._about, "object": self._form.part, "choices": choices, **more})
+
+        begun = not self._form.is_chat
+        async with contextlib.aclosing(self._texts.pieces()) as texts:
+            async for index, piece in texts:
+                if not begun:
+                    begun = True
+                    for number in range(self._asked.n):
+                        first = {"delta": {"role": "assistant", "content": ""}}
+                        yield part([_choice(number, first, None, None)], **more)
+                content: dict[str, Any] = {"text": piece.text}
+                if self._form.is_chat:
+                    content = {"delta": {"content": piece.text} if piece.text else {}}
+                yield part([_choice(index, content, self._listed([piece]), piece.finish or None)], **more)
+        if counts_tokens:
+            yield part([], usage=self._usage)
+        yield _DONE
+
+    def _listed(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        """The tokens with the logarithms of their probabilities, and the most likely ones, if they are asked for."""
+        if not self._form.lists:
+            return None
+        decode = self._texts.writer.generator.tokenizer.decode
+        texts = functools.cache(lambda token: str(decode([token], skip_special_tokens=False)))
+        tokens = [piece.token for piece in pieces if piece.token is not None]
+        likely = [[(texts(number), logprob) for number, logprob in token.top] for token in tokens]
+        if self._form.is_chat:
+            entries = [
+                {**_entry(texts(token.id), token.logprob), "top_logprobs": [_entry(*each) for each in top]}
+                for token, top in zip(tokens, likely, strict=True)
+            ]
+            return {"content": entries, "refusal": None}
+        return {
+            "tokens": [texts(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(top) for top in likely] if self._form.top else None,
+            "text_offset": [],
+        }
 
 
-async def _events(texts: _Texts) -> AsyncIterator[bytes]:
-    """Server-sent events, one for each piece."""
-
-    def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return b"data: %b\n\n" % to_json({**texts.about, "object": texts.form.part, "choices": choices, **more})
-
-    counts_tokens = texts.asked.stream_options is not None and texts.asked.stream_options.include_usage
-    more: dict[str, Any] = {"usage": None} if counts_tokens else {}
-    if texts.form.is_chat:
-        for index in range(texts.asked.n):
-            yield event([_choice(index, {"delta": {"role": "assistant", "content": ""}}, None, None)], **more)
-    try:
-        async for index, piece in texts.pieces():
-            content: dict[str, Any] = {"text": piece.text}
-            if texts.form.is_chat:
-                content = {"delta": {"content": piece.text} if piece.text else {}}
-            listed = _listed(texts, [piece]) if texts.form.lists else None
-            yield event([_choice(index, content, listed, piece.finish or None)], **more)
-    except ServiceError as error:
-        yield b"data: %b\n\n" % to_json({"error": {"message": str(error), "type": error.kind.label}})
-        return
-    if counts_tokens:
-        yield event([], usage=texts.usage)
-    yield _DONE
-
-
-def _choice(index: int, content: dict[str, Any], listed: Any, finish: str | None) -> dict[str, Any]:
+def _choice(index: int, content: Mapping[str, Any], listed: Any, finish: str | None) -> dict[str, Any]:
     return {"index": index, **content, "logprobs": listed, "finish_reason": finish}
 
 
-def _listed(texts: _Texts, pieces: Sequence[Piece]) -> dict[str, Any]:
-    """The tokens with the logarithms of their probabilities, and the most likely ones."""
-    decode = texts.writer.generator.tokenizer.decode
-
-    def text(token: int) -> str:
-        return str(decode([token], skip_special_tokens=False))
-
-    def likely(piece: Piece) -> Iterator[tuple[str, float]]:
-        assert piece.token is not None
-        yield from ((text(number), logprob) for number, logprob in piece.token.top)
-
-    tokens = [piece for piece in pieces if piece.token is not None]
-    if texts.form.is_chat:
-        return {"content": [_entry(piece, text, list(likely(piece))) for piece in tokens], "refusal": None}
-    return {
-        "tokens": [text(piece.token.id) for piece in tokens if piece.token],
-        "token_logprobs": [piece.token.logprob for piece in tokens if piece.token],
-        "top_logprobs": [dict(likely(piece)) for piece in tokens] if texts.form.top else None,
-        "text_offset": [],
-    }
-
-
-def _entry(piece: Piece, text: Any, likely: list[tuple[str, float]]) -> dict[str, Any]:
-    assert piece.token is not None
-
-    def named(token: str, logprob: float) -> dict[str, Any]:
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
-
-    return {**named(text(piece.token.id), piece.token.logprob), "top_logprobs": [named(*each) for each in likely]}
+def _entry(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StrictInt, StrictStr, TypeAdapter
+from pydantic_core import PydanticCustomError
 
 from research.serve.http import ListOf
 
@@ -12,6 +13,20 @@ _MOST_CHOICES = 8
 _MOST_LIKELY = 20
 
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=_LONGEST_STOP)]
+
+
+Token = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
+
+
+def _single(prompt: Any) -> Any:
+    """The only one of a list of prompts."""
+    if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], str | list):
+        return prompt
+    if len(prompt) > 1:
+        raise PydanticCustomError(
+            "prompts", "a request has one prompt, and this one has {count}", {"count": len(prompt)}
+        )
+    return prompt[0]
 
 
 class StreamOptions(BaseModel):
@@ -25,11 +40,11 @@ class Write(BaseModel):
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=100)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: FiniteFloat = Field(1.0, ge=0, le=100)
+    top_p: FiniteFloat = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**31 - 1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    min_p: FiniteFloat = Field(0.0, ge=0, le=1)
+    repetition_penalty: FiniteFloat = Field(1.0, gt=0, le=100)
     n: int = Field(1, ge=1, le=_MOST_CHOICES)
     seed: int | None = None
     stop: Stop | Annotated[ListOf[Stop], Field(max_length=_MOST_STOPS)] | None = None
@@ -48,7 +63,7 @@ class Write(BaseModel):
 class Completion(Write):
     """A text, or tokens, to continue. `logprobs`: how many of the most likely tokens to list with each."""
 
-    prompt: StrictStr | Annotated[ListOf[StrictInt], Field(min_length=1)]
+    prompt: Annotated[StrictStr | Annotated[ListOf[Token], Field(min_length=1)], BeforeValidator(_single)]
     logprobs: int | None = Field(None, ge=0, le=_MOST_LIKELY)
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
@@ -80,7 +95,7 @@ class Chat(Write):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=_MOST_LIKELY)
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[ListOf[Any], Field(max_length=0)] | None = None
 
 
 COMPLETION: TypeAdapter[Completion] = TypeAdapter(Completion)

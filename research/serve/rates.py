@@ -16,6 +16,12 @@ class Rates:
         self._clients = clients
         self._buckets: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
 
+    def charge(self, client: str, count: int) -> None:
+        """Counts more requests than one for a request that `wait` has allowed; the client's next ones wait for them."""
+        if client in self._buckets:
+            tokens, then = self._buckets[client]
+            self._buckets[client] = (tokens - count, then)
+
     def wait(self, client: str) -> float:
         """Counts a request -> 0, or the seconds after which the client may make it; then it is not counted."""
         now = time.monotonic()

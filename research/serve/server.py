@@ -64,6 +64,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stopping = True
         await asyncio.sleep(_GRACE_SECONDS)
+        count = self._service.admission.requests
+        log.info("stopping: %d requests are being answered, for at most %d s", count, DRAIN_SECONDS)
         await super().shutdown(sockets)
 
 

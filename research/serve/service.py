@@ -63,12 +63,13 @@ class Service:
 
     async def stop(self, timeout: float) -> bool:
         """Answers what waits, then ends -> whether that took at most `timeout` seconds."""
+        until = time.monotonic() + timeout
         self.admission.stop()
         for writer in self.writers.values():
             writer.close()
         ended = await asyncio.to_thread(self.answers.engine.stop, timeout)
         for writer in self.writers.values():
-            ended &= await asyncio.to_thread(writer.join, timeout)
+            ended &= await asyncio.to_thread(writer.join, max(until - time.monotonic(), 0.0))
         self.encoders.stop()
         self._explanations.stop()
         return ended
@@ -91,6 +92,7 @@ class Service:
         self._loop.call_soon_threadsafe(self.models.__setitem__, model.name, model)
 
     def _install_writer(self, writer: Writer) -> None:
+        writer.observer = self._observer
         replaced = self.writers.get(writer.name)
         self.writers[writer.name] = writer
         if replaced is not None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from research.base.errors import UserError
 
+_COUNTS = ("inputs", "tokens", "cached", "written")
+
 
 class Tracer:
     """Makes a span of each request, within the trace that its `traceparent` header names.
@@ -51,7 +53,7 @@ class Tracer:
                 "http.request.method": fields["method"],
                 "http.route": fields["path"],
                 "http.response.status_code": fields["status"],
-                **{f"research.{name}": fields[name] for name in ("id", "client", "inputs", "tokens", "cached")},
+                **{f"research.{name}": fields[name] for name in ("id", "client", *_COUNTS)},
                 **{f"research.{stage}_ms": took for stage, took in fields["ms"].items()},
             },
         )

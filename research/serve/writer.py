@@ -1,48 +1,46 @@
 """A decoder as the service runs it: a thread that continues the texts of several requests at the same time."""
 
 import collections
-import dataclasses
+import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from research.inference.continuations import Continuation
+from research.inference.continuations import Continuation, Token
 from research.inference.generate import Generator, Request
-from research.inference.writing import Piece, Writing
+from research.inference.writing import Piece
 from research.serve.errors import Kind, ServiceError
 from research.serve.limits import Limits
+from research.serve.logs import place
+from research.serve.observer import CANCELLED, FAILED, Observer, Step
+from research.serve.ticket import Ticket
 
 log = logging.getLogger("research.serve")
-
-# Called in the thread with each piece, and with an error instead if there are no more.
-Deliver = Callable[[Piece | Exception], None]
-
-
-@dataclasses.dataclass(eq=False)
-class Ticket:
-    """A text that was asked for. `cancelled`: set by any thread: nobody waits for more of it."""
-
-    request: Request
-    deliver: Deliver
-    cancelled: bool = False
 
 
 class Writer:
     """Writes texts, `limits.texts` at the same time; as many as `limits.queue_texts` wait.
 
+    A row that is free is for the client with the fewest texts being written; of several clients, and of the texts of
+    one, the first come is the first served.
+
     Attributes:
       name, version, generator: what requests call it, its checkpoint or weights, and the decoder.
+      observer: is told what it does; to be set before texts are asked for.
     """
 
     def __init__(self, name: str, generator: Generator, limits: Limits):
         self.name = name
         self.version = generator.version
         self.generator = generator
+        self.observer = Observer()
+        self._rows = limits.texts
         self._most = limits.texts + limits.queue_texts
         self._continuations = generator.continuations(rows=limits.texts, length=limits.text_tokens)
         self._changed = threading.Condition()
-        self._new: collections.deque[Ticket] = collections.deque()
-        self._texts: dict[Continuation, tuple[Ticket, Writing]] = {}
+        self._waiting: list[Ticket] = []
+        self._texts: dict[Continuation, Ticket] = {}  # those that are being written; only the thread changes it
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"writer-{name}", daemon=True)
 
@@ -52,9 +50,19 @@ class Writer:
         return self._continuations.length
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more texts."""
+        return self._closed
+
+    @property
     def waiting(self) -> int:
-        """The texts that are being written, or wait for it."""
-        return len(self._new) + len(self._texts)
+        """The texts that wait for a row."""
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        """The texts that are being written."""
+        return len(self._texts)
 
     def warm_up(self) -> Iterator[str]:
         """Compiles the programs of all sizes -> what was compiled, one by one."""
@@ -74,51 +82,106 @@ class Writer:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def ask(self, request: Request, deliver: Deliver) -> Ticket:
-        """Asks for a text. Raises ServiceError if too many are waited for, UserError if it can't be written."""
-        self.generator.check(request, self.length)
-        ticket = Ticket(request, deliver)
+    def ask(
+        self, requests: Sequence[Request], deliver: Callable[[int, Piece | Exception], None], *, client: str = ""
+    ) -> list[Ticket]:
+        """Asks for all texts or none. `deliver` is called in the thread, with the index of the request.
+
+        Raises ServiceError if too many wait, UserError if one can't be written.
+        """
+        tickets = []
+        for index, request in enumerate(requests):
+            self.generator.check(request, self.length)
+            writing = self.generator.writing(request, self.length)
+            tickets.append(Ticket(request, writing, functools.partial(deliver, index), client))
         with self._changed:
             if self._closed:
                 raise ServiceError(Kind.UNAVAILABLE, "the model is being replaced; ask again", retry_after=1.0)
-            if self.waiting >= self._most:
-                message = f"{self.waiting} texts are being written, or wait; try again later"
+            if self.active + self.waiting + len(tickets) > self._most:
+                self.observer.refused(self.name, len(tickets))
+                message = f"{self.active} texts are being written, and {self.waiting} wait; try again later"
                 raise ServiceError(Kind.OVERLOADED, message, retry_after=1.0)
-            self._new.append(ticket)
+            self._waiting += tickets
             self._changed.notify()
-        return ticket
+        return tickets
 
     def _work(self) -> None:
-        while self._admit():
+        while True:
             try:
-                for continuation, token in self._continuations.step():
-                    ticket, writing = self._texts[continuation]
-                    piece = writing.add(token)
-                    if piece.finish:
-                        self._end(continuation)
-                    ticket.deliver(piece)
+                if not self._admit():
+                    return
+                self._step()
             except Exception as error:  # whatever a model raises must not end the thread
-                log.exception("model %s failed to continue texts", self.name)
-                for continuation, (ticket, _) in list(self._texts.items()):
-                    self._end(continuation)
-                    ticket.deliver(error)
+                log.error("model %s failed to continue texts: %s", self.name, place(error))
+                self._fail(error)
 
     def _admit(self) -> bool:
-        """Takes the new texts and drops the cancelled ones; waits if there is none -> whether to go on."""
+        """Drops the cancelled texts, and gives free rows to others; waits if there are none -> whether to go on."""
         with self._changed:
             while True:
-                for continuation in [each for each, (ticket, _) in self._texts.items() if ticket.cancelled]:
-                    self._end(continuation)
-                while self._new:
-                    ticket = self._new.popleft()
-                    if not ticket.cancelled:
-                        request = ticket.request
-                        added = self._continuations.add(request.prompt, request.sampling, top=request.top)
-                        self._texts[added] = ticket, self.generator.writing(request, self.length)
+                for continuation in [each for each, ticket in self._texts.items() if ticket.cancelled]:
+                    self._end(continuation, CANCELLED)
+                for ticket in [each for each in self._waiting if each.cancelled]:
+                    self._waiting.remove(ticket)
+                    self.observer.ended(self.name, CANCELLED)
+                while self._waiting and len(self._texts) < self._rows:
+                    self._begin(self._next())
                 if self._texts or self._closed:
                     return bool(self._texts)
                 self._changed.wait()
 
-    def _end(self, continuation: Continuation) -> None:
+    def _next(self) -> Ticket:
+        """Takes the text that a free row is for."""
+        rows = collections.Counter(ticket.client for ticket in self._texts.values())
+        ticket = min(self._waiting, key=lambda ticket: rows[ticket.client])  # of equal ones the first
+        self._waiting.remove(ticket)
+        return ticket
+
+    def _begin(self, ticket: Ticket) -> None:
+        request = ticket.request
+        ticket.started = time.perf_counter()
+        self._texts[self._continuations.add(request.prompt, request.sampling, top=request.top)] = ticket
+
+    def _step(self) -> None:
+        found = self._continuations.step()
+        if not found:  # a part of a prompt was read
+            return
+        step = Step(self._continuations.fill)
+        now = time.perf_counter()
+        for continuation, token in found:
+            ticket = self._texts[continuation]
+            if ticket.last:
+                step.between.append(now - ticket.last)
+            else:
+                step.first.append(now - ticket.asked)
+                step.prompt_tokens += len(ticket.request.prompt)
+            ticket.last = now
+            self._add(continuation, ticket, token)
+        self.observer.stepped(self.name, step)
+
+    def _add(self, continuation: Continuation, ticket: Ticket, token: Token) -> None:
+        try:
+            piece: Piece | Exception = ticket.writing.add(token)
+        except Exception as error:  # such as bytes that the tokenizer can't decode: the other texts go on
+            log.error("model %s failed to continue a text: %s", self.name, place(error))
+            piece = error
+        reason = FAILED if isinstance(piece, Exception) else piece.finish
+        if reason:
+            self._end(continuation, reason)
+        ticket.deliver(piece)
+
+    def _end(self, continuation: Continuation, reason: str) -> None:
+        ticket = self._texts.pop(continuation)
+        ticket.ended = time.perf_counter()
+        self.observer.ended(self.name, reason)
         self._continuations.remove(continuation)
-        del self._texts[continuation]
+
+    def _fail(self, error: Exception) -> None:
+        """Ends all texts that are being written. Their arrays may be gone, as each step is given them to overwrite."""
+        tickets = list(self._texts.values())
+        self._texts.clear()
+        self._continuations.clear()
+        for ticket in tickets:
+            ticket.ended = time.perf_counter()
+            self.observer.ended(self.name, FAILED)
+            ticket.deliver(error)

@@ -2,7 +2,6 @@
 """Texts of a folder and of a run, their ends, chats, and the command."""
 
 import dataclasses
-import json
 
 import pytest
 import tokenizers
@@ -20,18 +19,11 @@ from research.inference.generate import Generator, Request
 from research.inference.writing import LENGTH, STOP, Writing
 from tests.interop import tiny_decoder
 
-CHATML = (
-    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("decoder") / "llama"
-    tiny_decoder.write(path, "llama")
-    settings = {"chat_template": CHATML, "eos_token": {"content": tiny_decoder.END}, "bos_token": None}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tiny_decoder.write_chat(path)
     return path
 
 
@@ -154,6 +146,9 @@ REFUSED = {
     "padded": "{{ '%9d' % 1 }}",
     "method": "{{ 'x'.ljust(9) }}",
     "filter": "{{ 'x' | center(9) }}",
+    "indent": "{{ [1] | tojson(indent=10000000000) }}",
+    "batch": "{{ [1] | batch(10000000000, 0) | list }}",
+    "round": "{{ 1 | round(1000000000, 'ceil') }}",
     "raised": "{{ raise_exception('no') }}",
     "arithmetic": "{{ 1 / 0 }}",
     "missing": "{{ messages[7].content }}",
@@ -167,6 +162,36 @@ def test_hostile_templates_are_refused(monkeypatch, name):
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     with pytest.raises(UserError, match="chat template"):
         ChatTemplate(REFUSED[name], {}).prompt([{"role": "user", "content": "x"}])
+
+
+_DOUBLED = "{{% set n = namespace(x={}) %}}{{% for i in range(24) %}}{{% set n.x = {} %}}{{% endfor %}}"
+PUT_TOGETHER = {
+    "doubled": _DOUBLED.format("'x'", "n.x ~ n.x"),
+    "added": _DOUBLED.format("'x'", "n.x + n.x"),
+    "lists": _DOUBLED.format("[1]", "n.x + n.x"),
+    "blocks": _DOUBLED.format("'x'", "x").replace("{% set n.x", "{% set x %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x"),
+    "joined": "{% set x = range(9999) | join('xx') %}{% set y = range(999) | join(x) %}",
+    "kept": (
+        "{% set n = namespace(l=[]) %}{% set x = range(99999) | join %}"
+        "{% for i in range(99) %}{% set n.l = n.l + [x ~ i] %}{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUT_TOGETHER)
+def test_what_a_template_puts_together_is_limited(name):
+    with pytest.raises(UserError, match="puts together"):
+        ChatTemplate(PUT_TOGETHER[name], {}).prompt([])
+
+
+def test_templates_do_what_others_need():
+    source = (
+        "{% set n = namespace(t='') %}{% for m in messages %}{% set n.t = n.t ~ m.role + ':' + m.content %}{% endfor %}"
+        "{{ n.t }} {{ messages | map(attribute='role') | join(', ') }} {{ {'é': [1]} | tojson(indent=1) }} {{ 1 + 1 }}"
+        "{% if false %}{{ 'x' | replace('x', 'y') }}{% endif %}"
+    )
+    found = ChatTemplate(source, {}).prompt([{"role": "a", "content": "b"}, {"role": "c", "content": "d"}])
+    assert found == 'a:bc:d a, c {\n "é": [\n  1\n ]\n} 2'
 
 
 def test_what_is_not_to_be_seen_is_empty():

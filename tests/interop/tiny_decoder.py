@@ -20,6 +20,10 @@ from research.runs.rundir import RunDir
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 END = "<|endoftext|>"
+CHATML = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 _VOCABULARY = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END]
 
 CONFIGS: dict[str, Any] = {
@@ -131,6 +135,13 @@ def write(folder, family, *, dtype="float32", shards=1, with_tokenizer=True, **c
         save_file({name: made[name] for name in made if files[name] == file}, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return made
+
+
+def write_chat(folder, **changes):
+    """A Llama with a template for chats. `changes`: to config.json."""
+    write(folder, "llama", **changes)
+    settings = {"chat_template": CHATML, "eos_token": {"content": END}, "bos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def tokenizer():

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from research.configs import linear_diabetes
+from research.inference.generate import Generator
 from research.runs.rundir import RunDir
 from research.serve import shapes
 from research.serve.app import make_app
@@ -25,8 +26,10 @@ from research.serve.metrics import Metrics
 from research.serve.model import ServedModel
 from research.serve.operations import OPERATIONS
 from research.serve.service import Service
+from research.serve.writer import Writer
 from research.training.loop import train_and_evaluate
 from tests import tiny
+from tests.interop import tiny_decoder
 
 # Few batch shapes, as each is compiled.
 LIMITS = Limits(batch_ms=1000.0, queue_ms=1e6, batch_items=150, batch_rows=4)
@@ -143,6 +146,52 @@ def guarded(models, limits=LIMITS, **options):
 
     with serving(models, limits, wrap, metrics=metrics) as found:
         yield found
+
+
+# Few sizes of batches, as each is compiled.
+TEXT_LIMITS = Limits(texts=2, queue_texts=2, text_tokens=32)
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory):
+    """A decoder of 32 positions, as transformers saves it, with a template for chats."""
+    path = tmp_path_factory.mktemp("decoder") / "llama"
+    tiny_decoder.write_chat(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def generator(decoder_folder):
+    return Generator.open(decoder_folder)
+
+
+@contextlib.contextmanager
+def writing(generators, limits=TEXT_LIMITS, models=None, **options):
+    """A guarded service of decoders, and of the models, both by name -> (its URL, the service)."""
+    with guarded(models or {}, limits, **options) as (url, service):
+        service.states = dict.fromkeys(generators, "ready")
+        for name, generator in generators.items():
+            writer = Writer(name, generator, limits)
+            for _ in writer.warm_up():
+                pass
+            writer.start()
+            service.install(writer)
+        eventually(lambda: service.writers.keys() == generators.keys(), 10)
+        yield url, service
+
+
+def slowly(monkeypatch, writer, seconds=0.02):
+    """Makes each step of a writer take longer."""
+    step = writer._continuations.step
+    monkeypatch.setattr(writer._continuations, "step", lambda: [time.sleep(seconds), step()][1])
+
+
+def eventually(true, seconds=5.0):
+    """Waits until `true()`."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

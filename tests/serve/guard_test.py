@@ -119,6 +119,10 @@ def test_a_bucket_fills_again(monkeypatch):
     assert [found.wait("a"), found.wait("a")] == [0, 0.5]
     now += 1000
     assert [found.wait("a") for _ in range(5)] == [0, 0, 0, 0, 0.5]  # no more than the burst
+    found.charge("a", 3)
+    assert found.wait("a") == 2
+    now += 2
+    assert [found.wait("a"), found.wait("a")] == [0, 0.5]
 
 
 def test_the_buckets_are_bounded():
@@ -126,6 +130,7 @@ def test_the_buckets_are_bounded():
     for number in range(100):
         found.wait("steady")
         found.wait(str(number))
+        found.charge(f"unknown {number}", 1)
     assert len(found._buckets) == 3
     assert found.wait("steady") > 0  # the one that asks most is not forgotten
 

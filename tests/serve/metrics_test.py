@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from research.serve.metrics import Metrics
-from tests.serve.conftest import guarded, serving
+from tests.serve.conftest import guarded, serving, writing
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,10 +101,12 @@ def test_two_services_have_metrics_of_their_own():
     assert second.registry.get_sample_value("research_requests_total", {"path": "/models", "status": "200"}) is None
 
 
-def test_the_dashboard_asks_for_metrics_that_exist(measured):
-    httpx.post(f"{measured}/models/features/predict", json={"inputs": [[0.5] * 10]})
-    httpx.get(f"{measured}/unknown")
-    samples = _read(measured)
+def test_the_dashboard_asks_for_metrics_that_exist(models, generator):
+    with writing({"llama": generator}, models={"features": models["features"]}) as (url, _):
+        httpx.post(f"{url}/models/features/predict", json={"inputs": [[0.5] * 10]})
+        httpx.get(f"{url}/unknown")
+        httpx.post(f"{url}/v1/completions", json={"prompt": "A"})
+        samples = _read(url)
     known = {name for name, _ in samples}
     labels = {name: {key for key, _ in pairs} for name, pairs in samples}
     dashboard = json.loads((ROOT / "deploy/grafana.json").read_text())

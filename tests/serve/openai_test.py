@@ -3,7 +3,6 @@
 
 import asyncio
 import dataclasses
-import threading
 import time
 
 import httpx
@@ -11,28 +10,14 @@ import openai
 import pytest
 
 from research.core.sampling import Sampling
-from research.inference.generate import Generator, Request
-from research.serve.errors import Kind, ServiceError
+from research.inference.generate import Request
 from research.serve.repository import Repository, Source
-from research.serve.writer import Writer
-from tests.serve.decoders import LIMITS, serving_decoders, slow_down, wait_until_idle, write_chat_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("decoder") / "llama"
-    write_chat_model(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def generator(folder):
-    return Generator.open(folder)
+from tests.serve.conftest import TEXT_LIMITS, slowly, writing
 
 
 @pytest.fixture(scope="module")
 def served(generator):
-    with serving_decoders({"llama": generator}) as found:
+    with writing({"llama": generator}) as found:
         yield found
 
 
@@ -44,7 +29,7 @@ def client(served):
 
 def _text(generator, prompt, max_tokens=8, stop=(), **sampling):
     request = Request(prompt, Sampling(**sampling), max_tokens, stop)
-    return "".join(piece.text for _, piece in generator.write([request], length=LIMITS.text_tokens))
+    return "".join(piece.text for _, piece in generator.write([request], length=TEXT_LIMITS.text_tokens))
 
 
 def test_models(client):
@@ -123,7 +108,14 @@ def test_stop_strings(client, generator):
         ("completions", {"prompt": [-1]}, 422),
         ("completions", {"prompt": [10**6]}, 422),
         ("completions", {"prompt": [10**30]}, 422),
+        ("completions", {"prompt": [True]}, 422),
+        ("completions", {"prompt": [0.5]}, 422),
+        ("completions", {"prompt": [[1], [2]]}, 422),
         ("completions", {"prompt": ""}, 422),
+        ("completions", {"prompt": "a", "stop": list("abcde")}, 422),
+        ("completions", {"prompt": "a", "stop": "x" * 257}, 422),
+        ("completions", {"prompt": "a", "logprobs": 21}, 422),
+        ("completions", {"prompt": "a", "seed": "x"}, 422),
         ("completions", {"prompt": "a", "max_tokens": 0}, 422),
         ("completions", {"prompt": "a", "n": 99}, 422),
         ("completions", {"prompt": "a", "top_p": 0}, 422),
@@ -146,6 +138,34 @@ def test_what_can_not_be_written_is_refused(served, path, body, status):
     assert reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "top_p": Infinity}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"prompt": [' + b"9" * 400 + b"]}",
+        b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+    ],
+    ids=["nan", "infinity", "surrogate", "deep", "token", "seed"],
+)
+def test_what_is_hardly_json_is_refused(served, body):
+    reply = httpx.post(f"{served[0]}/v1/completions", content=body)
+    assert reply.status_code == 422, reply.text
+    assert len(reply.text) < 500
+
+
+def test_a_list_of_prompts_has_one(served):
+    def ask(prompt):
+        body = {"prompt": prompt, "max_tokens": 4, "temperature": 0}
+        return httpx.post(f"{served[0]}/v1/completions", json=body).json()
+
+    assert ask(["The sea"])["choices"] == ask("The sea")["choices"]
+    assert ask([[5, 6]])["choices"] == ask([5, 6])["choices"]
+    assert ask(["a", "b"])["error"]["message"] == "prompt: a request has one prompt, and this one has 2"
+
+
 def test_a_decoder_predicts_nothing(served):
     reply = httpx.post(f"{served[0]}/predict", json={"inputs": "x"})
     assert reply.status_code == 424
@@ -153,7 +173,7 @@ def test_a_decoder_predicts_nothing(served):
 
 def test_too_many_texts_are_refused_at_once(served, monkeypatch):
     url, service = served
-    slow_down(service.writers["llama"], monkeypatch, 0.02)
+    slowly(monkeypatch, service.writers["llama"])
 
     async def ask(client):
         began = time.perf_counter()
@@ -170,52 +190,10 @@ def test_too_many_texts_are_refused_at_once(served, monkeypatch):
     assert all(wait == "1" for status, _, wait in found if status == 429)
 
 
-def test_a_stream_that_is_closed_frees_its_row(served, monkeypatch):
-    url, service = served
-    writer = service.writers["llama"]
-    slow_down(writer, monkeypatch, 0.2)  # the whole text would take 5 s
-    body = {"prompt": "A", "max_tokens": 25, "stream": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body) as reply:
-        next(reply.iter_lines())
-        assert writer.waiting == 1
-    assert wait_until_idle(writer, 2)
-
-
-def test_a_model_that_fails_does_not_end_the_thread(served, monkeypatch):
-    url, service = served
-    writer = service.writers["llama"]
-    with monkeypatch.context() as patch:
-        patch.setattr(writer._continuations, "_forward", None)
-        reply = httpx.post(f"{url}/v1/completions", json={"prompt": "A"})
-    assert reply.status_code == 424
-    assert not writer.waiting
-    assert httpx.post(f"{url}/v1/completions", json={"prompt": "A"}).status_code == 200
-
-
-def test_a_closed_writer_writes_what_was_asked_for(generator):
-    writer = Writer("llama", generator, LIMITS)
-    pieces, done = [], threading.Event()
-
-    def deliver(piece):
-        pieces.append(piece)
-        if piece.finish:
-            done.set()
-
-    writer.ask(Request(generator.encode("A"), Sampling(temperature=0), 5), deliver)
-    writer.start()
-    writer.close()
-    assert done.wait(30)
-    assert writer.join(10)
-    assert len(pieces) == 5
-    with pytest.raises(ServiceError) as error:
-        writer.ask(Request([1], Sampling()), deliver)
-    assert error.value.kind is Kind.UNAVAILABLE
-
-
-def test_a_repository_loads_decoders(folder):
+def test_a_repository_loads_decoders(decoder_folder):
     found = []
-    limits = dataclasses.replace(LIMITS, texts=1)
-    source = Source.of(f"tiny={folder}", compute="float32")
+    limits = dataclasses.replace(TEXT_LIMITS, texts=1)
+    source = Source.of(f"tiny={decoder_folder}", compute="float32")
     assert source.writes
     repository = Repository([source], limits, found.append, devices=[])
     repository._load_if_new(source)

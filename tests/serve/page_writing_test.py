@@ -10,8 +10,7 @@ from research.inference.generate import Generator, Request
 from research.serve.keys import Keys, new_key
 from tests.interop import tiny_decoder
 from tests.serve.browsing import assert_accessible, focused, opened, run_copied, tab_to
-from tests.serve.conftest import guarded
-from tests.serve.decoders import LIMITS, serving_decoders, slow_down, wait_until_idle, write_chat_model
+from tests.serve.conftest import TEXT_LIMITS, eventually, slowly, writing
 
 pytestmark = pytest.mark.browser
 
@@ -22,14 +21,14 @@ PROMPT = "The sea"
 def generators(tmp_path_factory):
     """A decoder that chats, and one that only continues texts."""
     folder = tmp_path_factory.mktemp("decoders")
-    write_chat_model(folder / "chats")
+    tiny_decoder.write_chat(folder / "chats")
     tiny_decoder.write(folder / "continues", "gpt2")
     return {name: Generator.open(folder / name) for name in ("chats", "continues")}
 
 
 @pytest.fixture(scope="module")
 def served(generators, models):
-    with serving_decoders(generators, {"features": models["features"]}) as found:
+    with writing(generators, models={"features": models["features"]}) as found:
         yield found
 
 
@@ -69,7 +68,7 @@ def _finish(page, how="ended"):
 def _pieces(generator, prompt, sent):
     sampling = Sampling(temperature=sent["temperature"], top_p=sent["top_p"], seed=sent["seed"])
     request = Request(prompt, sampling, sent["max_tokens"], top=5)
-    return [piece for _, piece in generator.write([request], length=LIMITS.text_tokens)]
+    return [piece for _, piece in generator.write([request], length=TEXT_LIMITS.text_tokens)]
 
 
 def _tokens(page):
@@ -81,7 +80,7 @@ def _plain(page):
 
 
 def test_a_text_appears_token_by_token(page, served, generators, monkeypatch):
-    slow_down(served[1].writers["chats"], monkeypatch, 0.1)
+    slowly(monkeypatch, served[1].writers["chats"], 0.1)
     sent = _ask(page, tokens=20)
     page.locator(".tokens [role=option]").nth(2).wait_for()
     assert 3 <= _tokens(page).count() < 20
@@ -171,13 +170,13 @@ def test_a_model_without_a_template_does_not_chat(page):
 def test_stop_frees_the_writer_and_the_text_so_far_stays(page, served, monkeypatch):
     writer = served[1].writers["chats"]
     with monkeypatch.context() as patch:
-        slow_down(writer, patch, 0.2)  # the whole text would take 4 s
+        slowly(patch, writer, 0.2)  # the whole text would take 4 s
         _ask(page, tokens=20)
         page.locator(".tokens [role=option]").nth(1).wait_for()
         assert writer.waiting == 1
         page.get_by_role("button", name="Stop").click()
         _finish(page, "stopped")
-        assert wait_until_idle(writer, 1)
+        eventually(lambda: not writer.waiting, 1)
     assert 2 <= _tokens(page).count() < 20
     assert focused(page) == "write"
     assert page.locator("#writing-error").inner_text() == ""
@@ -193,13 +192,13 @@ def test_another_text_ends_the_one_before(page, served, monkeypatch):
         return ask(request, lambda piece: pieces.append(piece) or deliver(piece))
 
     monkeypatch.setattr(writer, "ask", counted)
-    slow_down(writer, monkeypatch, 0.1)
+    slowly(monkeypatch, writer, 0.1)
     _ask(page, tokens=20)
     page.locator(".tokens [role=option]").first.wait_for()
     _write(page, "other", tokens=4)
     assert page.locator(".prompt").inner_text() == "other"
     assert _tokens(page).count() == 4
-    assert wait_until_idle(writer, 1)
+    eventually(lambda: not writer.waiting, 1)
     assert 4 < len(pieces) < 20, "of both texts"
 
 
@@ -308,7 +307,7 @@ def test_a_service_with_keys_writes_for_those_who_have_one(browser, generators, 
     key, line = new_key("ana")
     (tmp_path / "keys").write_text(line)
     decoders = {"continues": generators["continues"]}
-    with serving_decoders(decoders, serving=guarded, keys=Keys(tmp_path / "keys")) as (url, _):
+    with writing(decoders, keys=Keys(tmp_path / "keys")) as (url, _):
         page = browser.new_page()
         page.goto(url)
         page.get_by_label("API key", exact=True).fill(key)

@@ -33,7 +33,13 @@ def test_predictions_of_features(served, runs):
     np.testing.assert_allclose(found, [record["prediction"] for record in expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"inputs": [[1, 2]]}', b'{"inputs": ["a"]}', b'{"inputs": [[null]]}'])
+# An integer that no float is as large as.
+ENORMOUS = b'{"inputs": [[' + b"9" * 400 + b", 1" * 9 + b"]]}"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"inputs": [[1, 2]]}', b'{"inputs": ["a"]}', b'{"inputs": [[null]]}', ENORMOUS]
+)
 def test_bad_features_are_refused(served, body):
     answer = httpx.post(f"{served}/models/features/predict", content=body)
     assert answer.status_code == (422 if body else 400), answer.text

@@ -9,13 +9,13 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from research.serve import fill, oip, plain, tei_schema
+from research.serve import fill, oip, openai_schema, plain, tei_schema
 from tests.serve.conftest import serving
 
 SCHEMAS = sorted(
     {
         schema
-        for module in (fill, oip, plain, tei_schema)
+        for module in (fill, oip, openai_schema, plain, tei_schema)
         for schema in vars(module).values()
         if isinstance(schema, type) and issubclass(schema, BaseModel) and schema is not BaseModel
     },
@@ -43,7 +43,7 @@ def test_lists_are_read_up_to_the_first_error(schema):
 
 
 def test_there_are_lists():
-    assert sum(1 for schema in SCHEMAS for _ in _lists(schema.__pydantic_core_schema__)) >= 12
+    assert sum(1 for schema in SCHEMAS for _ in _lists(schema.__pydantic_core_schema__)) >= 17
 
 
 def test_the_description_is_whole(models):
@@ -55,6 +55,7 @@ def test_the_description_is_whole(models):
         functools.reduce(operator.getitem, reference.split("/"), found)
     operations = [each for path in found["paths"].values() for each in path.values()]
     assert len(operations) > 20
+    assert {"/v1/completions", "/v1/chat/completions"} <= found["paths"].keys()
     for operation in operations:
         assert {"4XX", "5XX"} <= operation["responses"].keys()
     bodies = [each for each in operations if "requestBody" in each]

@@ -1,6 +1,7 @@
 """The end of the process: what was asked is answered."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -11,9 +12,12 @@ import time
 import httpx
 import pytest
 
+from tests.interop import tiny_decoder
+from tests.serve import process
+
 
 @pytest.fixture
-def process(runs, tmp_path):
+def server_of_features(runs, tmp_path):
     """A service of the features as a process -> (it, its URL, its log)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,8 +46,8 @@ def _is_ready(url):
 
 
 @pytest.mark.slow
-def test_every_request_from_before_the_signal_is_answered(process):
-    server, url, log = process
+def test_every_request_from_before_the_signal_is_answered(server_of_features):
+    server, url, log = server_of_features
     stopped, lock, done = threading.Event(), threading.Lock(), []
 
     def ask(client):
@@ -78,3 +82,20 @@ def test_every_request_from_before_the_signal_is_answered(process):
     lines = [json.loads(line) for line in log.read_text().splitlines()]  # every line is JSON
     assert lines[-1]["message"] == "stopped"
     assert all(line["status"] in (200, 429) for line in lines if line.get("path") == "/models/{name}/predict")
+
+
+@pytest.mark.slow
+def test_a_stream_from_before_the_signal_comes_to_its_end(tmp_path):
+    tiny_decoder.write_chat(tmp_path / "chat", max_position_embeddings=256)
+    log = tmp_path / "log"
+    with process.process({"chat": str(tmp_path / "chat")}, log, "--texts=1") as (server, url):
+        body = {"prompt": "A", "max_tokens": 200, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert server.wait(40) == 0, log.read_text()
+    said = [json.loads(line).get("message", "") for line in log.read_text().splitlines()]
+    assert any(re.fullmatch("stopping: [01] requests are being answered, for at most 30 s", each) for each in said)
+    assert said[-1] == "stopped"
