@@ -220,13 +220,17 @@ def _run(run: RunDir, checkpoint: str, dtype: str) -> Generator:
     module, encoder = model.module, model.encoder
     if not isinstance(module, Decoder) or not isinstance(encoder, LanguageModelEncoder | ChatEncoder):
         raise UserError(f"{run.path} has the model {model.config.model.name!r}; only decoders write texts")
-    chats = isinstance(encoder, ChatEncoder)
+    template: ChatTemplate | None = None
+    if isinstance(encoder, ChatEncoder):  # whose template writes what the model was trained with
+        begins, ends, template = None, encoder.ends, encoder.template
+    else:
+        begins, ends = encoder.end, frozenset() if encoder.end is None else frozenset({encoder.end})
     return Generator(
         module=module,
         variables=jax.device_get(model.variables),
         tokenizer=encoder.tokenizer,
-        begins=None if chats else encoder.end,  # the template writes what the model was trained with
-        ends=encoder.ends if chats else frozenset({encoder.end} - {None}),
-        template=encoder.template if chats else None,
+        begins=begins,
+        ends=ends,
+        template=template,
         version=str(model.step),
     )

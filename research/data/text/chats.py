@@ -223,7 +223,7 @@ class ChatEncoder(Encoder):
         """The tokens that end a text: that of the options, and the template's, which in some models is another one."""
         end = end_token(self.tokenizer, self.options.end_of_text)
         own = self.tokenizer.token_to_id(json.loads(self.settings).get("eos_token") or "")
-        return frozenset({end, own} - {None})
+        return frozenset(token for token in (end, own) if token is not None)
 
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> TextExamples:
         options = self.options
