@@ -18,6 +18,7 @@ from research.base.trees import flatten
 from research.config_files import ConfigFile, get_config, open_file
 from research.core.tasks import TASKS
 from research.data import load as data
+from research.data.files import source as files
 from research.data.text.lengths import following
 from research.models import MODELS
 from research.overrides import Declared, accepted, by_class, declared, parse
@@ -93,7 +94,7 @@ def _missing_weights(init_from: str) -> str | None:
 
 
 # What decides whether the full size is available; an override of one counts.
-_DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir", "imports")
+_DECIDING = ("init_from", "needs_accelerator", "data.name", "data.data_dir", "data.train", "imports")
 
 # How to obtain what a key names, and the keys that request it.
 _WAYS = {
@@ -177,7 +178,7 @@ _INSTEAD = {
 _PENALTIES = {"optimizer.weight_decay": 0.0, "optimizer.C": None, "optimizer.alpha": None}
 
 
-_PATHS = ("init_from", "data.data_dir", "data.transform.tokenizer")
+_PATHS = ("init_from", "data.data_dir", "data.transform.tokenizer", "data.transform.chat_template")
 
 
 def _parsed(override: str) -> tuple[str, str, str]:
@@ -218,6 +219,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
             if values[key] is None and known[key].value is not None:
                 raise UserError(f"{key} can't be None alone; give {other} in its place")
             values[other] = known[other].value if values[key] is None else None
+    if values.get("data.train"):  # own files take the place of the preset's dataset
+        values = {"data.name": files.NAME, **values}
     if any(values.get(key) is not None for key in _PENALTIES):
         values = {**_PENALTIES, **values}
     for key, value in values.items():

@@ -9,6 +9,7 @@ from research.data.images import store
 from research.data.images.transform import ImageTransform, PixelTransform
 from research.data.splits import BySplit
 from research.data.text.bag_of_words import BagOfWords
+from research.data.text.chats import Chats
 from research.data.text.language_model import LanguageModelRows
 from research.data.text.masked_lm import MaskedLanguageModel
 from research.data.text.wordpiece import WordPiece
@@ -20,6 +21,7 @@ def _encoded(transform, splits, cache, **options):
 
 
 bag_of_words = functools.partial(_encoded, BagOfWords)
+chat = functools.partial(_encoded, Chats)
 image = functools.partial(_encoded, ImageTransform)
 language_model = functools.partial(_encoded, LanguageModelRows)
 masked_lm = functools.partial(_encoded, MaskedLanguageModel)

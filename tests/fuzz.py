@@ -96,6 +96,13 @@ CONFIGS: dict[str, tuple[str, ...]] = {
         "data.transform.vocab_size=270",
         "data.transform.row_length=16",
     ),
+    "configs/llama_finetune.py:embedded": (
+        *(override for override in _DECODER if not override.startswith("train.batch")),
+        *_ONE_STEP,
+        "train.batch_rows=2",
+        "model.vocab_size=270",
+        "data.transform.vocab_size=270",
+    ),
     "configs/logistic_newsgroups.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/logistic_sst2.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/majority.py:embedded": ("optimizer.max_iterations=2",),
@@ -125,7 +132,7 @@ NAMES = {
         "bert", "bert_mlm", "cnn", "constant", "decoder", "linear", "logistic", "mlp", "resnet", "sparse_logistic",
     ),
     "transform.name": (
-        "bag_of_words", "image", "language_model", "masked_lm", "pixels", "standardize", "wordpiece",
+        "bag_of_words", "chat", "image", "language_model", "masked_lm", "pixels", "standardize", "wordpiece",
     ),
     "data.name": ("digits", "iris", "diabetes", "line", "sentiment", "breast_cancer", "mnist", "glue/sst2", "no/such"),
     "dtype": ("float32", "bfloat16", "float64", "float16"),

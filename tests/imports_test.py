@@ -158,7 +158,7 @@ def test_only_commands_and_config_import_interop():
             uses = any(own.startswith("research.interop") for own in _own(path))
             # A folder predicts, or writes, without a run: where its parameters come from is all that it is about.
             known = {"research.api", "research.config"}
-            known |= {f"research.inference.{each}" for each in ("folder", "generate", "chat_template")}
+            known |= {f"research.inference.{each}" for each in ("folder", "generate")}
             assert not uses or name in COMMANDS | known, name
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 

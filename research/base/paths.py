@@ -1,10 +1,12 @@
-"""User-given paths, the cache folder, and atomic writes."""
+"""User-given paths, the cache folder, JSON files, and atomic writes."""
 
+import json
 import os
 import re
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 from research.base.errors import UserError
 
@@ -39,6 +41,17 @@ def same_source(one: str | None, other: str | None) -> bool:
     if one is None or other is None:
         return one is other
     return one == other or len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises UserError if the file is missing or not a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from research.base.ranges import ANY, FRACTION, NOT_NEGATIVE, Range
+from research.core.by_example import by_example
 from research.core.metrics import (
     Confusion,
     Mean,
@@ -269,9 +270,10 @@ class MaskedLM:
 class LanguageModel:
     """Cross-entropy of each token given those before it, all tokens weighted equally.
 
-    Outputs: {"logits": [B, L, V]}; targets: int [B, L], the token that follows each, −1 where there is none;
-    weight [B, 1]. With target_bytes, int [B, L], the bytes that each target stands for, `bits_per_byte` compares models
-    of different vocabularies: the bits of all targets over their bytes.
+    Outputs: {"logits": [B, L, V]}; targets: int [B, L], the token that follows each, −1 where there is none; weight
+    [B, E], and where E > 1, which it is for packed texts, their starts [B, E] and segments [B, L]. With target_bytes,
+    int [B, L], the bytes that each target stands for, `bits_per_byte` compares models of different vocabularies: the
+    bits of all targets over their bytes.
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("token", generates=True)
@@ -282,7 +284,8 @@ class LanguageModel:
 
     def scores(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:
         logits, targets = at_least_float32(outputs["logits"]), batch["targets"]
-        weight = batch["weight"] * (targets >= 0)
+        # A row counts if it holds an example; in its places without one it has no targets.
+        weight = jnp.max(batch["weight"], axis=1, keepdims=True) * (targets >= 0)
         loss = Mean.of(_token_losses(logits, targets), weight)
         scores = {
             "loss": loss,
@@ -294,12 +297,13 @@ class LanguageModel:
         return scores
 
     def predictions(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """`label`, −1 for none, `prediction` (the most probable token) and `loss` of each token, each [B, 1, L]."""
+        """`label`, −1 for none, `prediction` (the most probable token) and `loss` of each token, each [B, E, L]."""
         logits, targets = at_least_float32(outputs["logits"]), batch["targets"]
+        losses = jnp.where(targets >= 0, _token_losses(logits, targets), 0)
         return {
-            "label": targets[:, None],
-            "prediction": jnp.argmax(logits, axis=-1)[:, None],
-            "loss": jnp.where(targets >= 0, _token_losses(logits, targets), 0)[:, None],
+            "label": by_example(targets, batch, -1),
+            "prediction": by_example(jnp.argmax(logits, axis=-1), batch, -1),
+            "loss": by_example(losses, batch, 0),
         }
 
 

@@ -219,7 +219,8 @@ class TextExamples:
     """Tokenized texts; each row of a batch holds one or several, concatenated.
 
     A batch has tokens, segments (1, 2, … for the row's first, second, … example, 0 padding), positions (within the
-    example) and type_ids, each int32 [B, L], and starts (where each example begins) and labels, each [B, E].
+    example) and type_ids, each int32 [B, L], and starts (where each example begins) and labels, each [B, E]. With
+    `targets`, the token to predict after each (−1: none), it has targets and, with `token_bytes`, target_bytes.
     L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is the capacity of packed rows.
     """
 
@@ -232,6 +233,8 @@ class TextExamples:
     pad_to: tuple[int, ...]
     row_length: int
     full_lengths: np.ndarray | None = None  # int [N], the lengths before truncation to max_length; None: not truncated
+    targets: Ragged | None = None  # of the same lengths as `tokens`
+    token_bytes: np.ndarray | None = None  # int32 [V], the bytes that each token stands for
 
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
@@ -242,7 +245,13 @@ class TextExamples:
 
     def batch(self, members: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
         layout = _Layout.of(self.tokens, members, rows, self.pad_to)
+        targets = {}
+        if self.targets is not None:
+            targets["targets"] = layout.placed(self.targets.values[layout.source] + 1) - 1  # −1 in the padding too
+            if self.token_bytes is not None:
+                targets["target_bytes"] = np.append(self.token_bytes, np.int32(0))[targets["targets"]]
         return {
+            **targets,
             "tokens": layout.placed(self.tokens.values[layout.source]),
             "segments": layout.segments,
             "positions": layout.placed(layout.position),

@@ -30,12 +30,14 @@ from research.data.files import source as files
 from research.data.images.transform import ImageTransform, PixelTransform
 from research.data.sources import tfds_source
 from research.data.sources.bundled import BUNDLED, CLASS_NAMES
+from research.data.sources.instructions import instructions
 from research.data.sources.line import line
 from research.data.sources.python_docs import python_docs
 from research.data.sources.sentiment import SENTIMENTS, sentiment
 from research.data.splits import BySplit
 from research.data.table import Table
 from research.data.text.bag_of_words import BagOfWords
+from research.data.text.chats import Chats
 from research.data.text.language_model import LanguageModelRows
 from research.data.text.masked_lm import MaskedLanguageModel
 from research.data.text.wordpiece import WordPiece
@@ -43,6 +45,7 @@ from research.data.text.wordpiece import WordPiece
 # Sources by name, each with its kind as named in summary.json. Any other name is "files", own files, or that of a TFDS
 # dataset.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
+    "instructions": ("embedded", instructions),
     "line": ("embedded", line),
     "python_docs": ("embedded", python_docs),
     "sentiment": ("embedded", sentiment),
@@ -51,6 +54,7 @@ SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
 
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "bag_of_words": BagOfWords,
+    "chat": Chats,
     "image": ImageTransform,
     "language_model": LanguageModelRows,
     "masked_lm": MaskedLanguageModel,

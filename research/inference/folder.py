@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 
 from research.base.errors import UserError
-from research.base.paths import local
+from research.base.paths import local, read_json
 from research.core.tasks import Classification, MaskedLM, Regression, Task
 from research.data import load as data
 from research.data.cache import NO_CACHE
@@ -24,7 +24,7 @@ from research.inference.samples import Samples, parse_samples
 from research.interop.export import SAMPLES_FILE
 from research.interop.networks import ENCODER, Network, read_network
 from research.interop.resnets import read_resizing
-from research.interop.tensors import read_json, weights_version
+from research.interop.tensors import weights_version
 
 # Files that may limit a text to fewer tokens than the encoder has positions, and their key.
 _LIMITS = (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length"))

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.base.errors import UserError
-from research.base.paths import local
+from research.base.paths import local, read_json
 from research.core.sampling import Sampling
+from research.data.text.chat_template import ChatTemplate
+from research.data.text.chats import ChatEncoder
 from research.data.text.language_model import LanguageModelEncoder
 from research.data.text.wordpiece import without_limits
-from research.inference.chat_template import ChatTemplate
 from research.inference.continuations import Continuation, Continuations
 from research.inference.folder import is_folder
 from research.inference.model import DTYPES, open_model
@@ -28,7 +29,7 @@ from research.inference.quantization import int8_products, quantized
 from research.inference.writing import Piece, Writing
 from research.interop.decoders import DECODERS
 from research.interop.networks import read_network
-from research.interop.tensors import read_json, weights_version
+from research.interop.tensors import weights_version
 from research.models.decoder import Decoder
 from research.runs.rundir import RunDir
 
@@ -219,15 +220,19 @@ def _ends(folder: Path) -> frozenset[int]:
 def _run(run: RunDir, checkpoint: str, dtype: str) -> Generator:
     model = open_model(run, checkpoint, dtype=dtype).single
     module, encoder = model.module, model.encoder
-    if not isinstance(module, Decoder) or not isinstance(encoder, LanguageModelEncoder):
+    if not isinstance(module, Decoder) or not isinstance(encoder, LanguageModelEncoder | ChatEncoder):
         raise UserError(f"{run.path} has the model {model.config.model.name!r}; only decoders write texts")
-    end = encoder.tokenizer.token_to_id(encoder.options.end_of_text) if encoder.options.end_of_text else None
+    template: ChatTemplate | None = None
+    if isinstance(encoder, ChatEncoder):  # whose template writes what the model was trained with
+        begins, ends, template = None, encoder.ends, encoder.template
+    else:
+        begins, ends = encoder.end, frozenset() if encoder.end is None else frozenset({encoder.end})
     return Generator(
         module=module,
         variables=jax.device_get(model.variables),
         tokenizer=encoder.tokenizer,
-        begins=end,
-        ends=frozenset() if end is None else frozenset({end}),
-        template=None,
+        begins=begins,
+        ends=ends,
+        template=template,
         version=str(model.step),
     )

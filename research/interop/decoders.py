@@ -10,6 +10,8 @@ import numpy as np
 import tokenizers
 
 from research.base.errors import UserError
+from research.base.paths import read_json
+from research.data.text.chat_template import SETTINGS, settings_of
 from research.data.text.wordpiece import without_limits
 from research.interop.decoder_families import FAMILIES, GPT2, read_config, write_config
 from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_rows
@@ -23,7 +25,7 @@ def _batch(_: Shapes) -> dict[str, Any]:
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
-    """Reads a decoder's config.json and, if there is one, its tokenizer.json.
+    """Reads a decoder's config.json and, if there are any, its tokenizer.json and its template for chats.
 
     The token between documents is the one that ends a text in config.json, the first one of several.
 
@@ -40,11 +42,12 @@ def read(folder: Path, config: Mapping[str, Any]) -> CheckpointSpec:
         check_kind(where, "eos_token_id", end, (int, type(None)), "an integer, a list of integers or null")
         name = None if end is None else tokenizer.id_to_token(end)
         transform = {"tokenizer": str(folder / _TOKENIZER), "vocab_size": tokens, "end_of_text": name or ""}
+        transform |= {} if settings_of(folder) is None else {"chat_template": str(folder)}
     return CheckpointSpec(family.model_type, family.naming, model, transform, _batch({}))
 
 
 def write(model: Mapping[str, Any], transform: Mapping[str, Any], assets: Path, _: Shapes) -> Exported:
-    """Makes config.json and, if the run has a tokenizer, its files.
+    """Makes config.json and, if the run has a tokenizer, its files, with a template for chats if it has one.
 
     Raises UserError if the tokenizer can't be read or has more tokens than the embedding has rows, or if no family
     computes the same.
@@ -52,14 +55,15 @@ def write(model: Mapping[str, Any], transform: Mapping[str, Any], assets: Path, 
     family, config = write_config(model)
     texts: dict[str, Any] = {}
     files: dict[str, str] = {}
-    end = None
+    begin: int | None = None
+    ends: list[int] = []
     if (assets / _TOKENIZER).is_file():
         tokenizer = without_limits(_tokenizer(assets / _TOKENIZER))
         check_rows(tokenizer, model["vocab_size"], assets / _TOKENIZER, "model.vocab_size")
         name = transform.get("end_of_text") or ""
-        end = tokenizer.token_to_id(name)
-        special = {} if end is None else {"bos_token": name, "eos_token": name}
-        texts["tokenizer_config.json"] = {
+        special = {} if tokenizer.token_to_id(name) is None else {"bos_token": name, "eos_token": name}
+        special |= read_json(assets / SETTINGS) if (assets / SETTINGS).is_file() else {}
+        texts[SETTINGS] = {
             # The class that uses tokenizer.json unchanged; a model's own class would rebuild it from other settings.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model["max_positions"],
@@ -67,9 +71,14 @@ def write(model: Mapping[str, Any], transform: Mapping[str, Any], assets: Path, 
             "clean_up_tokenization_spaces": False,
             **special,
         }
+        begin = tokenizer.token_to_id(special.get("bos_token") or "")
+        # That of the template may be another one.
+        found = (tokenizer.token_to_id(token) for token in (name, special.get("eos_token") or ""))
+        ends = list(dict.fromkeys(token for token in found if token is not None))
         files[_TOKENIZER] = tokenizer.to_str(pretty=True)
     # Without these, transformers would take the ids of the published models' tokens.
-    texts["config.json"] = {**config, "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    end = (ends[0] if ends else None) if len(ends) < 2 else ends
+    texts["config.json"] = {**config, "bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
     files |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in texts.items()}
     if family is GPT2 and not model["use_bias"]:
         return Exported(family.naming, files, _with_zero_biases)
@@ -104,7 +113,7 @@ DECODERS = Architecture(
     heads=(),
     optional=(),
     free={"remat": False, "scan": False},
-    transform=("tokenizer", "vocab_size", "end_of_text"),
+    transform=("tokenizer", "vocab_size", "end_of_text", "chat_template"),
     batch=_batch,
     read=read,
     write=write,

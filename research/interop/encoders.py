@@ -9,10 +9,10 @@ import numpy as np
 import tokenizers
 
 from research.base.errors import UserError
+from research.base.paths import read_json
 from research.data.text.wordpiece import read_tokenizer, without_limits
 from research.interop.families import FAMILIES, read_config, write_config
 from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_rows
-from research.interop.tensors import read_json
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # the first one that exists is used
 _INPUTS = ("tokens", "segments", "positions", "type_ids", "starts", "masked_positions")

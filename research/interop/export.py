@@ -95,8 +95,8 @@ def _for_serving(run: RunDir, step: int, version: str) -> dict[str, str]:
     if transform["name"] not in data.TRANSFORMS:
         return {}
     _, signature = data.open_encoder(config["data"], run.assets)
-    # The tokenizer is the folder's.
-    own = {**transform, "tokenizer": None} if "tokenizer" in transform else transform
+    # The tokenizer, and the template of chats, are the folder's.
+    own = {key: None if key in ("tokenizer", "chat_template") else value for key, value in transform.items()}
     files = {ENCODER_FILE: to_json(signature, transform=own) + "\n"}
     samples = run.samples()
     if samples is not None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from research.base.errors import UserError
+from research.base.paths import read_json
 from research.interop.kinds import Architecture, CheckpointSpec, Exported, Shapes, check_kind, check_model, labels
-from research.interop.tensors import Naming, read_json
+from research.interop.tensors import Naming
 
 _PREPROCESSOR = "preprocessor_config.json"
 # Statistics of ImageNet's pixels between 0 and 1, with which transformers' ResNets were trained.

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from research.base.errors import UserError
-from research.base.paths import expanded
+from research.base.paths import expanded, read_json
 from research.interop import KINDS
 from research.interop.families import UNNAMED
 from research.interop.kinds import Architecture
-from research.interop.tensors import read_json, weight_files
+from research.interop.tensors import weight_files
 
 # No pickles: they are never opened. Only names beginning with "model", to exclude the folders of other formats.
 _FILES = (

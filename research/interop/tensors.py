@@ -7,7 +7,6 @@ collection: "params/encoder/layer_0/mlp_in/kernel".
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 
 from research.base.errors import UserError
 from research.base.leaves import path_name
+from research.base.paths import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -183,17 +183,6 @@ def _version(files: tuple[tuple[Path, int, int], ...]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:8]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError if the file is missing or not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
 
 
 def some(names: Sequence[str]) -> str:

@@ -108,6 +108,8 @@ class TrainedWeights:
         self.kind = next((kind for kind in KINDS if self.model["name"] in kind.models), None)
         self.what = f"the run {folder}"
         self.transform = saved["data"]["transform"] | {"tokenizer": str(self._run.assets / "tokenizer.json")}
+        if "chat_template" in self.transform:  # of a folder that need not exist any more
+            self.transform["chat_template"] = str(self._run.assets)
         self.num_classes = self.model.get("num_classes", 2)
         with checkpoints_of(self._run) as checkpoints:
             self._step = checkpoints.step("last")

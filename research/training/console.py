@@ -92,7 +92,8 @@ def conclude(summary: dict[str, Any], run: RunDir, task: Capabilities, *, said: 
         if task.predicts != "token":  # an example has one prediction
             lines.append(f"  predict: python -m research.predict --workdir={workdir} --input=FILE")
         if task.generates:
-            lines.append(f"  generate: python -m research.generate --workdir={workdir} --prompt=TEXT")
+            chat = " --chat" if run.config()["data"]["transform"]["name"] == "chat" else ""
+            lines.append(f"  generate: python -m research.generate --workdir={workdir}{chat} --prompt=TEXT")
         lines.append(f"  serve: python -m research.serve --workdir={workdir}")
         lines.append(f"  plots: python -m research.plot --workdir={workdir}")
     else:

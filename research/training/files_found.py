@@ -128,10 +128,11 @@ def _decoded(image: Path) -> np.ndarray:
 def _in_table(config: ConfigDict, path: Path) -> Found:
     listed = tuple(config.data.kinds)
     ignored = {text.rpartition("=")[0] for text in listed if text.endswith("=ignored")}
-    summaries = summarize(path, ignored)
+    transform = config.data.transform
+    chats = transform.name == "chat"
+    summaries = summarize(path, ignored, nested=chats)
     known = declared(listed, {**summaries, **dict.fromkeys(ignored)})
     label = _label(config, summaries, path) if "label" in config.data.transform else None
-    transform = config.data.transform
     kinds = {name: known[name] for name in summaries if name in known}
     inputs = tuple(transform.inputs)
     for name in inputs:
@@ -145,6 +146,7 @@ def _in_table(config: ConfigDict, path: Path) -> Found:
         if name not in kinds and (name in inputs or (not inputs and name not in apart)):
             kinds[name] = _kind(name, summary, path, strict=strict or name in inputs)
     wanted = {"table": ("number", "category"), "image": ("image",), "pixels": ("image",)}.get(transform.name, ("text",))
+    wanted = ("json",) if chats and len(inputs) == 1 else wanted  # else a prompt and its answer, which are text
     if not inputs:
         inputs = tuple(name for name in summaries if kinds.get(name) in wanted and name != label)
         if wanted == ("text",):

@@ -11,9 +11,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from research.base.errors import UserError
 from research.core.sampling import Sampling
+from research.data.text import chat_template
+from research.data.text.chat_template import ChatTemplate
 from research.generate import main
-from research.inference import chat_template
-from research.inference.chat_template import ChatTemplate
 from research.inference.continuations import Token
 from research.inference.generate import Generator, Request
 from research.inference.writing import LENGTH, STOP, Writing

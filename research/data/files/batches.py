@@ -1,5 +1,6 @@
 """Tables in files as Arrow arrays, a piece at a time, in bounded memory."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ _BLOCK_BYTES = 2**24
 Batch = dict[str, Any]  # pyarrow.Array by column, all of one length
 
 
-def read_batches(path: Path, what: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Batch]:
+def read_batches(
+    path: Path, what: str, wanted: Callable[[str], bool] = lambda name: True, *, nested: bool = False
+) -> Iterator[Batch]:
     """The rows of a table, in order, in batches.
 
     The columns of CSV and TSV files, and lines of text, are strings, as written. Those of JSON lines and Parquet have
@@ -24,18 +27,19 @@ def read_batches(path: Path, what: str, wanted: Callable[[str], bool] = lambda n
     Args:
       what: what the caller does, for the progress bar: "reading".
       wanted: whether to read the column of this name.
+      nested: whether lists and objects of JSON lines and Parquet are read, as their JSON.
 
     Raises:
       UserError: as `tables.read_rows`; a column of JSON lines has values of several types, or of a type that is neither
-        a number, text nor a boolean. The message has the file's name and the number of the line, from 1, or of the
-        row, from 0.
+        a number, text nor a boolean, and not `nested`. The message has the file's name and the number of the line, from
+        1, or of the row, from 0.
     """
     suffix = path.suffix.lower()
     delimiter = tables.DELIMITERS.get(suffix)
     if delimiter and not _has_stray_quotes(path, delimiter):
         batches = _delimited(path, delimiter, wanted)
     else:
-        batches = (_parquet if suffix == ".parquet" else _rows)(path, wanted)
+        batches = (_parquet if suffix == ".parquet" else _rows)(path, wanted, nested)
     with tqdm(desc=f"{what} {path.name}", unit="row", unit_scale=True, delay=1, leave=False, disable=None) as bar:
         for batch in batches:
             yield batch
@@ -84,7 +88,7 @@ def _delimited(path: Path, delimiter: str, wanted: Callable[[str], bool]) -> Ite
         raise UserError(f"{path} can't be read: {first_line(error)}") from error
 
 
-def _parquet(path: Path, wanted: Callable[[str], bool]) -> Iterator[Batch]:
+def _parquet(path: Path, wanted: Callable[[str], bool], nested: bool) -> Iterator[Batch]:
     import pyarrow
     from pyarrow import parquet
 
@@ -92,7 +96,8 @@ def _parquet(path: Path, wanted: Callable[[str], bool]) -> Iterator[Batch]:
         with parquet.ParquetFile(path) as file:
             read = [name for name in file.schema_arrow.names if wanted(name)]
             for batch in file.iter_batches(2**16, columns=read):
-                yield dict(zip(batch.schema.names, map(_decoded, batch.columns), strict=True))
+                columns = (_as_json(x) if nested and pyarrow.types.is_nested(x.type) else x for x in batch.columns)
+                yield dict(zip(batch.schema.names, map(_decoded, columns), strict=True))
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} can't be read as Parquet: {first_line(error)}") from error
 
@@ -107,18 +112,30 @@ def _decoded(column: Any) -> Any:
     return column.cast(pyarrow.string()) if types.is_large_string(column.type) else column
 
 
-def _rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[Batch]:
+def _as_json(column: Any) -> Any:
+    """A column of lists or objects as their JSON."""
+    import pyarrow
+
+    return pyarrow.array(
+        [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in column.to_pylist()],
+        pyarrow.string(),
+    )
+
+
+def _rows(path: Path, wanted: Callable[[str], bool], nested: bool) -> Iterator[Batch]:
     start = 0
     for piece in tables.pieces(tables.read_rows(path)):
         names = dict.fromkeys(name for row in piece for name in row if wanted(name))
-        yield {name: _array([row.get(name) for row in piece], name, start, path) for name in names}
+        yield {name: _array([row.get(name) for row in piece], name, start, path, nested) for name in names}
         start += len(piece)
 
 
-def _array(values: list[Any], name: str, start: int, path: Path) -> Any:
+def _array(values: list[Any], name: str, start: int, path: Path, nested: bool) -> Any:
     """The values of a column as an Arrow array; `start` is the index of their first row."""
     import pyarrow
 
+    if nested:
+        values = [json.dumps(x, ensure_ascii=False) if isinstance(x, list | dict) else x for x in values]
     for i, value in enumerate(values, start):
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"

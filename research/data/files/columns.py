@@ -132,7 +132,8 @@ def read_columns(path: Path, kinds: Mapping[str, str], cache: ArtifactCache) -> 
 
     def make() -> dict[str, np.ndarray]:
         with _Writer(kinds, path) as writer:
-            for batch in read_batches(path, "reading", kinds.__contains__):
+            nested = "json" in kinds.values()
+            for batch in read_batches(path, "reading", kinds.__contains__, nested=nested):
                 writer.add(batch)
             return writer.arrays()
 

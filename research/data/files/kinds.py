@@ -5,6 +5,7 @@ A column is of one of these KINDS:
   category: a feature; text with few distinct values.
   text: sentences.
   image: the paths of image files, relative to the table's folder.
+  json: lists and objects, such as chats, read as their JSON; never inferred.
   key: names the row; not a feature.
   ignored: not read.
 """
@@ -20,7 +21,7 @@ from research.data.files import folders
 from research.data.files.batches import Batch, read_batches
 from research.data.files.tables import row_name
 
-KINDS = ("number", "category", "text", "image", "key", "ignored")
+KINDS = ("number", "category", "text", "image", "json", "key", "ignored")
 
 # Text that stands for a missing number. In other columns only an empty value is missing.
 MISSING_NUMBERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
@@ -69,14 +70,14 @@ class Summary:
         return self.rows - self.values
 
 
-def summarize(path: Path, ignored: Collection[str] = ()) -> dict[str, Summary]:
-    """Summaries of the columns of a table but `ignored` ones, in one pass.
+def summarize(path: Path, ignored: Collection[str] = (), *, nested: bool = False) -> dict[str, Summary]:
+    """Summaries of the columns of a table but `ignored` ones, in one pass; `nested` as in `read_batches`.
 
     Raises UserError as `read_batches`, for a column of an unknown type, and without any row.
     """
     found: dict[str, Summary] = {}
     rows = 0
-    for batch in read_batches(path, "inspecting", lambda name: name not in ignored):
+    for batch in read_batches(path, "inspecting", lambda name: name not in ignored, nested=nested):
         size = len(next(iter(batch.values()))) if batch else 0
         for name in {**found, **batch}:
             summary = found.setdefault(name, Summary(rows, first_missing=0 if rows else None))

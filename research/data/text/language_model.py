@@ -14,7 +14,7 @@ from research.data.cache import ArtifactCache, digest
 from research.data.encoder import ColumnsOf, Encoder, Signature
 from research.data.examples import Columns, first
 from research.data.text.documents import Records, joined
-from research.data.text.reversible import TOKENIZERS, loaded, token_bytes
+from research.data.text.reversible import TOKENIZERS, end_token, loaded, token_bytes
 from research.data.text.wordpiece import VERSION, encode, read_tokenizer
 
 if TYPE_CHECKING:
@@ -170,12 +170,7 @@ class LanguageModelEncoder(Encoder):
     definition: str
 
     def __post_init__(self) -> None:
-        name = self.options.end_of_text
-        if name and self.tokenizer.token_to_id(name) is None:
-            raise UserError(
-                f"the tokenizer has no token {name!r}; name the one that it has between documents with "
-                'data.transform.end_of_text, or give "" for none'
-            )
+        _ = self.end  # refuses a token that the tokenizer lacks
 
     @property
     def signature(self) -> Signature:
@@ -187,13 +182,17 @@ class LanguageModelEncoder(Encoder):
         return loaded(self.definition)
 
     @functools.cached_property
+    def end(self) -> int | None:
+        """The token between documents; None if there is none."""
+        return end_token(self.tokenizer, self.options.end_of_text)
+
+    @functools.cached_property
     def token_bytes(self) -> np.ndarray | None:
         """The bytes of text that each token stands for: int32 [V]; None if unknown."""
         return token_bytes(self.definition)
 
     def _encode(self, columns: Columns, split: str, labels: bool, cache: ArtifactCache) -> TokenRows:
-        options = self.options
-        end = self.tokenizer.token_to_id(options.end_of_text) if options.end_of_text else None
+        options, end = self.options, self.end
 
         def tokenized() -> dict[str, np.ndarray]:
             tokens, _, _ = encode(self.tokenizer, [options.texts(columns, split)], split, special=False)

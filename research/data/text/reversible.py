@@ -113,6 +113,19 @@ def loaded(definition: str) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
+def end_token(tokenizer: "tokenizers.Tokenizer", end_of_text: str) -> int | None:
+    """The id of the token that ends texts; None if it is "". Raises UserError if the tokenizer lacks it."""
+    if not end_of_text:
+        return None
+    found: int | None = tokenizer.token_to_id(end_of_text)
+    if found is None:
+        raise UserError(
+            f"the tokenizer has no token {end_of_text!r}; name the one that it has between documents with "
+            'data.transform.end_of_text, or give "" for none'
+        )
+    return found
+
+
 def token_bytes(definition: str) -> np.ndarray | None:
     """The bytes of text, in UTF-8, that each token of a tokenizer.json stands for: int32 [V].
 

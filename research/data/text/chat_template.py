@@ -1,4 +1,4 @@
-"""Chats as text: a model's own template turns messages into the prompt that it was trained on.
+"""Chats as text: a model's own template turns messages into the text that it was trained on.
 
 A template is a program that comes with the weights. It runs in Jinja's sandbox, with limits on its time and its output.
 """
@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from research.base.errors import UserError
-from research.interop.tensors import read_json
+from research.base.paths import read_json
 
-_FILES = ("chat_template.jinja", "tokenizer_config.json")
-LONGEST = 10**6  # characters of a prompt
-SECONDS = 2.0  # for a prompt
+SETTINGS = "tokenizer_config.json"  # the file with the special tokens by name, and often the template
+_OWN_FILE = "chat_template.jinja"
+LONGEST = 10**6  # characters of a text
+SECONDS = 2.0  # for a text
 _TOTAL = 20 * LONGEST  # characters of all texts, and items of all lists, that are put together on the way to it
 _INDENT = 16  # spaces of JSON
+
+# ChatML, for models that have no template; the token that ends their texts also ends messages.
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}{{ eos_token }}{{ '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CHATML_START = "<|im_start|>"
 # What makes a large text or number of a small one, in one call that no limit of time can interrupt.
 _MULTIPLIERS = frozenset(
     "batch center expandtabs format format_map indent ljust pprint replace rjust round slice translate urlize wordwrap "
@@ -27,37 +37,53 @@ _MULTIPLIERS = frozenset(
 
 
 class ChatTemplate:
-    """A template in Jinja, as transformers saves it."""
+    """A template in Jinja, as transformers saves it.
+
+    Attributes:
+      source: the template.
+      special: the special tokens by name, such as bos_token.
+    """
 
     def __init__(self, source: str, special: Mapping[str, str]):
-        """`special`: the special tokens by name, such as bos_token. Raises UserError if the source can't be read."""
-        import jinja2
+        """Raises UserError if the source can't be read."""
+        try:
+            import jinja2
+        except ModuleNotFoundError as error:
+            raise UserError("chats need jinja2: pip install 'research[chat]'") from error
 
         try:
             self._template = _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise UserError(f"the chat template can't be read: {error}") from error
-        self._special = dict(special)
+        self.source = source
+        self.special = dict(special)
 
     @classmethod
     def of(cls, folder: Path) -> "ChatTemplate | None":
         """The template of a folder; None if it has none. Raises UserError if it can't be read."""
-        path, settings = (folder / name for name in _FILES)
-        config = read_json(settings) if settings.is_file() else {}
-        source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-        if isinstance(source, list):  # several by name
-            source = {str(each.get("name")): each.get("template") for each in source}.get("default")
-        return cls(source, _special(config)) if isinstance(source, str) else None
+        settings = settings_of(folder)
+        return None if settings is None else cls.read(settings)
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> "ChatTemplate":
+        """The template in these settings, which `settings_of` found."""
+        return cls(settings["chat_template"], {key: text for key, text in settings.items() if key.endswith("_token")})
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt for the assistant's next message; messages have a role and a content.
+        """The prompt for the assistant's next message; as `text`."""
+        return self.text(messages, prompt=True)
 
-        Raises UserError if the template refuses them, or takes too long.
+    def text(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False) -> str:
+        """The text of a chat, whose messages have a role and a content.
+
+        `prompt`: with what precedes another message of the assistant.
+
+        Raises UserError if the template refuses the messages, or takes too long.
         """
 
         def render() -> str:
             parts, size = [], 0
-            for part in self._template.generate(messages=list(messages), add_generation_prompt=True, **self._special):
+            for part in self._template.generate(messages=list(messages), add_generation_prompt=prompt, **self.special):
                 parts.append(part)
                 size += len(part)
                 if size > LONGEST:
@@ -71,13 +97,23 @@ class ChatTemplate:
             raise UserError(f"the chat template can't write these messages: {said:.300}") from error
 
 
+def settings_of(folder: Path) -> dict[str, str] | None:
+    """The template of a folder, "chat_template", and its special tokens by name; None if it has no template.
+
+    Raises UserError if a file can't be read.
+    """
+    path, settings = folder / _OWN_FILE, folder / SETTINGS
+    config = read_json(settings) if settings.is_file() else {}
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several by name
+        source = {str(each.get("name")): each.get("template") for each in source}.get("default")
+    return {**_special(config), "chat_template": source} if isinstance(source, str) else None
+
+
 @functools.cache
 def _environment() -> Any:
-    try:
-        import jinja2.compiler
-        import jinja2.sandbox
-    except ModuleNotFoundError as error:
-        raise UserError("chats need jinja2: pip install 'research[chat]'") from error
+    import jinja2.compiler
+    import jinja2.sandbox
 
     class Generator(jinja2.compiler.CodeGenerator):
         def visit_Concat(self, node: Any, frame: Any) -> None:  # the operator ~
@@ -174,7 +210,7 @@ def _within(seconds: float, render: Any) -> str:
 
 def _special(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens of a tokenizer_config.json by name; a token is a text or an object with its content."""
-    tokens = {key: value for key, value in config.items() if key.endswith("_token") and value}
+    tokens = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str | dict)}
     return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in tokens.items()}
 
 
