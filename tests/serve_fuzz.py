@@ -222,7 +222,9 @@ class Fuzz:
 
 def _predictions(url: str) -> dict[str, Any]:
     with Client(url) as client:
-        found = {name: [each.prediction for each in client.predict(name, inputs)] for name, inputs in GOOD.items()}
+        found: dict[str, Any] = {
+            name: [each.prediction for each in client.predict(name, inputs)] for name, inputs in GOOD.items()
+        }
         found["embed"] = len(client.embed(TEXTS, model="text"))
     for name in WRITERS:
         body = {"model": name, "prompt": "The", "max_tokens": 8, "temperature": 0}

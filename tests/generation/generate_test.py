@@ -146,9 +146,6 @@ REFUSED = {
     "padded": "{{ '%9d' % 1 }}",
     "method": "{{ 'x'.ljust(9) }}",
     "filter": "{{ 'x' | center(9) }}",
-    "indent": "{{ [1] | tojson(indent=10000000000) }}",
-    "batch": "{{ [1] | batch(10000000000, 0) | list }}",
-    "round": "{{ 1 | round(1000000000, 'ceil') }}",
     "raised": "{{ raise_exception('no') }}",
     "arithmetic": "{{ 1 / 0 }}",
     "missing": "{{ messages[7].content }}",
@@ -182,6 +179,21 @@ PUT_TOGETHER = {
 def test_what_a_template_puts_together_is_limited(name):
     with pytest.raises(UserError, match="puts together"):
         ChatTemplate(PUT_TOGETHER[name], {}).prompt([])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ [1] | tojson(indent=100) }}",
+        "{{ [1] | batch(3, 0) | list }}",
+        "{{ 1 | round(9, 'ceil') }}",
+        "{{ '' | indent }}",
+    ],
+)
+def test_filters_that_multiply_are_refused_when_they_are_used(source):
+    assert ChatTemplate("{% if messages %}" + source + "{% endif %}", {}).prompt([]) == ""
+    with pytest.raises(UserError, match=r"not supported|has an indent of"):
+        ChatTemplate(source, {}).prompt([])
 
 
 def test_templates_do_what_others_need():
