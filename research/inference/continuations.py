@@ -224,7 +224,7 @@ class Continuations:
     def warm_up(self) -> Iterator[str]:
         """Compiles the programs of all sizes -> what was compiled, one by one.
 
-        Those for repetition penalties and lists of likely tokens are compiled when they are first needed.
+        Those for repetition penalties are compiled when they are first needed.
         """
         length = 0
         prompts: list[Cache] = []
@@ -246,7 +246,8 @@ class Continuations:
         nothing = np.zeros(rows, np.int32)
         logits, cache = self._forward(self._variables, nothing, nothing, cache)
         for kind in (Kind(), Kind(draws=True), Kind(draws=True, restricts=True)):
-            _, settings = choose_tokens(logits, settings, kind, 0)
+            for top in (0, self._listed(1)):
+                _, settings = choose_tokens(logits, settings, kind, top)
         settings_of_one = jax.tree.map(lambda array: array[0], settings)
         for one in prompts:
             cache, settings = place_row((cache, settings), (one, settings_of_one), 0)
