@@ -31,7 +31,7 @@ from research.client import Client
 CONNECTIONS = 2000  # of the open load
 CLOSED = 16  # requests at the same time when the capacity is measured
 CLIENTS = 16  # of the mixed requests
-WARM_UP = 4000  # mixed requests before memory is measured first
+WARM_UP = 8000  # mixed requests before memory is measured first
 PARTS = 5  # of the mixed requests, after each of which memory is measured
 TOKENS = 24
 
