@@ -108,7 +108,8 @@ def _stream(rng: random.Random, **more: Any) -> bytes:
     """A request for long texts as a stream; of all tokens with others, it is some MiB."""
     body = {"model": "chat", "prompt": "The sea", "max_tokens": 500, "n": rng.choice((1, 2, 8)), "stream": True, **more}
     data = json.dumps(body).encode()
-    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    return head + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
 
 
 def stream_closed_in_the_middle(connection: socket.socket, rng: random.Random) -> None:
