@@ -220,6 +220,7 @@ def test_columns_of_other_names(run, tmp_path):
         bulk.open_source(str(tmp_path / "in.csv"), predictor, columns={"sentense": "review"})
 
 
+@pytest.mark.extended
 def test_a_folder_of_images(tmp_path):
     """Sorted by path; a corrupt image among good ones is named."""
     run, folder = tmp_path / "run", tmp_path / "images"

@@ -129,7 +129,8 @@ def test_a_row_does_not_see_its_other_chats():
     assert np.abs(one[0, 1:] - other[0, 1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("rank", [2, pytest.param(None, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("rank", [2, None])
 def test_interrupted_run_ends_equally(rank, tmp_path):
     config = tiny_chats(model__dropout=0.1, train__lora__rank=rank)
     whole = tiny.run(config, tmp_path / "whole")
@@ -141,6 +142,7 @@ def test_interrupted_run_ends_equally(rank, tmp_path):
     assert [record["index"] for record in records] == list(range(13))
 
 
+@pytest.mark.extended
 def test_a_run_keeps_its_tokenizer_and_template(run, capsys):
     assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in (run / "assets").iterdir()}
     generator = Generator.open(run)
@@ -152,6 +154,7 @@ def test_a_run_keeps_its_tokenizer_and_template(run, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.extended
 def test_an_exported_run_has_the_template_and_the_logits_of_its_additions(run, tmp_path):
     model = open_model(RunDir.open(run))
     assert all(np.any(leaf) for leaf in flatten_dict(detached(model.state.params)[1]).values())

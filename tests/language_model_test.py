@@ -27,6 +27,7 @@ def few(monkeypatch):
     tiny.few_documents(monkeypatch)
 
 
+@pytest.mark.extended
 def test_the_end_of_a_run_names_what_generates(tmp_path, capsys):
     loop.train_and_evaluate(tiny.gpt(steps=1), tmp_path / "run", show=True)
     said = capsys.readouterr().out

@@ -40,7 +40,8 @@ def _encoder(**train):
     return config
 
 
-@pytest.mark.parametrize("make", [_decoder, pytest.param(_encoder, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("make", [_decoder, _encoder])
 def test_interrupted_run_ends_equally_and_opens_alone(make, tmp_path, monkeypatch):
     """With dropout on the additions' inputs and averaged parameters. The base is that of a run without them."""
     tiny.few_documents(monkeypatch)

@@ -218,6 +218,7 @@ def get_config(preset):
 """
 
 
+@pytest.mark.extended
 def test_source_registered_by_the_config_is_found_again(monkeypatch, tmp_path):
     from research import evaluate, train
 

@@ -65,6 +65,7 @@ def test_a_model_without_large_dense_layers_is_refused(monkeypatch):
         one_layer(np.ones((INPUTS, OUTPUTS), np.float32), np.zeros(OUTPUTS, np.float32))
 
 
+@pytest.mark.extended
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-3, 1.0, 1e4]), outlier=st.sampled_from([1.0, 100.0]))
 def test_the_error_is_within_that_of_rounding(seed, scale, outlier):

@@ -76,6 +76,7 @@ def test_run_extended_in_steps_equals_a_longer_run_if_the_rate_is_constant(tmp_p
     assert f"  extended at step 10 from 10 to 16 steps; the learning rate continues at {0.01:.3g}" in printed
 
 
+@pytest.mark.extended
 def test_extension_that_is_killed_is_resumed(tmp_path):
     longer = train_and_evaluate(_config(steps=16), tmp_path / "longer", show=False)
     run = tmp_path / "run"

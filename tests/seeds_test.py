@@ -291,6 +291,7 @@ def test_invalid_numbers_of_seeds_are_one_line_errors(seed, seeds, message):
         prepare(_with_seeds(tiny.logistic(), seed, seeds))
 
 
+@pytest.mark.extended
 def test_largest_seeds_match_single_runs():
     found = prepare(_with_seeds(_mlp(), 2**32 - 2)).init().params
     expected = prepare(_with_seeds(_mlp(), 2**32 - 1, None)).init().params

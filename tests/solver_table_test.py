@@ -151,6 +151,7 @@ def test_scale_of_coordinates_is_the_diagonal_of_the_hessian(rng, monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=0.15)
 
 
+@pytest.mark.extended
 def test_dominant_penalty_keeps_the_parameters_as_coordinates(rng):
     examples, _ = _examples(rng, 3)
     stream = Stream.packed(examples)

@@ -596,6 +596,7 @@ def test_a_solver_is_not_told_how_to_change_its_epochs(write):
     assert lines[-1].endswith("--config.train.epochs, --config.train.batch_size")
 
 
+@pytest.mark.extended
 def test_a_classifier_no_better_than_the_majority_is_a_warning(write, tmp_path, capsys):
     rng = np.random.default_rng(0)
     noise = "x,kind\n" + "".join(f"{rng.random()},{'ab'[int(rng.random() < 0.3)]}\n" for _ in range(90))

@@ -94,6 +94,7 @@ def _requests(seed, samplings, counts):
     ]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("sampling", MIXED, ids=["greedy", "drawn", "top_k", "top_p", "penalty"])
 def test_with_a_cache_as_without(model, of_rows, sampling):
     ((prompt, _, _),) = _requests(5, [sampling], [20])
@@ -101,6 +102,7 @@ def test_with_a_cache_as_without(model, of_rows, sampling):
     assert found == _uncached(model, prompt, sampling, 20)
 
 
+@pytest.mark.extended
 @settings(deadline=None, max_examples=10)
 @given(
     seed=st.integers(0, 1000),

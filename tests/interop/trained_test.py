@@ -42,6 +42,7 @@ def test_run_starts_where_another_one_ended(config, overrides, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-20), _params(second), _params(first))
 
 
+@pytest.mark.extended
 def test_head_of_another_size_is_fresh_and_named(tmp_path, capsys):
     first = _fit("mlp_mnist", tmp_path / "first", **MLP)
     still = {**MLP, "optimizer.learning_rate": 1e-30, "optimizer.weight_decay": 0.0, "init_from": str(first)}

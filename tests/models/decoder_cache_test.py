@@ -46,6 +46,7 @@ def test_cached_and_uncached_agree(style, lengths, seed):
         np.testing.assert_array_equal(cache.lengths, done)
 
 
+@pytest.mark.extended
 @both_styles
 def test_cached_rows_are_independent(style, rng):
     """To the bit: other tokens and lengths in one row, one that is empty, and one that is used again."""

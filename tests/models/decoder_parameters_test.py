@@ -114,6 +114,7 @@ def test_published_numbers_of_parameters(sizes, count):
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params)) == count
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}], ids=str)
 def test_remat_and_scan_have_the_same_parameters(options):
     plain, other = _init(**LLAMA), _init(**LLAMA, **options)
@@ -136,6 +137,7 @@ def test_settings_that_do_not_fit_are_one_line_errors(change, message):
         _init(**LLAMA | change)
 
 
+@pytest.mark.extended
 @both_styles
 def test_mesh_rules_split_every_product(style, rng):
     """On eight devices, over `fsdp` and `tensor`: same logits as on one, with each kernel split as the rules say."""

@@ -101,6 +101,7 @@ def test_two_services_have_metrics_of_their_own():
     assert second.registry.get_sample_value("research_requests_total", {"path": "/models", "status": "200"}) is None
 
 
+@pytest.mark.extended
 def test_the_dashboard_asks_for_metrics_that_exist(models, generator):
     with writing({"llama": generator}, models={"features": models["features"]}) as (url, _):
         httpx.post(f"{url}/models/features/predict", json={"inputs": [[0.5] * 10]})
