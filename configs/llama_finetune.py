@@ -9,6 +9,15 @@ A line of chats.jsonl is {"messages": [{"role": "user", "content": "…"}, {"rol
 The text of a chat is that of the model's own template, and the run keeps the template with the tokenizer:
 python -m research.generate --workdir=RUN --chat. Whole chats are packed into rows and do not see each other. To train
 all parameters: --config.train.lora.rank=None --config.optimizer.learning_rate=2e-5.
+
+Measured on 2 CPU cores with AMX, JAX 0.10.1, seed 0, with other work on the machine, on the generated instructions,
+whose validation is about words and numbers that training lacks:
+  embedded: validation loss 1.4561, accuracy 0.5638 of the answers' bytes; 2 minutes and 9 seconds of processor time. It
+    learns the form of the answers and most numbers, but not to spell words that it has not seen.
+  smollm2: validation loss 0.3337, accuracy 0.9109 of the answers' tokens; before training, measured by a step with
+    learning rate 1e-30, 1.9816 and 0.6303. 20 minutes and 21 seconds of processor time, and 8 GB of memory. AdamW's
+    state is 7.4 MB; that of all parameters would be 1,076 MB. The logits of the exported folder equal the run's, and
+    those computed with the additions beside the kernels up to 1.1e-4, for logits of up to 45.
 """
 
 from ml_collections import ConfigDict
@@ -51,12 +60,12 @@ def _llama(
     return model
 
 
-def _chats(vocab_size: int, row_length: int) -> ConfigDict:
+def _chats(tokenizer: str, vocab_size: int, row_length: int) -> ConfigDict:
     return ConfigDict(
         {
             "name": "chat",
             "inputs": ("messages",),  # a column of chats; or two of prompts and answers
-            "tokenizer": "bpe",  # bpe, byte, character: learned from the training split; or a tokenizer.json
+            "tokenizer": tokenizer,  # bpe, byte, character: learned from the training split; or a tokenizer.json
             "vocab_size": vocab_size,
             "chat_template": "chatml",  # chatml; or a folder with a template
             "end_of_text": "<|im_end|>",  # the token at which a text ends; with chatml also each message; "": none
@@ -68,13 +77,15 @@ def _chats(vocab_size: int, row_length: int) -> ConfigDict:
 
 def _embedded(config: ConfigDict) -> None:
     """A small model from random weights, which learns the form of the answers; needs no network."""
-    config.model = _llama(128, 4, 4, num_kv_heads=2, mlp_size=384, vocab_size=1000)
-    config.data.transform = _chats(1000, 256)
+    # Bytes: with so few texts, pairs of them would be words of the training split.
+    config.model = _llama(128, 4, 4, num_kv_heads=2, mlp_size=384, vocab_size=258)
+    config.data.transform = _chats("byte", 258, 320)
     config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 0.1
-    config.train.epochs = 15
+    config.train.epochs = 4
     config.train.batch_rows = 8
-    config.eval.every_steps = 100
+    config.eval.batch_rows = 16
+    config.eval.every_steps = 75
 
 
 def _smollm2(config: ConfigDict) -> None:
@@ -82,7 +93,7 @@ def _smollm2(config: ConfigDict) -> None:
     config.init_from = "HuggingFaceTB/SmolLM2-135M-Instruct"
     config.model = _llama(576, 30, 9, num_kv_heads=3, mlp_size=1536, vocab_size=49_152)
     config.model.scan = True  # compiles in a fraction of the time
-    config.data.transform = _chats(49_152, 256)
+    config.data.transform = _chats("bpe", 49_152, 256)
     config.train.lora.rank = 8
     config.optimizer.learning_rate = 1e-3
     config.train.epochs = 1

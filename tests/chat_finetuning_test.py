@@ -53,9 +53,7 @@ def overrides(**given):
     """Those that make the embedded preset small: few chats, as bytes, in rows of 300."""
     return {
         **SIZES,
-        "model.vocab_size": 258,
-        "data.transform.vocab_size": 258,
-        "data.transform.tokenizer": "byte",
+        "data.transform.row_length": 300,
         "data.transform.max_length": 300,
         "train.steps": 6,
         "train.batch_rows": 8,

@@ -100,8 +100,6 @@ CONFIGS: dict[str, tuple[str, ...]] = {
         *(override for override in _DECODER if not override.startswith("train.batch")),
         *_ONE_STEP,
         "train.batch_rows=2",
-        "model.vocab_size=270",
-        "data.transform.vocab_size=270",
     ),
     "configs/logistic_newsgroups.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),
     "configs/logistic_sst2.py:embedded": (*_BAG, "data.transform.pad_to=(16,)", "data.transform.row_length=64"),

@@ -59,7 +59,7 @@ def test_tokens_of_smollm2():
     import transformers
 
     assert (SMOLLM2 / "tokenizer.json").is_file(), f"this test needs the model in {SMOLLM2}"
-    config = tiny_chats(init_from=SMOLLM2, data__transform__max_length=1000)
+    config = tiny_chats(init_from=SMOLLM2, data__transform__max_length=1000, data__transform__row_length=1000)
     transform = resolve_init_from(config, (), "none").config.data.transform
     encoder = Chats(**{key: value for key, value in transform.items() if key != "name"}).fit({}, ArtifactCache())
     tokenizer = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
