@@ -173,10 +173,10 @@ def test_stop_frees_the_writer_and_the_text_so_far_stays(page, served, monkeypat
         slowly(patch, writer, 0.2)  # the whole text would take 4 s
         _ask(page, tokens=20)
         page.locator(".tokens [role=option]").nth(1).wait_for()
-        assert writer.waiting == 1
+        assert writer.active == 1
         page.get_by_role("button", name="Stop").click()
         _finish(page, "stopped")
-        eventually(lambda: not writer.waiting, 1)
+        eventually(lambda: not writer.active, 1)
     assert 2 <= _tokens(page).count() < 20
     assert focused(page) == "write"
     assert page.locator("#writing-error").inner_text() == ""
@@ -188,8 +188,8 @@ def test_another_text_ends_the_one_before(page, served, monkeypatch):
     writer = served[1].writers["chats"]
     ask, pieces = writer.ask, []
 
-    def counted(request, deliver):
-        return ask(request, lambda piece: pieces.append(piece) or deliver(piece))
+    def counted(requests, deliver, **options):
+        return ask(requests, lambda index, piece: pieces.append(piece) or deliver(index, piece), **options)
 
     monkeypatch.setattr(writer, "ask", counted)
     slowly(monkeypatch, writer, 0.1)
@@ -198,7 +198,7 @@ def test_another_text_ends_the_one_before(page, served, monkeypatch):
     _write(page, "other", tokens=4)
     assert page.locator(".prompt").inner_text() == "other"
     assert _tokens(page).count() == 4
-    eventually(lambda: not writer.waiting, 1)
+    eventually(lambda: not writer.active, 1)
     assert 4 < len(pieces) < 20, "of both texts"
 
 
