@@ -136,10 +136,12 @@ def test_documents_that_fit_cost_the_same_in_any_row():
     one, other = (_loss(module, variables, examples) for examples in (together, alone))
     assert (one[1], len(together)) == (together.inputs, 1)
     # All but the last document have 15 inputs and so a row of their own; the last input of that one is cut off.
-    costs = [
-        LanguageModel().predictions(module.apply(variables, batch, train=False), batch)["loss"].ravel()[:60]
-        for batch in (together.batch(np.array([[0]])), alone.batch(np.arange(len(alone))[:, None]))
-    ]
+    costs = []
+    for examples in (together, alone):
+        rows = np.arange(len(examples))[:, None]
+        batch = {**examples.batch(rows), "weight": np.ones(rows.shape, np.float32)}
+        found = LanguageModel().predictions(module.apply(variables, batch, train=False), batch)
+        costs.append(found["loss"].ravel()[:60])
     np.testing.assert_allclose(costs[0], costs[1], rtol=1e-5)
     assert other[1] == one[1]
 
