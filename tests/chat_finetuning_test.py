@@ -175,6 +175,7 @@ def test_an_exported_run_has_the_template_and_the_logits_of_its_additions(run, t
     np.testing.assert_allclose(merged, added, atol=1e-5)
 
 
+@pytest.mark.extended
 def test_a_run_starts_another(run):
     config = tiny_chats(init_from=run)
     resolved = pretrained.resolve_init_from(config, (), "none").config.data.transform

@@ -170,6 +170,7 @@ def test_only_additions_and_what_trains_names_change(name, accumulate):
     assert 0 < float(scores["grad_norm"].compute()) < np.inf
 
 
+@pytest.mark.extended
 def test_weight_decay_is_that_of_the_config():
     """With a learning rate of 1 and zero gradients, what `decay_exclude` does not match shrinks by the decay."""
     section = tiny.gpt().optimizer.to_dict() | {"name": "sgd", "momentum": 0.0, "learning_rate": 1.0, "clip_norm": None}
@@ -225,6 +226,7 @@ _SMOL = {
 }
 
 
+@pytest.mark.extended
 def test_optimizer_state_is_small():
     """For 135 million parameters and rank 8 on all kernels of attention: 7.4 MB, 0.7 % of that of all parameters."""
     module, tx = Decoder(**_SMOL), optax.adamw(1e-4)
