@@ -13,11 +13,13 @@ all parameters: --config.train.lora.rank=None --config.optimizer.learning_rate=2
 Measured on 2 CPU cores with AMX, JAX 0.10.1, seed 0, with other work on the machine, on the generated instructions,
 whose validation is about words and numbers that training lacks:
   embedded: validation loss 1.4561, accuracy 0.5638 of the answers' bytes; 2 minutes and 9 seconds of processor time. It
-    learns the form of the answers and most numbers, but not to spell words that it has not seen.
-  smollm2: validation loss 0.3337, accuracy 0.9109 of the answers' tokens; before training, measured by a step with
-    learning rate 1e-30, 1.9816 and 0.6303. 20 minutes and 21 seconds of processor time, and 8 GB of memory. AdamW's
-    state is 7.4 MB; that of all parameters would be 1,076 MB. The logits of the exported folder equal the run's, and
-    those computed with the additions beside the kernels up to 1.1e-4, for logits of up to 45.
+    learns the form of the answers, and to count words, but not to copy words or numbers that it has not seen: of 156
+    chats with one question, 11 answers are right to the end, each byte given those before it.
+  smollm2: validation loss 0.3337, accuracy 0.9109 of the answers' tokens, and 104 of those 156; before training,
+    measured by a step with learning rate 1e-30, loss 1.9816 and accuracy 0.6303. 20 minutes and 21 seconds of processor
+    time, and 8 GB of memory. AdamW's state is 7.4 MB; that of all parameters would be 1,076 MB. The logits of the
+    exported folder equal the run's, and those computed with the additions beside the kernels up to 1.1e-4, for logits
+    of up to 45.
 """
 
 from ml_collections import ConfigDict
