@@ -81,3 +81,20 @@ def _no_network(monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory):
+    """A decoder of 32 positions, as transformers saves it, with a template for chats."""
+    from tests.interop import tiny_decoder
+
+    path = tmp_path_factory.mktemp("decoder") / "llama"
+    tiny_decoder.write_chat(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def generator(decoder_folder):
+    from research.inference.generate import Generator
+
+    return Generator.open(decoder_folder)

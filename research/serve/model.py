@@ -14,7 +14,7 @@ from research.base.errors import UserError
 from research.data.encoder import Encoder, Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out
-from research.data.text.wordpiece import without_limits
+from research.data.text.wordpiece import tokenizer_of
 from research.inference.folder import Folder, FolderModel
 from research.inference.model import TrainedModel, open_model
 from research.inference.quantization import int8_products, quantized
@@ -172,9 +172,7 @@ class ServedModel:
         definition = getattr(self._model.encoder, "definition", None)
         if definition is None:
             return None
-        import tokenizers
-
-        return without_limits(tokenizers.Tokenizer.from_str(definition))
+        return tokenizer_of(definition)
 
     @functools.cached_property
     def masks(self) -> Masks | None:

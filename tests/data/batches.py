@@ -24,3 +24,12 @@ def as_rows(batches):
         for batch in batches
         for row in range(len(batch["weight"]))
     ]
+
+
+class Unread(dict):
+    """Columns that must not be read."""
+
+    def __getitem__(self, *_):
+        raise AssertionError("the columns were read")
+
+    __iter__ = __getitem__

@@ -16,6 +16,7 @@ from research.data.pipeline import Rows as ProcessRows
 from research.data.pipeline import Stream, evaluation_batches
 from research.data.text.chat_template import CHATML, ChatTemplate
 from research.data.text.chats import Chats, written
+from tests.data.batches import Unread
 from tests.encoded import chat
 from tests.interop import tiny_decoder
 
@@ -232,15 +233,6 @@ def test_encoder_is_loaded_from_assets_alone(tmp_path):
 def test_a_learned_tokenizer_merges_what_the_messages_have():
     examples = _encoded([turns("superb superb superb", "dull dull dull dull")] * 3, tokenizer="bpe", vocab_size=290)
     assert examples.lengths[0] < 30
-
-
-class Unread(dict):
-    """Columns that must not be read."""
-
-    def __getitem__(self, *_):
-        raise AssertionError("the columns were read")
-
-    __iter__ = __getitem__
 
 
 def test_second_time_they_come_from_the_cache(monkeypatch, tmp_path):

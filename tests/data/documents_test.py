@@ -14,6 +14,7 @@ from research.data.examples import Ragged
 from research.data.sources import tfds_source
 from research.data.text.documents import cut_rows, joined, row_count
 from research.data.text.wordpiece import train_wordpiece
+from tests.data.batches import Unread
 from tests.encoded import tokenized
 
 CLS, SEP, PAD = 101, 102, 100
@@ -108,15 +109,6 @@ def test_articles_of_wikitext_begin_at_their_headings():
         "=athirdone,=ofthem=",
     ]
     assert not any("unk" in piece for piece in encoder.get_vocab())
-
-
-class Unread(dict):
-    """Columns that must not be read."""
-
-    def __getitem__(self, *_):
-        raise AssertionError("the columns were read")
-
-    __iter__ = __getitem__
 
 
 def test_second_time_they_come_from_the_cache(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ from research.data.pipeline import Rows, Stream, evaluation_batches, make_batch
 from research.data.sources import tfds_source
 from research.data.text.language_model import LanguageModelRows, TokenRows
 from research.data.text.wordpiece import train_wordpiece
-from tests.data.batches import as_rows, training
+from tests.data.batches import Unread, as_rows, training
 from tests.encoded import language_model
 
 END = 0  # the token between documents; the others are numbered through, so that each occurs once
@@ -218,15 +218,6 @@ def test_rows_overlap_outside_of_training():
     examples = _encoded(splits, stride=2)
     assert (examples["train"].stride, examples["validation"].stride) == (8, 2)
     assert (_encoded(splits)["validation"].stride, len(examples["validation"])) == (8, 28)
-
-
-class Unread(dict):
-    """Columns that must not be read."""
-
-    def __getitem__(self, *_):
-        raise AssertionError("the columns were read")
-
-    __iter__ = __getitem__
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe", "character"])

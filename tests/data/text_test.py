@@ -13,6 +13,7 @@ from research.base.errors import UserError
 from research.data.cache import ArtifactCache
 from research.data.columns import as_labels, as_text, only
 from research.data.text.wordpiece import FEW, SPECIAL_TOKENS, _cut, encode, train_wordpiece
+from tests.data.batches import Unread
 from tests.encoded import wordpiece
 
 TEXTS = ["the plot is dull", "the cast is superb", "a superb , superb film", "dull dull dull"]
@@ -155,15 +156,6 @@ def test_unknown_column_lists_the_columns():
 def test_max_length_must_fit_a_row():
     with pytest.raises(UserError, match="max_length is 9"):
         wordpiece(_splits(), ArtifactCache(), **{**OPTIONS, "max_length": 9})
-
-
-class Unread(dict):
-    """Columns that must not be read."""
-
-    def __getitem__(self, *_):
-        raise AssertionError("the columns were read")
-
-    __iter__ = __getitem__
 
 
 def test_second_time_tokens_come_from_the_cache(monkeypatch, tmp_path):

@@ -15,21 +15,9 @@ from research.data.text import chat_template
 from research.data.text.chat_template import ChatTemplate
 from research.generate import main
 from research.inference.continuations import Token
-from research.inference.generate import Generator, Request
+from research.inference.generate import Request
 from research.inference.writing import LENGTH, STOP, Writing
 from tests.interop import tiny_decoder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("decoder") / "llama"
-    tiny_decoder.write_chat(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def generator(folder):
-    return Generator.open(folder)
 
 
 def _bytes():
@@ -215,23 +203,23 @@ def test_a_model_without_a_template_does_not_chat(generator):
         dataclasses.replace(generator, template=None).chat([{"role": "user", "content": "x"}])
 
 
-def test_the_command_writes_the_text(folder, generator, capsys):
-    assert main([f"--weights={folder}", "--prompt=The sea", "--max_tokens=5", "--temperature=0"]) == 0
+def test_the_command_writes_the_text(decoder_folder, generator, capsys):
+    assert main([f"--weights={decoder_folder}", "--prompt=The sea", "--max_tokens=5", "--temperature=0"]) == 0
     (request,) = [Request(generator.encode("The sea"), Sampling(temperature=0), max_tokens=5)]
     expected = "".join(piece.text for _, piece in generator.write([request]))
     assert capsys.readouterr().out == f"The sea{expected}\n"
-    assert main([f"--weights={folder}", "--prompt=A", "--prompt=B", "--max_tokens=3"]) == 0
+    assert main([f"--weights={decoder_folder}", "--prompt=A", "--prompt=B", "--max_tokens=3"]) == 0
     assert capsys.readouterr().out.startswith("A")
 
 
-def test_the_command_chats(folder, capsys):
-    assert main([f"--weights={folder}", "--chat", "--prompt=hello", "--max_tokens=4"]) == 0
+def test_the_command_chats(decoder_folder, capsys):
+    assert main([f"--weights={decoder_folder}", "--chat", "--prompt=hello", "--max_tokens=4"]) == 0
     assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "flags", [[], ["--prompt=x", "--max_tokens=0"], ["--prompt=x", "--top_p=0"], ["--prompt=x", "--compute=int4"]]
 )
-def test_wrong_flags(folder, flags):
+def test_wrong_flags(decoder_folder, flags):
     with pytest.raises(UserError):
-        main([f"--weights={folder}", *flags])
+        main([f"--weights={decoder_folder}", *flags])

@@ -15,7 +15,6 @@ import pytest
 import uvicorn
 
 from research.configs import linear_diabetes
-from research.inference.generate import Generator
 from research.runs.rundir import RunDir
 from research.serve import shapes
 from research.serve.app import make_app
@@ -29,7 +28,6 @@ from research.serve.service import Service
 from research.serve.writer import Writer
 from research.training.loop import train_and_evaluate
 from tests import tiny
-from tests.interop import tiny_decoder
 
 # Few batch shapes, as each is compiled.
 LIMITS = Limits(batch_ms=1000.0, queue_ms=1e6, batch_items=150, batch_rows=4)
@@ -152,19 +150,6 @@ def guarded(models, limits=LIMITS, **options):
 TEXT_LIMITS = Limits(texts=2, queue_texts=2, text_tokens=32)
 
 
-@pytest.fixture(scope="session")
-def decoder_folder(tmp_path_factory):
-    """A decoder of 32 positions, as transformers saves it, with a template for chats."""
-    path = tmp_path_factory.mktemp("decoder") / "llama"
-    tiny_decoder.write_chat(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def generator(decoder_folder):
-    return Generator.open(decoder_folder)
-
-
 @contextlib.contextmanager
 def writing(generators, limits=TEXT_LIMITS, models=None, **options):
     """A guarded service of decoders, and of the models, both by name -> (its URL, the service)."""
@@ -178,6 +163,13 @@ def writing(generators, limits=TEXT_LIMITS, models=None, **options):
             service.install(writer)
         eventually(lambda: service.writers.keys() == generators.keys(), 10)
         yield url, service
+
+
+@pytest.fixture(scope="module")
+def written(generator):
+    """A service of a decoder -> (its URL, the service)."""
+    with writing({"llama": generator}) as found:
+        yield found
 
 
 def slowly(monkeypatch, writer, seconds=0.02):

@@ -12,18 +12,12 @@ import pytest
 from research.core.sampling import Sampling
 from research.inference.generate import Request
 from research.serve.repository import Repository, Source
-from tests.serve.conftest import TEXT_LIMITS, slowly, writing
+from tests.serve.conftest import TEXT_LIMITS, slowly
 
 
 @pytest.fixture(scope="module")
-def served(generator):
-    with writing({"llama": generator}) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(served):
-    with openai.OpenAI(base_url=f"{served[0]}/v1", api_key="none", max_retries=0) as found:
+def client(written):
+    with openai.OpenAI(base_url=f"{written[0]}/v1", api_key="none", max_retries=0) as found:
         yield found
 
 
@@ -36,8 +30,8 @@ def test_models(client):
     assert [model.id for model in client.models.list()] == ["llama"]
 
 
-def test_the_list_of_models_tells_what_a_decoder_does(served, generator, monkeypatch):
-    url, service = served
+def test_the_list_of_models_tells_what_a_decoder_does(written, generator, monkeypatch):
+    url, service = written
     (found,) = httpx.get(f"{url}/models").json()
     assert found == httpx.get(f"{url}/models/llama").json()
     assert found["kind"] == "text_generation"
@@ -132,8 +126,8 @@ def test_stop_strings(client, generator):
         ("chat/completions", {"messages": [{"role": "user", "content": "x" * 50}]}, 422),
     ],
 )
-def test_what_can_not_be_written_is_refused(served, path, body, status):
-    reply = httpx.post(f"{served[0]}/v1/{path}", json=body)
+def test_what_can_not_be_written_is_refused(written, path, body, status):
+    reply = httpx.post(f"{written[0]}/v1/{path}", json=body)
     assert reply.status_code == status, reply.text
     assert reply.json()["error"]["message"]
 
@@ -150,29 +144,29 @@ def test_what_can_not_be_written_is_refused(served, path, body, status):
     ],
     ids=["nan", "infinity", "surrogate", "deep", "token", "seed"],
 )
-def test_what_is_hardly_json_is_refused(served, body):
-    reply = httpx.post(f"{served[0]}/v1/completions", content=body)
+def test_what_is_hardly_json_is_refused(written, body):
+    reply = httpx.post(f"{written[0]}/v1/completions", content=body)
     assert reply.status_code == 422, reply.text
     assert len(reply.text) < 500
 
 
-def test_a_list_of_prompts_has_one(served):
+def test_a_list_of_prompts_has_one(written):
     def ask(prompt):
         body = {"prompt": prompt, "max_tokens": 4, "temperature": 0}
-        return httpx.post(f"{served[0]}/v1/completions", json=body).json()
+        return httpx.post(f"{written[0]}/v1/completions", json=body).json()
 
     assert ask(["The sea"])["choices"] == ask("The sea")["choices"]
     assert ask([[5, 6]])["choices"] == ask([5, 6])["choices"]
     assert ask(["a", "b"])["error"]["message"] == "prompt: a request has one prompt, and this one has 2"
 
 
-def test_a_decoder_predicts_nothing(served):
-    reply = httpx.post(f"{served[0]}/predict", json={"inputs": "x"})
+def test_a_decoder_predicts_nothing(written):
+    reply = httpx.post(f"{written[0]}/predict", json={"inputs": "x"})
     assert reply.status_code == 424
 
 
-def test_too_many_texts_are_refused_at_once(served, monkeypatch):
-    url, service = served
+def test_too_many_texts_are_refused_at_once(written, monkeypatch):
+    url, service = written
     slowly(monkeypatch, service.writers["llama"])
 
     async def ask(client):

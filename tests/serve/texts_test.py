@@ -22,12 +22,6 @@ STREAM = {"prompt": "A", "max_tokens": 25, "stream": True}
 
 
 @pytest.fixture(scope="module")
-def served(generator):
-    with writing({"llama": generator}) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def hurried(generator):
     """A service with little time for texts, and short prompts."""
     limits = dataclasses.replace(TEXT_LIMITS, timeout_ms=200.0, text_ms=400.0, text_chars=1000)
@@ -43,8 +37,8 @@ def _events(text):
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
 
 
-def test_a_stream_that_is_closed_frees_its_row(served, monkeypatch):
-    url, service = served
+def test_a_stream_that_is_closed_frees_its_row(written, monkeypatch):
+    url, service = written
     writer = service.writers["llama"]
     slowly(monkeypatch, writer, 0.2)  # the whole text would take 5 s
     with httpx.stream("POST", f"{url}/v1/completions", json=STREAM) as reply:
@@ -55,8 +49,8 @@ def test_a_stream_that_is_closed_frees_its_row(served, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
-def test_a_refused_stream_has_the_status(served, monkeypatch, path):
-    url, service = served
+def test_a_refused_stream_has_the_status(written, monkeypatch, path):
+    url, service = written
     body = {**STREAM, "messages": [{"role": "user", "content": "A"}]}
     monkeypatch.setattr(service.writers["llama"], "_most", 0)
     reply = httpx.post(f"{url}/v1/{path}", json=body)
@@ -66,8 +60,8 @@ def test_a_refused_stream_has_the_status(served, monkeypatch, path):
     assert httpx.post(f"{url}/v1/{path}", json=body).status_code == 429
 
 
-def test_a_model_that_fails_ends_the_texts_and_not_the_service(served, monkeypatch):
-    url, service = served
+def test_a_model_that_fails_ends_the_texts_and_not_the_service(written, monkeypatch):
+    url, service = written
     writer = service.writers["llama"]
     with monkeypatch.context() as patch:
         patch.setattr(writer._continuations, "_forward", None)
@@ -122,8 +116,8 @@ def test_long_prompts_are_not_encoded(hurried, monkeypatch):
         assert "at most 1000" in reply.json()["error"]["message"]
 
 
-def test_inputs_that_wait_for_a_device_hold_up_no_text(served, monkeypatch):
-    url, service = served
+def test_inputs_that_wait_for_a_device_hold_up_no_text(written, monkeypatch):
+    url, service = written
     full = ServiceError(Kind.OVERLOADED, "full")
     monkeypatch.setattr(service.answers.engine.queue, "refusal", lambda count: full)
     assert httpx.post(f"{url}/v1/completions", json={"prompt": "A"}).status_code == 200
@@ -137,8 +131,8 @@ def test_every_text_counts_for_the_rate(generator):
     assert 1 < int(second.headers["Retry-After"]) <= 3
 
 
-def test_the_event_loop_is_free_while_a_prompt_is_encoded(served, monkeypatch):
-    url, service = served
+def test_the_event_loop_is_free_while_a_prompt_is_encoded(written, monkeypatch):
+    url, service = written
     generator = type(service.writers["llama"].generator)
     encode = generator.encode
     monkeypatch.setattr(generator, "encode", lambda self, text: [time.sleep(0.5), encode(self, text)][1])
@@ -189,28 +183,30 @@ def _full_at_once(monkeypatch):
     monkeypatch.setattr(connection.Connection, "connection_made", small)
 
 
-def test_a_client_that_does_not_read_is_dropped(served, monkeypatch):
-    """Its connection is closed, and not only when what it was sent before is taken."""
-    url, service = served
+@contextlib.contextmanager
+def _unread(written, monkeypatch):
+    """A stream that fills the buffers, whose texts are no longer written -> its connection."""
+    url, service = written
     writer = service.writers["llama"]
     _full_at_once(monkeypatch)
-    monkeypatch.setattr(connection, "UNTAKEN_SECONDS", 0.3)
-    slowly(monkeypatch, writer, 0.01)
-    with _connect(url, {**STREAM, "n": 2, "max_tokens": 31, "logprobs": 20}) as found:
-        eventually(lambda: writer.active == 2)
-        eventually(lambda: not service.admission.requests and not writer.active)
-        assert not _read(found).endswith(b"0\r\n\r\n")
-
-
-def test_a_client_that_reads_late_is_told_what_it_missed(served, monkeypatch):
-    url, service = served
-    writer = service.writers["llama"]
-    _full_at_once(monkeypatch)
-    monkeypatch.setattr(texts, "_MOST_UNREAD", 5)
     slowly(monkeypatch, writer, 0.01)
     with _connect(url, {**STREAM, "n": 2, "max_tokens": 31, "logprobs": 20}) as found:
         eventually(lambda: writer.active == 2)
         eventually(lambda: not writer.active)
+        yield found
+
+
+def test_a_client_that_does_not_read_is_dropped(written, monkeypatch):
+    """Its connection is closed, and not only when what it was sent before is taken."""
+    monkeypatch.setattr(connection, "UNTAKEN_SECONDS", 0.3)
+    with _unread(written, monkeypatch) as found:
+        eventually(lambda: not written[1].admission.requests)
+        assert not _read(found).endswith(b"0\r\n\r\n")
+
+
+def test_a_client_that_reads_late_is_told_what_it_missed(written, monkeypatch):
+    monkeypatch.setattr(texts, "_MOST_UNREAD", 5)
+    with _unread(written, monkeypatch) as found:
         said = b""
         found.settimeout(5)
         while not said.endswith(b"0\r\n\r\n"):
@@ -218,9 +214,9 @@ def test_a_client_that_reads_late_is_told_what_it_missed(served, monkeypatch):
     assert b"5 tokens of it were not read" in said
 
 
-def test_a_slow_client_is_not_dropped(served, monkeypatch):
+def test_a_slow_client_is_not_dropped(written, monkeypatch):
     """It takes enough in the time that it has."""
-    url, _ = served
+    url, _ = written
     _full_at_once(monkeypatch)
     monkeypatch.setattr(connection, "UNTAKEN_SECONDS", 0.2)
     monkeypatch.setattr(connection, "TAKEN_BYTES", 1)

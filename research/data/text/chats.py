@@ -19,7 +19,7 @@ from research.data.encoder import ColumnsOf, Encoder, Signature
 from research.data.examples import Columns, Ragged, TextExamples
 from research.data.text.chat_template import CHATML, CHATML_START, SETTINGS, ChatTemplate, settings_of
 from research.data.text.reversible import TOKENIZERS, end_token, token_bytes
-from research.data.text.wordpiece import VERSION, read_tokenizer, without_limits
+from research.data.text.wordpiece import VERSION, read_tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -210,9 +210,7 @@ class ChatEncoder(Encoder):
     @functools.cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":
         """The tokenizer. Unlike that of documents it knows the special tokens in a text: the template writes them."""
-        import tokenizers
-
-        return without_limits(tokenizers.Tokenizer.from_str(self.definition))
+        return tokenizer_of(self.definition)
 
     @functools.cached_property
     def template(self) -> ChatTemplate:

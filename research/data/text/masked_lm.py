@@ -16,7 +16,7 @@ from research.data.columns import only
 from research.data.encoder import Encoder, Signature
 from research.data.examples import Columns, Examples, Ragged
 from research.data.text.documents import Documents, cut_rows, row_count, special_ids
-from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, TextEncoder, WordPiece, without_limits
+from research.data.text.wordpiece import SPECIAL_TOKENS, VERSION, TextEncoder, WordPiece, tokenizer_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -207,9 +207,7 @@ class MaskedEncoder(Encoder):
 
     @functools.cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":
-        import tokenizers
-
-        return without_limits(tokenizers.Tokenizer.from_str(self.definition))
+        return tokenizer_of(self.definition)
 
     @property
     def of_texts(self) -> "TextsToFill":

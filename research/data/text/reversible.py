@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from research.base.errors import UserError
-from research.data.text.wordpiece import without_limits
+from research.data.text.wordpiece import tokenizer_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -106,9 +106,7 @@ def _check_size(name: str, vocab_size: int, least: int) -> None:
 
 def loaded(definition: str) -> "tokenizers.Tokenizer":
     """The tokenizer of a tokenizer.json that encodes all of a text: a special token in it is text like any other."""
-    import tokenizers
-
-    tokenizer = without_limits(tokenizers.Tokenizer.from_str(definition))
+    tokenizer = tokenizer_of(definition)
     tokenizer.encode_special_tokens = True
     return tokenizer
 

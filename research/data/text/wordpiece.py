@@ -231,6 +231,13 @@ def read_tokenizer(path: str, *, lowercase: bool) -> "tokenizers.Tokenizer":
     return bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase=lowercase)
 
 
+def tokenizer_of(definition: str) -> "tokenizers.Tokenizer":
+    """The tokenizer that a tokenizer.json, its text, defines, without the limits in it."""
+    import tokenizers
+
+    return without_limits(tokenizers.Tokenizer.from_str(definition))
+
+
 def without_limits(tokenizer: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
     """The tokenizer itself, which from now on neither pads nor truncates, whatever its file says."""
     tokenizer.no_padding()
