@@ -53,7 +53,7 @@ def onnx_session(arguments: argparse.Namespace) -> Classify:
     names = [entry.name for entry in session.get_inputs()]
 
     def classify(text: str) -> list[dict[str, Any]]:
-        encoded = tokenizer(text, truncation=True, max_length=512, return_tensors="np")
+        encoded = tokenizer(text, truncation=True, max_length=512, return_tensors="np", return_token_type_ids=True)
         (logits,) = session.run(None, {name: encoded[name].astype(np.int64) for name in names})
         exponentials = np.exp(logits[0] - logits[0].max())
         scores = exponentials / exponentials.sum()
