@@ -3,6 +3,7 @@
 
 python benchmarks/generate.py --folder=FOLDER                      # a Llama or GPT-2, as transformers saves it
 python benchmarks/generate.py --folder=FOLDER --perplexity=TEXT    # what int8 and bfloat16 cost, on a text file
+python benchmarks/generate.py --folder=FOLDER --uncached           # what the cache gains, in texts of 256 tokens
 
 Each side runs in a process of its own (turns.py), measured in turn while the others wait. All write greedily. The
 peer is `generate` of transformers in float32 and bfloat16, with its dynamic cache, which was faster than its static
@@ -176,18 +177,66 @@ def perplexity(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def uncached(arguments: argparse.Namespace) -> str:
+    """Tokens a second of one text whose 192nd to 256th tokens are written, with the cache and by whole forward passes."""
+    import jax
+    import jax.numpy as jnp
+
+    from research.core.sampling import Sampling
+    from research.inference.generate import Generator
+
+    generator = Generator.open(arguments.folder)
+    length, vocab_size = 256, generator.module.vocab_size
+    prompt = _prompt(np.random.default_rng(0), length - TOKENS, vocab_size)
+    texts = generator.continuations(rows=1)
+
+    @jax.jit
+    def following(variables: Any, row: Any, size: Any) -> Any:
+        offset = jnp.arange(length)[None]
+        batch = {"tokens": row, "segments": jnp.where(offset < size, 1, 0), "positions": offset}
+        logits = generator.module.apply(variables, batch, train=False)["logits"]  # type: ignore[index, call-overload]
+        return jnp.argmax(logits[0, size - 1])
+
+    def cached() -> tuple[list[int], float]:
+        text = texts.add(prompt, Sampling(temperature=0))
+        while not text.tokens:
+            texts.step()
+        began = time.perf_counter()
+        while len(text.tokens) < TOKENS:
+            texts.step()
+        seconds = time.perf_counter() - began
+        texts.remove(text)
+        return list(text.tokens), (TOKENS - 1) / seconds
+
+    def whole() -> tuple[list[int], float]:
+        row = np.zeros((1, length), np.int32)
+        row[0, : len(prompt)] = prompt
+        began = time.perf_counter()
+        for size in range(len(prompt), length):
+            token = int(following(generator.variables, row, size))
+            row[0, size : size + 1] = token
+        return row[0, len(prompt) :].tolist(), TOKENS / (time.perf_counter() - began)
+
+    found = [(cached(), whole()) for _ in range(arguments.rounds + 1)][1:]  # the first ones compile
+    assert all(one == other for (one, _), (other, _) in found), "the texts differ"
+    with_cache, without = (statistics.median(pair[side][1] for pair in found) for side in range(2))
+    return f"{with_cache:.1f} tokens/s with a cache, {without:.2f} without: {with_cache / without:.1f} times"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--perplexity", help="a text file")
     parser.add_argument("--characters", type=int, default=60_000, help="of the text")
+    parser.add_argument("--uncached", action="store_true")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
         return
-    print(perplexity(arguments) if arguments.perplexity else compare(arguments))
+    what = perplexity if arguments.perplexity else uncached if arguments.uncached else compare
+    print(what(arguments))
 
 
 if __name__ == "__main__":
