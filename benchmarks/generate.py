@@ -178,7 +178,7 @@ def perplexity(arguments: argparse.Namespace) -> str:
 
 
 def uncached(arguments: argparse.Namespace) -> str:
-    """Tokens a second of one text whose 192nd to 256th tokens are written, with the cache and by whole forward passes."""
+    """Tokens a second of the last 64 of a text of 256 tokens, with the cache and by whole forward passes."""
     import jax
     import jax.numpy as jnp
 
