@@ -194,8 +194,8 @@ def uncached(arguments: argparse.Namespace) -> str:
     def following(variables: Any, row: Any, size: Any) -> Any:
         offset = jnp.arange(length)[None]
         batch = {"tokens": row, "segments": jnp.where(offset < size, 1, 0), "positions": offset}
-        logits = generator.module.apply(variables, batch, train=False)["logits"]  # type: ignore[index, call-overload]
-        return jnp.argmax(logits[0, size - 1])
+        outputs: Any = generator.module.apply(variables, batch, train=False)
+        return jnp.argmax(outputs["logits"][0, size - 1])
 
     def cached() -> tuple[list[int], float]:
         text = texts.add(prompt, Sampling(temperature=0))
