@@ -2,15 +2,18 @@
 """Generation beside transformers: tokens a second of one text and of several, and of reading a prompt.
 
 python benchmarks/generate.py --folder=FOLDER                      # a Llama or GPT-2, as transformers saves it
+python benchmarks/generate.py --folder=FOLDER --gguf=FILE          # also llama.cpp with a file of its own
 python benchmarks/generate.py --folder=FOLDER --perplexity=TEXT    # what int8 and bfloat16 cost, on a text file
 python benchmarks/generate.py --folder=FOLDER --uncached           # what the cache gains, in texts of 256 tokens
 
 Each side runs in a process of its own (turns.py), measured in turn while the others wait. All write greedily. The
 peer is `generate` of transformers in float32 and bfloat16, with its dynamic cache, which was faster than its static
-one; a batch of it has prompts of the same length, so that it needs no padding. Needs the `parity` extra.
+one; a batch of it has prompts of the same length, so that it needs no padding. Needs the `parity` extra, and for
+llama.cpp the package llama-cpp-python.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -117,11 +120,65 @@ def peer(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]
     return measure
 
 
+def llama_cpp(arguments: argparse.Namespace) -> Callable[[str, int], dict[str, float]]:
+    """The same by llama.cpp, in the numbers of the file's weights."""
+    import llama_cpp as lib
+
+    lib.llama_backend_init()
+    threads = len(os.sched_getaffinity(0))
+    model = lib.llama_model_load_from_file(arguments.gguf.encode(), lib.llama_model_default_params())
+    vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    settings = lib.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = max(STREAMS) * (LONG + TOKENS), LONG, LONG
+    settings.n_seq_max, settings.n_threads, settings.n_threads_batch = max(STREAMS), threads, threads
+    context = lib.llama_init_from_model(model, settings)
+    batch = lib.llama_batch_init(LONG, 0, 1)
+
+    def run(rows: list[list[int]], offset: int) -> list[int]:
+        """Appends tokens to each text -> the likeliest token after each."""
+        n, last = 0, []
+        for row, tokens in enumerate(rows):
+            for i, token in enumerate(tokens):
+                batch.token[n], batch.pos[n], batch.n_seq_id[n], batch.seq_id[n][0] = token, offset + i, 1, row
+                batch.logits[n] = i == len(tokens) - 1
+                n += 1
+            last.append(n - 1)
+        batch.n_tokens = n
+        if lib.llama_decode(context, batch):
+            raise RuntimeError("llama_decode failed")
+        logits = (np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), (vocabulary,)) for i in last)
+        return [int(row.argmax()) for row in logits]
+
+    def measure(setting: str, _: int) -> dict[str, float]:
+        what = setting.rsplit(" ", 1)[1]
+        rng = np.random.default_rng(0)
+        reads, count = what == "read", 1 if what == "read" else int(what)
+        size = LONG if reads else PROMPT
+        prompts = [_prompt(rng, size, vocabulary) for _ in range(count)]
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        began = time.perf_counter()
+        tokens = run(prompts, 0)
+        if reads:
+            return {"seconds": time.perf_counter() - began, "examples": LONG}
+        began = time.perf_counter()
+        for i in range(TOKENS):
+            tokens = run([[token] for token in tokens], size + i)
+        return {"seconds": time.perf_counter() - began, "examples": TOKENS * count}
+
+    return measure
+
+
+SIDES = {"ours": ours, "peer": peer, "llama.cpp": llama_cpp}
+
+
 def compare(arguments: argparse.Namespace) -> str:
-    sides = {name: Side(__file__, name, [f"--folder={arguments.folder}"]) for name in ("ours", "peer")}
+    rows = [("ours", compute) for compute in COMPUTE] + [("peer", kind) for kind in PEERS]
+    if arguments.gguf:
+        rows.append(("llama.cpp", "file"))
+    own = [f"--folder={arguments.folder}", *([f"--gguf={arguments.gguf}"] if arguments.gguf else [])]
+    sides = {name: Side(__file__, name, own) for name in {side: None for side, _ in rows}}
     whats = [*map(str, STREAMS), "read"]
-    settings = [("ours", f"{compute} {what}") for what in whats for compute in COMPUTE]
-    settings += [("peer", f"{kind} {what}") for what in whats for kind in PEERS]
+    settings = [(side, f"{kind} {what}") for what in whats for side, kind in rows]
     for side, setting in settings:  # compiles
         sides[side].measure(setting, 1)
     results = Results()
@@ -134,12 +191,12 @@ def compare(arguments: argparse.Namespace) -> str:
         "| | one text | eight texts | reading a prompt |",
         "|---|---|---|---|",
     ]
-    rows = [("ours", compute) for compute in COMPUTE] + [("peer", kind) for kind in PEERS]
+    names = {"ours": "this project, ", "peer": "transformers, ", "llama.cpp": "llama.cpp, the "}
     for side, kind in rows:
         rates = [
             f"{results.rate(side, f'{kind} {what}'):.1f} ({results.spread(side, f'{kind} {what}')})" for what in whats
         ]
-        lines.append(f"| {'this project' if side == 'ours' else 'transformers'}, {kind} | {' | '.join(rates)} |")
+        lines.append(f"| {names[side]}{kind} | {' | '.join(rates)} |")
     for what in whats:
         best = max(PEERS, key=lambda kind: results.rate("peer", f"{kind} {what}"))
         ratios = [f"{compute} {results.ratio(f'{compute} {what}', f'{best} {what}')}" for compute in COMPUTE]
@@ -230,10 +287,11 @@ def main() -> None:
     parser.add_argument("--perplexity", help="a text file")
     parser.add_argument("--characters", type=int, default=60_000, help="of the text")
     parser.add_argument("--uncached", action="store_true")
-    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--gguf", help="a file of llama.cpp with the same model")
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve({"ours": ours, "peer": peer}[arguments.serve], arguments)
+        serve(SIDES[arguments.serve], arguments)
         return
     what = perplexity if arguments.perplexity else uncached if arguments.uncached else compare
     print(what(arguments))

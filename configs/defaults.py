@@ -202,7 +202,12 @@ def decoder(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: in
             "mlp_size": 4 * hidden_size,
             "max_positions": max_positions,
             "position_encoding": "learned",  # learned, rotary
-            "rope_theta": 10_000.0,  # rotary only
+            "rope_theta": 10_000.0,  # rotary only, as all of rope
+            "rope_scaling": "none",  # none, linear, llama3: for more positions than the weights were trained with
+            "rope_factor": 1.0,
+            "rope_low": 1.0,  # llama3 only, as the next two
+            "rope_high": 4.0,
+            "rope_positions": 8192,
             "norm": "layernorm",  # layernorm, rmsnorm
             "norm_eps": 1e-5,
             "activation": "gelu",  # gelu, gelu_tanh, relu, swiglu

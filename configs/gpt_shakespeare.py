@@ -11,7 +11,7 @@ Measured on 2 CPU cores with AMX, JAX 0.10.1, seed 0, with other work on the mac
     and 1.8843 (benchmarks/gpt_shakespeare.py).
   embedded: validation loss 1.6775, 2.4206 bits per byte, with the texts of Python 3.11.7; 4 minutes and 33 seconds of
     processor time.
-  char: not yet measured; it needs an accelerator.
+  char: not yet measured; it needs an accelerator. A step takes about 20 seconds on these cores.
 
 TFDS's tiny_shakespeare has one text per split. Its `train` is the first 90 % (1,003,854 characters), as nanoGPT's; its
 `validation` and `test` are the first and second half of nanoGPT's validation split (55,770 characters each). The loss

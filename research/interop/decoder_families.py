@@ -38,6 +38,19 @@ _LLAMA_LAYER = {
     "mlp_out": "mlp.down_proj",
 }
 
+# How rope_parameters with a rope_type call the keys of `model`.
+_ROPE_TYPES = {
+    "default": {},
+    "linear": {"rope_factor": "factor"},
+    "llama3": {
+        "rope_factor": "factor",
+        "rope_low": "low_freq_factor",
+        "rope_high": "high_freq_factor",
+        "rope_positions": "original_max_position_embeddings",
+    },
+}
+_PLAIN_ROPE = {"rope_scaling": "none", "rope_factor": 1.0, "rope_low": 1.0, "rope_high": 4.0, "rope_positions": 8192}
+
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
@@ -64,7 +77,8 @@ GPT2 = Family(
     },
     fixed={
         "position_encoding": "learned",
-        "rope_theta": 10_000.0,  # unused
+        "rope_theta": 10_000.0,  # unused, as all of rope
+        **_PLAIN_ROPE,
         "norm": "layernorm",
         "use_bias": True,
         "scale_residual_init": True,
@@ -179,7 +193,7 @@ def _read_llama(config: Mapping[str, Any], model: Mapping[str, Any], where: str)
             else _head_size(config, model, "hidden_size", "num_attention_heads", where)
         ),
         "use_bias": biases["attention_bias"],
-        "rope_theta": _rope_theta(config, where),
+        **_rope(config, model, where),
     }
 
 
@@ -195,17 +209,17 @@ def _head_size(config: Mapping[str, Any], model: Mapping[str, Any], width: str, 
     return int(model["hidden_size"] // model["num_heads"])
 
 
-def _rope_theta(config: Mapping[str, Any], where: str) -> float:
-    """The base of the rotary embedding, in `rope_parameters`, or in older files in `rope_theta`.
+def _rope(config: Mapping[str, Any], model: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of the rotary embedding, in `rope_parameters`, or in older files in `rope_theta` and `rope_scaling`.
 
-    Raises UserError for scaled embeddings, and for ones that rotate only a part of each head.
+    Raises UserError for other scalings than those of _ROPE_TYPES, and for ones that rotate only a part of each head.
     """
     key = "rope_parameters" if "rope_parameters" in config else "rope_scaling"
     settings = config.get(key, {})
     check_kind(where, key, settings, (dict,), "an object")
     kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{where} has {key} of rope_type {kind!r}; only 'default' is supported")
+    if kind not in _ROPE_TYPES:
+        raise UserError(f"{where} has {key} of rope_type {kind!r}; supported: {', '.join(_ROPE_TYPES)}")
     if any(isinstance(value, dict) for value in settings.values()):
         raise UserError(f"{where} has {key} {settings!r}; only the same for all layers are supported")
     found = {name: settings.get(name, config.get(name)) for name in ("partial_rotary_factor", "rope_theta")}
@@ -213,7 +227,19 @@ def _rope_theta(config: Mapping[str, Any], where: str) -> float:
         raise UserError(f"{where} has partial_rotary_factor {found['partial_rotary_factor']!r}; only 1.0 is supported")
     theta = 10_000.0 if found["rope_theta"] is None else found["rope_theta"]
     check_kind(where, "rope_theta", theta, (int, float), "a number")
-    return float(theta)
+    rope: dict[str, Any] = {**_PLAIN_ROPE, "rope_theta": float(theta)}
+    if kind == "default":
+        return rope
+    given = {"original_max_position_embeddings": model["max_positions"], **settings}
+    for own, theirs in _ROPE_TYPES[kind].items():
+        if theirs not in given:
+            raise UserError(f"{where} has {key} of rope_type {kind!r} without {theirs}")
+        if own == "rope_positions":
+            rope[own] = _integer(given, theirs, 0, where)
+        else:
+            check_kind(where, theirs, given[theirs], (int, float), "a number")
+            rope[own] = float(given[theirs])
+    return {**rope, "rope_scaling": kind}
 
 
 def write_config(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
@@ -221,6 +247,7 @@ def write_config(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
 
     GPT-2 without biases is one whose biases are 0. Raises UserError if there is no such family.
     """
+    model = {**_PLAIN_ROPE, **model}  # older runs lack these
     gpt2 = {"position_encoding": "learned", "norm": "layernorm"}
     family = GPT2 if {key: model[key] for key in gpt2} == gpt2 else LLAMA
     fixed = gpt2 if family is GPT2 else {"position_encoding": "rotary", "norm": "rmsnorm"}
@@ -242,6 +269,7 @@ def write_config(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     if family is GPT2:
         return family, {**config, "n_inner": model["mlp_size"], "embd_pdrop": model["dropout"]}
     theta = model["rope_theta"]
+    kind = "default" if model["rope_scaling"] == "none" else model["rope_scaling"]
     return family, {
         **config,
         "num_key_value_heads": model["num_kv_heads"],
@@ -249,5 +277,6 @@ def write_config(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
         "attention_bias": model["use_bias"],
         "mlp_bias": model["use_bias"],
         "rope_theta": theta,  # as read by older versions
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_parameters": {"rope_type": kind, "rope_theta": theta}
+        | {theirs: model[own] for own, theirs in _ROPE_TYPES[kind].items()},
     }

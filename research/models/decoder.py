@@ -143,7 +143,7 @@ class Decoder(DecoderSizes, kw_only=True):
     def _rotation(self, positions: jax.Array) -> Pair | None:
         if self.position_encoding != "rotary":
             return None
-        return rotation(positions, self.head_size, self.rope_theta, jnp.promote_types(self.dtype, jnp.float32))
+        return rotation(positions, self.frequencies(jnp.promote_types(self.dtype, jnp.float32)))
 
     def _embed(self, tokens: jax.Array, positions: jax.Array, *, train: bool) -> jax.Array:
         x = self.token_embedding(tokens)

@@ -17,6 +17,7 @@ from research.models.layers import Dense, Dropout
 from research.models.transformer import ACTIVATIONS, Initializer, attend
 
 POSITION_ENCODINGS = ("learned", "rotary")
+ROPE_SCALINGS = ("none", "linear", "llama3")
 NORMS = ("layernorm", "rmsnorm")
 SWIGLU = "swiglu"
 
@@ -52,6 +53,9 @@ class DecoderSizes(nn.Module, kw_only=True):
       max_positions: the length of the longest document, in tokens.
       position_encoding: learned, an embedding added to that of the token, or rotary (Su et al. 2021).
       rope_theta: base of the wavelengths of a rotary embedding.
+      rope_scaling: how they are lengthened for more positions than the model was first trained with; see `frequencies`.
+      rope_factor: how many times the longest ones are lengthened.
+      rope_low, rope_high, rope_positions: of llama3.
       norm: layernorm, or rmsnorm (Zhang & Sennrich 2019).
       norm_eps: added to the variance, or to the mean square.
       activation: of the feed-forward layers: gelu, gelu_tanh, relu, or swiglu (Shazeer 2020), which has a third kernel.
@@ -75,6 +79,10 @@ class DecoderSizes(nn.Module, kw_only=True):
         "mlp_size": COUNT,
         "max_positions": COUNT,
         "rope_theta": POSITIVE,
+        "rope_factor": POSITIVE,
+        "rope_low": POSITIVE,
+        "rope_high": POSITIVE,
+        "rope_positions": COUNT,
         "norm_eps": POSITIVE,
         "dropout": RATE,
         "attention_dropout": RATE,
@@ -100,6 +108,11 @@ class DecoderSizes(nn.Module, kw_only=True):
     attention_dropout: float
     initializer_range: float
     scale_residual_init: bool
+    rope_scaling: str = "none"  # as in runs from before these keys existed
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_positions: int = 8192
     dtype: Any = jnp.float32
 
     @property
@@ -136,6 +149,7 @@ class DecoderSizes(nn.Module, kw_only=True):
         """Raises ValueError for settings that don't fit together."""
         known = {
             "position_encoding": POSITION_ENCODINGS,
+            "rope_scaling": ROPE_SCALINGS,
             "norm": NORMS,
             "activation": (*ACTIVATIONS, SWIGLU),
         }
@@ -146,12 +160,31 @@ class DecoderSizes(nn.Module, kw_only=True):
             raise ValueError(f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}")
         if self.position_encoding == "rotary" and self.head_size % 2:
             raise ValueError(f"model.head_size={self.head_size} is odd; a rotary embedding rotates pairs")
+        if self.rope_low >= self.rope_high:
+            raise ValueError(f"model.rope_low={self.rope_low} is not below model.rope_high={self.rope_high}")
+
+    @nn.nowrap
+    def frequencies(self, dtype: Any) -> jax.Array:
+        """The angles of a rotary embedding from one position to the next, [K / 2] (Su et al. 2021, section 3.2.2).
+
+        `linear` divides all by rope_factor (Chen et al. 2023). `llama3` (the code of Llama 3.1) divides those of the
+        wavelengths above rope_positions / rope_low, leaves those below rope_positions / rope_high as they are, and
+        interpolates between, linearly in the number of waves that rope_positions hold.
+        """
+        plain = self.rope_theta ** (-jnp.arange(0, self.head_size, 2, dtype=dtype) / self.head_size)
+        if self.rope_scaling == "none":
+            return plain
+        scaled = plain / self.rope_factor
+        if self.rope_scaling == "linear":
+            return scaled
+        waves = self.rope_positions * plain / (2 * jnp.pi)
+        kept = jnp.clip((waves - self.rope_low) / (self.rope_high - self.rope_low), 0, 1)
+        return kept * plain + (1 - kept) * scaled
 
 
-def rotation(positions: jax.Array, size: int, theta: float, dtype: Any) -> Pair:
-    """Cosines and sines for `rotate`: int [B, L] -> each [B, L, 1, size / 2] (Su et al. 2021, section 3.2.2)."""
-    frequencies = theta ** (-jnp.arange(0, size, 2, dtype=dtype) / size)
-    angles = positions[:, :, None, None].astype(dtype) * frequencies[None, None, None, :]
+def rotation(positions: jax.Array, frequencies: jax.Array) -> Pair:
+    """Cosines and sines for `rotate`: int [B, L] and [K / 2] -> each [B, L, 1, K / 2]."""
+    angles = positions[:, :, None, None].astype(frequencies.dtype) * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

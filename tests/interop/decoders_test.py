@@ -17,7 +17,8 @@ from tests.interop.tiny_decoder import CONFIGS, END
 
 SAME = {
     "vocab_size": 257, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "mlp_size": 12, "max_positions": 32,
-    "norm_eps": 1e-5, "initializer_range": 0.02,
+    "norm_eps": 1e-5, "initializer_range": 0.02, "rope_scaling": "none", "rope_factor": 1.0, "rope_low": 1.0,
+    "rope_high": 4.0, "rope_positions": 8192,
 }  # fmt: skip
 EXPECTED = {
     "gpt2": {
@@ -73,12 +74,38 @@ def test_rotary_base_in_files_of_all_versions(settings):
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": "linear", "rope_factor": 2.0}),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.5,
+                    "high_freq_factor": 3.0,
+                }
+            },
+            {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_low": 1.5, "rope_high": 3.0, "rope_positions": 32},
+        ),
+    ],
+)
+def test_scaled_rotary_embeddings_are_read_and_written(settings, expected):
+    config = {key: value for key, value in CONFIGS["llama"].items() if not key.startswith("rope")}
+    model = read_config({**config, "rope_theta": 7.0, **settings}, "F")[1]
+    assert model == {**EXPECTED["llama"], "rope_theta": 7.0, **expected}
+    assert read_config(write_config(model)[1], "F")[1] == model
+
+
+@pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
-         "^F has rope_parameters of rope_type 'llama3'; only 'default' is supported$"),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-         "^F has rope_scaling of rope_type 'linear'; only 'default' is supported$"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}},
+         "^F has rope_parameters of rope_type 'yarn'; supported: default, linear, llama3$"),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+         "^F has rope_scaling of rope_type 'linear' without factor$"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "^F has factor '2'; it must be"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, "^F: model.rope_factor is 0"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
          "^F has rope_parameters {'full_attention': .*}; only the same for all layers"),
         ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},

@@ -24,6 +24,13 @@ from tests.models.random_params import random_params
 pytestmark = pytest.mark.parity
 
 SMOLLM2 = Path("~/models/SmolLM2-135M-Instruct").expanduser()
+# llama3 with wavelengths on either side of both bounds and between them.
+_ROPE = (
+    {"rope_type": "default"},
+    {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 60},
+    {"rope_type": "linear", "factor": 2.5},
+)  # fmt: skip
 
 
 def _draw(seed):
@@ -50,7 +57,9 @@ def _draw(seed):
         "head_dim": None if seed % 4 == 1 else int(rng.choice([4, 6, 12])),
         "intermediate_size": int(rng.integers(8, 60)),
         "max_position_embeddings": longest, "rms_norm_eps": eps, "attention_bias": bias, "mlp_bias": bias,
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(rng.choice([100.0, 1e4, 5e5]))},
+        "rope_parameters": {
+            "rope_theta": float(rng.choice([100.0, 1e4, 5e5])), **_ROPE[seed // 2 % len(_ROPE)],
+        },
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
 
