@@ -53,6 +53,9 @@ def defaults() -> ConfigDict:
                 # The fraction of `train` to train on: sampled by the seed, smaller ones as subsets of larger ones. What
                 # the transform learns (a vocabulary, means) still comes from the whole split.
                 "train_fraction": 1.0,
+                # Predictions of another model for `train`, a file of research.evaluate: the task classification learns
+                # their scores too. research.compress distills with it.
+                "soft_labels": placeholder(str),
                 "workers": 0,  # processes that make batches; 0: a thread of the training process
                 "transform": {},
             },
@@ -152,6 +155,8 @@ def classification() -> ConfigDict:
         {
             "name": "classification",
             "label_smoothing": 0.0,
+            "soft_weight": 0.5,  # of data.soft_labels in the loss; the rest is that of the labels
+            "temperature": 1.0,  # of both sides of that part
             # Weight of an example of each class in the loss: a number per class, or "balanced"; None: equal. On the
             # command line also scikit-learn's {class: weight}.
             "class_weight": placeholder(object),

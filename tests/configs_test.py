@@ -166,6 +166,8 @@ def test_glue_tasks_change_only_task_specific_keys(task):
         "model.num_classes",
         "task.name",
         "task.label_smoothing",
+        "task.soft_weight",
+        "task.temperature",
         "task.class_weight",
         "task.hidden_label",
         "data.name",

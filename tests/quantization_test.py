@@ -8,8 +8,8 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.inference import quantization
-from research.inference.quantization import int8_products, quantized
+from research.core import quantization
+from research.core.quantization import int8_products, quantized
 from research.models.layers import Dense
 
 INPUTS, OUTPUTS = 24, 10

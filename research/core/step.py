@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from research.core import metrics
+from research.core import metrics, quantization
 from research.core.lora import OFF, Lora, join
 from research.core.state import TrainState
 from research.core.tasks import Batch, Task
@@ -106,5 +106,6 @@ def eval_step(
     state: TrainState, batch: Batch, *, module: nn.Module, task: Task, lora: Lora = OFF
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """Returns the scores of one batch and its per-example predictions."""
-    outputs = module.apply({"params": lora.merged(state.params), **state.model_state}, batch, train=False)
+    with quantization.applied(state.model_state):
+        outputs = module.apply({"params": lora.merged(state.params), **state.model_state}, batch, train=False)
     return task.scores(outputs, batch), task.predictions(outputs, batch)

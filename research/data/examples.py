@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from research.base.errors import UserError
+
 # The columns of a split as a source provides them: arrays, or lists of bytes for text.
 Columns = Mapping[str, Any]
 
@@ -220,7 +222,8 @@ class TextExamples:
 
     A batch has tokens, segments (1, 2, … for the row's first, second, … example, 0 padding), positions (within the
     example) and type_ids, each int32 [B, L], and starts (where each example begins) and labels, each [B, E]. With
-    `targets`, the token to predict after each (−1: none), it has targets and, with `token_bytes`, target_bytes.
+    `targets`, the token to predict after each (−1: none), it has targets and, with `token_bytes`, target_bytes. With
+    `soft_labels`, the probabilities of the classes, it has soft_labels [B, E, C].
     L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is the capacity of packed rows.
     """
 
@@ -235,6 +238,7 @@ class TextExamples:
     full_lengths: np.ndarray | None = None  # int [N], the lengths before truncation to max_length; None: not truncated
     targets: Ragged | None = None  # of the same lengths as `tokens`
     token_bytes: np.ndarray | None = None  # int32 [V], the bytes that each token stands for
+    soft_labels: np.ndarray | None = None  # float32 [N, C]
 
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
@@ -258,6 +262,7 @@ class TextExamples:
             "type_ids": layout.placed(self.type_ids.values[layout.source]),
             "starts": layout.starts.astype(np.int32),
             **labels_of(self.labels, np.maximum(members[rows], 0)),
+            **({} if self.soft_labels is None else {"soft_labels": self.soft_labels[np.maximum(members[rows], 0)]}),
         }
 
 
@@ -293,3 +298,17 @@ class BagExamples:
             "segments": layout.segments,
             **labels_of(self.labels, np.maximum(members[rows], 0)),
         }
+
+
+def with_soft_labels(examples: Examples, probabilities: np.ndarray) -> Examples:
+    """The examples with probabilities of their classes [N, C], `soft_labels` in a batch.
+
+    Raises UserError for another number of examples, and for ones that training augments.
+    """
+    if len(probabilities) != len(examples):
+        raise UserError(f"there are soft labels of {len(probabilities)} examples, and the split has {len(examples)}")
+    if isinstance(examples, TextExamples):
+        return dataclasses.replace(examples, soft_labels=probabilities)
+    if isinstance(examples, ArrayExamples):
+        return ArrayExamples({**examples.columns, "soft_labels": probabilities})
+    raise UserError("soft labels are for texts, pairs of them and features; these examples are of another kind")

@@ -17,6 +17,7 @@ import numpy as np
 
 from research.base.errors import UserError
 from research.base.paths import local, read_json
+from research.core.quantization import dequantized, int8_products, is_quantized, quantized
 from research.core.sampling import Sampling
 from research.data.text.chat_template import ChatTemplate
 from research.data.text.chats import ChatEncoder
@@ -25,7 +26,6 @@ from research.data.text.wordpiece import without_limits
 from research.inference.continuations import Continuation, Continuations
 from research.inference.folder import is_folder
 from research.inference.model import DTYPES, open_model
-from research.inference.quantization import int8_products, quantized
 from research.inference.writing import Piece, Writing
 from research.interop.decoders import DECODERS
 from research.interop.networks import read_network
@@ -94,6 +94,8 @@ class Generator:
         dtype = "float32" if compute == "int8" else compute
         folder = local(path).absolute()
         opened = _folder(folder, dtype) if is_folder(folder) else _run(RunDir.open(path), checkpoint, dtype)
+        if is_quantized(opened.variables):  # rounding again gives the same integers
+            opened, compute = dataclasses.replace(opened, variables=dequantized(opened.variables)), "int8"
         module, variables = _untied(opened.module, opened.variables)
         variables = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), variables)
         if compute == "int8":

@@ -273,6 +273,7 @@ def _computes(family: Family, model: Mapping[str, Any]) -> bool:
     own = {key: model[key] for key in family.fixed if key != "pooler_dropout"}
     return (
         own == {key: family.fixed[key] for key in own}
+        and model.get("head_size") in (None, model["hidden_size"] / model["num_heads"])
         and (model["position_offset"] > 0) == (family is ROBERTA)
         and (model["type_vocab_size"] > 0) == ("type_vocab_size" in family.keys)
     )

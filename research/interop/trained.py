@@ -14,6 +14,7 @@ from research.base.leaves import path_name
 from research.base.registry import expand_variant, regex
 from research.core.lora import Lora, detached, join
 from research.core.metrics import AVERAGE
+from research.core.quantization import dequantized, is_quantized
 from research.interop import KINDS
 from research.interop.tensors import module_of
 from research.models import MODELS
@@ -64,7 +65,7 @@ def average_of(run: RunDir) -> float | None:
 
 def own_variables(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     """The shapes and types of the variables of the model itself, without low-rank additions."""
-    saved = checkpoints.variables(step)
+    saved = jax.eval_shape(dequantized, checkpoints.variables(step))
     return {**saved, "params": detached(saved["params"])[0]}
 
 
@@ -74,9 +75,12 @@ def restore_own(run: RunDir, checkpoints: Checkpoints, abstract: Mapping[str, An
     Low-rank additions are merged, and the values are averages if the run ranks by them. Raises UserError if the
     checkpoint is damaged.
     """
+    saved_as = checkpoints.variables(step)
+    if is_quantized(saved_as):
+        return _restore_dequantized(checkpoints, saved_as, abstract, step)
     own = abstract.get("params", {})
     kernels = flatten_dict(own)
-    saved = flatten_dict(detached(checkpoints.variables(step)["params"])[1])
+    saved = flatten_dict(detached(saved_as["params"])[1])
     wanted = {}
     for path, leaf in saved.items():
         if (kernel := kernels.get((*path[:-1], "kernel"))) is not None:
@@ -87,6 +91,17 @@ def restore_own(run: RunDir, checkpoints: Checkpoints, abstract: Mapping[str, An
         return loaded
     params = Lora(**run.config()["train"]["lora"]).merged(loaded["params"])
     return {**loaded, "params": jax.device_put(params, jax.tree.map(lambda x: x.sharding, own))}
+
+
+def _restore_dequantized(
+    checkpoints: Checkpoints, saved: Mapping[str, Any], abstract: Mapping[str, Any], step: int
+) -> dict[str, Any]:
+    """As `restore_own`, for a run whose weights are in int8."""
+    leaf = jax.tree.leaves(abstract)[0]
+    everywhere = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_whole(leaf.sharding)), saved)
+    found = flatten_dict(dequantized(checkpoints.restore_variables(everywhere, step)))
+    wanted = {path: jax.device_put(found[path], x.sharding) for path, x in flatten_dict(dict(abstract)).items()}
+    return unflatten_dict(wanted)
 
 
 def _whole(sharding: Any) -> Any:

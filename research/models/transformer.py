@@ -1,6 +1,6 @@
 """A Transformer encoder as in Vaswani et al. 2017, with the post-layer normalization of BERT (Devlin et al. 2018).
 
-Shapes: B rows, L tokens per row, D hidden size, H heads, K = D / H, M size of the feed-forward layer.
+Shapes: B rows, L tokens per row, D hidden size, H heads of size K, M size of the feed-forward layer.
 """
 
 import dataclasses
@@ -51,6 +51,7 @@ class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention within segments (section 3.2.2)."""
 
     num_heads: int
+    head_size: int | None
     attention_dropout: float
     kernel_init: Initializer
     dtype: DType
@@ -59,25 +60,28 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
         """x: [B, L, D]; segments: int [B, L] -> [B, L, D]. A token attends only to tokens of its own segment."""
         hidden_size = x.shape[-1]
-        if hidden_size % self.num_heads:
+        if self.head_size is None and hidden_size % self.num_heads:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.hidden_size={hidden_size}")
-        heads = (self.num_heads, hidden_size // self.num_heads)
+        heads = (self.num_heads, self.head_size or hidden_size // self.num_heads)
 
         def project(name: str) -> jax.Array:
-            y = Dense(hidden_size, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
+            y = Dense(heads[0] * heads[1], dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
             return y.reshape(*x.shape[:2], *heads)
 
         query, key, value = project("query"), project("key"), project("value")  # [B, L, H, K]
         visible = segments[:, None, :, None] == segments[:, None, None, :]
         dropout = partial(Dropout(self.attention_dropout), train=train)
         mixed = attend(query, key, value, visible, dropout=dropout)
-        return Dense(hidden_size, dtype=self.dtype, kernel_init=self.kernel_init, name="output")(mixed.reshape(x.shape))
+        return Dense(hidden_size, dtype=self.dtype, kernel_init=self.kernel_init, name="output")(
+            mixed.reshape(*x.shape[:2], heads[0] * heads[1])
+        )
 
 
 class EncoderLayer(nn.Module):
     """Attention and a feed-forward layer, each followed by dropout, the residual sum and LayerNorm."""
 
     num_heads: int
+    head_size: int | None
     mlp_size: int
     activation: str
     dropout: float
@@ -94,9 +98,10 @@ class EncoderLayer(nn.Module):
             y = Dropout(self.dropout)(y, train=train)
             return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)(x + y)
 
-        y = SelfAttention(self.num_heads, self.attention_dropout, self.kernel_init, self.dtype, name="attention")(
-            x, segments, train=train
+        attention = SelfAttention(
+            self.num_heads, self.head_size, self.attention_dropout, self.kernel_init, self.dtype, name="attention"
         )
+        y = attention(x, segments, train=train)
         x = residual_norm(x, y, "attention_norm")
         y = Dense(self.mlp_size, dtype=self.dtype, kernel_init=self.kernel_init, name="mlp_in")(x)
         y = ACTIVATIONS[self.activation](y)
@@ -108,7 +113,8 @@ class EncoderSizes(nn.Module, kw_only=True):
     """The hyperparameters that an encoder and the models around it share.
 
     Attributes:
-      hidden_size: D; num_heads must divide it.
+      hidden_size: D; num_heads must divide it, unless there is a head_size.
+      head_size: K; None: D / H.
       mlp_size: size of the feed-forward layers, 4·D in the paper.
       activation: activation of the feed-forward layers: gelu, gelu_tanh or relu.
       max_positions: the length of the longest example, in tokens.
@@ -126,6 +132,7 @@ class EncoderSizes(nn.Module, kw_only=True):
         "hidden_size": COUNT,
         "num_layers": LAYERS,
         "num_heads": COUNT,
+        "head_size": COUNT,
         "mlp_size": COUNT,
         "max_positions": COUNT,
         "position_offset": COUNT_OR_NONE,
@@ -149,6 +156,7 @@ class EncoderSizes(nn.Module, kw_only=True):
     attention_dropout: float
     layer_norm_eps: float
     initializer_range: float
+    head_size: int | None = None
     dtype: Any = jnp.float32
 
     @property
@@ -192,6 +200,7 @@ class Encoder(EncoderSizes, kw_only=True):
         for i in range(self.num_layers):
             x = EncoderLayer(
                 num_heads=self.num_heads,
+                head_size=self.head_size,
                 mlp_size=self.mlp_size,
                 activation=self.activation,
                 dropout=self.dropout,

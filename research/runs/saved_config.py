@@ -32,6 +32,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "validation_fraction"): 0.1,
     ("data", "test_fraction"): 0.0,
     ("data", "split_seed"): 0,
+    ("data", "soft_labels"): None,
     ("data", "kinds"): [],
     ("train", "seeds"): None,
     ("train", "lora"): {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "", "trains": ""},
@@ -42,6 +43,8 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("optimizer", "factorization"): "qr",
     ("optimizer", "follow_encoder"): False,
 }
+# The same of a task, by its name.
+_LATER_TASK_KEYS: dict[str, dict[str, Any]] = {"classification": {"soft_weight": 0.5, "temperature": 1.0}}
 
 
 def check_jsonable(config: Mapping[str, Any]) -> None:
@@ -71,6 +74,8 @@ def completed(saved: Any) -> dict[str, Any]:
     for (section, key), value in _LATER_KEYS.items():
         if section in config:
             config[section].setdefault(key, copy.deepcopy(value))
+    if "task" in config:
+        config["task"] = {**_LATER_TASK_KEYS.get(config["task"]["name"], {}), **config["task"]}
     return config
 
 

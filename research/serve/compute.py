@@ -33,6 +33,8 @@ def fastest(name: str, make: Callable[[str], ServedModel], limits: Limits) -> Se
     if best.samples is None:
         log.warning("model %s: computes in float32, as the run has no sample inputs to try others by", name)
         return best
+    if best.compute != "float32":
+        return best  # a run that was compressed computes in nothing else
     reference = predictions(best)
     for compute in COMPUTE[1:]:
         try:

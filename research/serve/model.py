@@ -1,6 +1,5 @@
 """A checkpoint of a run as the service runs it: compiled for every batch shape, on one device or several."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -11,13 +10,13 @@ import jax
 import numpy as np
 
 from research.base.errors import UserError
+from research.core.quantization import applied, dequantized, is_quantized, quantized
 from research.data.encoder import Encoder, Signature
 from research.data.examples import BagExamples, Columns, TextExamples
 from research.data.parts import Part, lay_out
 from research.data.text.wordpiece import tokenizer_of
 from research.inference.folder import Folder, FolderModel
 from research.inference.model import TrainedModel, open_model
-from research.inference.quantization import int8_products, quantized
 from research.inference.samples import Samples, read_samples
 from research.runs.rundir import RunDir
 from research.serve import encoding, shapes
@@ -76,13 +75,14 @@ class ServedModel:
         """`operations`: which it is for; one that the model does not support is left out: see `chosen`."""
         self.name = name
         self.version = version
-        self.compute = compute
+        self.compute = "int8" if is_quantized(model.variables) else compute
         self.operation, *others = chosen(operations, model.module)
         self.samples = samples
         self._model = model
         self._devices = list(devices or jax.local_devices()[:1])
-        variables = self._quantized(model.variables) if compute == "int8" else model.variables
-        products = int8_products if compute == "int8" else contextlib.nullcontext
+        is_new = self.compute == "int8" and not is_quantized(model.variables)
+        variables = self._quantized(model.variables) if is_new else model.variables
+        products = functools.partial(applied, variables)
         self._variables = [jax.device_put(variables, device) for device in self._devices]
         self.others = {name: self._for(name) for name in others}
         by_batches: dict[bool, list[ServedModel]] = {}  # those for masks also have their positions
@@ -154,7 +154,7 @@ class ServedModel:
         """What explains its predictions, once it is warmed up; it compiles when it is first asked. For one thread."""
         lengths = sorted({shape.length or 1 for shape in self.programs.seconds})
         # Rounding to integers has no gradient.
-        variables = self._model.variables if self.compute == "int8" else self._variables[0]
+        variables = dequantized(self._model.variables) if self.compute == "int8" else self._variables[0]
         return Explainer(self._model, variables, self._devices[0], lengths)
 
     @property

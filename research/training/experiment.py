@@ -22,7 +22,8 @@ from research.core.statistics import Value
 from research.core.tasks import TASKS, Task
 from research.data import load as data
 from research.data import pipeline, splits
-from research.data.examples import Examples
+from research.data.examples import Examples, with_soft_labels
+from research.data.soft_labels import read_soft_labels
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
 from research.inference.evaluation import Evaluation, Records, eval_program, evaluate
@@ -228,6 +229,8 @@ def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Call
     def checked(split: str) -> Examples:
         examples = dataset.split(split)
         checks.check_split(config, split, examples, training=training and split == "train")
+        if training and split == "train" and config.data.soft_labels is not None:
+            return with_soft_labels(examples, read_soft_labels(Path(config.data.soft_labels)))
         return examples
 
     @functools.cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.base.errors import UserError
-from research.inference import quantization
+from research.core import quantization
 from research.serve.compute import BOUND, disagreement, fastest, predictions
 from research.serve.model import Answer, ServedModel
 from research.serve.operations import OPERATIONS
