@@ -51,10 +51,10 @@ class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention within segments (section 3.2.2)."""
 
     num_heads: int
-    head_size: int | None
     attention_dropout: float
     kernel_init: Initializer
     dtype: DType
+    head_size: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
@@ -81,7 +81,6 @@ class EncoderLayer(nn.Module):
     """Attention and a feed-forward layer, each followed by dropout, the residual sum and LayerNorm."""
 
     num_heads: int
-    head_size: int | None
     mlp_size: int
     activation: str
     dropout: float
@@ -89,6 +88,7 @@ class EncoderLayer(nn.Module):
     layer_norm_eps: float
     kernel_init: Initializer
     dtype: DType
+    head_size: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array, *, train: bool) -> jax.Array:
@@ -99,7 +99,7 @@ class EncoderLayer(nn.Module):
             return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)(x + y)
 
         attention = SelfAttention(
-            self.num_heads, self.head_size, self.attention_dropout, self.kernel_init, self.dtype, name="attention"
+            self.num_heads, self.attention_dropout, self.kernel_init, self.dtype, self.head_size, name="attention"
         )
         y = attention(x, segments, train=train)
         x = residual_norm(x, y, "attention_norm")
