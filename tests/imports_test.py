@@ -64,7 +64,7 @@ LAYERS = (
     ("interop",),
     ("inference",),
     ("training",),
-    ("analysis", "client", "serve"),
+    ("analysis", "client", "compress", "serve"),
     ("commands",),
 )
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.core import quantization
-from research.core.quantization import int8_products, quantized
+from research.core.quantization import dequantized, int8_products, is_quantized, large_layers, quantized
 from research.models.layers import Dense
 
 INPUTS, OUTPUTS = 24, 10
@@ -101,3 +101,59 @@ def test_a_row_does_not_depend_on_the_others_and_zeros_give_the_bias():
     alone, together = run(x[:1])[0], run(np.concatenate([x, 1000 * x]))
     np.testing.assert_array_equal(together[0], alone)
     np.testing.assert_array_equal(together[2], bias)
+
+
+def test_dense_layers_are_found_again():
+    network, x = Network(), jnp.ones((2, INPUTS))
+    variables = network.init(jax.random.key(0), x)
+
+    def apply(variables):
+        return network.apply(variables, x)
+
+    assert large_layers(variables, apply) == large_layers(variables, apply) == [("first",)]
+
+
+def test_weights_alone_and_skipped_layers():
+    rng = np.random.default_rng(0)
+    network, x = Network(), jnp.asarray(rng.normal(size=(4, INPUTS)), jnp.float32)
+    variables = network.init(jax.random.key(0), x)
+
+    def apply(variables):
+        return network.apply(variables, x)
+
+    made = quantized(variables, apply, products=False)
+    assert is_quantized(made) and not is_quantized(variables)
+    restored = dequantized(made)
+    assert jax.tree.structure(restored) == jax.tree.structure(variables)
+    with int8_products():
+        found = apply(made)
+    # Products in float32 of the same weights: only the order of sums may differ.
+    np.testing.assert_allclose(found, apply(restored), rtol=1e-6)
+    assert np.abs(found - apply(variables)).max() > 1e-4
+    with pytest.raises(ValueError, match="no dense layer"):
+        quantized(variables, apply, skip=[("first",)])
+
+
+def test_embeddings_are_rounded_by_row():
+    class Embeds(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            x = nn.Embed(INPUTS, OUTPUTS, name="embedding")(ids)
+            return Dense(INPUTS, jnp.float32, nn.initializers.normal(1.0), name="first")(x)
+
+    module, ids = Embeds(), jnp.arange(INPUTS)[None]
+    variables = module.init(jax.random.key(0), ids)
+    table = variables["params"]["embedding"]["embedding"]
+    variables["params"]["embedding"]["embedding"] = table * 10.0 ** -jnp.arange(INPUTS)[:, None]
+    made = quantized(variables, lambda variables: module.apply(variables, ids), embeddings=True)
+    rounded = dequantized(made)["params"]["embedding"]["embedding"]
+    given = variables["params"]["embedding"]["embedding"]
+    # Half a step of each row's own scale.
+    assert (np.abs(rounded - given) <= np.abs(given).max(axis=1, keepdims=True) / 254 * (1 + 1e-5)).all()
+    assert made["params"]["embedding"]["embedding"].dtype == jnp.int8
+    with int8_products():
+        found = module.apply(made, ids)
+    plain = {**made, "params": {**made["params"], "embedding": {"embedding": rounded}}}
+    plain["weight_scales"] = {}
+    with int8_products():
+        np.testing.assert_array_equal(found, module.apply(plain, ids))

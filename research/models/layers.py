@@ -92,7 +92,8 @@ def dense_layers(call: Callable[..., Any], *arguments: Any) -> list[tuple[str, .
         return method(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        jax.eval_shape(call, *arguments)
+        # A function of its own, as JAX does not trace one again that it has traced.
+        jax.eval_shape(lambda *arguments: call(*arguments), *arguments)
     return list(found)
 
 

@@ -1,0 +1,1 @@
+"""Makes a trained network smaller or faster, measures what that costs, and certifies it; see README.md."""

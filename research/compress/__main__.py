@@ -1,0 +1,62 @@
+"""Compress a run from the command line: a run directory and methods -> a run with a certificate."""
+
+from research import cli
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(
+        "compress",
+        "Make a run smaller or faster, and certify what that costs: the result is a run that predicts, evaluates, "
+        "serves and exports like any, with certificate.json. Methods are applied in order; after the last one that "
+        "removes something the network is trained again, by the labels and by the run's own predictions.",
+    )
+    cli.add_run_flags(parser)
+    parser.set_defaults(checkpoint="best")
+    parser.add_argument(
+        "--method",
+        action="append",
+        metavar="NAME[=VALUE]",
+        help="bfloat16, float32, int8, int8_weights, vocab, layers=N, ffn=FRACTION or heads=FRACTION; may be repeated",
+    )
+    parser.add_argument("--to", help="the folder to write (default: the run's, with the methods added)")
+    group = parser.add_argument_group("training again")
+    group.add_argument("--epochs", type=float, default=1.0, help="over the training split; 0: none (default: 1)")
+    group.add_argument("--learning_rate", type=float, help="the peak (default: that of the run)")
+    group.add_argument(
+        "--soft_weight", type=float, default=0.5, help="of the run's predictions, beside the labels (default: 0.5)"
+    )
+    group.add_argument("--temperature", type=float, default=2.0, help="of the predictions (default: 2)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, _ = cli.parse(parser(), argv, required=("workdir", "method"))
+
+    from research.base.errors import UserError
+    from research.base.paths import expanded
+    from research.compress.certify import table
+    from research.compress.methods import Step
+    from research.compress.run import Compression
+    from research.compress.tuning import Tuning
+    from research.runs.rundir import RunDir
+    from research.training.trained_run import TrainedRun
+
+    steps = [Step.of(text) for text in arguments.method]
+    for name, low, high in (("epochs", 0, None), ("soft_weight", 0, 1), ("temperature", 0.01, None)):
+        value = getattr(arguments, name)
+        if value < low or (high is not None and value > high):
+            limit = f"at least {low}" if high is None else f"{low} to {high}"
+            raise UserError(f"--{name} is {value:g}; it must be {limit}")
+    tuning = Tuning(arguments.epochs, arguments.learning_rate, arguments.soft_weight, arguments.temperature)
+    run = RunDir.open(arguments.workdir, writer=True)
+    name = "-".join(str(step).replace("=", "") for step in steps)
+    folder = expanded(arguments.to) if arguments.to else run.path.with_name(f"{run.path.name}-{name}")
+    compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint)
+    certificate = compression.run(steps, folder, tuning if arguments.epochs > 0 else None)
+    print(table(certificate))
+    print(f"  serve: python -m research.serve --workdir={folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

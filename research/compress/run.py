@@ -1,0 +1,60 @@
+"""Compresses a run by a chain of methods."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.base.errors import UserError
+from research.compress.calibration import Calibration
+from research.compress.certify import certify
+from research.compress.methods import Context, Say, Step
+from research.compress.network import Network, check_new, write_run
+from research.compress.tuning import Tuning, tuned
+from research.data.examples import TextExamples
+from research.training.trained_run import TrainedRun
+
+
+class Compression:
+    """A run to be compressed; what several methods need is computed once."""
+
+    def __init__(self, source: TrainedRun, which: str, *, say: Say = print):
+        self.source = source
+        self.original = Network.open(source.run, which)
+        tokenizer = source.run.assets / "tokenizer.json"
+        self._context = Context(
+            calibration=functools.cache(functools.partial(Calibration.of, source)),
+            pieces=functools.cache(self._pieces),
+            tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+            say=say,
+        )
+        self._say = say
+
+    def _pieces(self) -> np.ndarray:
+        examples = self.source.dataset().split("train")
+        if not isinstance(examples, TextExamples):
+            raise UserError("vocab is for texts")
+        return np.bincount(examples.tokens.values, minlength=self.original.config.model.vocab_size)
+
+    def run(
+        self, steps: Sequence[Step], folder: Path, tuning: Tuning | None, *, seconds: float = 2.0
+    ) -> dict[str, Any]:
+        """Applies the methods in order, and after the last one that removes something trains -> the certificate.
+
+        What trains is in the folder called like `folder`, with "-tuned" added. Raises UserError as the methods do.
+        """
+        check_new(folder)
+        network, last = self.original, max((i for i, step in enumerate(steps) if step.method.removes), default=None)
+        for i, step in enumerate(steps):
+            self._say(f"{step}")
+            network = step.method.apply(network, step.value, self._context)
+            if i == last and tuning is not None:
+                self._say(f"training for {tuning.epochs:g} epochs")
+                network = tuned(network, self.source, folder.with_name(f"{folder.name}-tuned"), tuning)
+        names = [str(step) for step in steps]
+        result = write_run(network, self.source, folder, names)
+        self._say("measuring")
+        calibration = self._context.calibration()
+        return certify(self.original, network, self.source, result, calibration, names, seconds=seconds)
