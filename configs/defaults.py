@@ -77,6 +77,8 @@ def defaults() -> ConfigDict:
                 "momentum": 0.9,  # sgd, rmsprop, muon; 0.95 is usual for muon
                 "nesterov": False,  # the same; True is usual for muon
                 "weight_decay": 0.0,  # adam, sgd, rmsprop: an L2 penalty; the others: decoupled
+                # The share of the weights of each large kernel that become 0 during training, the smallest ones first.
+                "sparsity": 0.0,
                 # Alternatives with an L2 penalty and with the solvers, as in scikit-learn: LogisticRegression's C and
                 # Ridge's alpha.
                 "C": placeholder(float),

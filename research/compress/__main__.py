@@ -16,9 +16,11 @@ def parser() -> cli.Parser:
         "--method",
         action="append",
         metavar="NAME[=VALUE]",
-        help="bfloat16, float32, int8, int8_weights, vocab, layers=N, ffn=FRACTION or heads=FRACTION; may be repeated",
+        help="bfloat16, float32, int8, int8_weights, vocab, layers=N, ffn=FRACTION, heads=FRACTION, "
+        "prune=FRACTION or distill; may be repeated",
     )
     parser.add_argument("--to", help="the folder to write (default: the run's, with the methods added)")
+    parser.add_argument("--student", metavar="CONFIG", help="of distill: the config of the smaller network")
     group = parser.add_argument_group("training again")
     group.add_argument("--epochs", type=float, default=1.0, help="over the training split; 0: none (default: 1)")
     group.add_argument("--learning_rate", type=float, help="the peak (default: that of the run)")
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     from research.compress.methods import Step
     from research.compress.run import Compression
     from research.compress.tuning import Tuning
+    from research.config import load
     from research.runs.rundir import RunDir
     from research.training.trained_run import TrainedRun
 
@@ -51,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     run = RunDir.open(arguments.workdir, writer=True)
     name = "-".join(str(step).replace("=", "") for step in steps)
     folder = expanded(arguments.to) if arguments.to else run.path.with_name(f"{run.path.name}-{name}")
-    compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint)
+    student = load(arguments.student).config if arguments.student else None
+    compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint, student=student)
     certificate = compression.run(steps, folder, tuning if arguments.epochs > 0 else None)
     print(table(certificate))
     print(f"  serve: python -m research.serve --workdir={folder}")

@@ -16,6 +16,7 @@ from research.base.errors import UserError
 from research.compress.calibration import Calibration
 from research.compress.measure import hardware, timings
 from research.compress.network import Network
+from research.core.pruning import zeros
 from research.runs.certificate import write_certificate
 from research.training.trained_run import TrainedRun
 
@@ -170,6 +171,7 @@ def certify(
         "flipped": None if flips is None else flips[:_MOST_FLIPPED],
         "calibration": {"original": _calibrated(old_columns), "compressed": _calibrated(new_columns)},
         "parameters": {"original": original.parameters, "compressed": compressed.parameters},
+        "zeros": zeros(compressed.variables["params"]),
         "bytes_in_memory": {"original": original.bytes, "compressed": compressed.bytes},
         "bytes_on_disk": {"compressed": _on_disk(result.run.path)},
         "times": {

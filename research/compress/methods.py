@@ -1,6 +1,8 @@
 """Ways to compress a network: (network, value, calibration) -> network."""
 
+import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
-from research.base.errors import UserError
+from research.base.errors import UserError, first_line
 from research.base.registry import lookup
 from research.compress.calibration import Calibration, agreement, difference
 from research.compress.network import Network, Variables
@@ -18,8 +21,8 @@ from research.core.quantization import large_layers, quantized
 from research.data.text.wordpiece import tokenizer_of
 from research.inference.model import build_module
 
-# int8: layers stay in float32, first those whose rounding changes the outputs most, until this share of the examples for
-# calibration has the same class; at most half of the layers.
+# int8: layers stay in float32, first those whose rounding changes the outputs most, until this share of the calibration
+# examples has the same class; at most half of the layers.
 _AGREEMENT = 0.995
 
 Say = Callable[[str], None]
@@ -33,13 +36,17 @@ class Context:
       calibration: examples of the training split.
       pieces: int [V], how often each token of the run's tokenizer occurs in the training split.
       tokenizer: its definition; None for other inputs than texts.
+      student: the config of the network that learns from the run's predictions.
       say: shows a line.
+      trains: whether the network is trained again.
     """
 
     calibration: Callable[[], Calibration]
     pieces: Callable[[], np.ndarray]
     tokenizer: str | None
+    student: ConfigDict | None
     say: Say
+    trains: bool = False
 
 
 def bfloat16(network: Network, value: None, context: Context) -> Network:
@@ -130,6 +137,57 @@ def heads(network: Network, value: float, context: Context) -> Network:
     parts = {("attention", name, leaf): axis for name in projections for leaf, axis in (("kernel", 1), ("bias", 0))}
     pruned = _pruned(network, importance, keep, {**parts, ("attention", "output", "kernel"): 0}, size)
     return pruned.but(num_heads=keep, head_size=size)
+
+
+def prune(network: Network, value: float, context: Context) -> Network:
+    """Makes a fraction of the weights of each large kernel 0 while it trains again: gradual magnitude pruning."""
+    if not 0 < value < 1:
+        raise UserError(f"prune={value:g} is not a fraction of weights to remove, above 0 and below 1")
+    if not context.trains:
+        raise UserError("prune removes weights while the network trains; --epochs must be above 0")
+    made: Network = network.but()
+    made.config.optimizer.sparsity = value
+    return made
+
+
+def distill(network: Network, value: None, context: Context) -> Network:
+    """A network of the student's config, from random weights, which learns what the run predicts.
+
+    It reads the inputs as the run does. Raises UserError if it is not smaller than the run's.
+    """
+    student = context.student
+    if student is None or not context.trains:
+        raise UserError("distill trains the network of another config: give --student=CONFIG, and --epochs above 0")
+    if student.init_from:
+        raise UserError(
+            f"the student has init_from={student.init_from!r}; it starts from random weights, so leave it out"
+        )
+    made: Network = network.but()
+    config = made.config
+    config.model, config.optimizer, config.dtype = (
+        copy.deepcopy(student[key]) for key in ("model", "optimizer", "dtype")
+    )
+    for key in ("batch_rows", "batch_size", "accumulate"):
+        config.train[key] = student.train[key]
+    for key in ("vocab_size", "num_classes"):
+        if key in network.config.model and key in config.model:
+            config.model[key] = network.config.model[key]
+    if "max_positions" in config.model and "max_length" in config.data.transform:
+        config.model.max_positions = max(config.model.max_positions, config.data.transform.max_length)
+    batch = network.renamed(context.calibration().batches[0])
+    try:
+        variables = jax.jit(functools.partial(build_module(config).init, train=False))(
+            jax.random.key(config.seed), batch
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the student can't read the run's inputs: {first_line(error)}") from error
+    student_network = dataclasses.replace(made, variables=jax.device_get(dict(variables)))
+    if student_network.parameters >= network.parameters:
+        raise UserError(
+            f"the student has {student_network.parameters:,} parameters and the run {network.parameters:,}; it must be "
+            "smaller"
+        )
+    return student_network
 
 
 def vocab(network: Network, value: None, context: Context) -> Network:
@@ -232,12 +290,14 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "bfloat16": Method(bfloat16),
+    "distill": Method(distill, removes=True),
     "ffn": Method(ffn, "the fraction of units to keep", removes=True),
     "float32": Method(float32),
     "heads": Method(heads, "the fraction of heads to keep", removes=True),
     "int8": Method(int8),
     "int8_weights": Method(int8_weights),
     "layers": Method(layers, "the number of layers to keep", removes=True),
+    "prune": Method(prune, "the fraction of weights to remove", removes=True),
     "vocab": Method(vocab),
 }
 

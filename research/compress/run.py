@@ -1,11 +1,13 @@
 """Compresses a run by a chain of methods."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from research.base.errors import UserError
 from research.compress.calibration import Calibration
@@ -20,14 +22,17 @@ from research.training.trained_run import TrainedRun
 class Compression:
     """A run to be compressed; what several methods need is computed once."""
 
-    def __init__(self, source: TrainedRun, which: str, *, say: Say = print):
+    def __init__(self, source: TrainedRun, which: str, *, student: ConfigDict | None = None, say: Say = print):
+        """`student`: the config of the method `distill`."""
         self.source = source
         self.original = Network.open(source.run, which)
         tokenizer = source.run.assets / "tokenizer.json"
+        self.calibration = functools.cache(functools.partial(Calibration.of, source))
         self._context = Context(
-            calibration=functools.cache(functools.partial(Calibration.of, source)),
+            calibration=self.calibration,
             pieces=functools.cache(self._pieces),
             tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+            student=student,
             say=say,
         )
         self._say = say
@@ -46,15 +51,15 @@ class Compression:
         What trains is in the folder called like `folder`, with "-tuned" added. Raises UserError as the methods do.
         """
         check_new(folder)
+        context = dataclasses.replace(self._context, trains=tuning is not None)
         network, last = self.original, max((i for i, step in enumerate(steps) if step.method.removes), default=None)
         for i, step in enumerate(steps):
             self._say(f"{step}")
-            network = step.method.apply(network, step.value, self._context)
+            network = step.method.apply(network, step.value, context)
             if i == last and tuning is not None:
                 self._say(f"training for {tuning.epochs:g} epochs")
                 network = tuned(network, self.source, folder.with_name(f"{folder.name}-tuned"), tuning)
         names = [str(step) for step in steps]
         result = write_run(network, self.source, folder, names)
         self._say("measuring")
-        calibration = self._context.calibration()
-        return certify(self.original, network, self.source, result, calibration, names, seconds=seconds)
+        return certify(self.original, network, self.source, result, self.calibration(), names, seconds=seconds)

@@ -34,7 +34,8 @@ class Tuning:
 
 
 def tuned(network: Network, source: TrainedRun, folder: Path, tuning: Tuning, *, show: bool = True) -> Network:
-    """Trains in the run directory `folder`, from where a run of it stopped -> its best checkpoint.
+    """Trains in the run directory `folder`, from where a run of it stopped -> its best checkpoint, or the last one
+    if it prunes.
 
     Raises UserError if the folder holds something else, or training does not finish.
     """
@@ -64,7 +65,8 @@ def tuned(network: Network, source: TrainedRun, folder: Path, tuning: Tuning, *,
     summary = train_and_evaluate(config, folder, load_variables=start, show=show)
     if summary["status"] == "preempted":
         raise UserError(f"training stopped at step {summary['step']}; the same command resumes it")
-    trained = Network.open(RunDir.open(folder), "best")
+    # Earlier checkpoints of gradual pruning have more weights than asked for.
+    trained = Network.open(RunDir.open(folder), "last" if config.optimizer.sparsity else "best")
     return dataclasses.replace(network, config=trained.config, variables=trained.variables)
 
 

@@ -12,6 +12,7 @@ import optax
 from research.base.errors import UserError
 from research.base.leaves import path_name
 from research.base.registry import build, config_keys, lookup, regex
+from research.core import pruning
 from research.core.optimizers import OPTIMIZERS, PENALIZED, Optimizer
 
 
@@ -88,6 +89,10 @@ def optimizer(
     tx = built(_complete, entry=entry, direction=direction, learning_rates=learning_rates, weight_decay=weight_decay)
     if entry.around:
         tx = built(entry.around, tx=tx, learning_rates=learning_rates)
+    if section.get("sparsity"):
+        if not 0 < section["sparsity"] < 1:
+            raise UserError(f"optimizer.sparsity is {section['sparsity']}; it must be at least 0 and below 1")
+        tx = pruning.gradually(tx, section["sparsity"], total_steps)
     return tx, learning_rates
 
 

@@ -42,6 +42,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("optimizer", "max_iterations"): 1000,
     ("optimizer", "factorization"): "qr",
     ("optimizer", "follow_encoder"): False,
+    ("optimizer", "sparsity"): 0.0,
 }
 # The same of a task, by its name.
 _LATER_TASK_KEYS: dict[str, dict[str, Any]] = {"classification": {"soft_weight": 0.5, "temperature": 1.0}}

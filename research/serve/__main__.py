@@ -20,6 +20,22 @@ def parser() -> cli.Parser:
         help="a run directory, or a folder with the config.json and the safetensors of transformers; may be repeated",
     )
     parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="as --workdir, for a run of research.compress with a valid certificate; may be repeated",
+    )
+    parser.add_argument(
+        "--max_drop",
+        type=float,
+        default=1.0,
+        help="the most points by which the metric of a compressed run may have fallen (default: 1)",
+    )
+    parser.add_argument(
+        "--uncertified", action="store_true", help="serve compressed runs whatever their certificates say"
+    )
+    parser.add_argument(
         "--split",
         action="append",
         default=[],
@@ -85,12 +101,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
     from research.serve.operations import OPERATIONS, USUAL
+    from research.serve.repository import Certified
     from research.serve.server import Access, serve
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     return serve(
         arguments.workdir,
         Limits(**chosen),
+        variants=arguments.variant,
+        certified=Certified(None if arguments.uncertified else arguments.max_drop),
         split=arguments.split,
         replicas=arguments.replicas,
         checkpoint=arguments.checkpoint,

@@ -18,6 +18,7 @@ from research.inference.folder import Folder, is_folder
 from research.inference.generate import Generator, folder_version, is_decoder
 from research.inference.model import checkpoint_step
 from research.inference.samples import Records, add_predictions
+from research.runs.certificate import check_drop, is_compressed
 from research.runs.rundir import RunDir
 from research.serve.compute import AUTO, fastest, predictions, relative_difference
 from research.serve.limits import Limits
@@ -73,9 +74,40 @@ class Source:
         return folder_version(self.run) if isinstance(self.run, Path) else self.run.version
 
 
-def sources(texts: Sequence[str], **options: Any) -> list[Source]:
-    """The models of --workdir flags, with the options of `Source`. Raises UserError if two have the same name."""
-    found = [Source.of(text, **options) for text in texts]
+@dataclasses.dataclass(frozen=True)
+class Certified:
+    """Which compressed runs are served.
+
+    Attributes:
+      max_drop: the most points by which the metric may have fallen; None: certificates are not looked at.
+    """
+
+    max_drop: float | None = 1.0
+
+    def check(self, source: Source, *, needed: bool) -> None:
+        """Raises UserError if the run's certificate is not valid, or has a larger drop.
+
+        `needed`: also if the run is not a compressed one.
+        """
+        if self.max_drop is None or not isinstance(source.run, RunDir):
+            return
+        if needed or is_compressed(source.run):
+            try:
+                check_drop(source.run, self.max_drop)
+            except UserError as error:
+                raise UserError(f"{error}; --uncertified serves it nevertheless") from error
+
+
+def sources(
+    texts: Sequence[str], variants: Sequence[str] = (), certified: Certified = Certified(), **options: Any
+) -> list[Source]:
+    """The models of --workdir and --variant flags, with the options of `Source`.
+
+    Raises UserError if two have the same name, or a compressed run is not `certified`.
+    """
+    found = [Source.of(text, **options) for text in (*texts, *variants)]
+    for number, source in enumerate(found):
+        certified.check(source, needed=number >= len(texts))
     names = [source.name for source in found]
     for name in names:
         if names.count(name) > 1:

@@ -25,7 +25,7 @@ from research.serve.guard import Guard
 from research.serve.keys import Keys
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics
-from research.serve.repository import Repository, Source, sources
+from research.serve.repository import Certified, Repository, Source, sources
 from research.serve.service import Service
 from research.serve.splits import Splits
 from research.serve.tracing import Tracer
@@ -81,6 +81,8 @@ def serve(
     workdirs: Sequence[str],
     limits: Limits,
     *,
+    variants: Sequence[str] = (),
+    certified: Certified = Certified(),
     split: Sequence[str] = (),
     replicas: int | None = None,
     host: str,
@@ -94,6 +96,7 @@ def serve(
 
     Args:
       workdirs: each "RUN" or "NAME=RUN".
+      variants: further ones, which must be `certified`.
       split: each "NAME=MODEL:WEIGHT,MODEL:WEIGHT", of names of `workdirs`.
       replicas: the batches that each device computes at once; by default `usual_replicas`.
 
@@ -106,7 +109,7 @@ def serve(
     logs.set_up(log_format)
     _prepare_process()
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
-    found = sources(workdirs, **options)
+    found = sources(workdirs, variants, certified, **options)
     service, app, metrics = _service(found, Splits.of(split, [source.name for source in found]), limits, replicas)
     tracer = Tracer() if tracing else None
     guard = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
