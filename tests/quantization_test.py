@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """8-bit integer products against exact integers and the closed-form bound of rounding."""
 
 import jax
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.core import quantization
-from research.core.quantization import dequantized, int8_products, is_quantized, large_layers, quantized
+from research.core.quantization import dequantized, int8_products, is_quantized, large_layers, quantized, simulated
 from research.models.layers import Dense
 
 INPUTS, OUTPUTS = 24, 10
@@ -133,6 +134,26 @@ def test_weights_alone_and_skipped_layers():
     assert np.abs(found - apply(variables)).max() > 1e-4
     with pytest.raises(ValueError, match="no dense layer"):
         quantized(variables, apply, skip=[("first",)])
+
+
+def test_simulated_products_are_those_of_integers():
+    rng = np.random.default_rng(0)
+    network, x = Network(), jnp.asarray(rng.normal(size=(4, INPUTS)), jnp.float32)
+    variables = network.init(jax.random.key(0), x)
+
+    def apply(variables):
+        return network.apply(variables, x)
+
+    for products in (True, False):
+        made = quantized(variables, apply, products=products)
+        with int8_products():
+            expected = apply(made)
+        with simulated({("first",): jnp.array(True)}, products=products):
+            found = apply(variables)
+        # Sums of 24 products in float32, of size 10.
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        with simulated({("first",): jnp.array(False)}, products=products):
+            np.testing.assert_allclose(apply(variables), network.apply(variables, x), atol=1e-5)
 
 
 def test_embeddings_are_rounded_by_row():

@@ -17,7 +17,7 @@ from research.base.errors import UserError, first_line
 from research.base.registry import lookup
 from research.compress.calibration import Calibration, agreement, difference
 from research.compress.network import Network, Variables
-from research.core.quantization import large_layers, quantized
+from research.core.quantization import Path, large_layers, quantized, simulated
 from research.data.text.wordpiece import tokenizer_of
 from research.inference.model import build_module
 
@@ -81,23 +81,46 @@ def int8(network: Network, value: None, context: Context, *, products: bool = Tr
     agrees = agreement(expected, calibration.outputs(network, best, run))
     layers = large_layers(network.variables, apply)
     if agrees < _AGREEMENT and len(layers) > 1:
-        errors = {}
-        for layer in layers:
-            others = [path for path in layers if path != layer]
-            errors[layer] = difference(expected, calibration.outputs(network, made(others), run))
-        worst, kept = sorted(layers, key=lambda layer: -errors[layer]), []
-        for count in range(1, len(layers) // 2 + 1):
-            candidate = made(worst[:count])
-            found = agreement(expected, calibration.outputs(network, candidate, run))
-            if found > agrees:
-                best, agrees, kept = candidate, found, worst[:count]
-            if agrees >= _AGREEMENT:
-                break
+        kept = _kept(network, calibration, expected, layers, agrees, products)
+        if kept:
+            best = made(kept)
+            agrees = agreement(expected, calibration.outputs(network, best, run))
         context.say(
             f"  in float32: {', '.join('/'.join(path) for path in kept) or 'none, as no choice of layers agrees more'}"
         )
     context.say(f"  {agrees:.2%} of {len(expected)} calibration examples as in float32")
     return network.but(variables=jax.device_get(best))
+
+
+def _kept(
+    network: Network,
+    calibration: Calibration,
+    expected: np.ndarray,
+    layers: Sequence[Path],
+    agrees: float,
+    products: bool,
+) -> list[Path]:
+    """The layers to leave in float32, so that more than a share `agrees` of the examples has the same class."""
+    module = build_module(network.config)
+
+    @jax.jit
+    def run(variables: Variables, batch: Any) -> Any:
+        with simulated(dict(zip(layers, variables["flags"], strict=True)), products=products):
+            return module.apply({name: x for name, x in variables.items() if name != "flags"}, batch, train=False)
+
+    def outputs(rounded: Sequence[Path]) -> np.ndarray:
+        flags = np.array([layer in rounded for layer in layers])
+        return calibration.outputs(network, {**network.variables, "flags": flags}, run)
+
+    worst = sorted(layers, key=lambda layer: -difference(expected, outputs([layer])))
+    best: list[Path] = []
+    for count in range(1, len(layers) // 2 + 1):
+        found = agreement(expected, outputs(worst[count:]))
+        if found > agrees:
+            best, agrees = worst[:count], found
+        if agrees >= _AGREEMENT:
+            break
+    return best
 
 
 def int8_weights(network: Network, value: None, context: Context) -> Network:

@@ -95,6 +95,26 @@ def applied(variables: Variables) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
+def simulated(flags: Mapping[Path, jax.Array], *, products: bool) -> Any:
+    """The context in which modules without `quantized` variables compute as with them, up to the order of sums.
+
+    A layer whose flag is false computes as it is: one program tries all choices of layers.
+    """
+
+    def rounded(x: jax.Array, flag: jax.Array, axis: int) -> jax.Array:
+        return jnp.where(flag, _dequantize(*_quantize(x.astype(jnp.float32), axis), axis), x)
+
+    def intercepted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if not is_dense(context) or module.path not in flags:
+            return call(*args, **kwargs)
+        (x,), flag = args, flags[module.path]
+        kernel = rounded(_get(module, "params", "kernel"), flag, 0)
+        return _with_bias(module, (rounded(x, flag, -1) if products else x) @ kernel, x)
+
+    return nn.intercept_methods(intercepted)
+
+
 def _intercepted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     module = context.module
     if is_dense(context):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from research import cli
+from research.base.errors import UserError
 from research.serve.limits import Limits
 
 
@@ -98,7 +99,9 @@ def _add_access(parser: cli.Parser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
+    arguments, _ = cli.parse(parser(), argv, required=())
+    if not (arguments.workdir or arguments.variant):
+        raise UserError("--workdir is missing; see --help")
 
     from research.serve.operations import OPERATIONS, USUAL
     from research.serve.repository import Certified
@@ -106,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     return serve(
-        arguments.workdir,
+        arguments.workdir or [],
         Limits(**chosen),
         variants=arguments.variant,
         certified=Certified(None if arguments.uncertified else arguments.max_drop),

@@ -98,8 +98,11 @@ class Certified:
                 raise UserError(f"{error}; --uncertified serves it nevertheless") from error
 
 
+USUAL_CERTIFIED = Certified()
+
+
 def sources(
-    texts: Sequence[str], variants: Sequence[str] = (), certified: Certified = Certified(), **options: Any
+    texts: Sequence[str], variants: Sequence[str] = (), certified: Certified = USUAL_CERTIFIED, **options: Any
 ) -> list[Source]:
     """The models of --workdir and --variant flags, with the options of `Source`.
 

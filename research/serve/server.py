@@ -25,7 +25,7 @@ from research.serve.guard import Guard
 from research.serve.keys import Keys
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics
-from research.serve.repository import Certified, Repository, Source, sources
+from research.serve.repository import USUAL_CERTIFIED, Certified, Repository, Source, sources
 from research.serve.service import Service
 from research.serve.splits import Splits
 from research.serve.tracing import Tracer
@@ -82,7 +82,7 @@ def serve(
     limits: Limits,
     *,
     variants: Sequence[str] = (),
-    certified: Certified = Certified(),
+    certified: Certified = USUAL_CERTIFIED,
     split: Sequence[str] = (),
     replicas: int | None = None,
     host: str,
