@@ -283,8 +283,8 @@ def plan(measured: Measured, rate: float, bound_ms: float, say: Callable[[str], 
     def keeps(replicas: int) -> bool:
         if replicas > _MOST_REPLICAS:
             raise UserError(
-                f"--rps is {rate:g}, which takes more than {_MOST_REPLICAS:,} replicas: one answers {most:.3g} requests "
-                f"a second within {bound_ms:g} ms; allow a larger --p99_ms"
+                f"--rps is {rate:g}, which takes more than {_MOST_REPLICAS:,} replicas: one answers {most:.3g} "
+                f"requests a second within {bound_ms:g} ms; allow a larger --p99_ms"
             )
         if replicas not in rows:
             say(f"simulating {replicas} replicas")
@@ -294,6 +294,8 @@ def plan(measured: Measured, rate: float, bound_ms: float, say: Callable[[str], 
     while not keeps(needed):  # as the rate of one is known within 1 %
         needed += max(1, needed // 100)
     fewest = max(1, math.ceil(rate / (_FULL * measured.best_rate)))
-    for replicas in {*np.linspace(fewest, needed, _ROWS).astype(int).tolist(), max(fewest, needed - 1), needed + 1}:
+    while needed > fewest and keeps(needed - 1):
+        needed -= 1
+    for replicas in {*np.linspace(fewest, needed, _ROWS).astype(int).tolist(), needed + 1}:
         keeps(replicas)
     return Plan(rate, bound_ms, [rows[count] for count in sorted(rows)], rows[needed], most, by_formula)
