@@ -60,10 +60,10 @@ def test_one_server_without_batches_is_mg1():
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 def test_the_formula_is_near_the_simulation(share):
-    """With seeds 0 to 9 of the measured times, the formula was 0.95 to 1.37 times the simulated percentile."""
+    """With seeds 0 to 9 of the measured times, the formula was 1.09 to 1.26 times the simulated percentile."""
     model = measured()
     _, latency = capacity.simulated(model, share * model.best_rate)
-    assert 0.9 <= capacity.formula(model, share * model.best_rate) / latency <= 1.45
+    assert 1.0 <= capacity.formula(model, share * model.best_rate) / latency <= 1.35
 
 
 def test_times_are_those_of_the_load():
@@ -168,6 +168,15 @@ def test_the_report_has_the_plan(plan):
     np.testing.assert_array_equal(axis.lines[2].get_xydata(), [[100.0, 15.0]])
 
 
+def test_a_disturbed_measurement_is_said(plan):
+    def text(latency, rate=100.0):
+        offered = [(rate, np.full(50, latency))]
+        return capacity_report.Report.of("a model", measured(), plan, offered).text()
+
+    assert "disturbed" not in text(0.015)
+    assert "disturbed" in text(0.200)
+
+
 def test_infinite_times_are_null():
     model = measured()
     row = dataclasses.replace(capacity.row(model, 100.0, 60.0, 1), simulated_ms=math.inf)
@@ -216,6 +225,13 @@ def test_loads_rise_until_nothing_is_gained():
     assert [load.at_once for load in loads if load.at_once] == [2, 4, 8, 16, 32]
     assert [load.rate for load in loads if load.rate] == pytest.approx([3.1, 15.5, 24.8])
     assert [load.seconds for load in loads if load.rate] == pytest.approx([10.0, 6.45, 4.03], abs=0.01)
+
+
+def test_more_requests_at_once_than_are_answered_are_not_tried():
+    offered = []
+    loads = rehearsal._loads(offered, 2.0, least=2)
+    offered.append(rehearsal.Offered(next(loads), 10.0, np.ones(1), refused=1))
+    assert next(loads).rate == pytest.approx(1.0)
 
 
 def test_a_load_that_fails_is_an_error():

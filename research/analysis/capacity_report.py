@@ -16,6 +16,7 @@ from research.base.errors import UserError
 from research.base.paths import expanded
 
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97)  # of the best rate, in the figure
+_DISTURBED = 2.0  # times between the measured and the simulated percentile of the same load
 _DRAWN = 6000  # requests of each of these simulations
 
 
@@ -84,6 +85,11 @@ class Report:
             lines.append(
                 f"{check.rate:24.0f} {check.requests:10d} {_ms(check.measured_ms):>17} {_ms(check.simulated_ms):>11} "
                 f"{_ms(check.formula_ms):>9}"
+            )
+        if any(not 1 / _DISTURBED <= check.simulated_ms / check.measured_ms <= _DISTURBED for check in self.checks):
+            lines.append(
+                f"warning: a simulated p99 is not within {_DISTURBED:g} times the measured one: other programs may "
+                "have disturbed the measurement; repeat it on an idle machine, or with longer --seconds"
             )
         return lines
 

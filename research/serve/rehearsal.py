@@ -214,12 +214,14 @@ def rehearse(
 
 
 def _loads(offered: Sequence[Offered], seconds: float, *, least: int) -> Iterator[Load]:
-    """Twice as many requests at once until that twice answers hardly more, then requests at random times."""
+    """Twice as many requests at once until that twice answers hardly more, or some are refused; then random times."""
     at_once, best, others = least, 0.0, 0
     while at_once <= _MOST_AT_ONCE and others < 2:
         yield Load(seconds, at_once=at_once)
         others = 0 if offered[-1].rate >= _RISE * best else others + 1
         best, at_once = max(best, offered[-1].rate), 2 * at_once
+        if offered[-1].refused:
+            break
     best = max(each.rate for each in offered)
     for share in _SHARES:
         yield Load(max(seconds, min(5 * seconds, _LEAST / (share * best))), rate=share * best)

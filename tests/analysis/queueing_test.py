@@ -1,3 +1,4 @@
+# mypy: disable-error-code="operator"
 """The formulas of queues against closed forms, and the simulation against the formulas."""
 
 import math
@@ -183,6 +184,18 @@ def test_every_request_is_served_once_and_in_order(lengths, workers, capacity, e
     began = np.sort(arrivals + found.waits)
     # At most as many batches at the same time as there are workers: those of the same moment share one.
     assert all(len(np.unique(began[(began > t - 0.3) & (began <= t)].round(9))) <= workers for t in began)
+
+
+def test_who_was_left_out_of_a_batch_is_next():
+    found = simulate(
+        np.arange(20) * 0.1,
+        np.ones(20, np.int64),
+        workers=1,
+        capacity=3,
+        choose=lambda lengths: (None, [0]),
+        seconds=lambda kind, others: 1.0,
+    )
+    np.testing.assert_allclose(np.arange(20) * 0.1 + found.waits, np.arange(20.0))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
