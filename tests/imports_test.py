@@ -18,6 +18,7 @@ _NAMES = (
     "ladder",
     "list",
     "serve_keys",
+    "capacity",
 )
 COMMANDS = {f"research.{name}" for name in _NAMES}
 

@@ -42,5 +42,8 @@ connection.py  limits on the heads of requests, and refusals of requests unread
 metrics.py     what Prometheus reads at /metrics (text_metrics.py: of decoders; histogram.py)
 tracing.py     spans of requests for OpenTelemetry
 logs.py        one line for each request, never with its inputs or key
+clients.py     clients in a process of their own, which measure the service
+subject.py     a model with inputs and cores, to be measured
+rehearsal.py   what a model takes in this service on this machine, measured under load
 server.py      starts all of it, and stops it after what was asked is answered
 """

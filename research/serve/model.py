@@ -185,6 +185,11 @@ class ServedModel:
         return self.masks if self._operation.per_mask else None
 
     @property
+    def device_count(self) -> int:
+        """On how many devices it computes."""
+        return len(self._devices)
+
+    @property
     def platform(self) -> str:
         """What it computes on: cpu, gpu or tpu."""
         return str(self._devices[0].platform)

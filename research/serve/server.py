@@ -107,7 +107,7 @@ def serve(
     if replicas is not None and replicas not in REPLICAS:
         raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
     logs.set_up(log_format)
-    _prepare_process()
+    prepare_service()
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     found = sources(workdirs, variants, certified, **options)
     service, app, metrics = _service(found, Splits.of(split, [source.name for source in found]), limits, replicas)
@@ -117,7 +117,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: None)
     log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
     try:
-        Server(_uvicorn_config(guard, host, port), service).run()
+        Server(uvicorn_config(guard, host, port), service).run()
     except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
         raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
     if tracer is not None:
@@ -126,7 +126,8 @@ def serve(
     return 0
 
 
-def _prepare_process() -> None:
+def prepare_service() -> None:
+    """Settings of the process that make a service faster; starts JAX's devices."""
     # With the default, collections take most of the time of reading a large body; with more, each stops all for longer.
     gc.set_threshold(10_000, 20, 20)
     keep_all_programs()
@@ -148,7 +149,8 @@ def _service(
     return service, make_app(service, repository, metrics), metrics
 
 
-def _uvicorn_config(guard: Guard, host: str, port: int) -> uvicorn.Config:
+def uvicorn_config(guard: Guard, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn serves the application."""
     return uvicorn.Config(
         guard,
         host,
