@@ -3,6 +3,7 @@
 import collections
 import json
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,13 +25,13 @@ from tests.interop import tiny_encoder
 # Logits are up to 9 in size; measured: at most 5.2e-6 apart.
 TOLERANCE = 2e-5
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 24, "num_layers": 2, "num_heads": 3, "mlp_size": 40, "activation": "gelu",
     "max_positions": 12, "position_offset": 0, "type_vocab_size": 2, "dropout": 0.1, "attention_dropout": 0.1,
     "layer_norm_eps": 1e-12, "initializer_range": 0.3, "num_classes": 3, "pooler": "tanh", "pooler_dropout": 0.0,
     "classifier_dropout": None,
 }  # fmt: skip
-ENCODERS = {
+ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {},
     "bert of the first release": {"activation": "gelu_tanh"},
     "one output": {"num_classes": 1},
@@ -38,7 +39,7 @@ ENCODERS = {
     "distilbert": {"type_vocab_size": 0, "pooler": "relu", "activation": "relu"},
     "wide heads of one layer": {"num_heads": 1, "num_layers": 1},
 }
-FEATURES = {
+FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {}),
     "logistic, two classes": ("logistic", {"num_classes": 2}),
     "logistic": ("logistic", {"num_classes": 4}),
