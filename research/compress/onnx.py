@@ -20,6 +20,7 @@ from research.base.paths import read_json
 from research.base.registry import build
 from research.compress.extra import imported
 from research.compress.onnx_graph import FEATURES, OUTPUT, TEXT_INPUTS, network, writer
+from research.core.quantization import dequantized
 from research.core.tasks import TASKS, Task
 from research.data import load as data
 from research.data.encoder import FILE as ENCODER_FILE
@@ -38,8 +39,8 @@ _NOT_READ = (ENCODER_FILE, "samples.json", "data_fingerprint.txt")
 def write_onnx(model: TrainedModel, folder: Path, *, assets: Path) -> Path:
     """Writes the network as model.onnx, and beside it what encodes its inputs -> the path of model.onnx.
 
-    The network computes in float32; see `research.compress.onnx_graph.network` for its inputs and outputs. Of several
-    seeds it is that of the first.
+    The network computes in float32, also with weights that the run has in int8; `research.compress.onnx_graph.network`
+    names its inputs and outputs. Of several seeds it is that of the first.
 
     Args:
       assets: the folder of the run's encoder, of which the files are copied.
@@ -52,7 +53,7 @@ def write_onnx(model: TrainedModel, folder: Path, *, assets: Path) -> Path:
         raise UserError(f"{path} exists; choose another folder")
     model = model.single
     _check(model)
-    made = network(model.module, model.variables["params"])
+    made = network(model.module, dequantized(model.variables)["params"])
     # The tokenizer, which may have been a file elsewhere, is among the assets.
     transform = {key: None if key == "tokenizer" else x for key, x in model.config.data.transform.to_dict().items()}
     task = {"name": model.config.task.name, **dataclasses.asdict(model.task)}  # type: ignore[call-overload]
@@ -210,9 +211,9 @@ def check(
     model, theirs = model.single, OnnxModel.open(folder, file)
     examples = model.encode(columns, "the input")
     forward = jax.jit(model.module.clone(dtype=jnp.float32).apply, static_argnames="train")
-    expected = []
+    variables, expected = dequantized(model.variables), []
     for indices, batch in batches(examples, batch_rows, pad=True):
-        outputs: Any = forward(model.variables, batch, train=False)
+        outputs: Any = forward(variables, batch, train=False)
         expected.append(np.asarray(outputs).reshape(len(indices), -1))
     ours, found = np.concatenate(expected), theirs.logits(columns, batch_rows=batch_rows)
     return float(np.abs(ours - found).max()), float(np.mean(ours.argmax(axis=1) == found.argmax(axis=1)))

@@ -32,7 +32,7 @@ Params = Mapping[str, Any]
 
 
 def network(module: nn.Module, params: Params) -> "onnx.ModelProto":
-    """The graph of a module with these parameters; it computes in float32, whatever the module's dtype.
+    """The graph of a module with these parameters, none in int8; it computes in float32, whatever the module's dtype.
 
     A text encoder reads input_ids, attention_mask (1 for a token, 0 for padding) and, if it has several token types,
     token_type_ids, each int64 [batch, length]; a model of features reads features, float32 [batch, D]. The output is
@@ -170,7 +170,7 @@ def _mask(graph: _Graph, segments: str) -> str:
 
 def _attention(graph: _Graph, module: BertClassifier, x: str, mask: str, params: Params, name: str) -> str:
     """[B, L, D] -> [B, L, D]; as `research.models.transformer.SelfAttention`."""
-    heads, size = module.num_heads, module.hidden_size // module.num_heads
+    heads, size = module.num_heads, module.head_size or module.hidden_size // module.num_heads
     split = graph.constant("heads", [0, 0, heads, size], np.int64)
 
     def project(what: str, axes: Sequence[int]) -> str:
@@ -186,7 +186,7 @@ def _attention(graph: _Graph, module: BertClassifier, x: str, mask: str, params:
     probabilities = graph.node("Softmax", logits, name=f"{name}/probabilities", axis=-1)
     mixed = graph.node("MatMul", probabilities, value, name=f"{name}/mixed")
     mixed = graph.node("Transpose", mixed, name=f"{name}/by_token", perm=(0, 2, 1, 3))
-    joined = graph.constant("joined", [0, 0, module.hidden_size], np.int64)
+    joined = graph.constant("joined", [0, 0, heads * size], np.int64)
     mixed = graph.node("Reshape", mixed, joined, name=f"{name}/joined")
     return graph.affine(mixed, params["output"], f"{name}/output")
 

@@ -1,6 +1,7 @@
 """Networks in ONNX Runtime against the same networks here."""
 
 import collections
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from research.base.errors import UserError
 from research.compress import onnx
 from research.compress.onnx_graph import network, writer
+from research.core import quantization
 from research.inference.model import open_model
 from research.inference.predictor import Predictor
 from research.models import MODELS
@@ -38,6 +40,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "roberta": {"position_offset": 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     "distilbert": {"type_vocab_size": 0, "pooler": "relu", "activation": "relu"},
     "wide heads of one layer": {"num_heads": 1, "num_layers": 1},
+    "without some heads": {"num_heads": 2, "head_size": 8},
 }
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {}),
@@ -140,7 +143,8 @@ def test_inputs_have_the_names_of_transformers(name, tmp_path, rng):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("name", "activation"), [("bert", "BiasGelu"), ("bert of the first release", "FastGelu"), ("roberta", "BiasGelu")]
+    ("name", "activation"),
+    [("bert", "BiasGelu"), ("bert of the first release", "FastGelu"), ("without some heads", "BiasGelu")],
 )
 def test_the_optimizer_fuses_every_layer(name, activation, tmp_path, rng):
     module, variables = encoder(name, rng)
@@ -207,6 +211,28 @@ def test_a_folder_predicts_as_its_run(name, runs, tmp_path):
             difference, agreement = onnx.check(model, tmp_path / "made", columns, file=file, batch_rows=rows)
             assert difference < TOLERANCE
             assert agreement == 1
+
+
+@pytest.mark.parity
+def test_weights_in_int8_are_written_in_float32(runs, tmp_path, monkeypatch):
+    run = RunDir.open(runs["text"])
+    model = open_model(run)
+    examples = model.encode({"sentence": COLUMNS["sentence"]}, "the input")
+    _, batch = next(onnx.batches(examples, len(examples)))
+    monkeypatch.setattr(quantization, "_SMALLEST", 8)
+
+    def apply(variables):
+        return model.module.apply(variables, batch, train=False)
+
+    made = quantization.quantized(model.variables, apply, products=False, embeddings=True)
+    with quantization.applied(made):
+        expected = apply(made)[:, 0]
+    state = model.state.replace(params=made.pop("params"), model_state=made)
+    model = dataclasses.replace(model, state=state)
+    onnx.write_onnx(model, tmp_path, assets=run.assets)
+    np.testing.assert_allclose(onnx.OnnxModel.open(tmp_path).run(batch), expected, rtol=0, atol=TOLERANCE)
+    difference, _ = onnx.check(model, tmp_path, {"sentence": COLUMNS["sentence"]})
+    assert difference < TOLERANCE
 
 
 @pytest.mark.parity
