@@ -200,14 +200,14 @@ def agreement(arguments: argparse.Namespace, folder: Path) -> None:
             logits = onnx.OnnxModel.open(folder, file).logits(columns, batch_rows=rows)
             accuracy = np.mean(logits.argmax(axis=1) == labels)
             print(f"| {file} | {rows} | {difference:.2g} | {round(share * len(labels))} | {accuracy:.4f} |", flush=True)
-    examples, logits = model.encode(columns, "the split"), {}
+    examples, by_form = model.encode(columns, "the split"), {}
     for form in FORMS:
         forward = compiled(model, form)
         found = [forward(batch)[:, 0] for _, batch in onnx.batches(examples, 32, pad=True)]
-        logits[form] = np.concatenate(found)
-    difference = np.abs(logits["int8"] - logits["float32"]).max()
-    same = np.sum(logits["int8"].argmax(axis=1) == logits["float32"].argmax(axis=1))
-    accuracy = np.mean(logits["int8"].argmax(axis=1) == labels)
+        by_form[form] = np.concatenate(found)
+    difference = np.abs(by_form["int8"] - by_form["float32"]).max()
+    same = np.sum(by_form["int8"].argmax(axis=1) == by_form["float32"].argmax(axis=1))
+    accuracy = np.mean(by_form["int8"].argmax(axis=1) == labels)
     print(f"| this project, int8 | any | {difference:.2g} | {same} | {accuracy:.4f} |")
 
 

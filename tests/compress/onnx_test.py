@@ -227,7 +227,7 @@ def test_weights_in_int8_are_written_in_float32(runs, tmp_path, monkeypatch):
     made = quantization.quantized(model.variables, apply, products=False, embeddings=True)
     with quantization.applied(made):
         expected = apply(made)[:, 0]
-    state = model.state.replace(params=made.pop("params"), model_state=made)
+    state = dataclasses.replace(model.state, params=made.pop("params"), model_state=made)
     model = dataclasses.replace(model, state=state)
     onnx.write_onnx(model, tmp_path, assets=run.assets)
     np.testing.assert_allclose(onnx.OnnxModel.open(tmp_path).run(batch), expected, rtol=0, atol=TOLERANCE)
