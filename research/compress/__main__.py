@@ -17,7 +17,7 @@ def parser() -> cli.Parser:
         action="append",
         metavar="NAME[=VALUE]",
         help="bfloat16, float32, int8, int8_weights, vocab, layers=N, ffn=FRACTION, heads=FRACTION, "
-        "prune=FRACTION or distill; may be repeated",
+        "prune=FRACTION or distill; may be repeated. Or onnx, alone: files for ONNX Runtime",
     )
     parser.add_argument("--to", help="the folder to write (default: the run's, with the methods added)")
     parser.add_argument("--student", metavar="CONFIG", help="of distill: the config of the smaller network")
@@ -38,13 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     from research.base.paths import expanded
     from research.compress.certify import table
     from research.compress.methods import Step
-    from research.compress.run import Compression
+    from research.compress.run import Compression, to_onnx
     from research.compress.tuning import Tuning
     from research.config import load
     from research.runs.rundir import RunDir
     from research.training.trained_run import TrainedRun
 
-    steps = [Step.of(text) for text in arguments.method]
+    is_onnx = arguments.method == ["onnx"]
+    steps = [] if is_onnx else [Step.of(text) for text in arguments.method]
     for name, low, high in (("epochs", 0, None), ("soft_weight", 0, 1), ("temperature", 0.01, None)):
         value = getattr(arguments, name)
         if value < low or (high is not None and value > high):
@@ -52,8 +53,12 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{name} is {value:g}; it must be {limit}")
     tuning = Tuning(arguments.epochs, arguments.learning_rate, arguments.soft_weight, arguments.temperature)
     run = RunDir.open(arguments.workdir, writer=True)
-    name = "-".join(str(step).replace("=", "") for step in steps)
+    name = "onnx" if is_onnx else "-".join(str(step).replace("=", "") for step in steps)
     folder = expanded(arguments.to) if arguments.to else run.path.with_name(f"{run.path.name}-{name}")
+    if is_onnx:
+        to_onnx(TrainedRun(run, arguments.checkpoint), folder)
+        print(f"  {folder}: a folder for ONNX Runtime, which is no run")
+        return 0
     student = load(arguments.student).config if arguments.student else None
     compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint, student=student)
     certificate = compression.run(steps, folder, tuning if arguments.epochs > 0 else None)

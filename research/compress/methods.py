@@ -336,6 +336,8 @@ class Step:
     def of(cls, text: str) -> "Step":
         """From "NAME" or "NAME=VALUE". Raises UserError for an unknown name, or a value that is missing or wrong."""
         name, _, value = text.partition("=")
+        if name == "onnx":
+            raise UserError("--method=onnx writes files for ONNX Runtime, no run; give it alone, for a compressed run")
         method = lookup(METHODS, name, "method")
         if bool(method.value) != bool(value):
             what = f"needs {method.value}: {name}=VALUE" if method.value else "takes no value"

@@ -10,13 +10,30 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.base.errors import UserError
+from research.compress import onnx
 from research.compress.calibration import Calibration
 from research.compress.certify import certify
 from research.compress.methods import Context, Say, Step
 from research.compress.network import Network, check_new, write_run
 from research.compress.tuning import Tuning, tuned
 from research.data.examples import TextExamples
+from research.data.splits import whole
 from research.training.trained_run import TrainedRun
+
+
+def to_onnx(source: TrainedRun, folder: Path, *, say: Say = print) -> None:
+    """Writes model.onnx, its fused form and that with 8-bit products, and compares them on the run's main split.
+
+    Raises UserError if the folder has something in it, or the model is not supported.
+    """
+    check_new(folder)
+    path = onnx.write_onnx(source.model, folder, assets=source.run.assets)
+    split = source.config.eval.splits[0]
+    columns = source.dataset().columns[whole(split)]
+    for file in (path, onnx.optimized(path), onnx.quantized(path.with_name(onnx.OPTIMIZED))):
+        largest, same = onnx.check(source.model, folder, columns, file=file.name)
+        size = file.stat().st_size / 1e6
+        say(f"  {file.name}, {size:.1f} MB: logits of {split} differ by at most {largest:.2g}, {same:.2%} same class")
 
 
 class Compression:
