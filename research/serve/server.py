@@ -99,28 +99,50 @@ def serve(
 
     Raises UserError if one of them is invalid, the API keys are, or the port is taken.
     """
+    check(port, replicas)
+    logs.set_up(log_format)
+    guard = make_guard(workdirs, limits, split=split, replicas=replicas, access=access, tracing=tracing, **options)
+    # uvicorn raises the signal again when it has stopped.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
+    try:
+        Server(_uvicorn_config(guard, host, port), guard.service).run()
+    except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
+        raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
+    if guard.tracer is not None:
+        guard.tracer.close()
+    log.info("stopped")
+    return 0
+
+
+def check(port: int, replicas: int | None) -> None:
+    """Raises UserError if one is out of its range."""
     if not 0 < port < 2**16:
         raise UserError(f"--port is {port}; it must be 1 to 65535")
     if replicas is not None and replicas not in REPLICAS:
         raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
-    logs.set_up(log_format)
+
+
+def make_guard(
+    workdirs: Sequence[str],
+    limits: Limits,
+    *,
+    split: Sequence[str] = (),
+    replicas: int | None = None,
+    access: Access,
+    tracing: bool = False,
+    **options: Any,
+) -> Guard:
+    """The whole ASGI application, with the arguments of `serve`. It loads the models when it is started.
+
+    Raises UserError if one of the arguments is invalid, or the API keys are.
+    """
     _prepare_process()
     keys = Keys(access.api_keys_file) if access.api_keys_file else None
     found = sources(workdirs, **options)
     service, app, metrics = _service(found, Splits.of(split, [source.name for source in found]), limits, replicas)
     tracer = Tracer() if tracing else None
-    guard = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
-    # uvicorn raises the signal again when it has stopped.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
-    try:
-        Server(_uvicorn_config(guard, host, port), service).run()
-    except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
-        raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
-    if tracer is not None:
-        tracer.close()
-    log.info("stopped")
-    return 0
+    return Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
 
 
 def _prepare_process() -> None:

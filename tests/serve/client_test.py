@@ -175,7 +175,7 @@ def test_requests_are_sent_again(make, failures):
 
 
 @both
-@pytest.mark.parametrize("status", [307, 400, 401, 404, 408, 413, 422, 424, 500])
+@pytest.mark.parametrize("status", [307, 400, 401, 404, 408, 413, 422, 424, 501])
 def test_other_errors_are_raised_at_once(make, status):
     answer = _response(status, {"error": "no", "error_type": "Validation"})
     with _scripted(answer) as (url, sent), make(url) as client, pytest.raises(ServiceError) as raised:
