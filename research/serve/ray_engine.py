@@ -18,7 +18,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from research.base.errors import UserError
+from research.base.errors import UserError, first_line
 from research.base.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 from research.devices.platform import prepare_process
 from research.serve import logs
@@ -132,7 +132,7 @@ def serve_on_ray(
 
 
 def _absolute(text: str) -> str:
-    """"NAME=RUN" or "RUN" with an absolute path, as a replica's working directory is another."""
+    """ "NAME=RUN" or "RUN" with an absolute path, as a replica's working directory is another."""
     name, sign, _ = text.rpartition("=")
     source = Source.of(text)
     return f"{name}{sign}{os.path.abspath(source.run if isinstance(source.run, os.PathLike) else source.run.path)}"
@@ -190,8 +190,10 @@ class _Cluster:
 
     def __init__(self, scale: Scale, host: str, port: int):
         self.joined = scale.ray_address is not None
-        if not self.joined:
+        if scale.ray_address is None:
             _check_free(host, port)
+        else:
+            _check_there(scale.ray_address)
         self._ray, self._serve = _import_ray()
         self._stopped = threading.Event()
         options: dict[str, Any] = {"address": scale.ray_address}
@@ -202,7 +204,9 @@ class _Cluster:
         try:
             self._ray.init(**options, logging_level=logging.WARNING)
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"--ray_address={scale.ray_address} is no cluster of Ray: {error}") from error
+            raise UserError(
+                f"--ray_address={scale.ray_address} is not the HOST:PORT of a running cluster, or auto: {first_line(error)}"
+            ) from error
         try:
             self._check_gpus(scale)
             self._start(host, port)
@@ -264,6 +268,20 @@ class _Cluster:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def _check_there(address: str) -> None:
+    """Raises UserError if nothing listens there, for which Ray waits for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), _HEALTH_SECONDS):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"--ray_address={address} is not the HOST:PORT of a running cluster, or auto: {error}"
+        ) from error
 
 
 def _check_free(host: str, port: int) -> None:
