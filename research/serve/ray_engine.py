@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -100,8 +101,8 @@ def serve_on_ray(
 ) -> int:
     """As `server.serve`, in replicas of Ray Serve -> 0.
 
-    In a cluster of its own until a signal. In one that it joins, until the replicas answer: they stay, and replace those
-    of an earlier call one after the other.
+    In a cluster of its own, until a signal. In one that it joins, until the replicas answer: they stay, and replace
+    those of an earlier call one after the other.
 
     Raises UserError if an argument is invalid or Ray does not do it, Ray is missing, or no replica could start.
     """
@@ -139,6 +140,7 @@ def _absolute(text: str) -> str:
 
 
 def _import_ray() -> tuple[Any, Any]:
+    """The modules `ray` and `ray.serve`. Raises UserError if they are missing."""
     # Read when Ray is imported. Lines of the log that are alike are still several requests.
     for name in ("RAY_DEDUP_LOGS", "RAY_COLOR_PREFIX", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
@@ -194,6 +196,7 @@ class _Cluster:
             _check_free(host, port)
         else:
             _check_there(scale.ray_address)
+        _choose_authentication(joined=self.joined)
         self._ray, self._serve = _import_ray()
         self._stopped = threading.Event()
         options: dict[str, Any] = {"address": scale.ray_address}
@@ -204,9 +207,7 @@ class _Cluster:
         try:
             self._ray.init(**options, logging_level=logging.WARNING)
         except (ConnectionError, ValueError) as error:
-            raise UserError(
-                f"--ray_address={scale.ray_address} is not the HOST:PORT of a running cluster, or auto: {first_line(error)}"
-            ) from error
+            raise _no_cluster(scale.ray_address, error) from error
         try:
             self._check_gpus(scale)
             self._start(host, port)
@@ -270,6 +271,13 @@ class _Cluster:
         self._ray.shutdown()
 
 
+def _choose_authentication(*, joined: bool) -> None:
+    """Clusters started here need a token, which Ray keeps in the user's home, as do those joined where there is one."""
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not joined or named or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def _check_there(address: str) -> None:
     """Raises UserError if nothing listens there, for which Ray waits for minutes."""
     if address == "auto":
@@ -279,9 +287,12 @@ def _check_there(address: str) -> None:
         with socket.create_connection((host, int(port)), _HEALTH_SECONDS):
             pass
     except (OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"--ray_address={address} is not the HOST:PORT of a running cluster, or auto: {error}"
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> UserError:
+    what = "is not the HOST:PORT of a running cluster, or auto"
+    return UserError(f"--ray_address={address} {what}: {first_line(error)}")
 
 
 def _check_free(host: str, port: int) -> None:
