@@ -1,16 +1,19 @@
 """The service in replicas of Ray Serve beside the same service in one process.
 
-python benchmarks/serve_ray.py --run=RUN --texts=TEXTS      # of a text classifier: about 5 minutes a round
+python benchmarks/serve_ray.py --run=RUN --texts=TEXTS      # of a text classifier
 python benchmarks/serve_ray.py --run=RUN --digits           # of logistic_digits
 
-Compares the answers for all inputs; the requests a second and the latency, as serve.py measures them, one service at a
-time; and counts the failed requests of clients that retry while a replica is killed, and while all replicas are replaced
-by a second call of the command. Needs the extras `serve`, `ray` and `client`.
+Compares the answers for all inputs; the latency of a single client and the requests a second of several, of which each
+sends its next request when it has its answer (load.py): the services run side by side, and are measured in turn. Then
+it counts the failed requests of clients that retry while a replica is killed, and while all are replaced by a second
+call of the command. Needs the extras `serve`, `ray` and `client`.
 """
 
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -27,14 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from serve import Side, measure
+import uvloop
+from load import Answer, ClosedPool, post
 from turns import environment
 
 from research.client import AsyncClient, Client
 
 CLIENTS = 8
-
-
 
 
 def command(arguments: argparse.Namespace, port: int, *flags: str, models: Sequence[str] = ("model",)) -> list[str]:
@@ -50,12 +52,31 @@ def started(command: list[str], port: int, log: Path) -> Iterator[tuple[subproce
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file)
     try:
+        if "--engine=ray" in command:
+            # Both replicas, rather than the first.
+            until(lambda: process.poll() is not None or "ready: http" in log.read_text(), 300.0)
+        if process.poll() is not None:
+            raise SystemExit(log.read_text())
         with Client(f"http://127.0.0.1:{port}") as client:
             client.wait_until_ready(300)
         yield process, time.perf_counter() - began
     finally:
         process.terminate()
         process.wait(90)
+
+
+def closed(port: int, bodies: Sequence[bytes], count: int, at_once: int) -> tuple[float, list[float]]:
+    """Sends requests, `at_once` at a time -> (answered a second, the latencies in ms)."""
+    requests = itertools.islice(itertools.cycle(post("/models/model/predict", body) for body in bodies), count)
+
+    async def run() -> tuple[float, list[Answer]]:
+        began = time.perf_counter()
+        answers = await ClosedPool("127.0.0.1", port, at_once, requests).run(count)
+        return time.perf_counter() - began, answers
+
+    seconds, answers = uvloop.run(run())
+    assert {answer.status for answer in answers} == {200}
+    return count / seconds, [answer.latency_ms for answer in answers]
 
 
 def replicas(parent: int) -> list[int]:
@@ -150,8 +171,6 @@ def until(true: Any, seconds: float = 120.0) -> float:
 def failures(arguments: argparse.Namespace, port: int, inputs: Sequence[Any], log: Path) -> None:
     """Kills a replica under load, and replaces all of them."""
     with started(command(arguments, port, "--engine=ray", "--min_replicas=2"), port, log) as (process, _):
-        # The proxy is ready with the first replica.
-        until(lambda: "ready: http" in log.read_text())
         old = replicas(process.pid)
         with Load(port, inputs) as load:
             time.sleep(5)
@@ -178,16 +197,71 @@ def failures(arguments: argparse.Namespace, port: int, inputs: Sequence[Any], lo
         print(f"rolling update in {took:.1f} s to {names}, {len(kept)} of 2 replicas kept: {load.line()}")
 
 
+@dataclasses.dataclass
+class Side:
+    """A service, and of each round: its requests a second, their median latency, and that of a single client, in ms."""
+
+    name: str
+    port: int
+    answers: list[Any]
+    rates: list[float] = dataclasses.field(default_factory=list)
+    medians: list[float] = dataclasses.field(default_factory=list)
+    singles: list[float] = dataclasses.field(default_factory=list)
+
+    def measure(self, bodies: Sequence[bytes], arguments: argparse.Namespace) -> None:
+        closed(self.port, bodies, 50, arguments.at_once)
+        self.singles.append(statistics.median(closed(self.port, bodies, arguments.single, 1)[1]))
+        rate, latencies = closed(self.port, bodies, arguments.requests, arguments.at_once)
+        self.rates.append(rate)
+        self.medians.append(statistics.median(latencies))
+
+
+def table(found: Sequence[Side], at_once: int) -> Iterator[str]:
+    yield f"| | requests/s, {at_once} clients | by round | beside one process | p50, ms | p50, one client | beside |"
+    yield "|---|---|---|---|---|---|---|"
+    for side in found:
+        rates = ", ".join(f"{rate:.0f}" for rate in side.rates)
+        more, longer = (
+            statistics.median(own / first for own, first in zip(mine, theirs, strict=True))
+            for mine, theirs in ((side.rates, found[0].rates), (side.singles, found[0].singles))
+        )
+        rate, p50, single = (statistics.median(values) for values in (side.rates, side.medians, side.singles))
+        yield f"| {side.name} | {rate:.0f} | {rates} | {more:.2f} | {p50:.1f} | {single:.1f} | {longer:.2f} |"
+
+
+def compare(arguments: argparse.Namespace, inputs: Sequence[Any], folder: Path) -> None:
+    """The services side by side, measured in turn."""
+    bodies = [json.dumps({"inputs": [each]}).encode() for each in inputs]
+    kinds = {
+        "one process": [],
+        "Ray, 1 replica": ["--engine=ray"],
+        "Ray, 2 replicas": ["--engine=ray", "--min_replicas=2"],
+    }
+    with contextlib.ExitStack() as services:
+        found = []
+        for port, (name, flags) in enumerate(kinds.items(), arguments.port):
+            service = started(command(arguments, port, *flags), port, folder / name)
+            _, seconds = services.enter_context(service)
+            print(f"{name}: ready after {seconds:.1f} s")
+            found.append(Side(name, port, predictions(port, inputs)))
+        for _ in range(arguments.rounds):
+            for side in found:
+                side.measure(bodies, arguments)
+        for side in found[1:]:
+            print(f"{side.name} beside {found[0].name}: {difference(found[0].answers, side.answers)}")
+        print("\n".join(table(found, arguments.at_once)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="a run directory of a classifier")
     parser.add_argument("--texts", help="a file with a text in each line")
     parser.add_argument("--digits", action="store_true", help="ask for scikit-learn's digits instead")
     parser.add_argument("--compute", default="float32")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a trial of a rate")
-    parser.add_argument("--light_seconds", type=float, default=10.0, help="at light load")
-    parser.add_argument("--p99_ms", type=float, default=100.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--at_once", type=int, default=16, help="clients")
+    parser.add_argument("--requests", type=int, default=1000, help="of all clients in a round")
+    parser.add_argument("--single", type=int, default=100, help="requests of a single client in a round")
     parser.add_argument("--port", type=int, default=8300, help="the first of the ports to use")
     arguments = parser.parse_args()
     if arguments.digits:
@@ -196,36 +270,10 @@ def main() -> None:
         inputs: list[Any] = load_digits().images[:256, :, :, None].tolist()
     else:
         inputs = Path(arguments.texts).read_text().splitlines()
-    kinds = {
-        "one process": [],
-        "Ray, 1 replica": ["--engine=ray"],
-        "Ray, 2 replicas": ["--engine=ray", "--min_replicas=2"],
-    }
-    found = [
-        Side(name, command(arguments, arguments.port + i, *flags), arguments.port + i, path="/models/model/predict")
-        for i, (name, flags) in enumerate(kinds.items())
-    ]
+    print(environment("jax", "ray", "fastapi"), os.getloadavg())
     with tempfile.TemporaryDirectory() as folder:
-        bodies, log = Path(folder, "bodies"), Path(folder, "log")
-        bodies.write_text("\n".join(json.dumps({"inputs": [each]}) for each in inputs))
-        answers: list[list[Any]] = []
-        for number in range(arguments.rounds):
-            for side in found:
-                with started(side.command, side.port, log) as (_, seconds):
-                    print(f"{side.name}: ready after {seconds:.1f} s", file=sys.stderr)
-                    if not number:
-                        answers.append(predictions(side.port, inputs))
-                    measure(side, bodies, arguments, seed=number)
-        print(environment("jax", "ray", "fastapi"))
-        for side, each in zip(found[1:], answers[1:], strict=True):
-            print(f"{side.name} beside {found[0].name}: {difference(answers[0], each)}")
-        print(f"| | requests/s at p99 ≤ {arguments.p99_ms:g} ms | by round | p50 at light load, ms | p99 |")
-        print("|---|---|---|---|---|")
-        for side in found:
-            p50, p99 = (statistics.median(values) for values in zip(*side.light, strict=True))
-            rates = ", ".join(f"{rate:.0f}" for rate in side.capacity)
-            print(f"| {side.name} | {statistics.median(side.capacity):.0f} | {rates} | {p50:.1f} | {p99:.1f} |")
-        failures(arguments, arguments.port + len(found), inputs, log)
+        compare(arguments, inputs, Path(folder))
+        failures(arguments, arguments.port, inputs, Path(folder, "log"))
 
 
 if __name__ == "__main__":

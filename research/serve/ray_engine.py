@@ -30,6 +30,7 @@ from research.serve.http import refusal
 from research.serve.keys import Keys
 from research.serve.limits import Limits
 from research.serve.repository import Source, sources
+from research.serve.scrapes import merged
 from research.serve.server import KEEP_ALIVE_SECONDS, Access, check, make_guard
 from research.serve.service import Service
 from research.serve.splits import Splits
@@ -37,12 +38,14 @@ from research.serve.splits import Splits
 log = logging.getLogger("research.serve")
 
 APPLICATION = "research"
+_DEPLOYMENT = "Service"
 
 _STARTS = 2  # that may fail until a deployment has
 _HEALTH_SECONDS = 5.0  # between two checks
 _RETRY_SECONDS = 1.0  # after a refusal by the proxy
 _SENT_SECONDS = 0.5  # in which the proxy sends the answers that the replicas have given it
 _END_SECONDS = 15.0  # in which Ray's processes end
+_METRICS_SECONDS = 5.0  # for the metrics of all replicas
 
 # Requests that a replica gets beyond those that its own bound admits: it refuses them at once, with a reason, and still
 # answers those for its health and its metrics.
@@ -312,7 +315,14 @@ def _application(
     def build() -> Door:
         prepare_process()
         logs.set_up(log_format)
-        return Door(make_guard(workdirs, limits, **settings))
+        guard = make_guard(workdirs, limits, **settings)
+        guard.metrics.read = read
+        return Door(guard)
+
+    async def read() -> str:
+        replicas = serve.get_deployment_handle(_DEPLOYMENT, APPLICATION).broadcast("metrics")
+        found = await replicas.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
+        return merged(dict(each for each in found if not isinstance(each, BaseException)))  # not of one that just ended
 
     class Replica:
         app: Door
@@ -323,13 +333,16 @@ def _application(
         async def drain(self) -> None:
             await self.app.drain()
 
+        async def metrics(self) -> tuple[str, str]:
+            return serve.get_replica_context().replica_id.unique_id, self.app.guard.metrics.text()
+
     return serve.deployment(serve.ingress(build)(Replica), **_deployment(limits, scale)).bind()
 
 
 def _deployment(limits: Limits, scale: Scale) -> dict[str, Any]:
     """The options of Ray's deployment."""
     return {
-        "name": "Service",
+        "name": _DEPLOYMENT,
         "autoscaling_config": {
             "min_replicas": scale.min_replicas,
             "max_replicas": scale.most,

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from research.serve.scrapes import merged
 
 from research.base.errors import UserError
 from research.client import AsyncClient
@@ -23,6 +25,7 @@ from research.inference.predictor import Predictor
 from research.serve import __main__ as command
 from research.serve.app import DRAIN_SECONDS
 from research.serve.limits import Limits
+from research.serve.metrics import Metrics, Usage
 from research.serve.ray_engine import Door, Scale, _deployment, wait_until_ready
 from research.serve.service import Service
 from tests.serve.process import free_port
@@ -124,6 +127,25 @@ def test_a_closed_door_refuses_requests_and_waits_for_the_others():
     asyncio.run(main())
 
 
+def test_the_metrics_of_replicas_are_one_text():
+    """Prometheus's own reader gets every sample of each, and the metrics once."""
+    texts = {}
+    for replica in ("b", "a"):
+        metrics = Metrics()
+        metrics.requested('/a {"b"} c', 200, Usage(model="m"), 0.5)
+        texts[replica] = metrics.text()
+    names = re.findall("^# TYPE (\\S+)", merged(texts), re.MULTILINE)
+    assert len(names) == len(set(names)) > 5
+    assert names == re.findall("^# TYPE (\\S+)", texts["a"], re.MULTILINE)
+    found = [sample for family in text_string_to_metric_families(merged(texts)) for sample in family.samples]
+    for replica, text in texts.items():
+        expected = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        own = [sample for sample in found if sample.labels["replica"] == replica]
+        assert [(each.name, each.value) for each in own] == [(each.name, each.value) for each in expected]
+        for one, other in zip(own, expected, strict=True):
+            assert one.labels == {**other.labels, "replica": replica}
+
+
 def _rows(count):
     return [row.tolist() for row in np.random.default_rng(0).normal(0, 0.05, (count, 10))]
 
@@ -216,6 +238,8 @@ def test_no_request_is_lost_by_a_killed_replica_a_rolling_update_or_the_end(runs
         old = _replicas(process.pid)
         assert len(old) == 2
         assert plain.get(f"{url}/v2/health/ready").status_code == 200
+        text = plain.get(f"{url}/metrics").text
+        assert len(set(re.findall(r'^research_queue_inputs{replica="(\w+)"}', text, re.MULTILINE))) == 2
         with _Load(url, rows) as load:
             load.wait_for(200)
             os.kill(old[0], signal.SIGKILL)
