@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from research.serve.scrapes import merged
 
 from research.base.errors import UserError
 from research.client import AsyncClient
@@ -27,6 +26,7 @@ from research.serve.app import DRAIN_SECONDS
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics, Usage
 from research.serve.ray_engine import Door, Scale, _deployment, wait_until_ready
+from research.serve.scrapes import merged
 from research.serve.service import Service
 from tests.serve.process import free_port
 
@@ -109,7 +109,7 @@ def test_a_closed_door_refuses_requests_and_waits_for_the_others():
         await send({"type": "http.response.body", "body": b""})
 
     async def main():
-        door = Door(guard)
+        door = Door(guard)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(door)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             first = asyncio.create_task(client.get("/models"))
@@ -124,7 +124,7 @@ def test_a_closed_door_refuses_requests_and_waits_for_the_others():
             assert (await first).status_code == 200
             await asyncio.wait_for(drained, 5)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 10))
 
 
 def test_the_metrics_of_replicas_are_one_text():
