@@ -43,6 +43,7 @@ metrics.py     what Prometheus reads at /metrics (text_metrics.py: of decoders; 
 tracing.py     spans of requests for OpenTelemetry
 logs.py        one line for each request, never with its inputs or key
 server.py      starts all of it, and stops it after what was asked is answered
+ray_cluster.py  Ray's cluster and proxy
 ray_engine.py  the same in replicas of Ray Serve
 scrapes.py     the metrics of several replicas as one text
 """

@@ -126,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     run: Callable[..., int] = serve
     if arguments.engine == "ray":
-        from research.serve.ray_engine import Scale, serve_on_ray
+        from research.serve.ray_cluster import Scale
+        from research.serve.ray_engine import serve_on_ray
 
         run = functools.partial(serve_on_ray, scale=Scale(**scale))
     return run(

@@ -25,7 +25,8 @@ from research.serve import __main__ as command
 from research.serve.app import DRAIN_SECONDS
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics, Usage
-from research.serve.ray_engine import Door, Scale, _deployment, wait_until_ready
+from research.serve.ray_cluster import Scale
+from research.serve.ray_engine import Door, _deployment, wait_until_ready
 from research.serve.scrapes import merged
 from research.serve.service import Service
 from tests.serve.process import free_port
