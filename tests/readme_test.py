@@ -67,7 +67,7 @@ class Command(NamedTuple):
 
 
 def _module(name):
-    others = {"configs": "list", "runs": "runs.__main__", "serve": "serve.__main__"}
+    others = {"configs": "list", "runs": "runs.__main__", "serve": "serve.__main__", "compress": "compress.__main__"}
     return importlib.import_module(f"research.{others.get(name, name)}")
 
 

@@ -8,7 +8,9 @@ import httpx
 
 from research.client.errors import error_of
 
-RETRIED = frozenset((429, 502, 503, 504))  # statuses after which a request is sent again
+# Statuses after which a request is sent again. 500 is of a proxy, such as Ray's, whose server was lost meanwhile; the
+# service itself answers 424 where it fails.
+RETRIED = frozenset((429, 500, 502, 503, 504))
 _LOCAL = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # errors that sending again does not change
 
 

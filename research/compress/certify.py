@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-from sklearn import metrics as scores
 
 import research
 from research.base.errors import UserError
@@ -33,11 +32,17 @@ _OF_EXAMPLES: dict[str, Callable[[Columns], np.ndarray]] = {
     "mean_absolute_error": lambda x: np.abs(x["prediction"] - x["label"]),
 }
 _OF_SPLITS: dict[str, Callable[[Columns], float]] = {
-    "f1": lambda x: scores.f1_score(x["label"], x["prediction"], zero_division=0.0),
-    "matthews": lambda x: scores.matthews_corrcoef(x["label"], x["prediction"]),
+    "f1": lambda x: _scikit_learn("f1_score", x, zero_division=0.0),
+    "matthews": lambda x: _scikit_learn("matthews_corrcoef", x),
     "pearson": lambda x: float(np.corrcoef(x["prediction"], x["label"])[0, 1]),
-    "r2": lambda x: scores.r2_score(x["label"], x["prediction"]),
+    "r2": lambda x: _scikit_learn("r2_score", x),
 }
+
+
+def _scikit_learn(name: str, columns: Columns, **options: Any) -> float:
+    from sklearn import metrics  # takes a second
+
+    return float(getattr(metrics, name)(columns["label"], columns["prediction"], **options))
 
 
 def columns_of(records: Records) -> Columns:

@@ -132,7 +132,7 @@ class Classification:
         smallest = jnp.finfo(soft_labels.dtype).tiny  # a probability that was rounded to 0
         others = jax.nn.log_softmax(jnp.log(jnp.maximum(soft_labels, smallest)) / self.temperature, axis=-1)
         own = jax.nn.log_softmax(logits / self.temperature, axis=-1)
-        return self.temperature**2 * optax.kl_divergence_with_log_targets(own, others)
+        return self.temperature**2 * optax.losses.kl_divergence_with_log_targets(own, others)
 
     def targets(self, batch: Batch, num_classes: int) -> jax.Array:
         """The target probabilities of the classes: [..., C]."""

@@ -46,4 +46,7 @@ clients.py     clients in a process of their own, which measure the service
 subject.py     a model with inputs and cores, to be measured
 rehearsal.py   what a model takes in this service on this machine, measured under load
 server.py      starts all of it, and stops it after what was asked is answered
+ray_cluster.py  Ray's cluster and proxy
+ray_engine.py  the same in replicas of Ray Serve
+scrapes.py     the metrics of several replicas as one text
 """

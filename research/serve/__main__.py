@@ -1,6 +1,8 @@
 """Serve from the command line: run directories and folders of transformers -> an HTTP service."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from research import cli
 from research.base.errors import UserError
@@ -44,6 +46,12 @@ def parser() -> cli.Parser:
         help="a name whose requests go to several of the models by weight, such as sst2=a:90,b:10; may be repeated",
     )
     parser.add_argument("--checkpoint", default="best", choices=("last", "best"), help="of runs (default: best)")
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="what runs the service: this process, or replicas of it in Ray Serve (default: local)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="the port (default: 8000)")
     parser.add_argument(
@@ -76,6 +84,7 @@ def parser() -> cli.Parser:
         help="send a span of each request to OpenTelemetry's collector, which its environment variables name",
     )
     _add_access(parser)
+    _add_ray(parser)
     limits = parser.add_argument_group("limits")
     for field in dataclasses.fields(Limits):
         limits.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
@@ -98,17 +107,49 @@ def _add_access(parser: cli.Parser) -> None:
     access.add_argument("--open_metrics", action="store_true", help="answer /metrics without a key")
 
 
+def _add_ray(parser: cli.Parser) -> None:
+    ray = parser.add_argument_group("Ray Serve, with --engine=ray", "Each replica is a process with all the models.")
+    ray.add_argument("--min_replicas", type=int, help="the least replicas (default: 1)")
+    ray.add_argument("--max_replicas", type=int, help="the most replicas (default: as many)")
+    ray.add_argument(
+        "--target_requests",
+        type=float,
+        help="the requests that each replica should be answering, by which their number is chosen (default: 32)",
+    )
+    ray.add_argument("--replica_cpus", type=float, help="the CPUs that Ray reserves for a replica (default: 1)")
+    ray.add_argument("--replica_gpus", type=float, help="the GPUs that it gets (default: 0)")
+    ray.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="the cluster to deploy to, such as auto, replacing one after the other the replicas that are there "
+        "(default: a new one, as long as this process runs)",
+    )
+
+
+_RAY = ("min_replicas", "max_replicas", "target_requests", "replica_cpus", "replica_gpus", "ray_address")
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=())
     if not (arguments.workdir or arguments.variant):
         raise UserError("--workdir is missing; see --help")
+
+    scale = {name: value for name in _RAY if (value := getattr(arguments, name)) is not None}
+    if scale and arguments.engine != "ray":
+        raise UserError(f"--{next(iter(scale))} needs --engine=ray")
 
     from research.serve.operations import OPERATIONS, USUAL
     from research.serve.repository import Certified
     from research.serve.server import Access, serve
 
     chosen = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
-    return serve(
+    run: Callable[..., int] = serve
+    if arguments.engine == "ray":
+        from research.serve.ray_cluster import Scale
+        from research.serve.ray_engine import serve_on_ray
+
+        run = functools.partial(serve_on_ray, scale=Scale(**scale))
+    return run(
         arguments.workdir or [],
         Limits(**chosen),
         variants=arguments.variant,

@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -75,11 +75,13 @@ class Metrics(Observer, Collector):
     Attributes:
       registry: that of Prometheus.
       service: the one whose queue is measured.
+      read: what /metrics answers: this text, or one with those of other processes too.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.service: Service | None = None
+        self.read: Callable[[], Awaitable[str]] = self._read
         self._models: dict[str, _Model] = {}
         self._requests: Counter[tuple[str, int]] = Counter()
         self._routed: Counter[tuple[str, ...]] = Counter()
@@ -193,13 +195,20 @@ class Metrics(Observer, Collector):
         yield GaugeMetricFamily("research_queue_inputs", "Inputs that wait for a device.", waiting)
         yield from self._texts.collect(self.service.writers if self.service else {})
 
+    def text(self) -> str:
+        """What was measured, in the text format of Prometheus."""
+        return generate_latest(self.registry).decode()
+
+    async def _read(self) -> str:
+        return self.text()
+
     def router(self) -> APIRouter:
         """The path /metrics."""
         found = APIRouter(tags=["operations"])
 
         @found.get("/metrics", summary="Metrics, in the text format of Prometheus", response_class=PlainTextResponse)
         async def metrics() -> Response:
-            return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+            return Response(await self.read(), media_type=CONTENT_TYPE_LATEST)
 
         return found
 

@@ -25,7 +25,7 @@ from research.serve.guard import Guard
 from research.serve.keys import Keys
 from research.serve.limits import Limits
 from research.serve.metrics import Metrics
-from research.serve.repository import USUAL_CERTIFIED, Certified, Repository, Source, sources
+from research.serve.repository import Repository, Source, sources
 from research.serve.service import Service
 from research.serve.splits import Splits
 from research.serve.tracing import Tracer
@@ -81,8 +81,6 @@ def serve(
     workdirs: Sequence[str],
     limits: Limits,
     *,
-    variants: Sequence[str] = (),
-    certified: Certified = USUAL_CERTIFIED,
     split: Sequence[str] = (),
     replicas: int | None = None,
     host: str,
@@ -92,38 +90,59 @@ def serve(
     tracing: bool = False,
     **options: Any,
 ) -> int:
-    """Serves the runs and folders `workdirs`, with the options of `Source`, until a signal -> 0.
+    """Serves the runs and folders `workdirs`, with the options of `sources`, until a signal -> 0.
 
     Args:
       workdirs: each "RUN" or "NAME=RUN".
-      variants: further ones, which must be `certified`.
       split: each "NAME=MODEL:WEIGHT,MODEL:WEIGHT", of names of `workdirs`.
       replicas: the batches that each device computes at once; by default `usual_replicas`.
 
     Raises UserError if one of them is invalid, the API keys are, or the port is taken.
     """
-    if not 0 < port < 2**16:
-        raise UserError(f"--port is {port}; it must be 1 to 65535")
-    if replicas is not None and replicas not in REPLICAS:
-        raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
+    check(port, replicas)
     logs.set_up(log_format)
-    prepare_service()
-    keys = Keys(access.api_keys_file) if access.api_keys_file else None
-    found = sources(workdirs, variants, certified, **options)
-    service, app, metrics = _service(found, Splits.of(split, [source.name for source in found]), limits, replicas)
-    tracer = Tracer() if tracing else None
-    guard = Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
+    guard = make_guard(workdirs, limits, split=split, replicas=replicas, access=access, tracing=tracing, **options)
     # uvicorn raises the signal again when it has stopped.
     signal.signal(signal.SIGTERM, lambda *_: None)
     log.info("http://%s:%d/ is a page to try the models on; /v2/health/ready says when they answer", host, port)
     try:
-        Server(uvicorn_config(guard, host, port), service).run()
+        Server(uvicorn_config(guard, host, port), guard.service).run()
     except SystemExit as error:  # uvicorn's, when it can't listen, after an error in its log
         raise UserError(f"{host}:{port} can't be listened on; choose another --port or --host") from error
-    if tracer is not None:
-        tracer.close()
+    if guard.tracer is not None:
+        guard.tracer.close()
     log.info("stopped")
     return 0
+
+
+def check(port: int, replicas: int | None) -> None:
+    """Raises UserError if one is out of its range."""
+    if not 0 < port < 2**16:
+        raise UserError(f"--port is {port}; it must be 1 to 65535")
+    if replicas is not None and replicas not in REPLICAS:
+        raise UserError(f"--replicas is {replicas}; it must be {REPLICAS}")
+
+
+def make_guard(
+    workdirs: Sequence[str],
+    limits: Limits,
+    *,
+    split: Sequence[str] = (),
+    replicas: int | None = None,
+    access: Access,
+    tracing: bool = False,
+    **options: Any,
+) -> Guard:
+    """The whole ASGI application, with the arguments of `serve`. It loads the models when it is started.
+
+    Raises UserError if one of the arguments is invalid, or the API keys are.
+    """
+    prepare_service()
+    keys = Keys(access.api_keys_file) if access.api_keys_file else None
+    found = sources(workdirs, **options)
+    service, app, metrics = _service(found, Splits.of(split, [source.name for source in found]), limits, replicas)
+    tracer = Tracer() if tracing else None
+    return Guard(app, service, metrics, keys=keys, rate=access.rate, open_metrics=access.open_metrics, tracer=tracer)
 
 
 def prepare_service() -> None:

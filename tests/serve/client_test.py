@@ -159,13 +159,13 @@ def _request(connection):
     [
         [BUSY] * 3,
         [LOADING],
-        [_response(502, "x"), _response(504, "")],
+        [_response(502, "x"), _response(504, ""), _response(500, "")],
         [b""],  # closes the connection
         [b"garbage\r\n\r\n"],
         [GOOD[:-3]],  # closes the connection within the body
         [_response(200, "x" * 100, "Content-Encoding: gzip")],
     ],
-    ids=["429", "503", "502 504", "closed", "garbage", "cut", "gzip"],
+    ids=["429", "503", "502 504 500", "closed", "garbage", "cut", "gzip"],
 )
 def test_requests_are_sent_again(make, failures):
     with _scripted(ABOUT, *failures, GOOD) as (url, sent), make(url) as client:
@@ -175,7 +175,7 @@ def test_requests_are_sent_again(make, failures):
 
 
 @both
-@pytest.mark.parametrize("status", [307, 400, 401, 404, 408, 413, 422, 424, 500])
+@pytest.mark.parametrize("status", [307, 400, 401, 404, 408, 413, 422, 424, 501])
 def test_other_errors_are_raised_at_once(make, status):
     answer = _response(status, {"error": "no", "error_type": "Validation"})
     with _scripted(answer) as (url, sent), make(url) as client, pytest.raises(ServiceError) as raised:

@@ -22,7 +22,7 @@ def _instructions(name):
     return re.findall(rf"^ *{name} +(.*)$", DOCKERFILE, re.MULTILINE)
 
 
-def _check_flags(flags):
+def check_flags(flags):
     known = {option for action in parser()._actions for option in action.option_strings}
     assert flags
     assert {flag.split("=")[0] for flag in flags} <= known
@@ -45,7 +45,7 @@ def test_what_the_image_copies_exists_and_is_not_ignored():
 def test_the_image_starts_the_service_without_privileges():
     (entry,) = map(json.loads, _instructions("ENTRYPOINT"))
     assert entry[:3] == ["python", "-m", "research.serve"]
-    _check_flags(entry[3:])
+    check_flags(entry[3:])
     assert _instructions("USER") == ["research"]
     assert any("-c constraints.txt '.[serve]'" in line for line in _instructions("RUN"))
 
@@ -69,7 +69,7 @@ def test_compose_refers_to_what_exists():
     services = COMPOSE["services"]
     build = services["serve"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
-    _check_flags(services["serve"]["command"])
+    check_flags(services["serve"]["command"])
     for service in services.values():
         for volume in service["volumes"]:
             source = volume.split(":")[0]
