@@ -8,7 +8,7 @@ import optax
 
 from research.base.leaves import path_name
 
-# The part of the steps over which weights are removed, in so many updates; afterwards the others only train.
+# The part of the steps over which weights are removed, about so many times; afterwards the others only train.
 _PART, _TIMES = 0.75, 100
 _SMALLEST = 2**14  # weights of a kernel; smaller ones stay whole
 
@@ -24,8 +24,8 @@ def gradually(tx: optax.GradientTransformation, sparsity: float, total_steps: in
     After the fraction t of the pruning the share of zeros is sparsity · (1 − (1 − t)³) (equation 1). A weight that is 0
     stays 0: which ones are removed is in the parameters themselves.
     """
-    every = max(1, round(_PART * total_steps / _TIMES))
-    end = min(_TIMES * every, max(1, total_steps - 1))
+    end = max(1, int(_PART * total_steps))
+    every = max(1, end // _TIMES)
 
     def init(params: Any) -> Any:
         return jnp.zeros((), jnp.int32), tx.init(params)

@@ -9,6 +9,8 @@ import pytest
 from research.base.errors import UserError
 from research.compress import certify
 from research.compress.methods import Step
+from research.compress.run import Compression
+from research.core import quantization
 from research.inference.predictor import Predictor
 from research.runs.certificate import FILE, check_drop, read_certificate
 from research.runs.rundir import RunDir
@@ -16,13 +18,26 @@ from research.serve.repository import Certified, sources
 from research.training.trained_run import TrainedRun
 
 
-@pytest.fixture
-def made(compression, tmp_path):
+@pytest.fixture(scope="session")
+def certified(workdir, tmp_path_factory):
     """A run in int8, and its certificate."""
-    folder = tmp_path / "int8"
-    return folder, compression.run([Step.of("int8")], folder, None, seconds=0.01)
+    folder = tmp_path_factory.mktemp("certified") / "int8"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization, "_SMALLEST", 256)
+        source = TrainedRun(RunDir.open(workdir), "last")
+        compression = Compression(source, "last", say=lambda line: None)
+        return folder, compression.run([Step.of("int8")], folder, None, seconds=0.01)
 
 
+@pytest.fixture
+def made(certified, tmp_path):
+    """A copy of it."""
+    folder, certificate = certified
+    shutil.copytree(folder, tmp_path / "int8")
+    return tmp_path / "int8", certificate
+
+
+@pytest.mark.extended
 def test_result_predicts_as_its_certificate_says(compression, made, workdir):
     folder, certificate = made
     assert read_certificate(RunDir.open(folder)) == certificate
@@ -43,6 +58,7 @@ def test_result_predicts_as_its_certificate_says(compression, made, workdir):
     assert TrainedRun(RunDir.open(folder), "best").step == certificate["of"]["step"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -63,6 +79,7 @@ def test_changed_file_is_named(made, name, message):
             read_certificate(RunDir.open(folder))
 
 
+@pytest.mark.extended
 def test_certificates_that_are_not_the_runs_are_refused(made, workdir, tmp_path):
     folder, certificate = made
     other = tmp_path / "other"
@@ -78,6 +95,7 @@ def test_certificates_that_are_not_the_runs_are_refused(made, workdir, tmp_path)
         read_certificate(RunDir.open(folder))
 
 
+@pytest.mark.extended
 def test_service_refuses_what_is_not_certified(made, workdir):
     folder, certificate = made
     assert [source.name for source in sources([str(workdir)], [str(folder)])] == ["run", "int8"]

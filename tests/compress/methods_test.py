@@ -49,6 +49,7 @@ def test_units_without_effect_are_the_ones_removed(compression):
     assert network.parameters - pruned.parameters == 3 * 32 * (2 * 32 + 1)
 
 
+@pytest.mark.extended
 def test_heads_without_effect_are_the_ones_removed(compression):
     def silence(params):
         for layer, head in enumerate((0, 2, 3)):
@@ -63,6 +64,7 @@ def test_heads_without_effect_are_the_ones_removed(compression):
     assert outputs(compression, again).shape == (512, 2)
 
 
+@pytest.mark.extended
 def test_importance_is_the_squared_change_of_the_loss(compression):
     """Against finite differences: a unit's weights are scaled by 1 − ε."""
     network, calibration = compression.original, compression.calibration()
@@ -111,6 +113,7 @@ def test_vocabulary_of_the_corpus_changes_nothing_on_it(compression):
         assert kept[token["content"]] == token["id"]
 
 
+@pytest.mark.extended
 def test_layers_that_hurt_stay_in_float32(compression):
     """An outlier makes the rounding of a layer's inputs too coarse."""
 
@@ -127,6 +130,7 @@ def test_layers_that_hurt_stay_in_float32(compression):
     assert np.mean(expected.argmax(-1) == found.argmax(-1)) >= methods._AGREEMENT
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["int8", "int8_weights", "bfloat16"])
 def test_other_numbers_take_less_memory(compression, name):
     made = apply(compression, name)
