@@ -176,7 +176,7 @@ def test_the_report_has_the_plan(plan):
     assert f"{plan.needed.cores} cores" in text[-1]
     figure = capacity_report.figure(report)
     axis = figure.axes[0]
-    np.testing.assert_allclose(axis.lines[2].get_xydata(), [[0.1 * model.best_rate, 13.0]])
+    np.testing.assert_allclose(np.array(axis.lines[2].get_xydata()), [[0.1 * model.best_rate, 13.0]])
 
 
 def test_a_disturbed_measurement_is_said(plan):

@@ -90,8 +90,8 @@ class Report:
         if any(not 1 / _DISTURBED <= check.simulated_ms / check.measured_ms <= _DISTURBED for check in self.checks):
             lines.append(
                 f"warning: a simulated p99 is not within {_DISTURBED:g} times the measured one; no load of a replica "
-                "is planned that was measured above the bound. Other programs may have disturbed the measurement: repeat "
-                "it on an idle machine, or with longer --seconds"
+                "is planned that was measured above the bound. Other programs may have disturbed the measurement: "
+                "repeat it on an idle machine, or with longer --seconds"
             )
         return lines
 
