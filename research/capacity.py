@@ -65,14 +65,13 @@ def main(argv: list[str] | None = None) -> int:
         entry=found.entry,
         rest=found.rest,
         best_rate=found.best_rate,
-        alone=found.at_random[0].latencies,
+        offered=[(each.load.rate, each.latencies) for each in found.at_random],
         cores=subject.cores,
         gigabytes=found.gigabytes,
         **found.columns,
     )
     plan = capacity.plan(measured, arguments.rps, arguments.p99_ms, say=_say)
-    offered = [(each.load.rate, each.latencies) for each in found.at_random]
-    report = capacity_report.Report.of(subject.description, measured, plan, offered)
+    report = capacity_report.Report.of(subject.description, measured, plan)
     if destination:
         capacity_report.figure(report).savefig(destination, dpi=150)
         _say(f"plot: {destination}")

@@ -44,7 +44,7 @@ def measured(*, fixed=0.010, each=0.002, workers=2, most=8, spread=0.2, seed=0, 
         entry=0.0,
         rest=0.001,
         best_rate=best,
-        alone=np.full(100, fixed + each + 0.001),
+        offered=[(0.1 * best, np.full(100, fixed + each + 0.001))],
         cores=2,
         gigabytes=0.5,
     )
@@ -126,6 +126,17 @@ def test_more_replicas_never_wait_longer(share, replicas, entry):
     assert capacity.formula(model, rate / (replicas + 2)) > 0
 
 
+def test_no_load_is_planned_that_was_measured_above_the_bound():
+    model = measured()
+    model = dataclasses.replace(model, offered=[*model.offered, (300.0, np.full(100, 0.050))])
+    assert capacity.limit(model, 40.0) == 300.0
+    assert capacity.limit(model, 60.0) == model.best_rate
+    plan = capacity.plan(model, 2000.0, 40.0)
+    assert plan.needed.replicas == 7
+    assert plan.sustained < 300
+    assert not capacity.row(model, 2000.0, 40.0, 6).kept
+
+
 def test_above_the_best_rate_nothing_ends():
     model = measured()
     assert capacity.simulated(model, model.best_rate) == (math.inf, math.inf)
@@ -153,11 +164,11 @@ def test_a_load_that_is_impossible(rate, bound, keys):
 
 def test_the_report_has_the_plan(plan):
     model = measured()
-    report = capacity_report.Report.of("a model", model, plan, [(100.0, np.full(50, 0.015))])
+    report = capacity_report.Report.of("a model", model, plan)
     found = json.loads(report.json())
     assert found["needed"]["replicas"] == plan.needed.replicas
     assert [row["replicas"] for row in found["rows"]] == [row.replicas for row in plan.rows]
-    assert found["checks"][0]["measured_ms"] == pytest.approx(15.0)
+    assert found["checks"][0]["measured_ms"] == pytest.approx(13.0)
     assert found["sustained_rps"] == plan.sustained
     text = report.text().splitlines()
     assert text[0] == "a model"
@@ -165,13 +176,13 @@ def test_the_report_has_the_plan(plan):
     assert f"{plan.needed.cores} cores" in text[-1]
     figure = capacity_report.figure(report)
     axis = figure.axes[0]
-    np.testing.assert_array_equal(axis.lines[2].get_xydata(), [[100.0, 15.0]])
+    np.testing.assert_allclose(np.array(axis.lines[2].get_xydata()), [[0.1 * model.best_rate, 13.0]])
 
 
 def test_a_disturbed_measurement_is_said(plan):
-    def text(latency, rate=100.0):
-        offered = [(rate, np.full(50, latency))]
-        return capacity_report.Report.of("a model", measured(), plan, offered).text()
+    def text(latency):
+        model = measured(offered=[(100.0, np.full(50, latency))])
+        return capacity_report.Report.of("a model", model, plan).text()
 
     assert "disturbed" not in text(0.015)
     assert "disturbed" in text(0.200)

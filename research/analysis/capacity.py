@@ -38,7 +38,7 @@ class Measured:
         others were computed when it began, and the load as a share of the best rate [M].
       entry, rest: the time of a request in the thread that reads requests, and the rest outside of queue and batch.
       best_rate: the most requests a second.
-      alone: latencies of requests at a tenth of this rate [N], by the clients.
+      offered: loads of requests at random times, the rate rising: each a rate, and latencies by the clients [N].
       cores, gigabytes: what it has.
     """
 
@@ -55,7 +55,7 @@ class Measured:
     entry: float
     rest: float
     best_rate: float
-    alone: np.ndarray
+    offered: Sequence[tuple[float, np.ndarray]]
     cores: int
     gigabytes: float
 
@@ -77,6 +77,7 @@ class Row:
       utilisation: the load of each over its best rate.
       wait_ms: the mean time in the queue, by simulation.
       formula_ms, simulated_ms: the 99th percentile of the latency.
+      kept: whether the simulated one is within the bound, and no lower rate was measured to exceed it.
     """
 
     replicas: int
@@ -191,21 +192,14 @@ def formula(measured: Measured, rate: float) -> float:
     """The 99th percentile of the latency of a replica, as `batch_latency`, with the best size of a batch, in seconds.
 
     Batches of a fixed size stand for those of the service, which takes what waits: the fixed size that is best at a
-    rate does not wait long for a batch to fill, nor lets batches wait. Times of batches are those of the measured loads
-    around the rate, between which the result is interpolated. The thread that reads requests is M/D/1, of which the
-    mean is added. A load with more requests than any size allows has an infinite latency.
+    rate does not wait long for a batch to fill, nor lets batches wait. Times of batches are those of the two measured
+    loads around the rate. The thread that reads requests is M/D/1, of which the mean is added. A load with more
+    requests than any size allows has an infinite latency.
     """
-    *loads, weight = neighbours(measured, rate / measured.best_rate)
-    found = [
-        min(
-            batch_latency(FRACTION, rate, point.seconds, measured.workers, size=point.mean)
-            for point in curve(measured, load)
-        )
-        for load in loads
-    ]
-    lower, upper = (each if math.isfinite(each) else found[1 - i] for i, each in enumerate(found))
+    below, above, _ = neighbours(measured, rate / measured.best_rate)
+    points = [*curve(measured, below), *curve(measured, above)]
+    batches = min(batch_latency(FRACTION, rate, point.seconds, measured.workers, size=point.mean) for point in points)
     reading = mean_wait(rate, measured.entry, service_scv=0.0) if measured.entry else 0.0
-    batches = lower + weight * (upper - lower) if math.isfinite(lower) else math.inf
     return batches + reading + measured.entry + measured.rest
 
 
@@ -217,9 +211,18 @@ def simulated(measured: Measured, rate: float, *, count: int = _REQUESTS) -> tup
     return float(found.waits.mean()), float(np.quantile(found.latencies, FRACTION))
 
 
+def limit(measured: Measured, bound_ms: float) -> float:
+    """The lowest rate of a replica that was measured not to keep the bound, if there is one; else the best rate."""
+    broken = [rate for rate, latencies in measured.offered if 1000 * np.quantile(latencies, FRACTION) > bound_ms]
+    return min([measured.best_rate, *broken])
+
+
 def sustained(measured: Measured, bound_ms: float, latency: Callable[[float], float]) -> float:
-    """The highest rate of a replica, within 1 %, whose latency in seconds is within the bound; 0 if there is none."""
-    low, high = 0.0, measured.best_rate
+    """The highest rate of a replica, within 1 %, whose latency in seconds is within the bound; 0 if there is none.
+
+    It is below `limit`.
+    """
+    low, high = 0.0, limit(measured, bound_ms)
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if 1000 * latency(middle) <= bound_ms else (low, middle)
@@ -238,7 +241,7 @@ def row(measured: Measured, rate: float, bound_ms: float, replicas: int) -> Row:
         1000 * wait,
         1000 * formula(measured, each),
         1000 * latency,
-        1000 * latency <= bound_ms,
+        1000 * latency <= bound_ms and each < limit(measured, bound_ms),
         replicas * measured.cores,
         replicas * measured.gigabytes,
     )
@@ -254,11 +257,11 @@ def check(rate: float, bound_ms: float) -> None:
 def lowest_ms(measured: Measured) -> float:
     """The 99th percentile of the latency where hardly any request waits, in ms: measured or simulated, the higher."""
     computed = rehearsed(measured, 0.01 * measured.best_rate, count=4000).latencies
-    return 1000 * max(float(np.quantile(each, FRACTION)) for each in (measured.alone, computed))
+    return 1000 * max(float(np.quantile(each, FRACTION)) for each in (measured.offered[0][1], computed))
 
 
 def plan(measured: Measured, rate: float, bound_ms: float, say: Callable[[str], None] = lambda text: None) -> Plan:
-    """The fewest replicas whose simulated 99th percentile is within the bound, and those around them.
+    """The fewest replicas that keep the bound, see `Row.kept`, and those around them.
 
     Args:
       rate: requests a second.

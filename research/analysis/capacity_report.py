@@ -17,6 +17,7 @@ from research.base.paths import expanded
 
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97)  # of the best rate, in the figure
 _DISTURBED = 2.0  # times between the measured and the simulated percentile of the same load
+_HIGHEST = 2.5  # times the bound, in the figure
 _DRAWN = 6000  # requests of each of these simulations
 
 
@@ -47,8 +48,8 @@ class Report:
     checks: Sequence[Check]
 
     @classmethod
-    def of(cls, about: str, measured: Measured, plan: Plan, offered: Sequence[tuple[float, np.ndarray]]) -> "Report":
-        """`offered`: loads at random times, each a rate and its latencies in seconds [N]."""
+    def of(cls, about: str, measured: Measured, plan: Plan) -> "Report":
+        """With what one replica does under the measured loads."""
         points = curve(measured)
         checks = [
             Check(
@@ -58,7 +59,7 @@ class Report:
                 _p99_ms(rehearsed(measured, rate, count=_DRAWN).latencies),
                 1000 * formula(measured, rate),
             )
-            for rate, latencies in offered
+            for rate, latencies in measured.offered
         ]
         return cls(about, measured, plan, points, checks)
 
@@ -88,8 +89,9 @@ class Report:
             )
         if any(not 1 / _DISTURBED <= check.simulated_ms / check.measured_ms <= _DISTURBED for check in self.checks):
             lines.append(
-                f"warning: a simulated p99 is not within {_DISTURBED:g} times the measured one: other programs may "
-                "have disturbed the measurement; repeat it on an idle machine, or with longer --seconds"
+                f"warning: a simulated p99 is not within {_DISTURBED:g} times the measured one; no load of a replica "
+                "is planned that was measured above the bound. Other programs may have disturbed the measurement: "
+                "repeat it on an idle machine, or with longer --seconds"
             )
         return lines
 
@@ -163,7 +165,7 @@ def figure(report: Report) -> Figure:
     each = plan.rate / plan.needed.replicas
     axis.plot([each], [plan.needed.simulated_ms], "C3*", markersize=11, label=f"each of {plan.needed.replicas} needed")
     axis.set(xlabel="requests a second of one replica", ylabel=f"latency, {100 * FRACTION:g}th percentile, ms", xlim=0)
-    axis.set_ylim(0, max(1.2 * plan.bound_ms, 1.1 * simulated[-3]))
+    axis.set_ylim(0, _HIGHEST * plan.bound_ms)
     axis.legend(fontsize=8, loc="upper left")
     add_title(drawn, report.needed)
     return drawn

@@ -7,6 +7,7 @@ what `research.serve` starts; its clients are another process.
 import base64
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import resource
@@ -75,7 +76,7 @@ class Rehearsal:
     Attributes:
       offered: by load: first some requests at once, more and more, then requests at random times.
       batches: those of all loads.
-      entry: the seconds of each request in the thread that reads requests and writes answers.
+      entry: the seconds of each request in the thread that reads requests and writes answers, at the best rate.
       rest: the other seconds of a request outside of the queue and the model.
       gigabytes: the most memory that the process had.
     """
@@ -110,21 +111,36 @@ class Rehearsal:
 
 
 class _Recorder(Metrics):
-    """The metrics of the service, which also keeps when each job waited and was computed."""
+    """The metrics of the service, which also keeps when batches were computed, as numbers: a service keeps no jobs.
+
+    Attributes:
+      found: of each batch the shape, the inputs, and when it began and ended.
+      inside: the seconds of each input in the queue and in its batch.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[Shape, Sequence[Job]]] = []
+        self.found: list[tuple[Shape, int, float, float]] = []
+        self.inside: list[float] = []
 
     def computed(self, jobs: Sequence[Job], shape: Shape) -> None:
         super().computed(jobs, shape)
-        self.found.append((shape, jobs))
+        self.found.append((shape, len(jobs), jobs[0].started, jobs[0].ended))
+        self.inside += [job.ended - job.queued for job in jobs]
+
+    def busy(self, workers: int, seconds: float) -> float:
+        """The share of the workers' time in which they computed batches."""
+        return sum(end - start for _, _, start, end in self.found) / (workers * seconds)
+
+    def clear(self) -> None:
+        self.found.clear()
+        self.inside.clear()
 
     def batches(self, load: int) -> list[Batch]:
-        spans = [(jobs[0].started, jobs[0].ended) for _, jobs in self.found]
+        spans = [(start, end) for _, _, start, end in self.found]
         return [
-            Batch(shape, len(jobs), end - start, sum(s < start < e for s, e in spans[max(0, i - 64) : i + 64]), load)
-            for i, ((shape, jobs), (start, end)) in enumerate(zip(self.found, spans, strict=True))
+            Batch(shape, inputs, end - start, sum(s < start < e for s, e in spans[max(0, i - 64) : i + 64]), load)
+            for i, (shape, inputs, start, end) in enumerate(self.found)
         ]
 
 
@@ -191,24 +207,28 @@ def rehearse(
     requests = [post(f"/models/{model.name}/predict", body) for body in bodies(columns)]
     offered: list[Offered] = []
     rest: list[float] = []
-    entry = 0.0
+    entry, workers = 0.0, max(1, replicas * model.device_count)
     with (
         _listening(model, limits, replicas) as (port, recorder, thread),
         Clients(port, requests, cores=client_cores) as clients,
     ):
         clients.offer(Load(min(1.0, seconds), at_once=4))
-        recorder.found.clear()
+        gc.collect()
+        gc.freeze()  # as a service does when its models are loaded
+        recorder.clear()
         kept: list[Batch] = []
-        for load in _loads(offered, seconds, least=max(1, replicas * model.device_count)):
+        for load in _loads(offered, seconds, least=workers):
             before = _processor_seconds(thread)
             offered.append(_offered(load, clients.offer(load)))
             if load.at_once:
-                entry = (_processor_seconds(thread) - before) / max(1, len(offered[-1].latencies))
+                used = (_processor_seconds(thread) - before) / len(offered[-1].latencies)
+                if offered[-1].rate >= max(each.rate for each in offered):
+                    # Workers that are idle although there are many requests wait for the thread.
+                    entry = max(used, (1 - recorder.busy(workers, load.seconds)) / offered[-1].rate)
             else:
-                inside = [job.ended - job.queued for _, jobs in recorder.found for job in jobs]
-                rest.append(float(np.median(offered[-1].latencies) - np.median(inside)))
+                rest.append(float(np.median(offered[-1].latencies) - np.median(recorder.inside)))
             kept += recorder.batches(len(offered) - 1)
-            recorder.found.clear()
+            recorder.clear()
             yield offered[-1]
     yield Rehearsal(offered, kept, entry, max(0.0, min(rest) - entry), _peak_gigabytes())
 
