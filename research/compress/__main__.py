@@ -1,5 +1,8 @@
 """Compress a run from the command line: a run directory and methods -> a run with a certificate."""
 
+from pathlib import Path
+from typing import Any
+
 from research import cli
 
 
@@ -19,6 +22,13 @@ def parser() -> cli.Parser:
         help="bfloat16, float32, int8, int8_weights, vocab, layers=N, ffn=FRACTION, heads=FRACTION, "
         "prune=FRACTION or distill; may be repeated. Or onnx, alone: files for ONNX Runtime",
     )
+    parser.add_argument("--search", action="store_true", help="try methods here, and name the best of the results")
+    parser.add_argument(
+        "--max_drop", type=float, default=0.5, help="of --search: the most points that may be lost (default: 0.5)"
+    )
+    parser.add_argument(
+        "--budget_minutes", type=float, default=30.0, help="of --search: when no further one is begun (default: 30)"
+    )
     parser.add_argument("--to", help="the folder to write (default: the run's, with the methods added)")
     parser.add_argument("--student", metavar="CONFIG", help="of distill: the config of the smaller network")
     group = parser.add_argument_group("training again")
@@ -32,7 +42,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, _ = cli.parse(parser(), argv, required=("workdir", "method"))
+    arguments, _ = cli.parse(parser(), argv, required=("workdir",))
 
     from research.base.errors import UserError
     from research.base.paths import expanded
@@ -44,8 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     from research.runs.rundir import RunDir
     from research.training.trained_run import TrainedRun
 
+    if not (arguments.search or arguments.method):
+        raise UserError("--method is missing; see --help, or let --search try some")
+    if arguments.search and arguments.method:
+        raise UserError("--search tries methods of its own; leave --method out")
     is_onnx = arguments.method == ["onnx"]
-    steps = [] if is_onnx else [Step.of(text) for text in arguments.method]
+    steps = [] if is_onnx or arguments.search else [Step.of(text) for text in arguments.method]
     for name, low, high in (("epochs", 0, None), ("soft_weight", 0, 1), ("temperature", 0.01, None)):
         value = getattr(arguments, name)
         if value < low or (high is not None and value > high):
@@ -53,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{name} is {value:g}; it must be {limit}")
     tuning = Tuning(arguments.epochs, arguments.learning_rate, arguments.soft_weight, arguments.temperature)
     run = RunDir.open(arguments.workdir, writer=True)
-    name = "onnx" if is_onnx else "-".join(str(step).replace("=", "") for step in steps)
+    name = (
+        "search" if arguments.search else "onnx" if is_onnx else "-".join(str(step).replace("=", "") for step in steps)
+    )
     folder = expanded(arguments.to) if arguments.to else run.path.with_name(f"{run.path.name}-{name}")
     if is_onnx:
         to_onnx(TrainedRun(run, arguments.checkpoint), folder)
@@ -61,9 +77,29 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     student = load(arguments.student).config if arguments.student else None
     compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint, student=student)
+    if arguments.search:
+        return _search(compression, folder, arguments, tuning if arguments.epochs > 0 else None)
     certificate = compression.run(steps, folder, tuning if arguments.epochs > 0 else None)
     print(table(certificate))
     print(f"  serve: python -m research.serve --workdir={folder}")
+    return 0
+
+
+def _search(compression: Any, folder: Path, arguments: Any, tuning: Any) -> int:
+    from research.base.errors import UserError
+    from research.compress.search import BEST, PLOT, fastest, plot, search, table
+
+    found = search(compression, folder, max_drop=arguments.max_drop, minutes=arguments.budget_minutes, tuning=tuning)
+    metric = compression.original.config.eval.metric
+    if not found:
+        raise UserError(f"nothing could be made in {arguments.budget_minutes:g} minutes; raise --budget_minutes")
+    plot(found, metric, arguments.max_drop).savefig(folder / PLOT, dpi=120)
+    print(table(found, metric, arguments.max_drop))
+    print(f"  plot: {folder / PLOT}")
+    if fastest(found, arguments.max_drop) is None:
+        print(f"  none loses at most {arguments.max_drop:g} points")
+    else:
+        print(f"  serve: python -m research.serve --variant={folder / BEST} --max_drop={arguments.max_drop:g}")
     return 0
 
 
