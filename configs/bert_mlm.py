@@ -53,6 +53,7 @@ def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "num_heads": num_heads,
+            "head_size": placeholder(int),  # None: hidden_size / num_heads
             "mlp_size": 4 * hidden_size,
             "activation": "gelu",  # of the feed-forward layers: gelu, gelu_tanh, relu
             "max_positions": max_positions,

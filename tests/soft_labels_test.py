@@ -11,8 +11,8 @@ from scipy.special import log_softmax, softmax
 
 from research.base.errors import UserError
 from research.core.tasks import Classification
-from research.data.examples import ArrayExamples, BagExamples, Ragged, with_soft_labels
-from research.data.soft_labels import read_soft_labels
+from research.data.examples import ArrayExamples, BagExamples, Ragged
+from research.data.soft_labels import read_soft_labels, with_soft_labels
 from research.runs.rundir import RunDir
 from research.training.trained_run import TrainedRun
 from tests import tiny

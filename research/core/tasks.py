@@ -13,6 +13,7 @@ import optax
 
 from research.base.ranges import ANY, FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from research.core.by_example import by_example
+from research.core.distillation import soft_divergence
 from research.core.metrics import (
     Confusion,
     Mean,
@@ -81,10 +82,8 @@ class Classification:
     are then labels with weight 1 − mixed_weight plus mixed_labels with weight mixed_weight (Zhang et al. 2018,
     section 2). All other scores use `labels`.
 
-    With `soft_labels`: float [..., C], the probabilities q that another model gives the classes, the loss is
-    (1 − soft_weight) · cross-entropy + soft_weight · T² · KL(q_T, p_T), where q_T and p_T are q and the model's own
-    probabilities at the temperature T: their logarithms divided by T, normalized (Hinton et al. 2015, section 2).
-    Examples whose label is hidden have the second part only.
+    With `soft_labels`: float [..., C], the probabilities that another model gives the classes, the loss is
+    (1 − soft_weight) · cross-entropy + soft_weight · `soft_divergence`, without the first part for hidden labels.
 
     Binary classification also has the F1 score of class 1 and Matthews' correlation. Hidden labels have no weight in
     the scores; their examples are predicted like any other.
@@ -124,15 +123,8 @@ class Classification:
         if "soft_labels" not in batch:
             return {"loss": Mean.of(losses, weight * class_weight), **_class_scores(logits, labels, weight)}
         visible = jnp.where(labels >= 0, (1 - self.soft_weight) * class_weight, 0.0)
-        losses = visible * losses + self.soft_weight * self._divergence(logits, batch["soft_labels"])
+        losses = visible * losses + self.soft_weight * soft_divergence(logits, batch["soft_labels"], self.temperature)
         return {"loss": Mean.of(losses, batch["weight"]), **_class_scores(logits, labels, weight)}
-
-    def _divergence(self, logits: jax.Array, soft_labels: jax.Array) -> jax.Array:
-        """T² · KL(q_T, p_T) of each example, [...]."""
-        smallest = jnp.finfo(soft_labels.dtype).tiny  # a probability that was rounded to 0
-        others = jax.nn.log_softmax(jnp.log(jnp.maximum(soft_labels, smallest)) / self.temperature, axis=-1)
-        own = jax.nn.log_softmax(logits / self.temperature, axis=-1)
-        return self.temperature**2 * optax.losses.kl_divergence_with_log_targets(own, others)
 
     def targets(self, batch: Batch, num_classes: int) -> jax.Array:
         """The target probabilities of the classes: [..., C]."""

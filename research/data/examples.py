@@ -8,8 +8,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from research.base.errors import UserError
-
 # The columns of a split as a source provides them: arrays, or lists of bytes for text.
 Columns = Mapping[str, Any]
 
@@ -298,17 +296,3 @@ class BagExamples:
             "segments": layout.segments,
             **labels_of(self.labels, np.maximum(members[rows], 0)),
         }
-
-
-def with_soft_labels(examples: Examples, probabilities: np.ndarray) -> Examples:
-    """The examples with probabilities of their classes [N, C], `soft_labels` in a batch.
-
-    Raises UserError for another number of examples, and for ones that training augments.
-    """
-    if len(probabilities) != len(examples):
-        raise UserError(f"there are soft labels of {len(probabilities)} examples, and the split has {len(examples)}")
-    if isinstance(examples, TextExamples):
-        return dataclasses.replace(examples, soft_labels=probabilities)
-    if isinstance(examples, ArrayExamples):
-        return ArrayExamples({**examples.columns, "soft_labels": probabilities})
-    raise UserError("soft labels are for texts, pairs of them and features; these examples are of another kind")

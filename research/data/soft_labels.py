@@ -1,11 +1,13 @@
 """Probabilities of classes that another model gives, from the file of its predictions."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
 from research.base.errors import UserError
+from research.data.examples import ArrayExamples, Examples, TextExamples
 
 
 def read_soft_labels(path: Path) -> np.ndarray:
@@ -22,3 +24,17 @@ def read_soft_labels(path: Path) -> np.ndarray:
     if [record.get("index") for record in records] != list(range(len(records))):
         raise UserError(f"data.soft_labels={path} is not of all examples of a split, in their order")
     return np.asarray([record["scores"] for record in records], np.float32)
+
+
+def with_soft_labels(examples: Examples, probabilities: np.ndarray) -> Examples:
+    """The examples with probabilities of their classes [N, C], `soft_labels` in a batch.
+
+    Raises UserError for another number of examples, and for ones that training augments.
+    """
+    if len(probabilities) != len(examples):
+        raise UserError(f"there are soft labels of {len(probabilities)} examples, and the split has {len(examples)}")
+    if isinstance(examples, TextExamples):
+        return dataclasses.replace(examples, soft_labels=probabilities)
+    if isinstance(examples, ArrayExamples):
+        return ArrayExamples({**examples.columns, "soft_labels": probabilities})
+    raise UserError("soft labels are for texts, pairs of them and features; these examples are of another kind")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from research.base.errors import UserError, first_line
-from research.base.ranges import LARGEST
 from research.base.registry import build
 from research.core import metrics, step
 from research.core.class_weights import with_class_weights
@@ -22,31 +20,16 @@ from research.core.statistics import Value
 from research.core.tasks import TASKS, Task
 from research.data import load as data
 from research.data import pipeline, splits
-from research.data.examples import Examples, with_soft_labels
-from research.data.soft_labels import read_soft_labels
+from research.data.examples import Examples
+from research.data.soft_labels import read_soft_labels, with_soft_labels
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
 from research.inference.evaluation import Evaluation, Records, eval_program, evaluate
 from research.inference.model import arrange, build_module, evaluation_of, lora_of, make_mesh, replicas_of
 from research.training import checks
+from research.training.length import Length, length_of
 from research.training.method import Method, make_method
 from research.training.program import make_program
-
-
-@dataclasses.dataclass(frozen=True)
-class Length:
-    """The length of a run.
-
-    Attributes:
-      batch_rows: rows per step: examples, or rows of packed texts.
-      total_steps: steps in the whole run.
-      total_rows: rows in the whole run, where its length is given in epochs; the last step may have fewer than
-        `batch_rows`.
-    """
-
-    batch_rows: int
-    total_steps: int
-    total_rows: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +101,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     streams = split_streams(config, dataset, training=True)
     checks.check_data(config, streams)
     stream = streams("train")
-    length = _length(config.train, len(stream.rows))
+    length = length_of(config.train, len(stream.rows))
     checks.check_classes(config, stream.labels)
     if assets is not None:
         data.keep_signature(dataset, config.data, assets)
@@ -242,23 +225,3 @@ def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Call
         return arrange(config, examples, members)
 
     return stream
-
-
-def _length(train: Any, rows: int) -> Length:
-    """The length of a run whose epoch has `rows` rows. Raises UserError if it is missing or given twice."""
-    for one, other in (("epochs", "steps"), ("batch_size", "batch_rows")):
-        if (train[one] is None) == (train[other] is None):
-            raise UserError(f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of the two")
-    batch_rows = train.batch_size if train.batch_rows is None else train.batch_rows
-    if batch_rows == -1:
-        batch_rows = rows
-    if train.steps is not None:
-        steps, total = train.steps, None
-    else:
-        total = round(train.epochs * rows)
-        steps = math.ceil(total / batch_rows)
-    if not 1 <= steps <= LARGEST:
-        raise UserError(
-            f"train.steps={train.steps}, train.epochs={train.epochs} give {steps} steps; there must be 1 to {LARGEST}"
-        )
-    return Length(batch_rows, steps, total)

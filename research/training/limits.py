@@ -40,6 +40,7 @@ RANGES: dict[str, Range] = {
     "optimizer.alpha": NOT_NEGATIVE,
     "optimizer.clip_norm": POSITIVE,
     "optimizer.layer_decay": Range(0, 1, open="low"),
+    "optimizer.sparsity": Range(0, 1, open="high"),
     "optimizer.tolerance": NOT_NEGATIVE,
     "optimizer.max_iterations": COUNT,
     "train.epochs": Range(0, 10**9, open="low"),

@@ -111,6 +111,7 @@ def test_service_refuses_what_is_not_certified(made, workdir):
     assert sources([str(folder)], certified=Certified(None))[0].name == "int8"
 
 
+@pytest.mark.extended
 def test_nothing_is_overwritten(compression, workdir, tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(UserError, match="exists already; nothing was changed"):
@@ -135,6 +136,7 @@ def test_interval_of_a_change():
     assert certify.interval_of_change("unknown", {"label": labels}, {"label": labels}) is None
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("metric", ["f1", "matthews"])
 def test_intervals_of_metrics_of_splits_hold_the_change(metric):
     rng = np.random.default_rng(2)
