@@ -22,6 +22,8 @@ from typing import Any
 
 import uvloop
 
+from research.serve.clients import status_of
+
 GIVE_UP_SECONDS = 20  # after the last request
 
 
@@ -70,15 +72,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, end, body = self._buffer.partition(b"\r\n\r\n")
-        if not end:
-            return
-        length = head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]
-        if len(body) < int(length or 0):
+        if (status := status_of(self._buffer)) is None:
             return
         self._buffer = b""
         due, self._due = self._due, 0.0
-        self._pool.record(Answer(due, self._sent, time.perf_counter(), int(head[9:12])))
+        self._pool.record(Answer(due, self._sent, time.perf_counter(), status))
         self._pool.free(self)
 
     def connection_lost(self, error: Exception | None) -> None:

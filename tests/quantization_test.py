@@ -114,14 +114,13 @@ def test_dense_layers_are_found_again():
     assert large_layers(variables, apply) == large_layers(variables, apply) == [("first",)]
 
 
+def network_and_call():
+    network, x = Network(), jnp.asarray(np.random.default_rng(0).normal(size=(4, INPUTS)), jnp.float32)
+    return network.init(jax.random.key(0), x), lambda variables: network.apply(variables, x)
+
+
 def test_weights_alone_and_skipped_layers():
-    rng = np.random.default_rng(0)
-    network, x = Network(), jnp.asarray(rng.normal(size=(4, INPUTS)), jnp.float32)
-    variables = network.init(jax.random.key(0), x)
-
-    def apply(variables):
-        return network.apply(variables, x)
-
+    variables, apply = network_and_call()
     made = quantized(variables, apply, products=False)
     assert is_quantized(made)
     assert not is_quantized(variables)
@@ -137,13 +136,8 @@ def test_weights_alone_and_skipped_layers():
 
 
 def test_simulated_products_are_those_of_integers():
-    rng = np.random.default_rng(0)
-    network, x = Network(), jnp.asarray(rng.normal(size=(4, INPUTS)), jnp.float32)
-    variables = network.init(jax.random.key(0), x)
-
-    def apply(variables):
-        return network.apply(variables, x)
-
+    variables, apply = network_and_call()
+    plain = apply(variables)
     for products in (True, False):
         made = quantized(variables, apply, products=products)
         with int8_products():
@@ -153,7 +147,7 @@ def test_simulated_products_are_those_of_integers():
         # Sums of 24 products in float32, of size 10.
         np.testing.assert_allclose(found, expected, atol=1e-5)
         with simulated({("first",): jnp.array(False)}, products=products):
-            np.testing.assert_allclose(apply(variables), network.apply(variables, x), atol=1e-5)
+            np.testing.assert_allclose(apply(variables), plain, atol=1e-5)
 
 
 def test_embeddings_are_rounded_by_row():

@@ -177,7 +177,7 @@ def png(path: str) -> Path:
     if found.suffix.lower() != ".png":
         raise UserError(f"--plot={path} does not end in .png, the only format")
     if not found.parent.is_dir():
-        raise UserError(f"--plot={path}: there is no folder {found.parent}; make it first")
+        raise UserError(f"--plot={path}: the folder {found.parent} does not exist; create it first")
     return found
 
 

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = expanded(arguments.to) if arguments.to else run.path.with_name(f"{run.path.name}-{name}")
     if is_onnx:
         to_onnx(TrainedRun(run, arguments.checkpoint), folder)
-        print(f"  {folder}: a folder for ONNX Runtime, which is no run")
+        print(f"  {folder}: model files for ONNX Runtime; not a run directory")
         return 0
     student = load(arguments.student).config if arguments.student else None
     compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint, student=student)

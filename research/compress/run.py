@@ -13,7 +13,8 @@ from research.base.errors import UserError
 from research.compress import onnx
 from research.compress.calibration import Calibration
 from research.compress.certify import certify
-from research.compress.methods import Context, Say, Step
+from research.compress.context import Context, Say
+from research.compress.methods import Step
 from research.compress.network import Network, check_new, write_run
 from research.compress.tuning import Tuning, tuned
 from research.data.examples import TextExamples

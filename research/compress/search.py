@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from research.base.errors import UserError
-from research.compress.methods import Say, Step
+from research.compress.context import Say
+from research.compress.methods import Step
 from research.compress.run import Compression
 from research.compress.tuning import Tuning
 from research.runs.certificate import read_certificate

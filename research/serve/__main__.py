@@ -16,35 +16,7 @@ def parser() -> cli.Parser:
         "folder, or as given: NAME=FOLDER. Ready when every batch shape is compiled and each run's sample inputs get "
         "their predictions.",
     )
-    parser.add_argument(
-        "--workdir",
-        action="append",
-        metavar="[NAME=]FOLDER",
-        help="a run directory, or a folder with the config.json and the safetensors of transformers; may be repeated",
-    )
-    parser.add_argument(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="[NAME=]FOLDER",
-        help="as --workdir, for a run of research.compress with a valid certificate; may be repeated",
-    )
-    parser.add_argument(
-        "--max_drop",
-        type=float,
-        default=1.0,
-        help="the most points by which the metric of a compressed run may have fallen (default: 1)",
-    )
-    parser.add_argument(
-        "--uncertified", action="store_true", help="serve compressed runs whatever their certificates say"
-    )
-    parser.add_argument(
-        "--split",
-        action="append",
-        default=[],
-        metavar="NAME=MODEL:WEIGHT,MODEL:WEIGHT",
-        help="a name whose requests go to several of the models by weight, such as sst2=a:90,b:10; may be repeated",
-    )
+    _add_models(parser)
     parser.add_argument("--checkpoint", default="best", choices=("last", "best"), help="of runs (default: best)")
     parser.add_argument(
         "--engine",
@@ -89,6 +61,38 @@ def parser() -> cli.Parser:
     for field in dataclasses.fields(Limits):
         limits.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     return parser
+
+
+def _add_models(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "--workdir",
+        action="append",
+        metavar="[NAME=]FOLDER",
+        help="a run directory, or a folder with the config.json and the safetensors of transformers; may be repeated",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="as --workdir, for a run of research.compress with a valid certificate; may be repeated",
+    )
+    parser.add_argument(
+        "--max_drop",
+        type=float,
+        default=1.0,
+        help="the most points by which the metric of a compressed run may have fallen (default: 1)",
+    )
+    parser.add_argument(
+        "--uncertified", action="store_true", help="serve compressed runs whatever their certificates say"
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL:WEIGHT,MODEL:WEIGHT",
+        help="a name whose requests go to several of the models by weight, such as sst2=a:90,b:10; may be repeated",
+    )
 
 
 def _add_access(parser: cli.Parser) -> None:

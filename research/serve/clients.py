@@ -39,6 +39,13 @@ class Answer:
     status: int
 
 
+def status_of(received: bytes) -> int | None:
+    """The status of an HTTP answer; None while a part of it is missing."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]
+    return int(head[9:12]) if end and len(body) >= int(length or 0) else None
+
+
 class _Connection(asyncio.Protocol):
     """A connection that answers one request after the other."""
 
@@ -57,14 +64,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, end, body = self._buffer.partition(b"\r\n\r\n")
-        if not end:
-            return
-        length = head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]
-        if len(body) < int(length or 0):
-            return
-        self._buffer = b""
-        self._finish(int(head[9:12]))
+        if (status := status_of(self._buffer)) is not None:
+            self._buffer = b""
+            self._finish(status)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._finish(0)

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from research.base.errors import UserError
-from research.compress import methods
+from research.compress import methods, rounding
 from research.compress.methods import METHODS, Step
 from research.configs import logistic_digits
 from tests.compress.conftest import config
@@ -127,7 +127,7 @@ def test_layers_that_hurt_stay_in_float32(compression):
     assert kernels["pooler", "kernel"] == jnp.float32
     assert sum(dtype == jnp.int8 for dtype in kernels.values()) >= len(kernels) // 2
     expected, found = outputs(compression, network), outputs(compression, made)
-    assert np.mean(expected.argmax(-1) == found.argmax(-1)) >= methods._AGREEMENT
+    assert np.mean(expected.argmax(-1) == found.argmax(-1)) >= rounding._AGREEMENT
 
 
 @pytest.mark.extended

@@ -91,7 +91,7 @@ def test_student_reads_the_inputs_as_its_teacher(workdir, tmp_path):
         ([], "^--method is missing"),
         (["--method=int8", "--epochs=-1"], "^--epochs is -1; it must be at least 0$"),
         (["--method=int8", "--soft_weight=2"], "^--soft_weight is 2; it must be 0 to 1$"),
-        (["--method=onnx", "--method=int8"], "^--method=onnx writes files for ONNX Runtime, no run"),
+        (["--method=onnx", "--method=int8"], "^--method=onnx writes files for ONNX Runtime instead of a run"),
     ],
 )
 def test_invalid_flags_are_one_line(workdir, flags, message):
