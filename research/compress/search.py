@@ -146,20 +146,25 @@ def table(found: Sequence[Candidate], metric: str, max_drop: float) -> str:
 
 def plot(found: Sequence[Candidate], metric: str, max_drop: float) -> Figure:
     """The drop by the speed of each result, its area by its size; filled where no other beats it."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axis = figure.subplots()
-    largest = max(each.bytes for each in found)
+    largest, best = max(each.bytes for each in found), fastest(found, max_drop)
     for each in found:
         beaten = any(each.is_beaten_by(other) for other in found)
         axis.scatter(
-            each.speed, each.drop, s=40 + 260 * each.bytes / largest, color="C7" if beaten else "C0",
+            each.speed, each.drop, s=40 + 260 * each.bytes / largest, edgecolors="C7" if beaten else "C0",
             facecolors="none" if beaten else "C0", alpha=0.7,
         )  # fmt: skip
-        axis.annotate(each.name, (each.speed, each.drop), xytext=(8, 6), textcoords="offset points", fontsize=8)
+        mark = " (best)" if each is best else ""
+        axis.annotate(each.name + mark, (each.speed, each.drop), xytext=(9, 6), textcoords="offset points", fontsize=8)
+    axis.scatter(1, 0, marker="x", color="black")
+    axis.annotate("the run", (1, 0), xytext=(-6, -12), textcoords="offset points", fontsize=8, ha="right")
     axis.axhline(max_drop, color="C3", linestyle="--", linewidth=1)
-    axis.text(1, max_drop, "  --max_drop", color="C3", fontsize=8, va="bottom", transform=axis.get_yaxis_transform())
+    axis.text(0.01, max_drop, f"--max_drop={max_drop:g}", color="C3", fontsize=8, va="bottom",
+              transform=axis.get_yaxis_transform())  # fmt: skip
     axis.set_xlabel("times as fast as the run")
     axis.set_ylabel(f"{metric}, points lost")
-    axis.margins(0.2)
+    axis.set_title("filled: no other is at least as good in all; area: bytes in memory", fontsize=9)
+    axis.margins(0.25)
     axis.grid(alpha=0.3)
     return figure
