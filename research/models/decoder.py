@@ -17,7 +17,7 @@ updated in place.
 """
 
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from flax import linen as nn
 from research.models.decoder_layers import Context, DecoderLayer, DecoderSizes, Pair, rotation
 from research.models.layers import Dense, Dropout, MeshRules, affine
 from research.models.stack import run_layers
+
 
 class Cache(NamedTuple):
     """The keys and values of the tokens so far, of T tokens at most.
