@@ -70,6 +70,9 @@ def _model(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: int
             "classifier_dropout": placeholder(float),  # on the classifier's input; None: as `dropout`
             "layer_norm_eps": 1e-12,
             "initializer_range": 0.02,
+            "remat": False,  # less memory for more computation
+            "remat_policy": "nothing",  # what it saves nevertheless: nothing, products
+            "scan": False,  # compiles in the same time whatever the number of layers
         }
     )
 

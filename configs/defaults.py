@@ -143,8 +143,9 @@ def defaults() -> ConfigDict:
                 "data": -1,  # devices that split the batch; -1: all that the other two axes leave
                 "fsdp": 1,
                 "tensor": 1,
-                # Ordered (regex of a parameter's path, (axis per dimension, …)); unmatched parameters are replicated.
-                "rules": (),
+                # Of the model: replicated (None), fsdp, tensor, fsdp_tensor. Or ordered (regex of a parameter's path,
+                # (axis per dimension, …)); unmatched parameters are replicated.
+                "rules": None,
             },
         }
     )
@@ -225,6 +226,7 @@ def decoder(hidden_size: int, num_layers: int, num_heads: int, *, vocab_size: in
             "initializer_range": 0.02,
             "scale_residual_init": True,
             "remat": False,  # less memory for more computation
+            "remat_policy": "nothing",  # what it saves nevertheless: nothing, products
             "scan": False,  # compiles in the same time whatever the number of layers
         }
     )

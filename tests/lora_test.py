@@ -23,7 +23,7 @@ from research.devices.sharding import make_mesh, put_batch, state_shardings
 from research.interop import pretrained
 from research.interop.export import export
 from research.models.bert import BertClassifier
-from research.models.decoder import MESH_RULES, Decoder
+from research.models.decoder import Decoder
 from research.models.layers import Dense
 from research.training.experiment import prepare
 from tests import tiny
@@ -263,7 +263,7 @@ def test_same_update_on_a_mesh():
     batch = _batch(8)
     expected, _ = _step(lora, tx)(state, batch)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    shardings = state_shardings(jax.eval_shape(lambda: state), MESH_RULES, mesh)
+    shardings = state_shardings(jax.eval_shape(lambda: state), Decoder.MESH_RULES, mesh)
     query = shardings.params["layer_0"]["attention"]["query"]
     assert (any(query["kernel"].spec), any(query["lora_a"].spec)) == (True, False)
     found, _ = _step(lora, tx)(jax.device_put(state, shardings), put_batch(batch, mesh))

@@ -56,6 +56,8 @@ class Network:
         config.train.seeds = None
         config.train.ema_decay = 0.0
         config.train.lora.rank = None
+        for key in {"remat", "scan"} & set(config.model):
+            config.model[key] = False  # they change only how it is compiled, and methods treat each layer by its own
         config.eval.metric = config.eval.metric.removeprefix(AVERAGE)
         return cls(config, variables)
 

@@ -4,8 +4,8 @@ The batch is split over the axes `data` and `fsdp`; parameters and optimizer sta
 otherwise. The optimizer's moments follow the rules of their parameters, as their paths end with the parameters' paths.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.base.errors import UserError
 from research.base.leaves import path_name
-from research.base.registry import regex
+from research.devices.rules import resolve_rules, spec_of
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-
-# A rule: a regular expression for a leaf's path, and one entry per dimension: a mesh axis' name, several, or None.
-Rule = tuple[str, Sequence[Any]]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -42,6 +39,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
             f"{len(devices)} devices; set mesh.data=-1 to use the remaining devices"
         )
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The function, traced with the mesh in its context, so that models split activations by its axes.
+
+    Not where only the batch is split: XLA then splits the activations by itself.
+    """
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return function
+
+    @functools.wraps(function)
+    def traced(*arguments: Any, **options: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments, **options)
+
+    return traced
 
 
 def batch_parts(mesh: Mesh) -> int:
@@ -70,61 +83,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(abstract_state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
+def state_shardings(abstract_state: Any, rules: Any, mesh: Mesh, module: Any = None) -> Any:
     """A NamedSharding for every leaf: from the first rule whose regex matches its path; otherwise it is replicated.
+
+    Args:
+      rules: the name of a rule set of `module`, a sequence of `Rule`s, or None.
+      module: the model, whose `MESH_RULES` are its rules over both axes.
 
     Raises UserError if a rule is not of the form `Rule`, has more entries than the leaf has dimensions, names an
     unknown axis or one twice, or does not divide the leaf's shape. A rule with fewer entries than dimensions does not
     split the last ones.
     """
-    _check_rules(rules)
-
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        name = path_name(path)
-        for pattern, axes in rules:
-            if re.search(pattern, name):
-                return NamedSharding(mesh, _checked_spec(name, leaf.shape, tuple(axes), mesh))
-        return replicated(mesh)
-
-    return jax.tree_util.tree_map_with_path(place, abstract_state)
-
-
-def _check_rules(rules: Any) -> None:
-    """Raises UserError if `rules` is not a sequence of `Rule`s."""
-    for rule in rules if _is_list(rules) else [rules]:
-        formed = _is_list(rule) and len(rule) == 2 and isinstance(rule[0], str) and _is_list(rule[1])
-        if not formed or not all(_is_entry(entry) for entry in rule[1]):
-            raise UserError(
-                f"mesh.rules has the rule {rule!r}; it must be (regex of a path, (axis, …)) with a mesh axis' name, a "
-                "tuple of names or None for each dimension, such as ('kernel', (None, 'tensor'))"
-            )
-        regex("mesh.rules", rule[0])
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _is_entry(entry: Any) -> bool:
-    return entry is None or isinstance(entry, str) or (_is_list(entry) and all(isinstance(a, str) for a in entry))
-
-
-def _checked_spec(name: str, shape: tuple[int, ...], axes: tuple[Any, ...], mesh: Mesh) -> PartitionSpec:
-    if len(axes) > len(shape):
-        raise UserError(f"mesh.rules gives {len(axes)} axes {axes} to {name}, which has shape {shape}")
-    used: set[str] = set()
-    for size, entry in zip(shape, axes, strict=False):
-        parts = 1
-        for axis in (entry,) if isinstance(entry, str) else entry or ():
-            if axis not in mesh.shape:
-                raise UserError(f"mesh.rules names the axis {axis!r} for {name}; known: {', '.join(mesh.shape)}")
-            if axis in used:
-                raise UserError(f"mesh.rules gives the axis {axis!r} twice to {name}: {axes}")
-            used.add(axis)
-            parts *= mesh.shape[axis]
-        if size % parts:
-            raise UserError(f"mesh.rules splits a dimension of {size} of {name} into {parts} parts; it must divide")
-    return PartitionSpec(*(tuple(entry) if _is_list(entry) else entry for entry in axes))
+    resolved = resolve_rules(rules, module)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_of(path_name(path), leaf.shape, resolved, mesh)), abstract_state
+    )
 
 
 def process_rows(mesh: Mesh, batch_rows: int) -> np.ndarray:

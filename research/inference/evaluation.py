@@ -87,7 +87,7 @@ def eval_program(
     """
     program = functools.partial(step.eval_step, module=module, task=task, lora=lora)
     jitted = jax.jit(
-        replicas.map(program, (0, None)),
+        sharding.on_mesh(replicas.map(program, (0, None)), mesh),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh),
         compiler_options=compiler_options(compiler),

@@ -189,7 +189,8 @@ def make_mesh(config: Any) -> jax.sharding.Mesh:
 
 def _shardings(config: Any, mesh: jax.sharding.Mesh, state: Any) -> Any:
     replicas = replicas_of(config)
-    one = sharding.state_shardings(jax.eval_shape(replicas.first, state), config.mesh.rules, mesh)
+    first = jax.eval_shape(replicas.first, state)
+    one = sharding.state_shardings(first, config.mesh.rules, mesh, build_module(config))
     return sharding.with_leading_axes(one, replicas.axes)
 
 

@@ -140,7 +140,7 @@ _INTEGER = ((int,), "an integer")
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
-    """A config.json of a family -> the family, and every key of `model` except `name`, `remat` and `scan`.
+    """A config.json of a family -> the family, and every key of `model` except `name` and those of `free`.
 
     Null is the default, as in transformers. Raises UserError, naming `where`, for settings that are unsupported,
     missing or of the wrong type.

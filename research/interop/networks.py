@@ -65,7 +65,7 @@ class Network:
             section = {"name": self.model, **sizes}
         elif self.model == "decoder":
             free = dict.fromkeys(("dropout", "attention_dropout", "initializer_range"), 0.0)  # only for training
-            compiled = {"scale_residual_init": False, "remat": False, "scan": False}
+            compiled = {"scale_residual_init": False, "remat": False, "remat_policy": "nothing", "scan": False}
             section = {**free, **compiled, **self.spec.model, "name": self.model}
         else:
             free = {"stochastic_depth": 0.0, "test_flip": False} if self.model == "resnet" else {}

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from research.base.ranges import ANY, COUNT, POSITIVE, RATE, Range
 from research.models.images import normalized
-from research.models.layers import Dense, Dropout
+from research.models.layers import Dense, Dropout, MeshRules
 
 he_normal, lecun_normal = nn.initializers.he_normal(), nn.initializers.lecun_normal()
 
@@ -22,6 +22,10 @@ class CNN(nn.Module):
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "dropout": RATE, "mean": ANY, "std": POSITIVE}
+    MESH_RULES: ClassVar[MeshRules] = (
+        (r"conv_\d+/kernel", (None, None, None, ("fsdp", "tensor"))),
+        ("(dense|classifier)/kernel", (("fsdp", "tensor"),)),
+    )
 
     num_classes: int
     padding: str

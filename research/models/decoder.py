@@ -17,25 +17,15 @@ updated in place.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from research.models.decoder_layers import Context, DecoderLayer, DecoderSizes, Pair, rotation
-from research.models.layers import Dense, Dropout, affine
-
-# Rules for a config's `mesh.rules`. Over `tensor`, the first products of attention and of the feed-forward layer are
-# split by columns and their second ones by rows, so that a layer needs two sums over the devices (Shoeybi et al. 2019,
-# section 3). `fsdp` splits the other axis.
-MESH_RULES = (
-    ("(query|key|value|mlp_in|mlp_gate)/kernel", ("fsdp", "tensor")),
-    ("(query|key|value|mlp_in|mlp_gate)/bias", ("tensor",)),
-    ("(output|mlp_out)/kernel", ("tensor", "fsdp")),
-    ("embedding/embedding", (None, "fsdp")),
-    ("head/kernel", ("fsdp",)),
-)
+from research.models.layers import Dense, Dropout, MeshRules, affine
+from research.models.stack import run_layers
 
 
 class Cache(NamedTuple):
@@ -59,13 +49,23 @@ class Cache(NamedTuple):
 class Decoder(DecoderSizes, kw_only=True):
     """Token embedding, `num_layers` layers, normalization and projection onto the vocabulary.
 
-    Attributes: those of `DecoderSizes`, and two that change only how the layers are compiled, not their parameters:
-      remat: whether the backward pass computes each layer again instead of saving its activations (Chen et al. 2016).
-      scan: whether the layers are compiled once, as the body of a loop. Compilation no longer grows with depth, but the
-        layers' parameters are copied into one array for each step. Dropout draws other numbers.
+    Attributes: those of `DecoderSizes`, and
+      remat, remat_policy, scan: how the layers are compiled; see `run_layers`.
     """
 
+    # Over `tensor`, the first products of attention and of the feed-forward layer are split by columns and their second
+    # ones by rows, so that a layer needs two sums over the devices (Shoeybi et al. 2019, section 3). `fsdp` splits the
+    # other axis.
+    MESH_RULES: ClassVar[MeshRules] = (
+        ("(query|key|value|mlp_in|mlp_gate)/kernel", ("fsdp", "tensor")),
+        ("(query|key|value|mlp_in|mlp_gate)/bias", ("tensor",)),
+        ("(output|mlp_out)/kernel", ("tensor", "fsdp")),
+        ("embedding/embedding", (None, "fsdp")),
+        ("head/kernel", ("fsdp",)),
+    )
+
     remat: bool = False
+    remat_policy: str = "nothing"
     scan: bool = False
 
     def setup(self) -> None:
@@ -90,8 +90,11 @@ class Decoder(DecoderSizes, kw_only=True):
         visible &= (order[:, None] >= order[None, :])[None, None]
         context = Context(visible, self._rotation(batch["positions"]))
         x = self._embed(batch["tokens"], batch["positions"], train=train)
-        layers = self._scanned if self.scan and not self.is_initializing() else self._in_turn
-        return {"logits": self._logits(layers(x, context, train=train))}
+
+        def call(layer: DecoderLayer, x: jax.Array) -> jax.Array:
+            return layer(x, context, train=train)[0]
+
+        return {"logits": self._logits(run_layers(self, self.layer, call, x, train=train))}
 
     @nn.nowrap
     def empty_cache(self, rows: int, length: int) -> Cache:
@@ -150,35 +153,6 @@ class Decoder(DecoderSizes, kw_only=True):
         if self.position_encoding == "learned":
             x = x + self.position_embedding(positions)
         return self.embedding_dropout(x, train=train)
-
-    def _in_turn(self, x: jax.Array, context: Context, *, train: bool) -> jax.Array:
-        def call(layer: DecoderLayer, x: jax.Array) -> jax.Array:
-            return layer(x, context, train=train)[0]
-
-        if self.remat:
-            call = nn.remat(call)
-        for layer in self.layer:
-            x = call(layer, x)
-        return x
-
-    def _scanned(self, x: jax.Array, context: Context, *, train: bool) -> jax.Array:
-        params = self.variables["params"]
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(params[f"layer_{i}"] for i in range(self.num_layers))
-        )
-        keys = None
-        if train and self.has_rng("dropout"):
-            keys = jax.random.split(self.make_rng("dropout"), self.num_layers)
-        layer = DecoderLayer(**self.sizes, parent=None)
-
-        def call(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
-            params, key = own
-            rngs = None if key is None else {"dropout": key}
-            return layer.apply({"params": params}, x, context, train=train, rngs=rngs)[0], None
-
-        if self.remat:
-            call = jax.checkpoint(call, prevent_cse=False)
-        return jax.lax.scan(call, x, (stacked, keys))[0]
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.final_norm(x)

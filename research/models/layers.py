@@ -14,6 +14,9 @@ from flax import linen as nn
 Initializer = Any
 DType = Any
 
+# A model's rules for splitting its parameters: `research.devices.rules`.
+MeshRules = tuple[tuple[str, tuple[Any, ...]], ...]
+
 
 def _wide(dtype: DType) -> DType:
     """The dtype for sums and elementary functions of `dtype`: float32, or float64 for float64."""

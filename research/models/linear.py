@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from research.base.ranges import COUNT, Range
+from research.models.layers import MeshRules
 
 zeros = nn.initializers.zeros
 
@@ -26,8 +27,14 @@ class Constant(nn.Module):
         return jnp.broadcast_to(bias, (*batch["weight"].shape, self.num_classes))
 
 
+# The features of a linear model are split over both axes: its outputs are few.
+_BY_FEATURE: MeshRules = (("kernel", (("fsdp", "tensor"),)),)
+
+
 class LinearRegression(nn.Module):
     """Linear regression ŷ = x·w + b, starting from w = 0 and b = 0."""
+
+    MESH_RULES: ClassVar[MeshRules] = _BY_FEATURE
 
     dtype: Any = jnp.float32
 
@@ -44,6 +51,7 @@ class LogisticRegression(nn.Module):
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT}
+    MESH_RULES: ClassVar[MeshRules] = _BY_FEATURE
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -66,6 +74,7 @@ class SparseLogisticRegression(nn.Module):
     table: ClassVar[tuple[str, str, str]] = ("kernel", "ids", "num_features")
 
     RANGES: ClassVar[dict[str, Range]] = {"num_classes": COUNT, "num_features": COUNT}
+    MESH_RULES: ClassVar[MeshRules] = _BY_FEATURE
 
     num_classes: int
     num_features: int

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from research.base.ranges import ANY, COUNT, POSITIVE, RATE, Range
 from research.models.images import normalized
-from research.models.layers import Dense, Dropout
+from research.models.layers import Dense, Dropout, MeshRules
 
 # For ReLUs: variance 2 / fan-in (He et al. 2015, "Delving deep", section 2.2). The classifier has no ReLU after it.
 he_normal, lecun_normal = nn.initializers.he_normal(), nn.initializers.lecun_normal()
@@ -31,6 +31,7 @@ class MLP(nn.Module):
         "output_mean": ANY,
         "output_std": POSITIVE,
     }
+    MESH_RULES: ClassVar[MeshRules] = (("(dense_[0-9]+|classifier)/kernel", (("fsdp", "tensor"),)),)
 
     num_classes: int
     hidden_sizes: tuple[int, ...]

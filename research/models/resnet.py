@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from research.base.ranges import ANY, COUNT, LAYERS, POSITIVE, RATE, Range
 from research.models.images import normalized
-from research.models.layers import Dropout
+from research.models.layers import Dropout, MeshRules
 from research.models.norms import NORMS
 
 # Weights for a network of ReLUs: normal, variance 2 / fan-out (He et al. 2015, "Delving deep", section 2.2).
@@ -91,6 +91,11 @@ class ResNet(nn.Module):
         "mean": ANY,
         "std": POSITIVE,
     }
+    # Each kernel by its output features; normalizations are small.
+    MESH_RULES: ClassVar[MeshRules] = (
+        ("conv_[a-z0-9]+/kernel", (None, None, None, ("fsdp", "tensor"))),
+        ("classifier/kernel", (("fsdp", "tensor"),)),
+    )
 
     num_classes: int
     block: str

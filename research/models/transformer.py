@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from research.base.ranges import COUNT, COUNT_OR_NONE, LAYERS, NOT_NEGATIVE, POSITIVE, RATE, Range
-from research.models.layers import Dense, Dropout, gelu
+from research.models.layers import Dense, Dropout, MeshRules, gelu
+from research.models.stack import run_layers
 
 DType = Any
 Initializer = Any
@@ -124,6 +125,7 @@ class EncoderSizes(nn.Module, kw_only=True):
       attention_dropout: dropout rate on attention probabilities.
       initializer_range: standard deviation of the truncated normal initializer of the weights; 0.02 in the paper, whose
         layers are wide. A narrow layer needs about hidden_size^-1/2.
+      remat, remat_policy, scan: how the layers are compiled; see `research.models.stack.run_layers`.
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -142,6 +144,14 @@ class EncoderSizes(nn.Module, kw_only=True):
         "layer_norm_eps": POSITIVE,
         "initializer_range": NOT_NEGATIVE,
     }
+    # As in the decoder. The vocabulary's size is often odd, so embeddings are split along D.
+    MESH_RULES: ClassVar[MeshRules] = (
+        ("(query|key|value|mlp_in)/kernel", ("fsdp", "tensor")),
+        ("(query|key|value|mlp_in)/bias", ("tensor",)),
+        ("(output|mlp_out)/kernel", ("tensor", "fsdp")),
+        ("embedding/embedding", (None, "fsdp")),
+        ("(pooler|transform|classifier)/kernel", ("fsdp",)),
+    )
 
     vocab_size: int
     hidden_size: int
@@ -157,6 +167,9 @@ class EncoderSizes(nn.Module, kw_only=True):
     layer_norm_eps: float
     initializer_range: float
     head_size: int | None = None
+    remat: bool = False
+    remat_policy: str = "nothing"
+    scan: bool = False
     dtype: Any = jnp.float32
 
     @property
@@ -197,8 +210,8 @@ class Encoder(EncoderSizes, kw_only=True):
             x = x + embed(self.type_vocab_size, batch["type_ids"], "type_embedding")
         x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
         x = Dropout(self.dropout)(x, train=train)
-        for i in range(self.num_layers):
-            x = EncoderLayer(
+        layers = [
+            EncoderLayer(
                 num_heads=self.num_heads,
                 head_size=self.head_size,
                 mlp_size=self.mlp_size,
@@ -209,5 +222,11 @@ class Encoder(EncoderSizes, kw_only=True):
                 kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=f"layer_{i}",
-            )(x, batch["segments"], train=train)
-        return x
+            )
+            for i in range(self.num_layers)
+        ]
+
+        def call(layer: EncoderLayer, x: jax.Array) -> jax.Array:
+            return layer(x, batch["segments"], train=train)
+
+        return run_layers(self, layers, call, x, train=train)

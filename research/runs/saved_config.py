@@ -44,7 +44,9 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("optimizer", "follow_encoder"): False,
     ("optimizer", "sparsity"): 0.0,
 }
-# The same of a task, by its name.
+# The same of a model and of a task, by its name.
+_COMPILED: dict[str, Any] = {"remat": False, "remat_policy": "nothing", "scan": False}
+_LATER_MODEL_KEYS = dict.fromkeys(("bert", "bert_mlm", "decoder"), _COMPILED)
 _LATER_TASK_KEYS: dict[str, dict[str, Any]] = {"classification": {"soft_weight": 0.5, "temperature": 1.0}}
 
 
@@ -75,6 +77,8 @@ def completed(saved: Any) -> dict[str, Any]:
     for (section, key), value in _LATER_KEYS.items():
         if section in config:
             config[section].setdefault(key, copy.deepcopy(value))
+    if "model" in config:
+        config["model"] = {**_LATER_MODEL_KEYS.get(config["model"]["name"], {}), **config["model"]}
     if "task" in config:
         config["task"] = {**_LATER_TASK_KEYS.get(config["task"]["name"], {}), **config["task"]}
     return config

@@ -24,6 +24,7 @@ from research.data.examples import Examples
 from research.data.soft_labels import read_soft_labels, with_soft_labels
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
+from research.devices.rules import check_used
 from research.inference.evaluation import Evaluation, Records, eval_program, evaluate
 from research.inference.model import arrange, build_module, evaluation_of, lora_of, make_mesh, replicas_of
 from research.training import checks
@@ -116,7 +117,8 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     checks.check_lora(config, abstract.params)
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
-    shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh)
+    shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh, module)
+    check_used(config.mesh.rules, shardings, mesh)
     program = make_program(init, train_step, config.seed, state=abstract, shardings=shardings, replicas=replicas)
     memory.check_state(program.placed_state(), replicas.count)
     first, compiled = program.compiled(mesh, compiler_options(config.compiler))

@@ -40,7 +40,7 @@ class Program:
         """`init` and `train_step`, jitted for the mesh; the latter donates its input state."""
         init = quick_random_bits()(jax.jit(self.init, out_shardings=self.shardings))
         train_step = jax.jit(
-            self.train_step,
+            sharding.on_mesh(self.train_step, mesh),
             in_shardings=(self.shardings, sharding.batch_sharding(mesh, axis=self.batch_axis)),
             out_shardings=(self.shardings, sharding.replicated(mesh)),
             donate_argnums=0,

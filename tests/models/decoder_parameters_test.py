@@ -10,7 +10,7 @@ import pytest
 from research.core.optim import layer_factors
 from research.core.optimizers import hidden_kernels
 from research.devices.sharding import make_mesh, state_shardings
-from research.models.decoder import MESH_RULES, Decoder
+from research.models.decoder import Decoder
 from tests.models.small_decoders import GPT2, LLAMA, STYLES, both_styles, logits_of, random_params_of, text_batch
 
 
@@ -143,7 +143,7 @@ def test_mesh_rules_split_every_product(style, rng):
     """On eight devices, over `fsdp` and `tensor`: same logits as on one, with each kernel split as the rules say."""
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     params, batch = random_params_of(style), text_batch(rng, [16, 7, 3, 12])
-    shardings = state_shardings(params, MESH_RULES, mesh)
+    shardings = state_shardings(params, Decoder.MESH_RULES, mesh)
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
         is_matrix = path[-1].key in ("kernel", "embedding")
         assert any(sharding.spec) == (is_matrix or path[-2].key in ("query", "key", "value", "mlp_in")), path
