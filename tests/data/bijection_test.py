@@ -1,4 +1,4 @@
-"""Keyed permutations: each is one, their statistics are those of random ones, and memory does not depend on the size."""
+"""Keyed permutations: their statistics are those of random ones, and memory does not depend on the size."""
 
 import tracemalloc
 
