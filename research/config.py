@@ -19,6 +19,7 @@ from research.config_files import ConfigFile, get_config, open_file
 from research.core.tasks import TASKS
 from research.data import load as data
 from research.data.files import source as files
+from research.data.shards import source as shards
 from research.data.text.lengths import following
 from research.models import MODELS
 from research.overrides import Declared, accepted, by_class, declared, parse
@@ -219,8 +220,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
             if values[key] is None and known[key].value is not None:
                 raise UserError(f"{key} can't be None alone; give {other} in its place")
             values[other] = known[other].value if values[key] is None else None
-    if values.get("data.train"):  # own files take the place of the preset's dataset
-        values = {"data.name": files.NAME, **values}
+    if values.get("data.train") and config.data.name != shards.NAME:
+        values = {"data.name": files.NAME, **values}  # own files take the place of the preset's dataset
     if any(values.get(key) is not None for key in _PENALTIES):
         values = {**_PENALTIES, **values}
     for key, value in values.items():

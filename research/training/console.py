@@ -11,6 +11,7 @@ from research.base.paths import shown
 from research.core.state import TrainState, param_count
 from research.core.statistics import Value, means
 from research.core.tasks import Capabilities
+from research.data.shards.rows import ShardStream
 from research.inference.model import lora_of
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
@@ -29,6 +30,12 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
         packed = (
             f", packed into {rows:,} rows that are {stream.fullness:.1%} full, about "
             f"{round(len(stream.members) / rows * each):,} examples a step"
+        )
+    if isinstance(stream, ShardStream):
+        plan = stream.examples.plan
+        packed = (
+            f", groups of {plan.documents:,} documents in {plan.rows:,} rows that are about {plan.fullness:.1%} full, "
+            f"{plan.cut:.1%} of their tokens cut off"
         )
     many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
     parameters, trained = (
