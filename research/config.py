@@ -153,7 +153,11 @@ def _built(config: ConfigDict, names: Mapping[str, str] | None = None) -> dict[s
     return {section: function for section, function in named.items() if function is not None}
 
 
-_IMPORTS = Declared(tuple, (), optional=False, of=str)  # an empty tuple does not show the type of its items
+# An empty tuple does not show the type of its items.
+_EMPTY = {
+    "imports": Declared(tuple, (), optional=False, of=str),
+    "data.shards.weights": Declared(tuple, (), optional=False, of=float),
+}
 
 
 def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
@@ -165,7 +169,7 @@ def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
     for key, one in own.items():  # an empty tuple does not show the type of its items
         if one.kind is tuple and one.items is None and key in known:
             own[key] = dataclasses.replace(one, of=known[key].of)
-    return known | own | {"imports": _IMPORTS}
+    return known | own | {key: empty for key, empty in _EMPTY.items() if not own.get(key, empty).value}
 
 
 # Exactly one key of each pair is given; the other is None.
@@ -191,7 +195,7 @@ def _import_given(overrides: Sequence[str]) -> None:
     """Imports the modules of an override of `imports`, as names in other overrides may be theirs."""
     for key, _, text in map(_parsed, overrides):
         if key == "imports":
-            import_own(parse(key, text, _IMPORTS))
+            import_own(parse(key, text, _EMPTY[key]))
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:

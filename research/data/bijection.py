@@ -8,6 +8,7 @@ data, and must not be used to keep anything secret.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -50,14 +51,18 @@ class Bijection:
             outside = outside[again >= self.size]
         return images.astype(np.int64).reshape(places.shape)
 
+    @functools.cached_property
+    def _keys(self) -> np.ndarray:
+        """The key of each round: uint64 [ROUNDS]."""
+        return stateless_rng.numbers(np.array([self.key], np.uint64), ROUNDS)[0]
+
     def _network(self, numbers: np.ndarray) -> np.ndarray:
         """The bijection of [0, 2^bits) before cycle walking: uint64 [N]."""
         bits = max((self.size - 1).bit_length(), 2)
         low = bits // 2
         masks = np.uint64((1 << low) - 1), np.uint64((1 << (bits - low)) - 1)
         right, left = numbers & masks[0], numbers >> np.uint64(low)
-        keys = stateless_rng.numbers(np.array([self.key], np.uint64), ROUNDS)[0]
         for i in range(0, ROUNDS, 2):  # the halves may differ by a bit, so each is replaced in its place
-            left = left ^ (stateless_rng.mixed(right ^ keys[i]) & masks[1])
-            right = right ^ (stateless_rng.mixed(left ^ keys[i + 1]) & masks[0])
+            left = left ^ (stateless_rng.mixed(right ^ self._keys[i]) & masks[1])
+            right = right ^ (stateless_rng.mixed(left ^ self._keys[i + 1]) & masks[0])
         return (left << np.uint64(low)) | right

@@ -18,6 +18,8 @@ from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
 from research.training.stopping import is_finished
 
+_MUCH_CUT = 0.1  # of the tokens of documents in shards
+
 
 def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
     """Describes a run in one line: the model, the data, the devices, the steps, the run directory."""
@@ -34,8 +36,9 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
     if isinstance(stream, ShardStream):
         plan = stream.examples.plan
         packed = (
-            f", groups of {plan.documents:,} documents in {plan.rows:,} rows that are about {plan.fullness:.1%} full, "
-            f"{plan.cut:.1%} of their tokens cut off"
+            f", groups of {_counted(plan.documents, 'document')} in {_counted(plan.rows, 'row')} that are about "
+            f"{plan.fullness:.1%} full, {plan.cut:.1%} of the documents' tokens cut off"
+            + ("; less with more data.shards.rows" if plan.cut > _MUCH_CUT else "")
         )
     many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
     parameters, trained = (

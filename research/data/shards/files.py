@@ -62,14 +62,14 @@ class Shards:
 
     Attributes:
       paths: the files.
-      bytes: the size of each when the index was made.
+      file_bytes: the size of each when the index was made.
       file: int64 [G], the file that each group of records is in: a row group, or a whole array_record file.
       ends: int64 [G], the number of documents in each group and all before it.
       column: the column of Parquet files that has the texts.
     """
 
     paths: tuple[Path, ...]
-    bytes: tuple[int, ...]
+    file_bytes: tuple[int, ...]
     file: np.ndarray
     ends: np.ndarray
     column: str
@@ -93,7 +93,7 @@ class Shards:
             begin = self.ends[group - 1] if group else 0
             file = int(self.file[group])
             within = group - int(np.searchsorted(self.file, file))
-            read = _Group(self.paths[file], self.bytes[file], self.column, within, int(self.ends[group] - begin))
+            read = _Group(self.paths[file], self.file_bytes[file], self.column, within, int(self.ends[group] - begin))
             texts = KINDS[kind(read.path)].texts(read, indices[places] - begin)
             for place, text in zip(places.tolist(), texts, strict=True):
                 found[place] = text
@@ -105,7 +105,7 @@ class _Group:
     """A group of records in a file: the file, its bytes, the column, the number of the group in it, its records."""
 
     path: Path
-    bytes: int
+    file_bytes: int
     column: str
     number: int
     records: int
@@ -116,8 +116,8 @@ class _Group:
             now = self.path.stat().st_size
         except OSError as error:
             raise UserError(f"{self.path} has changed since the run began: {first_line(error)}") from error
-        if now != self.bytes:
-            raise UserError(f"{self.path} has changed since the run began: it had {self.bytes:,} bytes, now {now:,}")
+        if now != self.file_bytes:
+            raise UserError(f"{self.path} has changed since the run began: it had {self.file_bytes:,} bytes, now {now:,}")
 
 
 def counts(path: Path, column: str) -> np.ndarray:
@@ -151,10 +151,10 @@ def _array_record() -> Any:
 
 def _records(path: Path, _: str) -> np.ndarray:
     reader = _array_record().ArrayRecordReader(str(path), _RANDOM_ACCESS)
-    count, valid = reader.num_records(), reader.ok()
-    reader.close()
-    if not valid:
+    if not reader.ok():
         raise UserError(f"{path} is not a valid array_record file")
+    count = reader.num_records()
+    reader.close()
     return np.array([count], np.int64)
 
 

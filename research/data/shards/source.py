@@ -61,9 +61,9 @@ class Corpus:
         if split == "train":
             return {self.column: self._sample}
         shards = self.others[split]
-        if sum(shards.bytes) > _IN_MEMORY_BYTES:
+        if sum(shards.file_bytes) > _IN_MEMORY_BYTES:
             raise UserError(
-                f"data.{split} has {sum(shards.bytes):,} bytes of shards, which are read into memory; at most "
+                f"data.{split} has {sum(shards.file_bytes):,} bytes of shards, which are read into memory; at most "
                 f"{_IN_MEMORY_BYTES:,}: name fewer of them"
             )
         return {self.column: shards.texts(np.arange(len(shards)))}
