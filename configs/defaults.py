@@ -57,8 +57,8 @@ def defaults() -> ConfigDict:
                 # their scores too. research.compress distills with it.
                 "soft_labels": placeholder(str),
                 # data.name=shards: `train` names array_record files, whose records are texts, or Parquet files with a
-                # column of texts, by globs separated by commas. They are read when needed; other splits are read whole.
-                # What the transform learns comes from a sample.
+                # column of texts, by globs separated by commas. They are read when needed; other splits need files of
+                # their own, and are read whole. What the transform learns comes from a sample.
                 "shards": {
                     # A weight for each glob in `train`: of the documents drawn from it. Empty: all are one corpus.
                     "weights": (),

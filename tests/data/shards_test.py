@@ -281,6 +281,18 @@ def test_unusable_settings_are_refused(tmp_path):
     _refused(given, r"data\.train_fraction is 0\.5, which")
 
 
+def test_a_split_without_files_is_refused(tmp_path):
+    given = section(tmp_path)
+    given.validation = None
+    dataset = load.load(given)
+    with pytest.raises(
+        UserError, match=r"data\.validation is missing: no split is cut off data\.train; name its shards"
+    ):
+        dataset.split("validation")
+    with pytest.raises(UserError, match=r"has no split 'dev'"):
+        dataset.split("dev")
+
+
 def test_a_split_that_is_read_whole_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_IN_MEMORY_BYTES", 100)
     dataset = load.load(section(tmp_path))

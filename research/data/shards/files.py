@@ -117,7 +117,9 @@ class _Group:
         except OSError as error:
             raise UserError(f"{self.path} has changed since the run began: {first_line(error)}") from error
         if now != self.file_bytes:
-            raise UserError(f"{self.path} has changed since the run began: it had {self.file_bytes:,} bytes, now {now:,}")
+            raise UserError(
+                f"{self.path} has changed since the run began: it had {self.file_bytes:,} bytes, now {now:,}"
+            )
 
 
 def counts(path: Path, column: str) -> np.ndarray:

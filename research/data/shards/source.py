@@ -55,11 +55,16 @@ class Corpus:
 
     def columns(self) -> Mapping[str, Columns]:
         """The texts of each split, read on first access: of `train` a sample, of others all of them."""
-        return BySplit({"train": None, **self.others}, self._texts)
+        return BySplit(dict.fromkeys(_SPLITS), self._texts)
 
     def _texts(self, split: str) -> Columns:
         if split == "train":
             return {self.column: self._sample}
+        if split not in self.others:
+            raise UserError(
+                f"data.{split} is missing: no split is cut off data.train; name its shards, "
+                f"--config.data.{split}='corpus/{split}*.parquet'"
+            )
         shards = self.others[split]
         if sum(shards.file_bytes) > _IN_MEMORY_BYTES:
             raise UserError(
