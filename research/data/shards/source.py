@@ -60,6 +60,8 @@ class Corpus:
     def _texts(self, split: str) -> Columns:
         if split == "train":
             return {self.column: self._sample}
+        if split not in _SPLITS:
+            raise UserError(f"shards have no split {split!r}; known: {', '.join(_SPLITS)}")
         if split not in self.others:
             raise UserError(
                 f"data.{split} is missing: no split is cut off data.train; name its shards, "
