@@ -60,7 +60,8 @@ def defaults() -> ConfigDict:
                 # column of texts, by globs separated by commas. They are read when needed; other splits need files of
                 # their own, and are read whole. What the transform learns comes from a sample.
                 "shards": {
-                    # A weight for each glob in `train`: of the documents drawn from it. Empty: all are one corpus.
+                    # A weight for each glob in `train`: the share of documents, not of tokens, drawn from it. Empty:
+                    # all are one corpus.
                     "weights": (),
                     # Documents are packed in groups of as many rows, which should divide the rows that each process
                     # makes per step. More rows: fewer tokens are cut off, and less is padding.

@@ -21,7 +21,7 @@ from research.base.errors import UserError, first_line
 from research.base.paths import expanded
 
 _OPEN_FILES = 256  # array_record files that a process keeps open
-_KEPT_GROUPS = 16  # row groups that a process keeps decoded
+_KEPT_GROUPS = 2  # row groups that a process keeps decoded: some have hundreds of megabytes
 _EDGE = 2**16  # bytes at both ends of a file that its fingerprint covers
 
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"

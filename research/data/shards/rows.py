@@ -13,8 +13,8 @@ the rest of one group over to the next makes a row depend on all rows before it;
 whole corpus first. A corpus that fits the latter is better prepared for data.name=files, which cuts nothing.
 
 The rows of a document longer than one are neighbours in a batch: rows of one batch are less independent than those of
-documents in memory, which are shuffled one by one. R should divide the rows that each process makes per step, or
-groups at the edges are tokenized twice.
+documents in memory, which are shuffled one by one. R should divide the rows that each process makes per step: a
+group whose rows are in several processes, or in several steps that different data.workers make, is tokenized by each.
 """
 
 import dataclasses
