@@ -33,8 +33,8 @@ def defaults() -> ConfigDict:
             "model": {},
             "task": {},
             "data": {
-                # "files", for own files; a name in research/data/load.py's SOURCES; or else a TFDS dataset's, such as
-                # "glue/sst2".
+                # "files", for own files; "shards", for corpora of any size; a name in research/data/load.py's SOURCES;
+                # or else a TFDS dataset's, such as "glue/sst2".
                 "name": "",
                 # The folder of TFDS data; None: TFDS_DATA_DIR or ~/tensorflow_datasets.
                 "data_dir": placeholder(str),
@@ -56,6 +56,22 @@ def defaults() -> ConfigDict:
                 # Predictions of another model for `train`, a file of research.evaluate: the task classification learns
                 # their scores too. research.compress distills with it.
                 "soft_labels": placeholder(str),
+                # data.name=shards: `train` names array_record files, whose records are texts, or Parquet files with a
+                # column of texts, by globs separated by commas. They are read when needed; other splits need files of
+                # their own, and are read whole. What the transform learns comes from a sample.
+                "shards": {
+                    # A weight for each glob in `train`: the share of documents, not of tokens, drawn from it. Empty:
+                    # all are one corpus.
+                    "weights": (),
+                    # Documents are packed in groups of as many rows, which should divide the rows that each process
+                    # makes per step. More rows: fewer tokens are cut off, and less is padding.
+                    "rows": 256,
+                    "documents": placeholder(int),  # of a group; None: as many as fill it on average, from the sample
+                    # Neighbours in the files that remain neighbours when documents are shuffled. For Parquet files a
+                    # few dozen: the row group of each is decoded.
+                    "run": 1,
+                    "sample": 10_000,  # documents
+                },
                 "workers": 0,  # processes that make batches; 0: a thread of the training process
                 "transform": {},
             },

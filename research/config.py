@@ -19,6 +19,7 @@ from research.config_files import ConfigFile, get_config, open_file
 from research.core.tasks import TASKS
 from research.data import load as data
 from research.data.files import source as files
+from research.data.shards import source as shards
 from research.data.text.lengths import following
 from research.models import MODELS
 from research.overrides import Declared, accepted, by_class, declared, parse
@@ -152,7 +153,11 @@ def _built(config: ConfigDict, names: Mapping[str, str] | None = None) -> dict[s
     return {section: function for section, function in named.items() if function is not None}
 
 
-_IMPORTS = Declared(tuple, (), optional=False, of=str)  # an empty tuple does not show the type of its items
+# An empty tuple does not show the type of its items.
+_EMPTY = {
+    "imports": Declared(tuple, (), optional=False, of=str),
+    "data.shards.weights": Declared(tuple, (), optional=False, of=float),
+}
 
 
 def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
@@ -164,7 +169,7 @@ def _known(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Declared]:
     for key, one in own.items():  # an empty tuple does not show the type of its items
         if one.kind is tuple and one.items is None and key in known:
             own[key] = dataclasses.replace(one, of=known[key].of)
-    return known | own | {"imports": _IMPORTS}
+    return known | own | {key: empty for key, empty in _EMPTY.items() if not own.get(key, empty).value}
 
 
 # Exactly one key of each pair is given; the other is None.
@@ -190,7 +195,7 @@ def _import_given(overrides: Sequence[str]) -> None:
     """Imports the modules of an override of `imports`, as names in other overrides may be theirs."""
     for key, _, text in map(_parsed, overrides):
         if key == "imports":
-            import_own(parse(key, text, _IMPORTS))
+            import_own(parse(key, text, _EMPTY[key]))
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
@@ -219,8 +224,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> frozenset[str]:
             if values[key] is None and known[key].value is not None:
                 raise UserError(f"{key} can't be None alone; give {other} in its place")
             values[other] = known[other].value if values[key] is None else None
-    if values.get("data.train"):  # own files take the place of the preset's dataset
-        values = {"data.name": files.NAME, **values}
+    if values.get("data.train") and config.data.name != shards.NAME:
+        values = {"data.name": files.NAME, **values}  # own files take the place of the preset's dataset
     if any(values.get(key) is not None for key in _PENALTIES):
         values = {**_PENALTIES, **values}
     for key, value in values.items():

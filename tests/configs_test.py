@@ -50,6 +50,9 @@ def test_train_and_eval_steps_have_consistent_shapes(file, preset, monkeypatch, 
     if config.data.name == "files":
         config.data.train = str(tiny.own_file(tmp_path, config.data.transform.name))
         config, _ = fill_in(config, ())
+    if config.data.name == "shards":
+        config.data.train = config.data.validation = str(tiny.shard(tmp_path / "a.parquet"))
+        config.data.shards.rows = 8
     config.data.workers = 0
     if config.train.batch_size is not None:
         config.train.batch_size = min(config.train.batch_size, 8)  # large batches of images are slow to make

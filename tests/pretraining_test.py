@@ -13,6 +13,7 @@ from research.data.pipeline import Rows
 from research.runs.checkpoint import Checkpoints
 from research.runs.rundir import RunDir
 from research.training.experiment import prepare
+from research.training.trained_run import TrainedRun
 from tests import tiny
 
 
@@ -111,3 +112,46 @@ def test_fine_tuning_run_with_frozen_layers_resumes(tmp_path):
     moments = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
     assert any("mlp_in/kernel" in name for name in moments)
     assert not any("attention" in name or "embedding" in name for name in moments)
+
+
+def sharded(folder, **train):
+    """`tiny.mlm` on two corpora in shards."""
+    config = tiny.mlm(**train)
+    config.data.name, config.data.train = "shards", f"{folder}/few*,{folder}/many*"
+    config.data.validation = str(tiny.shard(folder / "val.parquet", tiny.texts(40, 3)))
+    config.data.shards.update(weights=(1.0, 2.0), rows=6, sample=100)
+    tiny.shard(folder / "few.parquet", tiny.texts(40, 1))
+    tiny.shard(folder / "many.array_record", tiny.texts(90, 2))
+    return config
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_on_shards_ends_equally_and_is_evaluated(tmp_path):
+    whole = tiny.run(sharded(tmp_path, steps=40), tmp_path / "whole")
+    assert tiny.run(sharded(tmp_path, steps=40), tmp_path / "cut", should_stop=tiny.stop_after(25))["step"] < 30
+    config = sharded(tmp_path, steps=40)
+    config.data.workers = 1  # and with another number of processes
+    rest = tiny.run(config, tmp_path / "cut")
+    assert rest["params_sha256"] == whole["params_sha256"]
+    assert rest["examples_seen"] == whole["examples_seen"] == 320
+    assert rest["data"]["source"] == "shards"
+    run = TrainedRun(RunDir.open(tmp_path / "cut", writer=True), "last")
+    evaluation = run.evaluate("validation")
+    assert evaluation["metrics"]["loss"] == pytest.approx(whole["metrics"]["validation"]["loss"], rel=1e-6)
+    examples = prepare(sharded(tmp_path)).dataset.split("validation")
+    lines = (tmp_path / "cut/predictions/validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(len(examples)))
+    part = run.evaluate("train[:9]")
+    assert len((tmp_path / "cut/predictions/train.to-9.jsonl").read_text().splitlines()) == 9
+    assert part["metrics"]["loss"] < evaluation["metrics"]["loss"] + 0.5
+
+
+def test_a_model_without_the_vocabulary_of_the_shards_is_refused(tmp_path):
+    config = sharded(tmp_path)
+    config.model.vocab_size = 20
+    with pytest.raises(UserError, match=r"token id \d+ in split 'train' is out of range: model\.vocab_size is 20"):
+        prepare(config)
+    config = sharded(tmp_path)
+    config.data.transform.row_length = 1000
+    with pytest.raises(UserError, match=r"data\.transform\.row_length is 1000: model\.max_positions is 128"):
+        prepare(config)

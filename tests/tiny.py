@@ -200,3 +200,31 @@ def own_file(folder, transform):
     lines = (f"{i / 7},{'ab'[i % 2]},the text number {i} is here,{'yes' if i % 3 else 'no'}\n" for i in range(60))
     path.write_text("size,group,text,label\n" + "".join(lines))
     return path
+
+
+WORDS = "a the film is was never not very dull superb quite one of its kind and so on".split()
+
+
+def texts(count, seed=0):
+    """Texts of 1 to 30 words; those of the same seed all differ."""
+    rng = np.random.default_rng(seed)
+    return [f"{seed} {i} " + " ".join(rng.choice(WORDS, rng.integers(1, 31))) for i in range(count)]
+
+
+def shard(path, documents=None, *, group=16):
+    """Writes texts to an array_record or a Parquet file, in row groups of so many."""
+    documents = texts(60) if documents is None else documents
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        column = pyarrow.array(documents, pyarrow.string())
+        parquet.write_table(pyarrow.table({"text": column}), path, row_group_size=group)
+    else:
+        from array_record.python import array_record_module
+
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for text in documents:
+            writer.write(text.encode())
+        writer.close()
+    return path

@@ -5,6 +5,7 @@ import numpy as np
 from research.base.errors import UserError
 from research.data.columns import check_finite
 from research.data.examples import ArrayExamples, BagExamples, Examples, TextExamples
+from research.data.shards.rows import ShardRows
 from research.data.text.language_model import TokenRows
 from research.data.text.masked_lm import MaskedExamples
 
@@ -45,7 +46,7 @@ def check_inputs(
                 "or lower data.transform.max_length"
             )
         _check_ids(split, "token", examples.tokens.values, "model.vocab_size", vocab_size)
-    elif isinstance(examples, MaskedExamples | TokenRows):
+    elif isinstance(examples, MaskedExamples | TokenRows | ShardRows):
         if max_positions is not None and examples.row_length > max_positions:
             raise UserError(
                 f"data.transform.row_length is {examples.row_length}: model.max_positions is {max_positions}; raise it "
@@ -53,6 +54,9 @@ def check_inputs(
             )
         if isinstance(examples, TokenRows):
             _check_ids(split, "token", examples.sequence, "model.vocab_size", vocab_size)
+            return
+        if isinstance(examples, ShardRows):
+            _check_ids(split, "token", examples.labels, "model.vocab_size", vocab_size)
             return
         # Any token of the vocabulary may replace a masked one, even if it does not occur in the text.
         vocabulary = np.array([len(examples.masking.special) - 1])

@@ -28,6 +28,7 @@ from research.data.encoder import (
 from research.data.examples import Columns, Examples
 from research.data.files import source as files
 from research.data.images.transform import ImageTransform, PixelTransform
+from research.data.shards import source as shards
 from research.data.sources import tfds_source
 from research.data.sources.bundled import BUNDLED, CLASS_NAMES
 from research.data.sources.instructions import instructions
@@ -42,7 +43,7 @@ from research.data.text.language_model import LanguageModelRows
 from research.data.text.masked_lm import MaskedLanguageModel
 from research.data.text.wordpiece import WordPiece
 
-# Sources by name, each with its kind as named in summary.json. Any other name is "files", own files, or that of a TFDS
+# Sources by name, each with its kind as named in summary.json. Any other name is "files", "shards", or that of a TFDS
 # dataset.
 SOURCES: dict[str, tuple[str, Callable[[], dict[str, Columns]]]] = {
     "instructions": ("embedded", instructions),
@@ -71,7 +72,7 @@ class Dataset:
 
     Attributes:
       columns: the raw columns of each split.
-      source: "tfds", "sklearn", "embedded" or "files".
+      source: "tfds", "sklearn", "embedded", "files" or "shards".
       fingerprint: a hash of the raw columns of all splits.
     """
 
@@ -113,7 +114,7 @@ class Dataset:
 
 def missing(section: Mapping[str, Any]) -> str | None:
     """Why the dataset of a `data` section is unavailable, or None if it is available."""
-    if section["name"] in SOURCES or section["name"] == files.NAME:
+    if section["name"] in (*SOURCES, files.NAME, shards.NAME):
         return None
     return tfds_source.missing(section["name"], section["data_dir"])
 
@@ -154,6 +155,7 @@ class _Origin:
       splits: the columns of each split, before any transform, read on first access.
       state: identifies the data without reading it; None: it has to be read.
       fingerprint: computes the hash of the data.
+      rows: makes the examples of `train` without its columns, of which there may be too many; None: they are encoded.
     """
 
     name: str
@@ -161,6 +163,7 @@ class _Origin:
     splits: Mapping[str, Columns]
     state: str | None
     fingerprint: Callable[[], str]
+    rows: Callable[[Encoder, ArtifactCache], Examples] | None = None
 
 
 def _origin(section: Mapping[str, Any]) -> _Origin:
@@ -169,6 +172,8 @@ def _origin(section: Mapping[str, Any]) -> _Origin:
         shown = files.paths(section)["train"].name
         splits = _Source(shown, functools.partial(files.load, section))
         return _Origin(shown, "files", splits, files.state(section), functools.partial(files.fingerprint, section))
+    if name == shards.NAME:
+        return _sharded(section)
     if name in SOURCES:
         kind, read = SOURCES[name]
         splits, state = _Source(name, read), None
@@ -176,6 +181,18 @@ def _origin(section: Mapping[str, Any]) -> _Origin:
         kind, state = "tfds", tfds_source.state(name, data_dir)
         splits = _Source(name, functools.partial(tfds_source.load, name, data_dir))
     return _Origin(name, kind, splits, state, functools.partial(_fingerprint, splits))
+
+
+def _sharded(section: Mapping[str, Any]) -> _Origin:
+    corpus = functools.cache(lambda: shards.load(section))
+    return _Origin(
+        name=section["train"] or shards.NAME,
+        kind=shards.NAME,
+        splits=_Source(section["train"], lambda: corpus().columns()),
+        state=shards.state(section),
+        fingerprint=functools.partial(shards.fingerprint, section),
+        rows=lambda encoder, cache: corpus().rows(encoder, cache),
+    )
 
 
 def raw(section: Mapping[str, Any]) -> Mapping[str, Columns]:
@@ -210,6 +227,8 @@ def load(section: Mapping[str, Any], assets: Path | None = None, *, encoder: Enc
 
     def examples(split: str) -> Examples:
         with fitting(transform, f"dataset {name}"):
+            if origin.rows and split == "train":
+                return origin.rows(fitted, cache)
             return fitted.encode(ColumnsOf(splits, split), split=split, cache=cache)
 
     return Dataset(BySplit(splits, examples), splits, fitted, name, origin.kind, fingerprint)

@@ -59,7 +59,7 @@ def members(split: str, size: int) -> np.ndarray | None:
     start, stop = (_position(bound, size, default) for bound, default in zip(bounds, (0, size), strict=True))
     if max(abs(start), abs(stop)) > size:
         raise UserError(f"split {split!r} reaches beyond the {size:,} examples of {whole(split)!r}")
-    indices = np.arange(size)[start:stop]
+    indices = np.arange(*slice(start, stop).indices(size))  # not a slice of all of them, which may be many
     if not len(indices):
         raise UserError(f"split {split!r} has no examples: {whole(split)!r} has {size:,}")
     return indices

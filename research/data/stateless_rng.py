@@ -9,7 +9,7 @@ import numpy as np
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mixed(x: np.ndarray) -> np.ndarray:
     """A bijection of uint64 in which every input bit affects every output bit: SplitMix64's (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -21,9 +21,9 @@ def keys(seed: int, epochs: np.ndarray, members: np.ndarray) -> np.ndarray:
 
     Keys for −1, no example, are meaningless.
     """
-    key = _mix(np.array([seed], np.uint64) + _GAMMA)  # an array: numpy warns where a scalar wraps around
-    key = _mix((key ^ epochs.astype(np.uint64)) + _GAMMA)
-    return _mix((key[:, None] ^ members.astype(np.uint64)) + _GAMMA)
+    key = mixed(np.array([seed], np.uint64) + _GAMMA)  # an array: numpy warns where a scalar wraps around
+    key = mixed((key ^ epochs.astype(np.uint64)) + _GAMMA)
+    return mixed((key[:, None] ^ members.astype(np.uint64)) + _GAMMA)
 
 
 def numbers(keys: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
@@ -32,7 +32,7 @@ def numbers(keys: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
     These are the numbers s · count + 1, …, (s + 1) · count of the SplitMix64 generator that starts at the key.
     """
     place = np.arange(stream * count + 1, (stream + 1) * count + 1, dtype=np.uint64)
-    return _mix(keys[..., None] + place * _GAMMA)
+    return mixed(keys[..., None] + place * _GAMMA)
 
 
 def uniform(numbers: np.ndarray) -> np.ndarray:

@@ -170,6 +170,8 @@ def forward(
     values = metrics.compute(totals)
     if not gather:
         return values, []
+    if "label" in columns and not split_metrics:
+        return values, records(indices, columns)
     assert stream.examples.labels is not None
     labels = np.asarray(stream.examples.labels[indices])
     parts = list(evaluation.replicas.split(columns, axis=1))

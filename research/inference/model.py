@@ -20,6 +20,7 @@ from research.data import load as data
 from research.data import pipeline
 from research.data.encoder import Encoder, Signature
 from research.data.examples import Columns, Examples
+from research.data.shards.rows import ShardRows, ShardStream
 from research.devices import sharding
 from research.inference.evaluation import Evaluation, eval_program
 from research.models import MODELS
@@ -59,6 +60,8 @@ def with_one_seed(config: Any) -> ConfigDict:
 def arrange(config: Any, examples: Examples, members: Any = None) -> pipeline.Stream:
     """The examples (or their `members`) in rows: packed if the run packs, otherwise one per row."""
     pack = config.train.batch_rows is not None
+    if isinstance(examples, ShardRows) and not pack:
+        return ShardStream.of(examples, members)
     return (pipeline.Stream.packed if pack else pipeline.Stream.unpacked)(examples, members)
 
 

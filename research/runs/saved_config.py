@@ -34,6 +34,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "split_seed"): 0,
     ("data", "soft_labels"): None,
     ("data", "kinds"): [],
+    ("data", "shards"): {"weights": [], "rows": 256, "documents": None, "run": 1, "sample": 10_000},
     ("train", "seeds"): None,
     ("train", "lora"): {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "", "trains": ""},
     ("optimizer", "C"): None,

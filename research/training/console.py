@@ -11,11 +11,14 @@ from research.base.paths import shown
 from research.core.state import TrainState, param_count
 from research.core.statistics import Value, means
 from research.core.tasks import Capabilities
+from research.data.shards.rows import ShardStream
 from research.inference.model import lora_of
 from research.runs.checkpoint import Progress
 from research.runs.rundir import RunDir
 from research.training.experiment import Experiment
 from research.training.stopping import is_finished
+
+_MUCH_CUT = 0.1  # of the tokens of documents in shards
 
 
 def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: Progress) -> str:
@@ -29,6 +32,13 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
         packed = (
             f", packed into {rows:,} rows that are {stream.fullness:.1%} full, about "
             f"{round(len(stream.members) / rows * each):,} examples a step"
+        )
+    if isinstance(stream, ShardStream):
+        plan = stream.examples.plan
+        packed = (
+            f", groups of {_counted(plan.documents, 'document')} in {_counted(plan.rows, 'row')} that are about "
+            f"{plan.fullness:.1%} full, {plan.cut:.1%} of the documents' tokens cut off"
+            + ("; less with more data.shards.rows" if plan.cut > _MUCH_CUT else "")
         )
     many = f", {_counted(replicas.count, 'seed')}" if replicas.count else ""
     parameters, trained = (
