@@ -32,7 +32,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "validation_fraction"): 0.1,
     ("data", "test_fraction"): 0.0,
     ("data", "split_seed"): 0,
-    ("data", "soft_labels"): None,
+    **dict.fromkeys((("data", key) for key in ("soft_labels", "unlabelled", "soft_hidden")), None),
     ("data", "kinds"): [],
     ("train", "seeds"): None,
     ("train", "lora"): {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "", "trains": ""},
@@ -45,7 +45,9 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("optimizer", "sparsity"): 0.0,
 }
 # The same of a task, by its name.
-_LATER_TASK_KEYS: dict[str, dict[str, Any]] = {"classification": {"soft_weight": 0.5, "temperature": 1.0}}
+_LATER_TASK_KEYS: dict[str, dict[str, Any]] = {
+    "classification": {"soft_weight": 0.5, "temperature": 1.0, "hidden_weight": 0.0}
+}
 
 
 def check_jsonable(config: Mapping[str, Any]) -> None:
