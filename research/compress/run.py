@@ -41,9 +41,10 @@ def check_corpus(source: TrainedRun) -> None:
     """Raises UserError if the run's dataset is not the one that it was trained on, or its classes have other names."""
     saved, names = source.class_names
     if saved is not None and names != saved:
+        section = source.config.data
         raise UserError(
-            f"{source.config.data.name} has other classes than the run: {_list(names)} now, {_list(saved)} when "
-            f"{source.run.path} was trained; compress it with the data that it was trained on, or train it again"
+            f"{section.train or section.name} has other classes than {source.run.path}: now {_list(names)}, when the "
+            f"run was trained {_list(saved)}; give it the data that it was trained on, or train it again"
         )
     source.dataset()
 

@@ -87,7 +87,7 @@ def _check_same_inputs(student: ConfigDict, network: Network, context: Context) 
     which = f"the student's weights {student.init_from}"
     if context.tokenizer is not None:
         transform = student.data.transform
-        path = str(run.assets / "tokenizer.json") if run.is_run else transform.get("tokenizer")
+        path = str(run.assets / "tokenizer.json") if run.resumable else transform.get("tokenizer")
         if not path:
             raise UserError(f"{which} have no tokenizer; the run reads texts")
         own = tokenizer_of(network.assets.get("tokenizer.json", context.tokenizer)).get_vocab()
@@ -98,7 +98,7 @@ def _check_same_inputs(student: ConfigDict, network: Network, context: Context) 
                 f"{which} are for another vocabulary: only {same:,} of the run's {len(own):,} tokens have the same id "
                 "there; start from weights with the run's tokenizer, or leave init_from out"
             )
-    elif run.is_run:
+    elif run.resumable:
         for name in sorted(_learnt(run.assets).items() ^ _learnt(context.assets).items()):
             raise UserError(
                 f"{which} are for inputs that are read in another way: assets/{name[0]} differs from the run's; start "
