@@ -2,6 +2,7 @@
 """Learning another model's predictions: the loss against its formula, and where they come from."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ def test_hidden_states_are_the_poolers_inputs_and_their_distance_is_a_mean_squar
     module, (batch, soft, theirs) = build_module(config), bert_batch(rng, 16)
     variables = module.init(jax.random.key(0), batch, train=False)
     plain = module.apply(variables, batch, train=False)
-    outputs = module.apply(variables, {**batch, "soft_hidden": theirs}, train=False)
+    outputs: Any = module.apply(variables, {**batch, "soft_hidden": theirs}, train=False)
     np.testing.assert_array_equal(outputs["logits"], plain)
     pooler, head = (jax.tree.map(np.asarray, variables["params"][name]) for name in ("pooler", "classifier"))
     pooled = np.tanh(np.asarray(outputs["hidden"]) @ pooler["kernel"] + pooler["bias"])
