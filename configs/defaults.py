@@ -56,6 +56,10 @@ def defaults() -> ConfigDict:
                 # Predictions of another model for `train`, a file of research.evaluate: the task classification learns
                 # their scores too. research.compress distills with it.
                 "soft_labels": placeholder(str),
+                # The same for further inputs without labels, JSON lines: the columns of the inputs, and `scores`.
+                "unlabelled": placeholder(str),
+                # The other model's [CLS] states of all of these after its last layer, a .npy file: float [N, D].
+                "soft_hidden": placeholder(str),
                 # data.name=shards: `train` names array_record files, whose records are texts, or Parquet files with a
                 # column of texts, by globs separated by commas. They are read when needed; other splits need files of
                 # their own, and are read whole. What the transform learns comes from a sample.
@@ -176,6 +180,7 @@ def classification() -> ConfigDict:
             "label_smoothing": 0.0,
             "soft_weight": 0.5,  # of data.soft_labels in the loss; the rest is that of the labels
             "temperature": 1.0,  # of both sides of that part
+            "hidden_weight": 0.0,  # of the squared difference from data.soft_hidden, which is added
             # Weight of an example of each class in the loss: a number per class, or "balanced"; None: equal. On the
             # command line also scikit-learn's {class: weight}.
             "class_weight": placeholder(object),

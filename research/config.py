@@ -183,7 +183,15 @@ _INSTEAD = {
 _PENALTIES = {"optimizer.weight_decay": 0.0, "optimizer.C": None, "optimizer.alpha": None}
 
 
-_PATHS = ("init_from", "data.data_dir", "data.transform.tokenizer", "data.transform.chat_template")
+_PATHS = (
+    "init_from",
+    "data.data_dir",
+    "data.soft_labels",
+    "data.unlabelled",
+    "data.soft_hidden",
+    "data.transform.tokenizer",
+    "data.transform.chat_template",
+)
 
 
 def _parsed(override: str) -> tuple[str, str, str]:

@@ -32,16 +32,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments, _ = cli.parse(parser(), argv, required=("workdir", "input"))
 
-    from research.base.errors import UserError
     from research.base.paths import expanded
-    from research.inference.bulk import open_source
+    from research.inference.bulk import open_source, renamed_columns
     from research.inference.prediction_file import write_predictions
     from research.inference.predictor import Predictor
 
-    for pair in arguments.column:
-        if "=" not in pair:
-            raise UserError(f"--column={pair} is not of the form INPUT=COLUMN")
-    columns = dict(pair.split("=", 1) for pair in arguments.column)
+    columns = renamed_columns(arguments.column)
     predictor = Predictor.open(arguments.workdir, arguments.checkpoint)
     source = open_source(arguments.input, predictor, form=arguments.format, columns=columns)
     output = None if arguments.output is None else expanded(arguments.output)

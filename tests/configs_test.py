@@ -171,6 +171,7 @@ def test_glue_tasks_change_only_task_specific_keys(task):
         "task.label_smoothing",
         "task.soft_weight",
         "task.temperature",
+        "task.hidden_weight",
         "task.class_weight",
         "task.hidden_label",
         "data.name",

@@ -160,6 +160,7 @@ def test_only_commands_and_config_import_interop():
             # A folder predicts, or writes, without a run: where its parameters come from is all that it is about.
             known = {"research.api", "research.config"}
             known |= {f"research.inference.{each}" for each in ("folder", "generate")}
+            known |= {"research.compress.student"}  # a student starts as a training does
             assert not uses or name in COMMANDS | known, name
             assert not _third_party(path) & {"safetensors", "huggingface_hub"}, name
 

@@ -38,6 +38,24 @@ def parser() -> cli.Parser:
         "--soft_weight", type=float, default=0.5, help="of the run's predictions, beside the labels (default: 0.5)"
     )
     group.add_argument("--temperature", type=float, default=2.0, help="of the predictions (default: 2)")
+    group.add_argument(
+        "--hidden_weight",
+        type=float,
+        default=0.0,
+        help="of the squared difference from the run's [CLS] states after the last layer, of one size (default: 0)",
+    )
+    group.add_argument(
+        "--unlabelled",
+        metavar="FILE",
+        help="further inputs, whose predictions are learned too: lines of text, or a table with the run's columns",
+    )
+    group.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="INPUT=COLUMN",
+        help="of --unlabelled: the column to read for an input (default: the one called as it); may be repeated",
+    )
     return parser
 
 
@@ -49,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
     from research.compress.certify import table
     from research.compress.methods import Step
     from research.compress.run import Compression, to_onnx
-    from research.compress.tuning import Tuning
     from research.config import load
     from research.runs.rundir import RunDir
     from research.training.trained_run import TrainedRun
@@ -60,12 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--search tries methods of its own; leave --method out")
     is_onnx = arguments.method == ["onnx"]
     steps = [] if is_onnx or arguments.search else [Step.of(text) for text in arguments.method]
-    for name, low, high in (("epochs", 0, None), ("soft_weight", 0, 1), ("temperature", 0.01, None)):
-        value = getattr(arguments, name)
-        if value < low or (high is not None and value > high):
-            limit = f"at least {low}" if high is None else f"{low} to {high}"
-            raise UserError(f"--{name} is {value:g}; it must be {limit}")
-    tuning = Tuning(arguments.epochs, arguments.learning_rate, arguments.soft_weight, arguments.temperature)
+    tuning = _tuning(arguments, trains=arguments.search or any(step.method.removes for step in steps))
     run = RunDir.open(arguments.workdir, writer=True)
     name = (
         "search" if arguments.search else "onnx" if is_onnx else "-".join(str(step).replace("=", "") for step in steps)
@@ -78,11 +90,50 @@ def main(argv: list[str] | None = None) -> int:
     student = load(arguments.student).config if arguments.student else None
     compression = Compression(TrainedRun(run, arguments.checkpoint), arguments.checkpoint, student=student)
     if arguments.search:
-        return _search(compression, folder, arguments, tuning if arguments.epochs > 0 else None)
-    certificate = compression.run(steps, folder, tuning if arguments.epochs > 0 else None)
+        return _search(compression, folder, arguments, tuning)
+    certificate = compression.run(steps, folder, tuning)
     print(table(certificate))
     print(f"  serve: python -m research.serve --workdir={folder}")
     return 0
+
+
+def _tuning(arguments: Any, *, trains: bool) -> Any:
+    """How to train again; None for no epochs. `trains`: whether a method needs it.
+
+    Raises UserError for a flag that is out of its range, or has no effect.
+    """
+    from research.base.errors import UserError
+    from research.compress.tuning import Tuning
+    from research.inference.bulk import renamed_columns
+
+    limits = {"epochs": (0, None), "soft_weight": (0, 1), "temperature": (0.01, None), "hidden_weight": (0, None)}
+    for name, (low, high) in limits.items():
+        value = getattr(arguments, name)
+        if not (low <= value < float("inf")) or (high is not None and value > high):
+            limit = f"at least {low}" if high is None else f"{low} to {high}"
+            raise UserError(f"--{name} is {value:g}; it must be {limit}")
+    if not trains or arguments.epochs == 0:
+        for name in ("unlabelled", "hidden_weight"):
+            if getattr(arguments, name):
+                raise UserError(
+                    f"--{name} is for training again, which needs a method that removes something, such as "
+                    "layers or distill, and --epochs above 0"
+                )
+    if arguments.column and arguments.unlabelled is None:
+        raise UserError("--column is for --unlabelled=FILE; give that too")
+    return (
+        None
+        if arguments.epochs == 0
+        else Tuning(
+            epochs=arguments.epochs,
+            learning_rate=arguments.learning_rate,
+            soft_weight=arguments.soft_weight,
+            temperature=arguments.temperature,
+            hidden_weight=arguments.hidden_weight,
+            unlabelled=arguments.unlabelled,
+            columns=renamed_columns(arguments.column),
+        )
+    )
 
 
 def _search(compression: Any, folder: Path, arguments: Any, tuning: Any) -> int:

@@ -1,8 +1,6 @@
 """The certificate of a compressed network: what changed on the validation split, and what was gained."""
 
 import dataclasses
-import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,12 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
-import research
 from research.base.errors import UserError
 from research.compress.calibration import Calibration
 from research.compress.measure import hardware, timings
 from research.compress.network import Network
 from research.core.pruning import zeros
-from research.runs.certificate import write_certificate
+from research.runs.certificate import code_hash, write_certificate
 from research.training.trained_run import TrainedRun
 
 _RESAMPLES = 2000
@@ -130,16 +127,6 @@ def _change(metric: str, mode: str, before: float | None, after: float | None) -
     if before is not None and after is not None:
         drop = 100 * (before - after) if mode == "max" else 100 * (after - before) / abs(before or 1.0)
     return {"name": metric, "original": before, "compressed": after, "drop": drop}
-
-
-@functools.cache
-def code_hash() -> str:
-    """A hash of this project's code."""
-    root = Path(research.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def certify(

@@ -1,8 +1,6 @@
 """Ways to compress a network: (network, value, calibration) -> network."""
 
-import copy
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from research.base.errors import UserError, first_line
+from research.base.errors import UserError
 from research.base.registry import lookup
 from research.compress.calibration import Calibration
 from research.compress.context import Context
 from research.compress.network import Network
 from research.compress.rounding import int8, int8_weights
+from research.compress.student import distill
 from research.data.text.wordpiece import tokenizer_of
-from research.inference.model import build_module
 
 
 def bfloat16(network: Network, value: None, context: Context) -> Network:
@@ -76,46 +74,6 @@ def prune(network: Network, value: float, context: Context) -> Network:
     made: Network = network.but()
     made.config.optimizer.sparsity = value
     return made
-
-
-def distill(network: Network, value: None, context: Context) -> Network:
-    """A network of the student's config, from random weights, which learns what the run predicts.
-
-    It reads the inputs as the run does. Raises UserError if it is not smaller than the run's.
-    """
-    student = context.student
-    if student is None or not context.trains:
-        raise UserError("distill trains the network of another config: give --student=CONFIG, and --epochs above 0")
-    if student.init_from:
-        raise UserError(
-            f"the student has init_from={student.init_from!r}; it starts from random weights, so leave it out"
-        )
-    made: Network = network.but()
-    config = made.config
-    config.model, config.optimizer, config.dtype = (
-        copy.deepcopy(student[key]) for key in ("model", "optimizer", "dtype")
-    )
-    for key in ("batch_rows", "batch_size", "accumulate"):
-        config.train[key] = student.train[key]
-    for key in ("vocab_size", "num_classes"):
-        if key in network.config.model and key in config.model:
-            config.model[key] = network.config.model[key]
-    if "max_positions" in config.model and "max_length" in config.data.transform:
-        config.model.max_positions = max(config.model.max_positions, config.data.transform.max_length)
-    batch = network.renamed(context.calibration().batches[0])
-    try:
-        variables = jax.jit(functools.partial(build_module(config).init, train=False))(
-            jax.random.key(config.seed), batch
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the student can't read the run's inputs: {first_line(error)}") from error
-    student_network = dataclasses.replace(made, variables=jax.device_get(dict(variables)))
-    if student_network.parameters >= network.parameters:
-        raise UserError(
-            f"the student has {student_network.parameters:,} parameters and the run {network.parameters:,}; it must be "
-            "smaller"
-        )
-    return student_network
 
 
 def vocab(network: Network, value: None, context: Context) -> Network:

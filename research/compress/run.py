@@ -37,6 +37,22 @@ def to_onnx(source: TrainedRun, folder: Path, *, say: Say = print) -> None:
         say(f"  {file.name}, {size:.1f} MB: logits of {split} differ by at most {largest:.2g}, {same:.2%} same class")
 
 
+def check_corpus(source: TrainedRun) -> None:
+    """Raises UserError if the run's dataset is not the one that it was trained on, or its classes have other names."""
+    saved, names = source.class_names
+    if saved is not None and names != saved:
+        section = source.config.data
+        raise UserError(
+            f"{section.train or section.name} has other classes than {source.run.path}: now {_list(names)}, when the "
+            f"run was trained {_list(saved)}; give it the data that it was trained on, or train it again"
+        )
+    source.dataset()
+
+
+def _list(names: tuple[str, ...] | None) -> str:
+    return "unknown ones" if names is None else ", ".join(names)
+
+
 class Compression:
     """A run to be compressed; what several methods need is computed once."""
 
@@ -50,6 +66,7 @@ class Compression:
             calibration=self.calibration,
             pieces=functools.cache(self._pieces),
             tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+            assets=source.run.assets,
             student=student,
             say=say,
         )
@@ -69,6 +86,9 @@ class Compression:
         What trains is in the folder called like `folder`, with "-tuned" added. Raises UserError as the methods do.
         """
         check_new(folder)
+        check_corpus(self.source)
+        if tuning is not None:
+            tuning.check(self.original.config.task.name)
         context = dataclasses.replace(self._context, trains=tuning is not None)
         network, last = self.original, max((i for i, step in enumerate(steps) if step.method.removes), default=None)
         for i, step in enumerate(steps):
@@ -76,7 +96,7 @@ class Compression:
             network = step.method.apply(network, step.value, context)
             if i == last and tuning is not None:
                 self._say(f"training for {tuning.epochs:g} epochs")
-                network = tuned(network, self.source, folder.with_name(f"{folder.name}-tuned"), tuning)
+                network = tuned(network, self.source, folder.with_name(f"{folder.name}-tuned"), tuning, say=self._say)
         names = [str(step) for step in steps]
         result = write_run(network, self.source, folder, names)
         self._say("measuring")

@@ -2,16 +2,18 @@
 
 import copy
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from research.base.errors import UserError
 from research.base.paths import atomic_write
+from research.compress import teaching
+from research.compress.context import Say
 from research.compress.network import Network
-from research.core.tasks import capabilities
 from research.runs.rundir import RunDir
 from research.training.loop import train_and_evaluate
 from research.training.trained_run import TrainedRun
@@ -24,16 +26,31 @@ class Tuning:
     Attributes:
       epochs: over the training split.
       learning_rate: None for that of the run.
-      soft_weight, temperature: as in the task `classification`; other tasks learn the labels alone.
+      soft_weight, temperature, hidden_weight: as in the task `classification`; other tasks learn the labels alone.
+      unlabelled: a file of further inputs to learn the predictions for.
+      columns: its columns by input, of those that are not called so.
     """
 
     epochs: float = 1.0
     learning_rate: float | None = None
     soft_weight: float = 0.5
     temperature: float = 2.0
+    hidden_weight: float = 0.0
+    unlabelled: str | None = None
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def check(self, task: str) -> None:
+        """Raises UserError if networks of this task can't be trained so."""
+        for flag, is_given in (("unlabelled", self.unlabelled), ("hidden_weight", self.hidden_weight)):
+            if is_given and task != "classification":
+                raise UserError(f"--{flag} is for runs of task 'classification'; this one's is {task!r}")
+            if is_given and self.soft_weight == 0:
+                raise UserError(f"--{flag} adds to the run's predictions; raise --soft_weight, which is 0")
 
 
-def tuned(network: Network, source: TrainedRun, folder: Path, tuning: Tuning, *, show: bool = True) -> Network:
+def tuned(
+    network: Network, source: TrainedRun, folder: Path, tuning: Tuning, *, say: Say = print, show: bool = True
+) -> Network:
     """Trains in the run directory `folder`, from where a run of it stopped -> its best checkpoint, or the last one
     if it prunes.
 
@@ -52,12 +69,7 @@ def tuned(network: Network, source: TrainedRun, folder: Path, tuning: Tuning, *,
             path = folder.with_name(f"{folder.name}-tokenizer.json")
             atomic_write(path, text)
             config.data.transform.tokenizer = str(path)
-    if config.task.name == "classification" and tuning.soft_weight > 0:
-        path = folder.with_name(f"{folder.name}-soft_labels.jsonl")
-        if not path.is_file():
-            write_soft_labels(source, path)
-        config.data.soft_labels = str(path)
-        config.task.soft_weight, config.task.temperature = tuning.soft_weight, tuning.temperature
+    _teach(config, source, folder, tuning, say)
 
     def start(fresh: Any) -> Any:
         return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), dict(network.variables), dict(fresh))
@@ -70,15 +82,32 @@ def tuned(network: Network, source: TrainedRun, folder: Path, tuning: Tuning, *,
     return dataclasses.replace(network, config=trained.config, variables=trained.variables)
 
 
-def write_soft_labels(source: TrainedRun, path: Path) -> None:
-    """Writes the run's predictions for its training split. Raises UserError if the run saw a part of it only."""
-    if source.config.data.train_fraction != 1:
-        raise UserError(
-            f"{source.run.path} was trained on data.train_fraction={source.config.data.train_fraction} of its data; "
-            "learning its predictions needs a run on all of it, or --soft_weight=0"
-        )
-    if capabilities(source.model.task).predicts != "class":
-        raise UserError(f"{source.run.path} predicts no classes, so there is nothing to learn but its labels")
-    _, records = source.predictions("train")
-    lines = (json.dumps({"index": record["index"], "scores": record["scores"]}) for record in records)
-    atomic_write(path, "".join(f"{line}\n" for line in lines))
+def _teach(config: ConfigDict, source: TrainedRun, folder: Path, tuning: Tuning, say: Say) -> None:
+    """Writes what the run predicts to files called like `folder`, where they do not exist, and their paths to `config`.
+
+    Raises UserError if the run can't teach a network of this config so.
+    """
+    data, task = config.data, config.task
+    data.soft_labels = data.unlabelled = data.soft_hidden = None  # of an earlier compression
+    tuning.check(task.name)
+    if task.name != "classification" or tuning.soft_weight == 0:
+        return
+    task.soft_weight, task.temperature, task.hidden_weight = tuning.soft_weight, tuning.temperature, 0.0
+    if tuning.hidden_weight > 0:
+        teaching.check_hidden(source, config)
+    labels = folder.with_name(f"{folder.name}-soft_labels.jsonl")
+    if not labels.is_file():
+        teaching.write_soft_labels(source, labels)
+    data.soft_labels, which = str(labels), ""
+    if tuning.unlabelled is not None:
+        # In the name, so that the run in `folder` is not continued with another file.
+        which = f"-{teaching.digest_of(tuning.unlabelled, tuning.columns)}"
+        unlabelled = folder.with_name(f"{folder.name}-unlabelled{which}.jsonl")
+        if not unlabelled.is_file():
+            teaching.write_unlabelled(source, tuning.unlabelled, tuning.columns, unlabelled, say)
+        data.unlabelled = str(unlabelled)
+    if tuning.hidden_weight > 0:
+        hidden = folder.with_name(f"{folder.name}-soft_hidden{which}.npy")
+        if not hidden.is_file():
+            teaching.write_hidden(source, data, hidden, say)
+        data.soft_hidden, task.hidden_weight = str(hidden), tuning.hidden_weight

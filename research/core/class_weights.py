@@ -37,11 +37,11 @@ def _weighs(value: Any) -> bool:
 
 
 def training_weight(task: Task, labels: np.ndarray) -> float:
-    """The total weight in the loss of training examples with these labels [N]."""
+    """The total weight in the loss of training examples with these labels [N], −1 where hidden."""
     weights = getattr(task, "class_weight", None)
     if weights is None or (isinstance(task, SquaredHinge) and len(weights) > 2):
         return float(len(labels))
-    total = float(np.asarray(weights)[labels].sum())
+    total = float(np.asarray(weights)[labels[labels >= 0]].sum())
     if total <= 0:
         raise UserError(
             f"task.class_weight is {tuple(weights)}; at least one training example must have a positive weight"

@@ -13,7 +13,7 @@ import optax
 
 from research.base.ranges import ANY, FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from research.core.by_example import by_example
-from research.core.distillation import soft_divergence
+from research.core.distillation import hidden_distance, logits_of, soft_divergence
 from research.core.metrics import (
     Confusion,
     Mean,
@@ -83,7 +83,8 @@ class Classification:
     section 2). All other scores use `labels`.
 
     With `soft_labels`: float [..., C], the probabilities that another model gives the classes, the loss is
-    (1 − soft_weight) · cross-entropy + soft_weight · `soft_divergence`, without the first part for hidden labels.
+    (1 − soft_weight) · cross-entropy + soft_weight · `soft_divergence`, without the first part for hidden labels. With
+    `soft_hidden` too, float [..., D], it also has hidden_weight · `hidden_distance`; outputs are {"logits", "hidden"}.
 
     Binary classification also has the F1 score of class 1 and Matthews' correlation. Hidden labels have no weight in
     the scores; their examples are predicted like any other.
@@ -91,7 +92,7 @@ class Classification:
     Attributes:
       class_weight: weight of an example of each class, in the loss only; "balanced": N / (classes × examples of the
         class) of the training split, as in scikit-learn (`research.core.class_weights` computes it).
-      soft_weight, temperature: of the soft labels, where a batch has them.
+      soft_weight, temperature, hidden_weight: of what another model gives, where a batch has it.
     """
 
     CAPABILITIES: ClassVar[Capabilities] = Capabilities("class", penalty="C", takes_mixed_labels=True)
@@ -100,19 +101,21 @@ class Classification:
         "class_weight": NOT_NEGATIVE,
         "soft_weight": FRACTION,
         "temperature": POSITIVE,
+        "hidden_weight": NOT_NEGATIVE,
     }
 
     label_smoothing: float = 0.0
     class_weight: tuple[float, ...] | str | None = None
     soft_weight: float = 0.5
     temperature: float = 1.0
+    hidden_weight: float = 0.0
 
     @property
     def split_metrics(self) -> Mapping[str, SplitMetric]:
         return {}
 
-    def scores(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
-        logits = at_least_float32(outputs)
+    def scores(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        logits = at_least_float32(logits_of(outputs))
         if logits.shape[-1] < 2:
             raise ValueError("classification needs at least two classes (model.num_classes); use regression for one")
         labels = batch["labels"]
@@ -124,6 +127,8 @@ class Classification:
             return {"loss": Mean.of(losses, weight * class_weight), **_class_scores(logits, labels, weight)}
         visible = jnp.where(labels >= 0, (1 - self.soft_weight) * class_weight, 0.0)
         losses = visible * losses + self.soft_weight * soft_divergence(logits, batch["soft_labels"], self.temperature)
+        if "soft_hidden" in batch:
+            losses += self.hidden_weight * hidden_distance(outputs, batch["soft_hidden"])
         return {"loss": Mean.of(losses, batch["weight"]), **_class_scores(logits, labels, weight)}
 
     def targets(self, batch: Batch, num_classes: int) -> jax.Array:
@@ -134,9 +139,9 @@ class Classification:
             targets = (1 - share) * targets + share * jax.nn.one_hot(batch["mixed_labels"], num_classes)
         return optax.smooth_labels(targets, self.label_smoothing)
 
-    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """`prediction`: the most probable class; `scores`: the probabilities [..., C]."""
-        logits = at_least_float32(outputs)
+        logits = at_least_float32(logits_of(outputs))
         # argmax of the logits, as in `scores`: they may differ where rounding makes the probabilities equal.
         return {"prediction": jnp.argmax(logits, axis=-1), "scores": jax.nn.softmax(logits, axis=-1)}
 

@@ -221,7 +221,7 @@ class TextExamples:
     A batch has tokens, segments (1, 2, … for the row's first, second, … example, 0 padding), positions (within the
     example) and type_ids, each int32 [B, L], and starts (where each example begins) and labels, each [B, E]. With
     `targets`, the token to predict after each (−1: none), it has targets and, with `token_bytes`, target_bytes. With
-    `soft_labels`, the probabilities of the classes, it has soft_labels [B, E, C].
+    `soft`, arrays [N, …] that another model gives, by name, it has those, [B, E, …].
     L is the smallest of `pad_to` that holds the batch's fullest row; `row_length` is the capacity of packed rows.
     """
 
@@ -236,7 +236,7 @@ class TextExamples:
     full_lengths: np.ndarray | None = None  # int [N], the lengths before truncation to max_length; None: not truncated
     targets: Ragged | None = None  # of the same lengths as `tokens`
     token_bytes: np.ndarray | None = None  # int32 [V], the bytes that each token stands for
-    soft_labels: np.ndarray | None = None  # float32 [N, C]
+    soft: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
@@ -260,7 +260,7 @@ class TextExamples:
             "type_ids": layout.placed(self.type_ids.values[layout.source]),
             "starts": layout.starts.astype(np.int32),
             **labels_of(self.labels, np.maximum(members[rows], 0)),
-            **({} if self.soft_labels is None else {"soft_labels": self.soft_labels[np.maximum(members[rows], 0)]}),
+            **{name: values[np.maximum(members[rows], 0)] for name, values in self.soft.items()},
         }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,14 @@ from research.data.examples import BagExamples, Examples, TextExamples
 from research.data.files import folders, tables
 from research.data.table import TableExamples, as_category
 from research.inference.predictor import Predictor
+
+
+def renamed_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """The values of --column flags, each "INPUT=COLUMN": columns by input. Raises UserError for another form."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"--column={pair} is not of the form INPUT=COLUMN")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 @dataclasses.dataclass(frozen=True)

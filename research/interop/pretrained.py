@@ -46,7 +46,11 @@ class Initialization:
 
 
 def resolve_init_from(
-    config: ConfigDict, given: Collection[str], workdir: str | Path, *, say: Callable[[str], None] = lambda line: None
+    config: ConfigDict,
+    given: Collection[str],
+    workdir: str | Path | None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Initialization:
     """Resolves `config.init_from`: a folder, a hub id, or the run directory of a model of the same kind.
 
@@ -54,7 +58,7 @@ def resolve_init_from(
     fresh, even if the weights have one with as many classes: its labels belong to another task. A model that
     transformers does not have starts from runs of the same model only, and takes a head of the same size too. If
     `workdir` holds a run from the same weights with a checkpoint, everything is taken from that run, and the weights
-    aren't needed.
+    aren't needed; None: there is no such run.
 
     `say` gets a line about what is known only when the variables are loaded.
 
@@ -70,14 +74,13 @@ def resolve_init_from(
         return Initialization(config)
     name = expand_variant(MODELS, config.model)["name"]
     kind = next((kind for kind in KINDS if name in kind.models), None)
-    run = RunDir(workdir)
+    run = None if workdir is None else RunDir(workdir)
+    saved = run.config() if run is not None and run.resumable else None
     if kind is None:
-        return _from_run(config, run, say)
-    if run.resumable:
-        saved = run.config()
-        if same_source(saved["init_from"], config.init_from) and saved["model"]["name"] == name:
-            config = _with(config, kind, saved["model"], saved["data"]["transform"], given)
-            return Initialization(config, note=follow_encoder(config, given))
+        return _from_run(config, saved, say)
+    if saved is not None and same_source(saved["init_from"], config.init_from) and saved["model"]["name"] == name:
+        config = _with(config, kind, saved["model"], saved["data"]["transform"], given)
+        return Initialization(config, note=follow_encoder(config, given))
 
     weights = _weights(config.init_from)
     if weights.kind is not kind:
@@ -136,12 +139,13 @@ def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tu
     return module, match.load_variables(fresh())
 
 
-def _from_run(config: ConfigDict, run: RunDir, say: Callable[[str], None]) -> Initialization:
+def _from_run(config: ConfigDict, saved: Mapping[str, Any] | None, say: Callable[[str], None]) -> Initialization:
     """The initialization of a model that only runs of this project have; parameters are matched when they are loaded.
+
+    `saved`: the config of the run that is continued, if any.
 
     The shapes of such a model may depend on the data, so what differs is found, and said, only then.
     """
-    saved = run.config() if run.resumable else None
     if saved and same_source(saved["init_from"], config.init_from):
         return Initialization(config)
     folder = source.folder(config.init_from)

@@ -36,15 +36,19 @@ class BertClassifier(EncoderSizes, kw_only=True):
     classifier_dropout: float | None
 
     @nn.compact
-    def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array:
-        """Reads the encoder's inputs and starts, int [B, E]: where each example's [CLS] is -> logits [B, E, C]."""
+    def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> jax.Array | dict[str, jax.Array]:
+        """Reads the encoder's inputs and starts, int [B, E]: where each example's [CLS] is -> logits [B, E, C].
+
+        For a batch with soft_hidden: {"logits", "hidden": the pooler's inputs [B, E, D], before dropout}.
+        """
         if self.pooler not in POOLERS:
             raise ValueError(f"model.pooler is {self.pooler!r}; known: {', '.join(POOLERS)}")
         dense = partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         hidden = self.encoder()(batch, train=train)
-        first = jnp.take_along_axis(hidden, batch["starts"][:, :, None], axis=1)  # [B, E, D]
-        first = Dropout(self.pooler_dropout, name="pooler_dropout")(first, train=train)
+        states = jnp.take_along_axis(hidden, batch["starts"][:, :, None], axis=1)  # [B, E, D]
+        first = Dropout(self.pooler_dropout, name="pooler_dropout")(states, train=train)
         pooled = POOLERS[self.pooler](dense(self.hidden_size, name="pooler")(first))
         rate = self.dropout if self.classifier_dropout is None else self.classifier_dropout
         pooled = Dropout(rate)(pooled, train=train)
-        return dense(self.num_classes, name="classifier")(pooled)
+        logits = dense(self.num_classes, name="classifier")(pooled)
+        return {"logits": logits, "hidden": states} if "soft_hidden" in batch else logits

@@ -1,11 +1,13 @@
 """The certificate of a compressed run: what was measured, and the hashes of the files that it was measured with."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import research
 from research.base.errors import UserError
 from research.base.paths import atomic_write, read_json
 from research.base.trees import to_json
@@ -16,6 +18,16 @@ _FORMAT = 1
 # Files that change what a run computes; predictions, plots and sample inputs do not.
 _HASHED = ("config.json", "assets", "checkpoints")
 _SAMPLES = "samples.json"  # gets predictions of further checkpoints
+
+
+@functools.cache
+def code_hash() -> str:
+    """A hash of this project's code, as it was when this was first called."""
+    root = Path(research.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def hashes(folder: Path) -> dict[str, str]:

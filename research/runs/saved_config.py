@@ -32,7 +32,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "validation_fraction"): 0.1,
     ("data", "test_fraction"): 0.0,
     ("data", "split_seed"): 0,
-    ("data", "soft_labels"): None,
+    **dict.fromkeys((("data", key) for key in ("soft_labels", "unlabelled", "soft_hidden")), None),
     ("data", "kinds"): [],
     ("data", "shards"): {"weights": [], "rows": 256, "documents": None, "run": 1, "sample": 10_000},
     ("train", "seeds"): None,
@@ -48,7 +48,9 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
 # The same of a model and of a task, by its name.
 _COMPILED: dict[str, Any] = {"remat": False, "remat_policy": "nothing", "scan": False}
 _LATER_MODEL_KEYS = dict.fromkeys(("bert", "bert_mlm", "decoder"), _COMPILED)
-_LATER_TASK_KEYS: dict[str, dict[str, Any]] = {"classification": {"soft_weight": 0.5, "temperature": 1.0}}
+_LATER_TASK_KEYS: dict[str, dict[str, Any]] = {
+    "classification": {"soft_weight": 0.5, "temperature": 1.0, "hidden_weight": 0.0}
+}
 
 
 def check_jsonable(config: Mapping[str, Any]) -> None:

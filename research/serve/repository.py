@@ -18,7 +18,7 @@ from research.inference.folder import Folder, is_folder
 from research.inference.generate import Generator, folder_version, is_decoder
 from research.inference.model import checkpoint_step
 from research.inference.samples import Records, add_predictions
-from research.runs.certificate import check_drop, is_compressed
+from research.runs.certificate import check_drop, code_hash, is_compressed
 from research.runs.rundir import RunDir
 from research.serve.compute import AUTO, fastest, predictions, relative_difference
 from research.serve.limits import Limits
@@ -36,11 +36,40 @@ _CLOSE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.15}
 
 
 @dataclasses.dataclass(frozen=True)
+class Certified:
+    """Which compressed runs are served.
+
+    Attributes:
+      max_drop: the most points by which the metric may have fallen; None: certificates are not looked at.
+      needed: whether a run that is not a compressed one needs a certificate too.
+    """
+
+    max_drop: float | None = 1.0
+    needed: bool = False
+
+    def check(self, run: RunDir | Folder | Path) -> dict[str, Any] | None:
+        """The certificate of a compressed run; None for others, and where certificates are not looked at.
+
+        Raises UserError if it is not valid, or has a larger drop.
+        """
+        if self.max_drop is None or not isinstance(run, RunDir) or not (self.needed or is_compressed(run)):
+            return None
+        try:
+            return check_drop(run, self.max_drop)
+        except UserError as error:
+            raise UserError(f"{error}; --uncertified serves it nevertheless") from error
+
+
+USUAL_CERTIFIED = Certified()
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A model to serve: its name, which folder or checkpoint of which run it is, and what it is asked for.
 
     Attributes:
       writes: whether it is a decoder, which writes texts.
+      certified: which certificate it needs, whenever it is loaded.
     """
 
     name: str
@@ -49,6 +78,7 @@ class Source:
     compute: str = "float32"
     operations: tuple[str, ...] = USUAL
     writes: bool = False
+    certified: Certified = USUAL_CERTIFIED
 
     @classmethod
     def of(cls, text: str, **options: Any) -> "Source":
@@ -74,33 +104,6 @@ class Source:
         return folder_version(self.run) if isinstance(self.run, Path) else self.run.version
 
 
-@dataclasses.dataclass(frozen=True)
-class Certified:
-    """Which compressed runs are served.
-
-    Attributes:
-      max_drop: the most points by which the metric may have fallen; None: certificates are not looked at.
-    """
-
-    max_drop: float | None = 1.0
-
-    def check(self, source: Source, *, needed: bool) -> None:
-        """Raises UserError if the run's certificate is not valid, or has a larger drop.
-
-        `needed`: also if the run is not a compressed one.
-        """
-        if self.max_drop is None or not isinstance(source.run, RunDir):
-            return
-        if needed or is_compressed(source.run):
-            try:
-                check_drop(source.run, self.max_drop)
-            except UserError as error:
-                raise UserError(f"{error}; --uncertified serves it nevertheless") from error
-
-
-USUAL_CERTIFIED = Certified()
-
-
 def sources(
     texts: Sequence[str], variants: Sequence[str] = (), certified: Certified = USUAL_CERTIFIED, **options: Any
 ) -> list[Source]:
@@ -108,9 +111,11 @@ def sources(
 
     Raises UserError if two have the same name, or a compressed run is not `certified`.
     """
-    found = [Source.of(text, **options) for text in (*texts, *variants)]
-    for number, source in enumerate(found):
-        certified.check(source, needed=number >= len(texts))
+    needed = dataclasses.replace(certified, needed=True)
+    found = [Source.of(text, certified=certified, **options) for text in texts]
+    found += [Source.of(text, certified=needed, **options) for text in variants]
+    for source in found:
+        source.certified.check(source.run)
     names = [source.name for source in found]
     for name in names:
         if names.count(name) > 1:
@@ -165,6 +170,7 @@ class Repository:
             version = source.version()
             if self._versions.get(source.name) == version:
                 return
+            _check_certificate(source)
             self._install(self._load_writer(source) if source.writes else self._load(source))
             self._versions[source.name] = version
             self.states[source.name] = "ready"
@@ -212,6 +218,17 @@ class Repository:
             )
 
         return fastest(source.name, make, self._limits) if source.compute == AUTO else make(source.compute)
+
+
+def _check_certificate(source: Source) -> None:
+    """Warns if other code than this measured a compressed run. Raises UserError if it may not be served as it is."""
+    certificate = source.certified.check(source.run)
+    if certificate is not None and certificate.get("code") != code_hash():
+        log.warning(
+            "model %s: its certificate is of other code than serves it, such as another version; compress the run "
+            "again to measure it with this code",
+            source.name,
+        )
 
 
 def check(model: ServedModel, run: RunDir | Folder) -> None:

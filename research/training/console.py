@@ -25,7 +25,7 @@ def describe(experiment: Experiment, state: TrainState, run: RunDir, progress: P
     """Describes a run in one line: the model, the data, the devices, the steps, the run directory."""
     devices = jax.devices()
     config, replicas = experiment.config, experiment.replicas
-    stream = experiment.streams("train")
+    stream = experiment.training
     packed = ""
     if stream.lengths is not None:
         rows, each = len(stream.rows), min(experiment.length.batch_rows, len(stream.rows))

@@ -21,7 +21,6 @@ from research.core.tasks import TASKS, Task
 from research.data import load as data
 from research.data import pipeline, splits
 from research.data.examples import Examples
-from research.data.soft_labels import read_soft_labels, with_soft_labels
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
 from research.devices.rules import check_used
@@ -31,6 +30,7 @@ from research.training import checks
 from research.training.length import Length, length_of
 from research.training.method import Method, make_method
 from research.training.program import make_program
+from research.training.teaching import taught
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Experiment:
     config: Any
     dataset: data.Dataset
     streams: Callable[[str], pipeline.Stream]  # by the name of a split, or of a part such as "test[:5%]"
+    training: pipeline.Stream  # what is trained on: `train`, with what another model gives
     module: nn.Module
     task: Task
     method: Method
@@ -74,7 +75,7 @@ class Experiment:
         """This process's rows of the batches from `start_step` to the end of the run."""
         rows = self.evaluation.rows
         return pipeline.training_batches(
-            self.streams("train"),
+            self.training,
             batch_rows=self.length.batch_rows,
             start_step=start_step,
             steps=self.length.total_steps,
@@ -101,13 +102,14 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     dataset = data.load(config.data, assets)
     streams = split_streams(config, dataset, training=True)
     checks.check_data(config, streams)
-    stream = streams("train")
+    labels = streams("train").labels
+    checks.check_classes(config, labels)
+    stream = taught(config, dataset, streams("train"))
     length = length_of(config.train, len(stream.rows))
-    checks.check_classes(config, stream.labels)
     if assets is not None:
         data.keep_signature(dataset, config.data, assets)
 
-    task = with_class_weights(task, stream.labels, config.model.get("num_classes"))
+    task = with_class_weights(task, labels, config.model.get("num_classes"))
     devices = sharding.batch_parts(mesh)
     method = make_method(
         config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, devices=devices
@@ -135,6 +137,7 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         config=config,
         dataset=dataset,
         streams=streams,
+        training=stream,
         module=module,
         task=task,
         method=method,
@@ -214,8 +217,6 @@ def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Call
     def checked(split: str) -> Examples:
         examples = dataset.split(split)
         checks.check_split(config, split, examples, training=training and split == "train")
-        if training and split == "train" and config.data.soft_labels is not None:
-            return with_soft_labels(examples, read_soft_labels(Path(config.data.soft_labels)))
         return examples
 
     @functools.cache

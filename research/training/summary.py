@@ -108,13 +108,13 @@ def summarize(
         "reason_code": reason,
         "reason": reason and PROSE[reason],
         "step": progress.step,
-        "examples_seen": experiment.streams("train").examples_before(progress.position, config.seed),
+        "examples_seen": experiment.training.examples_before(progress.position, config.seed),
         "preset": config.preset,
         "metrics": {split: means(values) for split, values in metrics.items()},
         "training": training,
         "warnings": truncation_warnings(experiment)
         + chance_warnings(experiment, metrics)
-        + experiment.method.warnings(training, len(experiment.streams("train").members), param_count(state.params)),
+        + experiment.method.warnings(training, len(experiment.training.members), param_count(state.params)),
         "best": best and {"step": best[0], "metric": config.eval.metric, "value": best[1]},
         "data": {"name": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint},
         "throughput": throughput,

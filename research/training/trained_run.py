@@ -55,6 +55,12 @@ class TrainedRun:
             names = data.label_names(section, signature.label)
         return names if names and len(names) == num_classes else ()
 
+    @property
+    def class_names(self) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+        """The names of the classes when the run was trained, and those in its dataset now; None where unknown."""
+        signature = self._encoder[1]
+        return signature.label_names, data.label_names(self.config.data, signature.label) if signature.label else None
+
     def feature_names(self, count: int) -> tuple[str, ...]:
         """The names of the `count` features that the model reads; empty if they are unknown."""
         names = self._encoder[0].feature_names or feature_names(self.config.data.name)

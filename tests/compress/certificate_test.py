@@ -1,8 +1,10 @@
 """Certificates: statistics against closed forms, and files that changed."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,8 +16,10 @@ from research.core import quantization
 from research.inference.predictor import Predictor
 from research.runs.certificate import FILE, check_drop, read_certificate
 from research.runs.rundir import RunDir
-from research.serve.repository import Certified, sources
+from research.serve import repository as repository_module
+from research.serve.repository import Certified, Repository, Source, sources
 from research.training.trained_run import TrainedRun
+from tests.serve.conftest import LIMITS
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +113,45 @@ def test_service_refuses_what_is_not_certified(made, workdir):
     with pytest.raises(UserError, match=r"has no certificate\.json"):  # the run says that it was compressed
         sources([str(folder)])
     assert sources([str(folder)], certified=Certified(None))[0].name == "int8"
+
+
+@pytest.fixture
+def loading(made, monkeypatch):
+    """A repository of the run, in which every check finds another version; its source, and the models it installed."""
+    (source,) = sources([str(made[0])])
+    versions = iter(range(100))
+    monkeypatch.setattr(Source, "version", lambda self: str(next(versions)))
+    installed = []
+    limits = dataclasses.replace(LIMITS, batch_rows=1, batch_items=4)
+    return Repository([source], limits, installed.append, devices=jax.devices()[:1], poll_seconds=0.01), installed
+
+
+@pytest.mark.extended
+def test_a_changed_run_is_not_loaded_again(loading, made, caplog):
+    repository, installed = loading
+    path = made[0] / "assets" / "tokenizer.json"
+    original = path.read_bytes()
+
+    def check(contents):
+        path.write_bytes(contents)
+        repository._load_if_new(repository._sources[0])
+        return len(installed), repository.states["int8"]
+
+    assert check(original) == (1, "ready")
+    assert check(original + b" ") == (1, "ready")  # the model that was checked goes on answering
+    assert "tokenizer.json was changed since certificate.json was written" in caplog.text
+    assert check(original) == (2, "ready")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.extended
+def test_a_certificate_of_other_code_is_a_warning(loading, caplog, monkeypatch):
+    monkeypatch.setattr(repository_module, "code_hash", lambda: "other")
+    repository, installed = loading
+    repository._load_if_new(repository._sources[0])
+    assert len(installed) == 1
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("model int8: its certificate is of other code than serves it")
 
 
 @pytest.mark.extended

@@ -164,7 +164,6 @@ def test_invalid_methods_are_one_line(compression, text, message):
     ("change", "message"),
     [
         ({}, "it must be smaller$"),
-        ({"init_from": "some/model"}, "^the student has init_from='some/model'"),
         ({"other": True}, "^the student can't read the run's inputs: "),
     ],
 )
@@ -172,8 +171,6 @@ def test_invalid_students_are_one_line(compression, change, message):
     import dataclasses
 
     student = logistic_digits.get_config() if change.get("other") else config()
-    if "init_from" in change:
-        student.init_from = change["init_from"]
     context = dataclasses.replace(compression._context, student=student, trains=True)
     with pytest.raises(UserError, match=message):
         METHODS["distill"].apply(compression.original, None, context)

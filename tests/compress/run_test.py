@@ -91,9 +91,37 @@ def test_student_reads_the_inputs_as_its_teacher(workdir, tmp_path):
         ([], "^--method is missing"),
         (["--method=int8", "--epochs=-1"], "^--epochs is -1; it must be at least 0$"),
         (["--method=int8", "--soft_weight=2"], "^--soft_weight is 2; it must be 0 to 1$"),
+        (["--method=int8", "--hidden_weight=inf"], "^--hidden_weight is inf; it must be at least 0$"),
+        (["--method=int8", "--unlabelled=x.txt"], "^--unlabelled is for training again, which needs a method that"),
+        (["--method=layers=1", "--epochs=0", "--hidden_weight=1"], "^--hidden_weight is for training again"),
+        (["--method=layers=1", "--column=a=b"], "^--column is for --unlabelled=FILE; give that too$"),
+        (["--method=layers=1", "--unlabelled=x", "--column=ab"], "^--column=ab is not of the form INPUT=COLUMN$"),
         (["--method=onnx", "--method=int8"], "^--method=onnx writes files for ONNX Runtime instead of a run"),
     ],
 )
 def test_invalid_flags_are_one_line(workdir, flags, message):
     with pytest.raises(UserError, match=message):
         main([f"--workdir={workdir}", *flags])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: text + "\nso so,maybe",
+            "has other classes than .*: now maybe, no, yes, when .* no, yes; give it",
+        ),
+        (lambda text: text.replace("yes", "oui"), r"has other classes than .*: now no, oui, when .* no, yes; give it"),
+        (lambda text: text.replace("number 7", "number 8"), r"texts\.csv has changed since the run began: its finger"),
+    ],
+)
+def test_data_of_other_labels_is_refused_before_anything_is_trained(own, change, message):
+    file = own / "texts.csv"
+    before = file.read_text()
+    file.write_text(change(before))
+    try:
+        with pytest.raises(UserError, match=message):
+            main([f"--workdir={own / 'run'}", "--method=layers=1", "--soft_weight=0", f"--to={own / 'small'}"])
+    finally:
+        file.write_text(before)
+    assert not list(own.glob("small*"))
