@@ -63,7 +63,8 @@ described() {
   if [ "$status" = 0 ]; then say "$output"; else say "absent"; fi
 }
 
-# look: sets `node` and `queue`, the states of the slice and of its queued resource, and `type` if it is not given.
+# look: sets `node`, the state of the slice, `queue`, that of its queued resource where it matters, and `type` if it is
+# not given.
 # A dry run asks nobody: there is no slice yet when it is created, and else it is READY.
 node="" queue="" found=""
 look() {
@@ -75,8 +76,9 @@ look() {
     return
   fi
   both=$(described tpu-vm 'value(state,acceleratorType)')
-  queue=$(described queued-resources 'value(state.state)')
   read -r node found <<<"$both"
+  queue=absent
+  [[ $node = READY && " create status delete " != *" $command "* ]] || queue=$(described queued-resources 'value(state.state)')
   [ -n "$type" ] || type=$found
 }
 

@@ -49,7 +49,8 @@ make_environment() {
   else
     say "$(python3 --version 2>&1) is older than 3.11: uv brings another"
     find_uv
-    uv venv --clear --seed --python 3.12 .venv-tpu
+    rm -rf .venv-tpu
+    uv venv --seed --python 3.12 .venv-tpu
   fi
 }
 
@@ -111,6 +112,11 @@ start() {
   flock --nonblock 9 || fail "a training is alive (process $(process)): status and logs show it, stop ends it"
   rm -f "$state/pid" "$state/exit" "$state/stopping"
   setsid bash "$self" supervise "$@" </dev/null >>"$log" 2>&1 &
+  # Only when it has its own session may this one end.
+  until [ -s "$state/pid" ]; do
+    kill -0 $! 2>/dev/null || fail "the training did not start: $(tail -n 1 "$log")"
+    sleep 0.02
+  done
   say "started; the log is $log"
 }
 
@@ -148,7 +154,7 @@ logs() {
 # Follows the log to the end of the training, and has its exit code.
 attach() {
   logs "$1"
-  if alive && [ -n "$(process)" ]; then tail -n 0 -f --pid="$(process)" "$log"; fi
+  if alive; then tail -n 0 -f --pid="$(process)" "$log"; fi
   status
   return "$(cat "$state/exit" 2>/dev/null || echo 0)"
 }
@@ -157,7 +163,6 @@ stop() {
   alive || { say "no training is alive: nothing to stop"; return 0; }
   local id
   id=$(process)
-  [ -n "$id" ] || fail "the training is just starting; try again"
   [ "$1" = 1 ] || fail "a training is alive (process $id); with --yes it is saved and ended"
   if [ "$2" = 1 ]; then
     kill -KILL "$id" || true
