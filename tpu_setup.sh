@@ -137,7 +137,7 @@ run() {
   [ -z "$weights" ] || train+=("--config.init_from=$weights")
   require_ready
   # First every worker is asked, so that a refusal starts none.
-  ask_workers all ready "$workdir" || fail "nothing was started"
+  ask_workers all ready "$workdir" || fail "nothing was started (see above; install puts the project on the workers)"
   ask_workers all start "${train[@]}" ${flags[@]+"${flags[@]}"} || fail "a worker did not start (see above); stop --yes ends the others"
   say_done "started; it goes on without this connection: status, logs and attach show it, stop ends it"
 }
