@@ -114,7 +114,7 @@ start() {
   setsid bash "$self" supervise "$@" </dev/null >>"$log" 2>&1 &
   # Only when it has its own session may this one end.
   until [ -s "$state/pid" ]; do
-    kill -0 $! 2>/dev/null || fail "the training did not start: $(tail -n 1 "$log")"
+    kill -0 $! 2>/dev/null || fail "the training did not start: $(last_line)"
     sleep 0.02
   done
   say "started; the log is $log"
@@ -134,9 +134,12 @@ supervise() {
   printf '== %s ended with exit code %s\n' "$(now)" "$code"
 }
 
+# Progress bars are lines that end with a carriage return.
+last_line() { tail -c 2000 "$log" | tr '\r' '\n' | grep -v '^ *$' | tail -n 1 || true; }
+
 status() {
   if alive; then
-    say "running, process $(process); last line: $(tail -n 1 "$log")"
+    say "running, process $(process); last line: $(last_line)"
   elif [ -s "$state/exit" ]; then
     say "ended with exit code $(cat "$state/exit")"
   elif [ -s "$state/pid" ]; then
