@@ -34,18 +34,22 @@ esac
 PYTHON
 chmod +x .venv-tpu/bin/python
 """
-# Reads a fifo to the end, so that a test decides when it ends; SIGTERM is what research.train saves for.
+# Ends when something is written to a fifo, so that a test decides when; SIGTERM is what research.train saves for.
 TRAIN = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, select, signal, sys
+code = None
 def save(*_):
     print("saved", flush=True)
     os._exit(143)
 signal.signal(signal.SIGTERM, save)
 home = pathlib.Path(os.environ["HOME"])
+fifo = os.open(home / "fifo", os.O_RDWR)
 print("training", flush=True)
 (home / "part").write_text(json.dumps(sys.argv[1:]))
 (home / "part").rename(home / "argv")
-sys.exit(int(open(home / "fifo").read()))
+while not select.select([fifo], [], [], 0.05)[0]:  # a signal just before a read without a limit would wait with it
+    pass
+sys.exit(code or int(os.read(fifo, 9)))
 """
 
 
