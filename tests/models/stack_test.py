@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from research.models.transformer import Encoder
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 30,
     "hidden_size": 16,
     "num_layers": 3,
@@ -25,7 +26,7 @@ SIZES = {
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.25,
 }
-OPTIONS = (
+OPTIONS: tuple[dict[str, Any], ...] = (
     {"remat": True},
     {"remat": True, "remat_policy": "products"},
     {"scan": True},
