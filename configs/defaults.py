@@ -122,6 +122,9 @@ def defaults() -> ConfigDict:
                 "batch_size": placeholder(int),
                 "batch_rows": placeholder(int),
                 "accumulate": 1,  # parts in which a batch goes through the model
+                # Parts of a batch whose gradients are added in a fixed order, so that the bits of a run do not depend
+                # on how many devices and processes share it: a multiple of the devices. Takes memory and time.
+                "exact_shards": placeholder(int),
                 # Decay of a running average of the parameters, also evaluated, as metrics ema_…; 0: no average.
                 "ema_decay": 0.0,
                 # Replicas to train together, with the seeds seed, seed + 1, …; None: a run of one seed. Each replica

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from research.base.errors import UserError, first_line
+from research.base.errors import UserError
 from research.base.registry import ALIASES, nearest
 from research.devices.platform import prepare_process
 
@@ -48,12 +48,9 @@ def start_distributed(arguments: argparse.Namespace) -> None:
         return
     if not arguments.workdir:
         raise UserError("several processes need the same --workdir, on a shared file system")
-    import jax
+    from research.devices.processes import join
 
-    try:
-        jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"can't join the other processes: {first_line(error)}") from error
+    join(arguments.coordinator, arguments.processes, arguments.process_id)
 
 
 def parse(

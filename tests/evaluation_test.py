@@ -10,7 +10,8 @@ from research.base.errors import UserError
 from research.core.state import averaged
 from research.data import load as data
 from research.devices import sharding
-from research.training.experiment import prepare, split_streams
+from research.training.experiment import prepare
+from research.training.streams import split_streams
 from tests import tiny
 
 

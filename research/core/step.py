@@ -27,6 +27,7 @@ def train_step(
     ema_decay: float = 0.0,
     gradient_point: Callable[[Any, Any], Any] | None = None,
     lora: Lora = OFF,
+    exact: Callable[..., Any] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer update on the mean loss of the examples in `batch`.
 
@@ -35,10 +36,12 @@ def train_step(
     `ema_decay` is the decay of the average of the parameters, where the state keeps one. `gradient_point` maps
     parameters and optimizer state to the point at which the gradient is taken, by default the parameters. With `lora`
     only the parameters that it trains have gradients and optimizer state. A batch whose examples all have weight 0 has
-    zero gradients.
+    zero gradients. `exact` computes the parts instead: `research.core.exact`.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     trained, frozen = lora.split(state.params)
+
+    in_parts = exact or (functools.partial(_accumulated, parts=accumulate) if accumulate > 1 else None)
 
     # One part uses the mean; several use sums, divided once at the end, because dividing all gradients takes time.
     def part_loss(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Any]:
@@ -52,15 +55,15 @@ def train_step(
             )
         scores = task.scores(outputs, batch)
         loss = scores["loss"]
-        return loss.total / _or_one(loss.weight) if accumulate == 1 else loss.total, (scores, dict(model_state))
+        return loss.total if in_parts else loss.total / _or_one(loss.weight), (scores, dict(model_state))
 
     point = gradient_point(trained, state.opt_state) if gradient_point else trained
     gradient = functools.partial(jax.grad(part_loss, has_aux=True), point)
 
-    if accumulate == 1:
-        grads, (scores, model_state) = gradient(state.model_state, batch, rng)
+    if in_parts:
+        grads, scores, model_state = in_parts(gradient, trained, state.model_state, batch, rng)
     else:
-        grads, scores, model_state = _accumulated(gradient, trained, state.model_state, batch, rng, accumulate)
+        grads, (scores, model_state) = gradient(state.model_state, batch, rng)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     params = join(optax.apply_updates(trained, updates), frozen)
     latest = {"params": params, "model_state": model_state} if state.average else {}

@@ -46,15 +46,21 @@ def check_compiler() -> None:
         )
 
 
-def compiler_options(kind: str) -> dict[str, str] | None:
+# XLA simplifies a program for one device in another order than one for several, which changes the rounding. Without the
+# simplifier both are the same program (tests/exact_test.py).
+_EXACT_OPTIONS = {"xla_disable_hlo_passes": "algsimp"}
+
+
+def compiler_options(kind: str, *, exact: bool = False) -> dict[str, str] | None:
     """The `jax.jit` options that the config's `compiler` names: only on a CPU, and with a tested jaxlib.
 
-    Raises UserError for an unknown name.
+    `exact`: with those that keep the bits of a program the same for any number of devices. Raises UserError for an
+    unknown name.
     """
     import jax
     import jaxlib
 
-    options = lookup(_CPU_OPTIONS, kind, "compiler")
+    options = {**lookup(_CPU_OPTIONS, kind, "compiler"), **(_EXACT_OPTIONS if exact else {})}
     measured = tuple(map(int, jaxlib.__version__.split(".")[:2])) in _MEASURED
     return options if options and measured and jax.default_backend() == "cpu" else None
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 # What `remat` saves of a layer besides its input: nothing, or the products with its kernels, so that the backward pass
 # computes only the attention and the elementwise operations again.
@@ -21,7 +21,8 @@ def split_rows(x: jax.Array) -> jax.Array:
 
     Without this XLA may split the features instead, as the parameters are, and then gather activations.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:  # in a `jax.shard_map` the rows are split already
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
 

@@ -210,21 +210,9 @@ class Encoder(EncoderSizes, kw_only=True):
             x = x + embed(self.type_vocab_size, batch["type_ids"], "type_embedding")
         x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
         x = Dropout(self.dropout)(x, train=train)
-        layers = [
-            EncoderLayer(
-                num_heads=self.num_heads,
-                head_size=self.head_size,
-                mlp_size=self.mlp_size,
-                activation=self.activation,
-                dropout=self.dropout,
-                attention_dropout=self.attention_dropout,
-                layer_norm_eps=self.layer_norm_eps,
-                kernel_init=self.kernel_init,
-                dtype=self.dtype,
-                name=f"layer_{i}",
-            )
-            for i in range(self.num_layers)
-        ]
+        names = (field.name for field in dataclasses.fields(EncoderLayer) if field.name not in ("parent", "name"))
+        sizes = {name: getattr(self, name) for name in names}
+        layers = [EncoderLayer(**sizes, name=f"layer_{i}") for i in range(self.num_layers)]
 
         def call(layer: EncoderLayer, x: jax.Array) -> jax.Array:
             return layer(x, batch["segments"], train=train)

@@ -36,6 +36,7 @@ _LATER_KEYS: dict[tuple[str, str], Any] = {
     ("data", "kinds"): [],
     ("data", "shards"): {"weights": [], "rows": 256, "documents": None, "run": 1, "sample": 10_000},
     ("train", "seeds"): None,
+    ("train", "exact_shards"): None,
     ("train", "lora"): {"rank": None, "alpha": 16.0, "dropout": 0.0, "targets": "", "trains": ""},
     ("optimizer", "C"): None,
     ("optimizer", "alpha"): None,

@@ -123,6 +123,26 @@ def check_lora(config: Any, params: Mapping[str, Any]) -> None:
         )
 
 
+def check_exact(config: Any, model_state: Mapping[str, Any], batch_rows: int, parts: int) -> None:
+    """Raises UserError where train.exact_shards does not suit the model, the batch or its `parts` on devices."""
+    shards, key = config.train.exact_shards, f"train.exact_shards={config.train.exact_shards}"
+    if shards is None:
+        return
+    for name, given in (
+        ("mesh.rules", config.mesh.rules not in (None, (), "replicated")),
+        ("train.accumulate", config.train.accumulate > 1),
+        ("train.seeds", config.train.seeds is not None),
+        ("a solver", config.optimizer.name in solvers.SOLVERS),
+        ("batch statistics", bool(model_state)),
+    ):
+        if given:
+            raise UserError(f"{key} does not support {name}; set train.exact_shards=None")
+    if shards % parts or batch_rows % shards:
+        raise UserError(
+            f"{key} must be a multiple of the {parts} devices that share a batch, and divide its {batch_rows} rows"
+        )
+
+
 def check_solver(config: Any, *, task: Task, examples: Examples, full_batch: bool, total_steps: int) -> None:
     """Raises UserError for settings that the solver named in `config` does not support."""
     section, name = config.optimizer, config.optimizer.name

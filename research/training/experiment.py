@@ -19,17 +19,17 @@ from research.core.state import TrainState, init_state
 from research.core.statistics import Value
 from research.core.tasks import TASKS, Task
 from research.data import load as data
-from research.data import pipeline, splits
-from research.data.examples import Examples
+from research.data import pipeline
 from research.devices import memory, sharding
 from research.devices.platform import check_compiler, compiler_options
 from research.devices.rules import check_used
 from research.inference.evaluation import Evaluation, Records, eval_program, evaluate
-from research.inference.model import arrange, build_module, evaluation_of, lora_of, make_mesh, replicas_of
+from research.inference.model import build_module, evaluation_of, lora_of, make_mesh, replicas_of
 from research.training import checks
 from research.training.length import Length, length_of
 from research.training.method import Method, make_method
 from research.training.program import make_program
+from research.training.streams import split_streams
 from research.training.teaching import taught
 
 
@@ -110,20 +110,19 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
         data.keep_signature(dataset, config.data, assets)
 
     task = with_class_weights(task, labels, config.model.get("num_classes"))
-    devices = sharding.batch_parts(mesh)
-    method = make_method(
-        config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, devices=devices
-    )
+    method = make_method(config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, mesh=mesh)
     batch = _example_batch(config, stream, length.batch_rows, mesh)
     init, abstract = _initialization(config, module, method, batch)
     checks.check_lora(config, abstract.params)
+    checks.check_exact(config, abstract.model_state, length.batch_rows, sharding.batch_parts(mesh))
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh, module)
     check_used(config.mesh.rules, shardings, mesh)
     program = make_program(init, train_step, config.seed, state=abstract, shardings=shardings, replicas=replicas)
     memory.check_state(program.placed_state(), replicas.count)
-    first, compiled = program.compiled(mesh, compiler_options(config.compiler))
+    options = compiler_options(config.compiler, exact=config.train.exact_shards is not None)
+    first, compiled = program.compiled(mesh, options)
     eval_step = eval_program(
         module,
         task,
@@ -203,28 +202,3 @@ def _scores(config: Any, module: nn.Module, task: Task, state: TrainState, batch
     if config.train.ema_decay > 0:
         known |= {f"{metrics.AVERAGE}{name}": score for name, score in known.items()}
     return known
-
-
-def split_streams(config: Any, dataset: data.Dataset, *, training: bool) -> Callable[[str], pipeline.Stream]:
-    """Returns the function from a split's name, or a part's such as "test[:5%]", to its rows, checked on first use.
-
-    With `training`, `train` is the `train_fraction` of that split, and is checked as training data; parts are always
-    taken from the whole split.
-    """
-    fraction = config.data.train_fraction if training else 1.0
-
-    @functools.cache
-    def checked(split: str) -> Examples:
-        examples = dataset.split(split)
-        checks.check_split(config, split, examples, training=training and split == "train")
-        return examples
-
-    @functools.cache
-    def stream(split: str) -> pipeline.Stream:
-        examples = checked(splits.whole(split))
-        members = splits.members(split, len(examples))
-        if split == "train" and fraction < 1:
-            members = pipeline.sample_subset(len(examples), fraction, config.seed)
-        return arrange(config, examples, members)
-
-    return stream

@@ -53,6 +53,7 @@ RANGES: dict[str, Range] = {
     "train.batch_size": COUNT_OR_ALL,
     "train.batch_rows": COUNT_OR_ALL,
     "train.accumulate": COUNT,
+    "train.exact_shards": COUNT,
     "train.ema_decay": Range(0, 0.999999),  # above, the change per step is below float32 precision
     "train.seeds": Range(1, 10_000, integer=True),
     **{f"train.lora.{key}": limits for key, limits in Lora.RANGES.items()},

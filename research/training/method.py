@@ -7,15 +7,18 @@ from typing import Any
 
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from research import solvers
 from research.base.registry import lookup
 from research.core import optim, step
 from research.core.class_weights import training_weight
+from research.core.exact import exact_gradient
 from research.core.optimizers import OPTIMIZERS
 from research.core.state import param_count
 from research.core.tasks import Task, capabilities
 from research.data import pipeline
+from research.devices import sharding
 from research.inference.model import lora_of
 from research.training import checks
 
@@ -28,7 +31,7 @@ class Setting:
     stream: pipeline.Stream
     batch_rows: int
     total_steps: int
-    devices: int  # over which the rows of a batch are split
+    mesh: Mesh
     weight_decay: float  # from optimizer.weight_decay, C or alpha
 
 
@@ -56,13 +59,13 @@ class Method:
 
 
 def make_method(
-    config: Any, task: Task, stream: pipeline.Stream, *, batch_rows: int, total_steps: int, devices: int
+    config: Any, task: Task, stream: pipeline.Stream, *, batch_rows: int, total_steps: int, mesh: Mesh
 ) -> Method:
     """The method that `config.optimizer` names. Raises UserError for settings that it does not support."""
     section = config.optimizer
     weight, penalty = training_weight(task, stream.labels), capabilities(task).penalty
     decay = optim.weight_decay(section, config.task.name, penalty, weight)
-    setting = Setting(task, stream, batch_rows, total_steps, devices, decay)
+    setting = Setting(task, stream, batch_rows, total_steps, mesh, decay)
     return lookup(METHODS, section.name, "optimizer.name")(config, setting)
 
 
@@ -77,6 +80,7 @@ def _gradient(config: Any, setting: Setting) -> Method:
     tx, learning_rate = optim.optimizer(config.optimizer, weight_decay=decay, total_steps=steps)
 
     def train_step(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[Callable[..., Any], int]:
+        shards = config.train.exact_shards
         function = functools.partial(
             step.train_step,
             module=module,
@@ -86,6 +90,7 @@ def _gradient(config: Any, setting: Setting) -> Method:
             ema_decay=config.train.ema_decay,
             gradient_point=OPTIMIZERS[config.optimizer.name].gradient_point,
             lora=lora_of(config),
+            exact=functools.partial(exact_gradient, shards=shards, mesh=setting.mesh) if shards else None,
         )
         return function, config.train.accumulate
 
@@ -95,6 +100,7 @@ def _gradient(config: Any, setting: Setting) -> Method:
 def _solver(config: Any, setting: Setting) -> Method:
     """A solver, whose one step fits all training examples."""
     section, stream, task = config.optimizer, setting.stream, setting.task
+    devices = sharding.batch_parts(setting.mesh)
     checks.check_solver(
         config,
         task=task,
@@ -108,7 +114,7 @@ def _solver(config: Any, setting: Setting) -> Method:
         checks.check_solved(section.name, module, batch)
         table = solvers.Table.of(module, lambda: pipeline.make_batch(stream.examples, stream.rows))
         parameters = table.count(params) if table else param_count(params)
-        blocks = solvers.blocks(batch, rows=setting.batch_rows, devices=setting.devices, parameters=parameters)
+        blocks = solvers.blocks(batch, rows=setting.batch_rows, devices=devices, parameters=parameters)
         blocks = max(config.train.accumulate, blocks)
 
         def solve(state: Any, batch: Any, *, seed: Any) -> Any:
@@ -121,7 +127,7 @@ def _solver(config: Any, setting: Setting) -> Method:
                 solver=solver,
                 weight_decay=setting.weight_decay,
                 decay_exclude=section.decay_exclude,
-                devices=setting.devices,
+                devices=devices,
                 blocks=blocks,
                 table=table,
             )

@@ -21,7 +21,7 @@ from research.inference.evaluation import evaluate
 from research.inference.model import TrainedModel, on_these_devices, open_checkpoints, open_model
 from research.runs import own_code
 from research.runs.rundir import RunDir
-from research.training.experiment import split_streams
+from research.training.streams import split_streams
 
 
 class TrainedRun:

@@ -43,7 +43,7 @@ def _batch():
 
 def _loss(options, params, *, train=False):
     rngs = {"dropout": jax.random.key(1)} if train else None
-    hidden = Encoder(**SIZES, **options).apply({"params": params}, _batch(), train=train, rngs=rngs)
+    hidden: Any = Encoder(**SIZES, **options).apply({"params": params}, _batch(), train=train, rngs=rngs)
     return jnp.mean(jnp.sin(3 * hidden)), hidden
 
 
