@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-STEPS = 45
+STEPS = 90
 COMMAND = (
     *(sys.executable, "-m", "research.train", "--config=configs/bert_sst2.py:embedded"),
     "--config.train.epochs=None",
@@ -58,15 +58,12 @@ def _last(workdir):
 
 @pytest.mark.slow
 def test_a_run_moves_from_8_devices_to_2_by_2_processes_to_1(tmp_path):
-    """Split over `fsdp`, then over `tensor` in two processes, then not at all: the losses of a run on one device.
-
-    Measured: at most 2e-6 apart, relatively.
-    """
+    """Split over `fsdp`, then over `tensor` in two processes, then not at all: the losses of a run on one device."""
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     _train(alone, 1)
     _train(moved, 8, "--config.mesh.fsdp=8", "--config.mesh.rules=fsdp", until=12)
     first = _last(moved)
-    _train(moved, 2, "--config.mesh.tensor=2", "--config.mesh.rules=tensor", processes=2, until=28)
+    _train(moved, 2, "--config.mesh.tensor=2", "--config.mesh.rules=tensor", processes=2, until=24)
     assert first < _last(moved) < STEPS
     _train(moved, 1)
     losses = _losses(moved)

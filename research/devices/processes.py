@@ -20,6 +20,8 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     if coordinator is not None and process_id is not None:
         others = "the others" if processes is None else f"{processes} in all"
         print(f"process {process_id} joins {others} at {coordinator}", flush=True)
+    # JAX's service takes SIGTERM for itself, so that a run would not notice that it should save and stop.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as error:
