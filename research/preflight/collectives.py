@@ -75,7 +75,7 @@ def _chain(execution: Execution) -> tuple[str, str] | None:
 
 def group_size(attributes: str, devices: int) -> int:
     """How many devices take part in each group of a collective, from its `replica_groups`, in any notation."""
-    found = re.search(r"replica_groups=(\{\{[\d,]*\}|\[[\d,]+\]<=|mesh\[[^\]]*\]\s*\{[^}]*\})", attributes)
+    found = re.search(r"replica_groups=(\{\{[\d,]*\}|\[[\d,]+\]<=|mesh\[[^\]]*\].*?\{'[^}]*\})", attributes)
     if not found:
         return devices  # {}: all
     text = found[1]

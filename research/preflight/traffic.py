@@ -53,6 +53,9 @@ def _moved(instruction: Instruction, own: Computation) -> float:
         return 2 * _main(own[instruction.operands[1]])
     if instruction.opcode == "scatter":
         return 2 * _main(own[instruction.operands[-1]])
+    if instruction.opcode == "slice-start":  # the output: the operand, the slice, and a flag
+        operand, part, *_ = instruction.arrays
+        return part.bytes * ((operand.space == 0) + (part.space == 0))
     if instruction.opcode.endswith("-start"):  # the output has the operand too
         return _main(instruction)
     return _main(instruction) + sum(_main(own[name]) for name in instruction.operands)
