@@ -17,7 +17,7 @@ def parser() -> cli.Parser:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="v5e:16x16, v6e:4x4, v5p:4x4x4: chips of a TPU slice (needs the extra tpu); gpu:8, gpu:8:a100, gpu:8:h200: "
+        help="v5e:16x16, v6e:4x4, v5p:4x4x4: a TPU slice (needs the extra tpu); gpu:8, gpu:8:a100, gpu:8:h200: "
         "CPU devices in the place of GPUs, for an estimate; cpu:8 (default: the devices of this machine)",
     )
     parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a chip, per hour, for the cost of the run")

@@ -17,7 +17,8 @@ def advice(config: Any, program: Program, devices: int) -> str:
             return f"the state dominates, a copy on each device: set mesh.fsdp={most} and list mesh.rules"
         return f"the state dominates: set mesh.fsdp={most} mesh.rules={rules}"
     if config.model.get("remat") is False:
-        return "what a step computes dominates: set model.remat=True"
+        scan = " model.scan=True" if config.model.get("scan") is False else ""  # without, XLA may undo it
+        return f"what a step computes dominates: set model.remat=True{scan}"
     accumulate, size = config.train.accumulate, "batch_size" if config.train.batch_rows is None else "batch_rows"
     rows = config.train[size]
     parts = devices // mesh.tensor

@@ -51,7 +51,7 @@ def traffic(module: Module, devices: int) -> Traffic:
             continue
         chains.add(chain)
         own, instruction = module.computations[execution.computation], execution.instruction
-        size = sum(own[name].bytes for name in instruction.operands[:1 if kind == "collective-permute" else None])
+        size = sum(own[name].bytes for name in instruction.operands[: 1 if kind == "collective-permute" else None])
         received[kind] += execution.times * _RECEIVED[kind](size, group_size(instruction.rest, devices))
         count[kind] += round(execution.times)
         unknown += execution.unknown

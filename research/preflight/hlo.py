@@ -112,9 +112,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
     assert opcode, text
     end = _closing(text, opcode.end() - 1)
     argument = text[opcode.end() : end - 1]
-    return Instruction(
-        name, text[:shape_end], opcode[1], tuple(_NAME.findall(argument)), argument, text[end:], root
-    )
+    return Instruction(name, text[:shape_end], opcode[1], tuple(_NAME.findall(argument)), argument, text[end:], root)
 
 
 def _closing(text: str, start: int) -> int:

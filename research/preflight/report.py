@@ -60,12 +60,12 @@ class Report:
     @property
     def bounds(self) -> dict[str, float]:
         """Bounds of a run: seconds per step, MFU, rows and tokens per second, hours, cost; empty if unknown."""
-        if not self.seconds or not self.fits:
+        step = max(self.seconds.values(), default=0.0)
+        if not step or not self.fits:
             return {}
-        program, chip, devices = self.program, self.topology.chip, len(self.topology.devices)
-        step = max(self.seconds.values())
-        found = {"step_seconds": step, "mfu": program.flops.model / devices / chip.peak_flops / step}  # type: ignore[union-attr]
-        found["rows_per_second"] = program.rows / step
+        program, devices = self.program, len(self.topology.devices)
+        mfu = self.seconds["compute"] / step * program.flops.model / program.flops.total if program.flops.total else 0.0
+        found = {"step_seconds": step, "mfu": mfu, "rows_per_second": program.rows / step}
         if program.row_tokens:
             found["tokens_per_second"] = program.rows * program.row_tokens / step
         if self.steps is not None:
@@ -135,11 +135,12 @@ class Report:
     def _verdict(self) -> str:
         needed, available = f"{self.needed / GIB:,.2f} GiB", self.available
         if available is None:
-            return f"needs {needed} per device; what there is is unknown"
+            return f"needs {needed} per device; the memory of the device is unknown"
         has = f"{available / GIB:,.2f} GiB"
         if self.fits:
             return f"fits: {needed} of {has}, {(available - self.needed) / GIB:,.2f} GiB left"
-        return f"does not fit: needs {needed}, {has} are available. {self.advice}"
+        least = "at least " if self.program.refused else ""  # the compiler stops at the first excess
+        return f"does not fit: needs {least}{needed}, {has} are available; {self.advice}"
 
     def _times(self) -> list[str]:
         program, devices, seconds = self.program, len(self.topology.devices), self.seconds
@@ -153,7 +154,10 @@ class Report:
         bounds = self.bounds
         if not bounds:
             return lines
-        lines += ["", f"at best {1e3 * bounds['step_seconds']:,.2f} ms per step, MFU {bounds['mfu']:.1%}, " + self._rate()]
+        lines += [
+            "",
+            f"at best {1e3 * bounds['step_seconds']:,.2f} ms per step, MFU {bounds['mfu']:.1%}, " + self._rate(),
+        ]
         if "hours" in bounds:
             cost = f", {bounds['cost']:,.2f} for {devices} chips" if "cost" in bounds else ""
             lines.append(f"{self.steps:,} steps: at least {bounds['hours']:,.2f} hours{cost}")

@@ -8,11 +8,15 @@ from typing import Any
 from research.base.errors import UserError
 from research.data import load as data
 
+_DOCUMENTS: dict[str, Any] = {"name": "python_docs", "inputs": ("text",), "heading": ""}
+_SENTENCES: dict[str, Any] = {"name": "sentiment", "inputs": ("sentence",), "label": "label"}
 # Embedded data for the kinds of transform, with the columns that they read.
 _STAND_INS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("language_model", "masked_lm"), {"name": "python_docs", "inputs": ("text",), "heading": ""}),
-    **dict.fromkeys(("bag_of_words", "wordpiece"), {"name": "sentiment", "inputs": ("sentence",), "label": "label"}),
+    "bag_of_words": _SENTENCES,
     "chat": {"name": "instructions"},
+    "language_model": _DOCUMENTS,
+    "masked_lm": _DOCUMENTS,
+    "wordpiece": _SENTENCES,
 }
 _VOCABULARY = 2000  # of a tokenizer that is learned in seconds; its size does not appear in a shape
 

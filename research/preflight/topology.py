@@ -1,10 +1,11 @@
-"""Devices to compile for: those of a TPU slice that is not here, CPU devices in the place of GPUs, or this machine's."""
+"""Devices to compile for: a TPU slice that is not here, CPU devices in the place of GPUs, or this machine's."""
 
 import dataclasses
 import math
 import os
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from research.base.errors import UserError, first_line
@@ -74,6 +75,8 @@ def _slice(name: str, family: str, shape: str) -> Topology:
     """The chips of a TPU slice, described by libtpu, which looks for none here."""
     if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise UserError(f"--topology is {name!r}; it must be such as {_EXAMPLES}")
+    if find_spec("libtpu") is None:
+        raise UserError(f"--topology={name} needs libtpu, which is not installed: pip install -e '.[tpu]'")
     chips = math.prod(map(int, shape.split("x")))
     accelerator, units = _ACCELERATORS[family]
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -88,13 +91,5 @@ def _slice(name: str, family: str, shape: str) -> Topology:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(_reason(name, error)) from error
+        raise UserError(f"--topology={name} is not available: {first_line(error)}") from error
     return Topology(name, found.devices, CHIPS[family])
-
-
-def _reason(name: str, error: Exception) -> str:
-    from importlib.util import find_spec
-
-    if find_spec("libtpu") is None:
-        return f"--topology={name} needs libtpu, which is not installed: pip install -e '.[tpu]'"
-    return f"--topology={name} is not available: {first_line(error)}"

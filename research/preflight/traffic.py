@@ -22,7 +22,6 @@ def moved_bytes(module: Module) -> float:
         if execution.fused or instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
             continue
         own = module.computations[execution.computation]
-        called = instruction.called("calls") if instruction.opcode == "fusion" else []
         moved = _fusion(instruction, own, module) if instruction.opcode == "fusion" else _moved(instruction, own)
         total += execution.times * moved
     return total

@@ -86,9 +86,7 @@ class Experiment:
         )
 
 
-def prepare(
-    config: Any, assets: Path | None = None, *, devices: Sequence[jax.Device] | None = None
-) -> Experiment:
+def prepare(config: Any, assets: Path | None = None, *, devices: Sequence[jax.Device] | None = None) -> Experiment:
     """Builds and validates everything that a config names; compiles nothing. Raises UserError for invalid settings.
 
     With dtype float64, `prepare` and the steps must be called with `jax.enable_x64` (`research.devices.platform.x64`).

@@ -71,10 +71,12 @@ def test_an_asynchronous_tuple_counts_once():
 
 
 def test_the_parts_of_a_chain_count_once():
+    chain = 'frontend_attributes={chain_id="0"}'
+
     def part(name, custom):
         return f"""%{name} (a: f32[8,16]) -> f32[16,16] {{
   %a = f32[8,16]{{1,0}} parameter(0)
-  %g.{name} = f32[16,16]{{1,0}} all-gather(%a), channel_id=9, replica_groups=[4,2]<=[8], dimensions={{0}}, frontend_attributes={{chain_id="0"}}
+  %g.{name} = f32[16,16]{{1,0}} all-gather(%a), channel_id=9, replica_groups=[4,2]<=[8], {chain}
   ROOT %r.{name} = f32[16,16]{{1,0}} custom-call(%g.{name}), custom_call_target="{custom}"
 }}
 """
