@@ -65,7 +65,7 @@ LAYERS = (
     ("interop",),
     ("inference",),
     ("training",),
-    ("analysis", "client", "compress", "serve"),
+    ("analysis", "client", "compress", "preflight", "serve"),
     ("commands",),
 )
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
@@ -158,7 +158,7 @@ def test_only_commands_and_config_import_interop():
         if not name.startswith("research.interop"):
             uses = any(own.startswith("research.interop") for own in _own(path))
             # A folder predicts, or writes, without a run: where its parameters come from is all that it is about.
-            known = {"research.api", "research.config"}
+            known = {"research.api", "research.config", "research.preflight.shapes"}
             known |= {f"research.inference.{each}" for each in ("folder", "generate")}
             known |= {"research.compress.student"}  # a student starts as a training does
             assert not uses or name in COMMANDS | known, name

@@ -1,7 +1,7 @@
 """The model of a run directory: the network and its input encoder, without the data that it was trained on."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -186,8 +186,9 @@ def open_model(run: RunDir, which: str = "last", *, dtype: str | None = None) ->
     return _assembled(config, state, step, encoder, signature)
 
 
-def make_mesh(config: Any) -> jax.sharding.Mesh:
-    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The config's mesh over `devices`; by default all of this machine."""
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
 
 
 def _shardings(config: Any, mesh: jax.sharding.Mesh, state: Any) -> Any:

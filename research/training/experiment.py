@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,19 @@ class Experiment:
         )
 
 
-def prepare(config: Any, assets: Path | None = None) -> Experiment:
+def prepare(config: Any, assets: Path | None = None, *, devices: Sequence[jax.Device] | None = None) -> Experiment:
     """Builds and validates everything that a config names; compiles nothing. Raises UserError for invalid settings.
 
     With dtype float64, `prepare` and the steps must be called with `jax.enable_x64` (`research.devices.platform.x64`).
 
-    `assets`: the folder of what the encoder learned, so that evaluation and prediction encode in the same way.
+    Args:
+      assets: the folder of what the encoder learned, so that evaluation and prediction encode in the same way.
+      devices: those of the mesh; by default all of this machine. Others may not be here, so that its memory is not
+        checked: the steps can be compiled for them, but not run.
     """
     check_compiler()
     checks.check_keys(config)
-    mesh, module, replicas = make_mesh(config), build_module(config), replicas_of(config)
+    mesh, module, replicas = make_mesh(config, devices), build_module(config), replicas_of(config)
     task = build(TASKS, config.task, "task")
 
     dataset = data.load(config.data, assets)
@@ -111,16 +114,20 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
 
     task = with_class_weights(task, labels, config.model.get("num_classes"))
     method = make_method(config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, mesh=mesh)
-    batch = _example_batch(config, stream, length.batch_rows, mesh)
+    parts = sharding.batch_parts(mesh)
+    batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
+    if devices is None:
+        _check_batches(config, batch, length.batch_rows, mesh)
     init, abstract = _initialization(config, module, method, batch)
     checks.check_lora(config, abstract.params)
-    checks.check_exact(config, abstract.model_state, length.batch_rows, sharding.batch_parts(mesh))
+    checks.check_exact(config, abstract.model_state, length.batch_rows, parts)
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh, module)
     check_used(config.mesh.rules, shardings, mesh)
     program = make_program(init, train_step, config.seed, state=abstract, shardings=shardings, replicas=replicas)
-    memory.check_state(program.placed_state(), replicas.count)
+    if devices is None:
+        memory.check_state(program.placed_state(), replicas.count)
     options = compiler_options(config.compiler, exact=config.train.exact_shards is not None)
     first, compiled = program.compiled(mesh, options)
     eval_step = eval_program(
@@ -151,19 +158,16 @@ def prepare(config: Any, assets: Path | None = None) -> Experiment:
     )
 
 
-def _example_batch(config: Any, stream: pipeline.Stream, batch_rows: int, mesh: jax.sharding.Mesh) -> pipeline.Batch:
-    """A batch of one row per device. Raises UserError if the batches that the config asks for do not fit in memory."""
-    devices = sharding.batch_parts(mesh)
-    batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:devices], devices))
+def _check_batches(config: Any, batch: pipeline.Batch, batch_rows: int, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if batches as large as the config asks for, of rows like those of `batch`, do not fit here."""
     name = "batch_size" if config.train.batch_rows is None else "batch_rows"
     asked = {
         f"train.{name}": batch_rows * replicas_of(config).size,
-        "train.accumulate": config.train.accumulate * devices,
+        "train.accumulate": config.train.accumulate * sharding.batch_parts(mesh),
         f"eval.{name}": config.eval[name],
     }
     for key, rows in asked.items():
         memory.check_batch(batch, rows, sharding.process_share(mesh), key)
-    return batch
 
 
 def _initialization(
