@@ -1,15 +1,12 @@
 """`train.exact_shards`: the bits of a run do not depend on how many devices share a batch."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
 from research.base.errors import UserError
 from research.core.state import params_sha256
-from research.devices import sharding
-from research.devices.sharding import make_mesh, prefetch_to_device
+from research.devices.sharding import prefetch_to_device
 from research.training.experiment import prepare
 from tests import tiny
 
@@ -22,15 +19,13 @@ def _bert(shards):
     return config
 
 
-def _trained(config, monkeypatch, devices):
+def _trained(config, devices):
     """The parameters and the losses of all steps on the first `devices`."""
-    with monkeypatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:devices]))
-        experiment = prepare(config)
-        state, losses = experiment.init(), []
-        for _, batch in prefetch_to_device(experiment.training_batches(0), experiment.mesh):
-            state, scores = experiment.train_step(state, batch)
-            losses.append(float(scores["loss"].total / scores["loss"].weight))
+    experiment = prepare(config, devices=jax.devices()[:devices])
+    state, losses = experiment.init(), []
+    for _, batch in prefetch_to_device(experiment.training_batches(0), experiment.mesh):
+        state, scores = experiment.train_step(state, batch)
+        losses.append(float(scores["loss"].total / scores["loss"].weight))
     return state.params, losses
 
 
@@ -42,11 +37,11 @@ def test_parameters_are_the_same_on_1_2_4_and_8_devices(name, monkeypatch):
     tiny.few_documents(monkeypatch)
     config = {"bert": lambda: _bert(8), "decoder": lambda: tiny.gpt(steps=STEPS), "logistic": _logistic}[name]()
     config.train.exact_shards = 8
-    hashes = {params_sha256(_trained(config, monkeypatch, devices)[0]) for devices in (1, 2, 4, 8)}
+    hashes = {params_sha256(_trained(config, devices)[0]) for devices in (1, 2, 4, 8)}
     assert len(hashes) == 1
     if name == "bert":
         config.train.exact_shards = None
-        assert len({params_sha256(_trained(config, monkeypatch, devices)[0]) for devices in (1, 8)}) == 2
+        assert len({params_sha256(_trained(config, devices)[0]) for devices in (1, 8)}) == 2
 
 
 def _logistic():
@@ -63,7 +58,7 @@ def test_the_gradient_is_that_of_the_whole_batch(monkeypatch):
     for shards in (None, 8):
         config = _bert(shards)
         config.model.update(dropout=0.0, attention_dropout=0.0)
-        losses.append(_trained(config, monkeypatch, 8)[1])
+        losses.append(_trained(config, 8)[1])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from research.base.errors import UserError
 from research.base.leaves import path_name
-from research.devices import rules, sharding
+from research.devices import rules
 from research.devices.sharding import make_mesh, prefetch_to_device, state_shardings
 from research.training.experiment import prepare
 from tests import tiny
@@ -36,15 +36,13 @@ CONFIGS = {
 }
 
 
-def _losses(config, monkeypatch, devices):
+def _losses(config, devices):
     """The losses of all steps, and the last state."""
-    with monkeypatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(make_mesh, devices=devices))
-        experiment = prepare(config)
-        state, losses = experiment.init(), []
-        for _, batch in prefetch_to_device(experiment.training_batches(0), experiment.mesh, experiment.batch_axis):
-            state, scores = experiment.train_step(state, batch)
-            losses.append(float(scores["loss"].total / scores["loss"].weight))
+    experiment = prepare(config, devices=devices)
+    state, losses = experiment.init(), []
+    for _, batch in prefetch_to_device(experiment.training_batches(0), experiment.mesh, experiment.batch_axis):
+        state, scores = experiment.train_step(state, batch)
+        losses.append(float(scores["loss"].total / scores["loss"].weight))
     return np.asarray(losses), state
 
 
@@ -54,7 +52,7 @@ def alone():
     patch = pytest.MonkeyPatch()
     tiny.few_sentences(patch)
     tiny.few_documents(patch)
-    yield functools.cache(lambda name: _losses(CONFIGS[name](), patch, jax.devices()[:1])[0])
+    yield functools.cache(lambda name: _losses(CONFIGS[name](), jax.devices()[:1])[0])
     patch.undo()
 
 
@@ -67,7 +65,7 @@ def test_rule_sets_give_the_losses_of_one_device(name, rule_set, alone, monkeypa
     expected = alone(name)
     tiny.few_sentences(monkeypatch)
     tiny.few_documents(monkeypatch)
-    losses, state = _losses(config, monkeypatch, jax.devices())
+    losses, state = _losses(config, jax.devices())
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     parts = int(np.prod([MESHES[rule_set].get(axis, 1) for axis in rules.RULE_SETS[rule_set]]))
     spread = {path: leaf for path, leaf in _leaves(state).items() if not leaf.is_fully_replicated}
