@@ -92,10 +92,8 @@ def prepare(config: Any, assets: Path | None = None, *, devices: Sequence[jax.De
 
     With dtype float64, `prepare` and the steps must be called with `jax.enable_x64` (`research.devices.platform.x64`).
 
-    Args:
-      assets: the folder of what the encoder learned, so that evaluation and prediction encode in the same way.
-      devices: those of the mesh; by default all of this machine. Others may not be here, so that its memory is not
-        checked: the steps can be compiled for them, but not run.
+    `assets`: the folder of what the encoder learned, so that evaluation and prediction encode in the same way.
+    `devices`: of the mesh, by default this machine's; others need not be here, so its memory is not checked.
     """
     check_compiler()
     checks.check_keys(config)
