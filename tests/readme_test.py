@@ -62,13 +62,14 @@ class Command(NamedTuple):
     def check(self):
         """The config, if there is one. Raises UserError for an unknown flag, and for a config that can't be built."""
         module = _module(self.name)
-        cli.parse(module.parser(), list(self.arguments), required=(), passed_on="--config." * (module is train) or None)
+        passed_on = "--config." if self.name in ("preflight", "train") else None
+        cli.parse(module.parser(), list(self.arguments), required=(), passed_on=passed_on)
         return load(self.spec, self.overrides).config if self.trains else None
 
 
 def _module(name):
-    others = {"configs": "list", "runs": "runs.__main__", "serve": "serve.__main__", "compress": "compress.__main__"}
-    return importlib.import_module(f"research.{others.get(name, name)}")
+    folders = {name: f"{name}.__main__" for name in ("compress", "preflight", "runs", "serve")}
+    return importlib.import_module(f"research.{({'configs': 'list'} | folders).get(name, name)}")
 
 
 def _typed(text):
