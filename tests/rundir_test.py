@@ -39,7 +39,11 @@ def test_same_config_resumes_the_run(tmp_path):
     _start(tmp_path / "run", {**CONFIG, "train": {**CONFIG["train"], "log_every": 5}})  # does not affect the result
     kept = {"lr": 0.1, "sizes": [1, 2], "log_every": 20}
     train = RunDir.open(tmp_path / "run").config()["train"]
-    assert {key: value for key, value in train.items() if key != "lora"} == {**kept, "seeds": None}
+    assert {key: value for key, value in train.items() if key != "lora"} == {
+        **kept,
+        "seeds": None,
+        "exact_shards": None,
+    }
     assert train["lora"]["rank"] is None
 
 

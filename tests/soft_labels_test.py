@@ -197,6 +197,7 @@ def bert_batch(rng, size):
     return batch, soft, rng.normal(size=(4, 1, size)).astype(np.float16)
 
 
+@pytest.mark.extended
 def test_hidden_states_are_the_poolers_inputs_and_their_distance_is_a_mean_square():
     rng = np.random.default_rng(3)
     config = tiny.bert(steps=1)

@@ -69,6 +69,7 @@ def test_states_and_gradients_are_the_same(options):
             np.testing.assert_allclose(one, own, atol=1e-6)
 
 
+@pytest.mark.extended
 def test_a_loop_drops_other_units_in_each_layer():
     dropped = _loss({"scan": True}, _params(), train=True)[1]
     assert np.abs(dropped - _loss({"scan": True}, _params())[1]).max() > 0.1

@@ -152,6 +152,7 @@ def test_data_that_is_not_here_is_replaced():
     assert not known  # its epochs have another number of steps
 
 
+@pytest.mark.extended
 def test_the_memory_of_a_step_on_cpus():
     config = tiny.mlm()
     config.mesh.update(data=2, fsdp=2, rules="fsdp")
@@ -165,6 +166,7 @@ def test_the_memory_of_a_step_on_cpus():
     assert half.total < found.memory.total
 
 
+@pytest.mark.extended
 def test_the_command(capsys):
     assert command.main(["--config=bert_mlm:embedded", "--topology=cpu:2", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
