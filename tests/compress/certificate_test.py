@@ -22,7 +22,7 @@ from research.training.trained_run import TrainedRun
 from tests.serve.conftest import LIMITS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certified(workdir, tmp_path_factory):
     """A run in int8, and its certificate."""
     folder = tmp_path_factory.mktemp("certified") / "int8"

@@ -11,22 +11,10 @@ from research.training.trained_run import TrainedRun
 from tests import tiny
 
 
-@pytest.fixture(autouse=True, scope="module")
-def few_sentences():
-    """Of the corpus that the encoder reads, as when it was trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        _few_sentences(patch)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def small_layers(monkeypatch):
     monkeypatch.setattr(quantization, "_SMALLEST", 256)
     monkeypatch.setattr(pruning, "_SMALLEST", 256)
-
-
-def _few_sentences(monkeypatch):
-    tiny.few_sentences(monkeypatch, train=2000, validation=500)
 
 
 def config(**train):
@@ -42,9 +30,7 @@ def config(**train):
 def workdir(tmp_path_factory):
     """The run directory of such an encoder."""
     folder = tmp_path_factory.mktemp("compress") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        _few_sentences(patch)
-        tiny.run(config(), folder)
+    tiny.run(config(), folder)
     return folder
 
 

@@ -32,6 +32,7 @@ def with_parameters(network, change):
     return network.but(variables={"params": unflatten_dict(params)})
 
 
+@pytest.mark.extended
 def test_units_without_effect_are_the_ones_removed(compression):
     rng = np.random.default_rng(0)
     removed = [np.sort(rng.permutation(64)[:32]) for _ in range(3)]
@@ -90,6 +91,7 @@ def test_importance_is_the_squared_change_of_the_loss(compression):
         assert found["layer_2"][unit] == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.extended
 def test_layers_are_evenly_spaced(compression):
     old = compression.original.variables["params"]["encoder"]
     made = apply(compression, "layers=2")
@@ -101,6 +103,7 @@ def test_layers_are_evenly_spaced(compression):
     assert compression.original.config.model.num_layers == 3
 
 
+@pytest.mark.extended
 def test_vocabulary_of_the_corpus_changes_nothing_on_it(compression):
     made = apply(compression, "vocab")
     text = json.loads(made.assets["tokenizer.json"])
@@ -140,6 +143,7 @@ def test_other_numbers_take_less_memory(compression, name):
     assert after.config.dtype == ("bfloat16" if name == "bfloat16" else "float32")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -160,6 +164,7 @@ def test_invalid_methods_are_one_line(compression, text, message):
         apply(compression, text)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("change", "message"),
     [
