@@ -9,6 +9,8 @@ from research.base.errors import UserError, first_line
 # When a process that no longer answers ends the others. JAX's default is 100 s.
 HEARTBEAT_SECONDS = 30
 
+_PREEMPTION_SERVICE = "jax_enable_preemption_service"
+
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
     """Joins the other processes, and waits for them; what is None is detected from the cluster.
@@ -21,7 +23,8 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         others = "the others" if processes is None else f"{processes} in all"
         print(f"process {process_id} joins {others} at {coordinator}", flush=True)
     # JAX's service takes SIGTERM for itself, so that a run would not notice that it should save and stop.
-    jax.config.update("jax_enable_preemption_service", False)
+    if hasattr(jax.config, _PREEMPTION_SERVICE):  # not in every release
+        jax.config.update(_PREEMPTION_SERVICE, False)
     try:
         jax.distributed.initialize(coordinator, processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as error:
