@@ -5,6 +5,7 @@ paths is that name, the second a top-level module of the network.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,16 @@ def resolve_init_from(
     fresh += [config.init_fresh] if config.init_fresh else []
     note = f"weights: {weights.what}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
     note += (f"; not used: {some(match.unused)}" if match.unused else "") + (f"\n{recipe}" if recipe else "")
+    return Initialization(config, functools.partial(_load_variables, match, wanted), note)
 
-    def load_variables(variables: Any) -> Any:
-        for path, shape in shapes_of(variables).items():  # images may have more or fewer channels than the weights
-            expected = wanted.get(path, shape)
-            if shape != expected:
-                raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
-        return match.load_variables(variables)
 
-    return Initialization(config, load_variables, note)
+def _load_variables(match: Any, wanted: Mapping[str, Any], variables: Any) -> Any:
+    """Variables with the weights of `match`. Raises UserError if one has another shape than is `wanted`."""
+    for path, shape in shapes_of(variables).items():  # images may have more or fewer channels than the weights
+        expected = wanted.get(path, shape)
+        if shape != expected:
+            raise UserError(f"the weights of {path} have shape {expected}; the data of this config needs {shape}")
+    return match.load_variables(variables)
 
 
 def load(init_from: str, num_classes: int | None = None, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:

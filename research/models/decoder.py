@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from research.models.decoder_layers import Context, DecoderLayer, DecoderSizes, Pair, rotation
 from research.models.layers import Dense, Dropout, MeshRules, affine
-from research.models.stack import run_layers
+from research.models.stack import LAYER_RULES, run_layers
 
 
 class Cache(NamedTuple):
@@ -53,16 +53,7 @@ class Decoder(DecoderSizes, kw_only=True):
       remat, remat_policy, scan: how the layers are compiled; see `run_layers`.
     """
 
-    # Over `tensor`, the first products of attention and of the feed-forward layer are split by columns and their second
-    # ones by rows, so that a layer needs two sums over the devices (Shoeybi et al. 2019, section 3). `fsdp` splits the
-    # other axis.
-    MESH_RULES: ClassVar[MeshRules] = (
-        ("(query|key|value|mlp_in|mlp_gate)/kernel", ("fsdp", "tensor")),
-        ("(query|key|value|mlp_in|mlp_gate)/bias", ("tensor",)),
-        ("(output|mlp_out)/kernel", ("tensor", "fsdp")),
-        ("embedding/embedding", (None, "fsdp")),
-        ("head/kernel", ("fsdp",)),
-    )
+    MESH_RULES: ClassVar[MeshRules] = (*LAYER_RULES, ("head/kernel", ("fsdp",)))
 
     remat: bool = False
     remat_policy: str = "nothing"

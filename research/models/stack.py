@@ -8,12 +8,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
+from research.models.layers import MeshRules
+
 # What `remat` saves of a layer besides its input: nothing, or the products with its kernels, so that the backward pass
 # computes only the attention and the elementwise operations again.
 REMAT_POLICIES: dict[str, Any] = {
     "nothing": None,
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+# The rules of a stack's products and of embeddings (`research.devices.rules`). Over `tensor`, the first products of
+# attention and of the feed-forward layer are split by columns and their second ones by rows, so that a layer needs two
+# sums over the devices (Shoeybi et al. 2019, section 3). `fsdp` splits the other axis. The vocabulary's size is often
+# odd, so embeddings are split along D.
+LAYER_RULES: MeshRules = (
+    ("(query|key|value|mlp_in|mlp_gate)/kernel", ("fsdp", "tensor")),
+    ("(query|key|value|mlp_in|mlp_gate)/bias", ("tensor",)),
+    ("(output|mlp_out)/kernel", ("tensor", "fsdp")),
+    ("embedding/embedding", (None, "fsdp")),
+)
 
 
 def split_rows(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from research.base.ranges import COUNT, COUNT_OR_NONE, LAYERS, NOT_NEGATIVE, POSITIVE, RATE, Range
 from research.models.layers import Dense, Dropout, MeshRules, gelu
-from research.models.stack import run_layers
+from research.models.stack import LAYER_RULES, run_layers
 
 DType = Any
 Initializer = Any
@@ -144,14 +144,7 @@ class EncoderSizes(nn.Module, kw_only=True):
         "layer_norm_eps": POSITIVE,
         "initializer_range": NOT_NEGATIVE,
     }
-    # As in the decoder. The vocabulary's size is often odd, so embeddings are split along D.
-    MESH_RULES: ClassVar[MeshRules] = (
-        ("(query|key|value|mlp_in)/kernel", ("fsdp", "tensor")),
-        ("(query|key|value|mlp_in)/bias", ("tensor",)),
-        ("(output|mlp_out)/kernel", ("tensor", "fsdp")),
-        ("embedding/embedding", (None, "fsdp")),
-        ("(pooler|transform|classifier)/kernel", ("fsdp",)),
-    )
+    MESH_RULES: ClassVar[MeshRules] = (*LAYER_RULES, ("(pooler|transform|classifier)/kernel", ("fsdp",)))
 
     vocab_size: int
     hidden_size: int

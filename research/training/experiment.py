@@ -112,13 +112,12 @@ def prepare(config: Any, assets: Path | None = None, *, devices: Sequence[jax.De
 
     task = with_class_weights(task, labels, config.model.get("num_classes"))
     method = make_method(config, task, stream, batch_rows=length.batch_rows, total_steps=length.total_steps, mesh=mesh)
-    parts = sharding.batch_parts(mesh)
-    batch = pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
+    batch = _example_batch(stream, mesh)
     if devices is None:
         _check_batches(config, batch, length.batch_rows, mesh)
     init, abstract = _initialization(config, module, method, batch)
     checks.check_lora(config, abstract.params)
-    checks.check_exact(config, abstract.model_state, length.batch_rows, parts)
+    checks.check_exact(config, abstract.model_state, length.batch_rows, sharding.batch_parts(mesh))
     checks.check_metric(config, task, _scores(config, module, task, abstract, batch), streams)
     train_step, blocks = method.train_step(module, abstract.params, batch)
     shardings = sharding.state_shardings(abstract, config.mesh.rules, mesh, module)
@@ -128,15 +127,6 @@ def prepare(config: Any, assets: Path | None = None, *, devices: Sequence[jax.De
         memory.check_state(program.placed_state(), replicas.count)
     options = compiler_options(config.compiler, exact=config.train.exact_shards is not None)
     first, compiled = program.compiled(mesh, options)
-    eval_step = eval_program(
-        module,
-        task,
-        mesh,
-        shardings=program.shardings,
-        replicas=replicas,
-        compiler=config.compiler,
-        lora=lora_of(config),
-    )
     return Experiment(
         config=config,
         dataset=dataset,
@@ -152,8 +142,28 @@ def prepare(config: Any, assets: Path | None = None, *, devices: Sequence[jax.De
         state=program.placed_state(),
         init=first,
         train_step=compiled,
-        evaluation=evaluation_of(config, task, mesh, eval_step),
+        evaluation=_evaluation(config, module, task, mesh, program.shardings),
     )
+
+
+def _example_batch(stream: pipeline.Stream, mesh: jax.sharding.Mesh) -> pipeline.Batch:
+    """A batch of one row per device."""
+    parts = sharding.batch_parts(mesh)
+    return pipeline.make_batch(stream.examples, pipeline.padded(stream.rows[:parts], parts))
+
+
+def _evaluation(config: Any, module: nn.Module, task: Task, mesh: jax.sharding.Mesh, shardings: Any) -> Evaluation:
+    """The evaluation of states with these `shardings`."""
+    program = eval_program(
+        module,
+        task,
+        mesh,
+        shardings=shardings,
+        replicas=replicas_of(config),
+        compiler=config.compiler,
+        lora=lora_of(config),
+    )
+    return evaluation_of(config, task, mesh, program)
 
 
 def _check_batches(config: Any, batch: pipeline.Batch, batch_rows: int, mesh: jax.sharding.Mesh) -> None:
